@@ -1,0 +1,1 @@
+"""The plain contenders: what one would write without this project."""

@@ -1,0 +1,166 @@
+"""Checkpoints: saved whole or not at all, verified on reading, the previous good one kept; encoder extraction."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import nn
+
+from .errors import DataError, PlatformError
+from .model import build_encoder
+from .run import Run
+
+# A checkpoint file is torch's zip archive followed by this footer: magic and the sha256 of what stands before it.
+FOOTER = b"simclr-engine/1 "
+FOOTER_BYTES = len(FOOTER) + 32
+LAST, PREVIOUS = "last.pt", "previous.pt"
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Writes `state` (tensors, plain scalars, text, nested) to `path`; what was there survives any failure.
+
+    Raises:
+        PlatformError: no space or no permission; the file that stood at `path` is untouched.
+    """
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    body = buffer.getbuffer()
+    _write_atomic(path, [body, FOOTER + hashlib.sha256(body).digest()])
+
+
+def save_last(folder: Path, state: dict[str, Any]) -> None:
+    """`save_checkpoint` to `last.pt`; the one before stays as `previous.pt`, so there is a good one at any moment."""
+    fresh = folder / "next.pt"
+    save_checkpoint(fresh, state)
+    if (folder / LAST).exists():
+        (folder / LAST).replace(folder / PREVIOUS)
+    fresh.replace(folder / LAST)
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """The state in `path`, its sha256 verified, no code executed.
+
+    Raises:
+        DataError: missing, truncated, altered, or not a checkpoint of this project.
+    """
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise DataError("the checkpoint cannot be read", saw=f"{path}: {error.strerror}", fix="check the path") from error
+    body, footer = raw[:-FOOTER_BYTES], raw[-FOOTER_BYTES:]
+    if footer != FOOTER + hashlib.sha256(body).digest():
+        raise DataError("the checkpoint is truncated or was altered", saw=path, fix="resume: the previous one is taken")
+    try:
+        state = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile, EOFError) as error:
+        raise DataError("the checkpoint does not load", saw=f"{path}: {error}", fix="resume: the previous one is taken") from error
+    if not isinstance(state, dict):
+        raise DataError("the checkpoint holds no state", saw=path, fix="resume: the previous one is taken")
+    return state
+
+
+def newest_checkpoint(folder: Path) -> tuple[dict[str, Any], Path, list[str]]:
+    """The newest good checkpoint in a run's `checkpoints/`: `(state, path, complaints about worse ones)`.
+
+    Raises:
+        DataError: none is good.
+    """
+    numbered = sorted(folder.glob("epoch_*.pt"), reverse=True)
+    complaints: list[str] = []
+    for path in (folder / LAST, folder / "next.pt", folder / PREVIOUS, *numbered):
+        if not path.exists():
+            continue
+        try:
+            return load_checkpoint(path), path, complaints
+        except DataError as error:
+            complaints.append(f"{path.name}: {error.cause}")
+    raise DataError("no good checkpoint to resume from", saw="; ".join(complaints) or folder, fix="start anew with --overwrite")
+
+
+def save_weights(path: Path, module: nn.Module, metadata: dict[str, str]) -> None:
+    """The module's tensors under their own names as safetensors, with text metadata."""
+    tensors = {k: v.detach().to("cpu").contiguous() for k, v in module.state_dict().items()}
+    _write_atomic(path, [save(tensors, metadata)])
+
+
+def load_encoder(target: str | Path | Run) -> nn.Module:
+    """The trained encoder of a run directory, or of an `encoder.safetensors` alone.
+
+    Returns:
+        A module in eval mode on the CPU: normalised images `[B, 3, S, S]` → features `[B, feature_dim]`, float32.
+
+    Raises:
+        DataError: no such run or file, or its weights do not load.
+    """
+    path = target.directory if isinstance(target, Run) else Path(target)
+    if path.is_dir():
+        run = Run.open(path)
+        weights = path / "encoder.safetensors"
+        if not weights.exists():  # an interrupted run has checkpoints alone
+            return _encoder_from_checkpoint(run)
+        return _encoder_from_file(weights)
+    return _encoder_from_file(path)
+
+
+def encoder_metadata(run_recipe: Any, image_size: int) -> dict[str, str]:
+    """What `encoder.safetensors` says of itself (text only, as the format asks)."""
+    return {
+        "format": "simclr-engine encoder 1",
+        "arch": run_recipe.model.arch,
+        "stem": run_recipe.model.stem,
+        "image_size": str(image_size),
+        "mean": json.dumps(list(run_recipe.augment.mean)),
+        "std": json.dumps(list(run_recipe.augment.std)),
+        "recipe": run_recipe.name,
+    }
+
+
+def _encoder_from_file(path: Path) -> nn.Module:
+    try:
+        with safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]  # safetensors ships no types
+            metadata = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # not a dict
+    except (OSError, SafetensorError) as error:
+        raise DataError("the weights cannot be read", saw=f"{path}: {error}", fix="name a run directory or its encoder.safetensors") from error
+    if "arch" not in metadata:
+        raise DataError("not an encoder of this project", saw=path, fix="name a run directory or its encoder.safetensors")
+    return _filled(metadata["arch"], metadata["stem"], tensors, path)
+
+
+def _encoder_from_checkpoint(run: Run) -> nn.Module:
+    state, path, _ = newest_checkpoint(run.directory / "checkpoints")
+    tensors = {k.removeprefix("encoder."): v for k, v in state["model"].items() if k.startswith("encoder.")}
+    return _filled(run.recipe.model.arch, run.recipe.model.stem, tensors, path)
+
+
+def _filled(arch: str, stem: str, tensors: dict[str, torch.Tensor], path: Path) -> nn.Module:
+    try:
+        encoder = build_encoder(arch, stem)
+        encoder.load_state_dict(tensors)
+    except (RuntimeError, ValueError) as error:
+        raise DataError("the weights do not fit the encoder", saw=f"{path}: {str(error)[:300]}", fix="take weights of the same architecture") from error
+    return encoder.eval()
+
+
+def _write_atomic(path: Path, parts: list[Any]) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            for part in parts:
+                file.write(part)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise PlatformError("cannot save", saw=f"{path}: {error.strerror}", fix="free space, then --resume: the previous checkpoint is intact") from error

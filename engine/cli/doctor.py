@@ -1,0 +1,93 @@
+"""`simclr-engine doctor`."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+
+import click
+
+from .options import print_json
+
+PACKAGES = ("torch", "torchvision", "triton", "nvidia-dali-cuda130", "numpy", "pillow", "scikit-learn", "onnx", "onnxscript", "onnxruntime", "matplotlib")
+
+
+@click.command(name="doctor")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+def command(as_json: bool) -> None:
+    """Show what this machine and installation can do; exit 3 where a needed part does not work."""
+    versions = {name: _version(name) for name in PACKAGES}
+    findings: list[tuple[str, bool, str]] = [("python", True, platform.python_version())]
+    if versions["torch"] is None:
+        findings.append(("torch", False, "not installed: pretraining is not possible; evaluate FILE.onnx works without it"))
+    else:
+        findings += _torch_findings()
+    findings += [_cache_finding(), *_onnx_findings(versions)]
+    compiler = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+    findings.append(("C++ compiler", True, compiler or "none: torch.compile and the native module are off"))
+    broken = [name for name, works, _ in findings if not works]
+    if as_json:
+        document = {"versions": versions, "findings": [{"name": n, "works": w, "detail": d} for n, w, d in findings], "broken": broken}
+        print_json(document)
+    else:
+        for name, works, detail in findings:
+            click.echo(f"{'ok  ' if works else 'FAIL'} {name:<14} {detail}")
+        click.echo("     packages       " + ", ".join(f"{n} {v or '–'}" for n, v in versions.items()))
+    if broken:
+        raise click.exceptions.Exit(3)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _torch_findings() -> list[tuple[str, bool, str]]:
+    import torch
+
+    from simclr_engine.kernels import pick_augment, pick_nt_xent
+
+    from ..device import choose_platform
+    from ..torchvision_shim import import_torchvision, is_shimmed
+
+    chosen = choose_platform()
+    about = chosen.describe()
+    rows = [
+        ("torch", True, torch.__version__),
+        ("device", True, f"{about['device']}: {about['device_name']}"),
+        ("precision", True, f"{chosen.precision}, {'channels_last' if chosen.channels_last else 'contiguous'}"),
+        ("augmentation", True, ": ".join(pick_augment("auto", chosen.device))),
+        ("NT-Xent", True, ": ".join(pick_nt_xent("auto", chosen.device))),
+    ]
+    native = importlib.util.find_spec("simclr_engine.kernels._native") is not None
+    rows.append(("native module", True, "built" if native else "not built: PyTorch serves in its place"))
+    try:
+        import_torchvision()
+        detail = "its own operators do not load (built for another torch); schemas declared, datasets and models work" if is_shimmed() else "works"
+        rows.append(("torchvision", True, detail))
+    except (ImportError, RuntimeError) as error:
+        rows.append(("torchvision", False, f"does not load: {error}"))
+    return rows
+
+
+def _cache_finding() -> tuple[str, bool, str]:
+    from ..data.cache import cache_root
+
+    root = cache_root()
+    parent = next(p for p in (root, *root.parents) if p.exists())
+    free = shutil.disk_usage(parent).free / 2**30
+    writable = os.access(parent, os.W_OK)
+    return "cache", writable, f"{root} ({free:.0f} GiB free)" + ("" if writable else ": not writable; set SIMCLR_ENGINE_CACHE")
+
+
+def _onnx_findings(versions: dict[str, str | None]) -> list[tuple[str, bool, str]]:
+    if versions["onnxruntime"] is None:
+        return [("onnxruntime", False, "not installed: ONNX files cannot be run")]
+    import onnxruntime
+
+    return [("onnxruntime", True, ", ".join(onnxruntime.get_available_providers()))]

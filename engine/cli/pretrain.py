@@ -1,0 +1,124 @@
+"""`simclr-engine pretrain`."""
+
+from __future__ import annotations
+
+import click
+
+from .options import parse_overrides, print_json
+
+
+@click.command(name="pretrain")
+@click.option("--recipe", default="cifar10", show_default=True, metavar="NAME|FILE", help="A named recipe or a TOML file.")
+@click.option("--data", metavar="NAME|PATH", help="Dataset name, folder or archive; the recipe's own by default.")
+@click.option("--out", metavar="DIR", help="Run directory.  [default: runs/RECIPE]")
+@click.option("--set", "settings", multiple=True, metavar="A.B=C", help="Override a recipe value; may be repeated.")
+@click.option("--fused/--no-fused", default=None, help="Fused kernels where the device has them, or plain PyTorch.")
+@click.option("--augment", type=click.Choice(["auto", "triton", "native", "dali", "torch"]), default="auto", show_default=True)
+@click.option("--precision", type=click.Choice(["auto", "bf16", "fp16", "fp32"]), help="Of convolutions and products.")
+@click.option("--compile/--no-compile", default=None, help="torch.compile.  [default: where it repays]")
+@click.option("--device", default="auto", show_default=True, metavar="auto|cuda|mps|cpu")
+@click.option("--epochs", type=int, help="Length of the run.")
+@click.option("--batch-size", type=int, help="Images in a step; each gives the recipe's number of views.")
+@click.option("--limit", type=int, metavar="N", help="Train on N images, balanced over classes.")
+@click.option("--max-minutes", type=float, metavar="M", help="Lay the run out to end within M minutes.")
+@click.option("--seed", type=int)
+@click.option("--resume", is_flag=True, help="Go on from the newest good checkpoint.")
+@click.option("--overwrite", is_flag=True, help="Replace the run that is there.")
+@click.option("--dry-run", is_flag=True, help="Show the plan, with time and memory from a few timed steps; train nothing.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+def command(
+    recipe: str,
+    data: str | None,
+    out: str | None,
+    settings: tuple[str, ...],
+    fused: bool | None,
+    augment: str,
+    precision: str | None,
+    compile: bool | None,
+    device: str,
+    epochs: int | None,
+    batch_size: int | None,
+    limit: int | None,
+    max_minutes: float | None,
+    seed: int | None,
+    resume: bool,
+    overwrite: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Pretrain an encoder without labels.
+
+    \b
+    simclr-engine pretrain --data cifar10
+    simclr-engine pretrain --recipe cifar10-sgd --data photos/ --max-minutes 30
+    """
+    from ..errors import UsageError
+    from ..recipe import Recipe
+
+    overrides: dict[str, object] = dict(parse_overrides(settings))
+    direct = {"train.epochs": epochs, "train.batch_size": batch_size, "train.precision": precision, "train.seed": seed}
+    overrides |= {key: value for key, value in direct.items() if value is not None}
+    if resume and overwrite:
+        raise UsageError("--resume and --overwrite exclude each other", fix="give one of them")
+    if epochs is not None and max_minutes is not None:
+        raise UsageError("--epochs and --max-minutes exclude each other", fix="give one of them: each says how long the run is")
+    resolved = Recipe.load(recipe, overrides=overrides)
+
+    from pathlib import Path
+
+    from ..pretraining import describe, open_data, prepare, pretrain
+
+    if dry_run:
+        store = open_data(resolved, data, limit, quiet=as_json)
+        trainer, estimate = prepare(
+            resolved, store, device=device, fused=fused, augment=augment, compile=compile, max_minutes=max_minutes, measure=True
+        )
+        if as_json and estimate is not None:
+            print_json(
+                {
+                    "dry_run": True,
+                    "recipe": resolved.to_tree(),
+                    "steps": trainer.plan.total_steps,
+                    "epochs": trainer.plan.total_steps / trainer.plan.steps_per_epoch,
+                    "estimated_seconds": estimate.seconds,
+                    "peak_bytes_so_far": estimate.peak_bytes,
+                }
+            )
+        else:
+            click.echo("\n".join(describe(trainer, estimate)))
+        return
+
+    run = pretrain(
+        resolved,
+        data,
+        out,
+        device=device,
+        fused=fused,
+        augment=augment,
+        compile=compile,
+        max_minutes=max_minutes,
+        limit=limit,
+        resume=resume,
+        overwrite=overwrite,
+    )
+
+    train = [row for row in run.metrics if row["event"] == "train"]
+    environment, last = run.environment, train[-1]
+    if as_json:
+        images = environment["plan"]["total_steps"] * resolved.train.batch_size
+        print_json(
+            {
+                "out": str(run.directory),
+                "epochs": environment["plan"]["epochs"],
+                "steps": environment["plan"]["total_steps"],
+                "seconds": environment["seconds"],
+                "images_per_second": images / environment["seconds"],
+                "loss": last["loss"],
+                "chance": last["chance"],
+                "backends": environment["backends"],
+            }
+        )
+    else:
+        where = Path(run.directory)
+        click.echo(f"loss {last['loss']:.3f} (chance {last['chance']:.3f}) after {environment['seconds'] / 60:.1f} min → {where}")
+        click.echo(f"next: simclr-engine evaluate {where}    simclr-engine export encoder.onnx --run {where}")

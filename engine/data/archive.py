@@ -1,0 +1,249 @@
+"""An archive of images as a source; it is read from beginning to end and nothing of it is ever written to disk."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import lzma
+import re
+import stat
+import tarfile
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, ClassVar
+
+from ..errors import DataError, EngineError, PlatformError
+from . import cache
+from .decode import MAX_FILE_BYTES
+from .listing import LAYOUTS, Blob, is_image_path
+from .progress import progress_bar
+
+SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.zst", ".tzst", ".zip")
+# Against decompression bombs: images hardly compress, so a hundredfold growth beyond this much is no data set.
+MAX_GROWTH, GROWTH_FREE_BYTES = 100, 4 << 30
+MAX_HEADER_BYTES = 1 << 20
+
+_ZIP, _GZIP, _XZ, _ZSTD = (b"PK\x03\x04", b"PK\x05\x06"), b"\x1f\x8b", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd"
+_BLOCK = tarfile.BLOCKSIZE
+
+
+@dataclass(frozen=True)
+class ArchiveSource:
+    """Images in a tar (plain, gzip, xz, zstd) or zip file; links, devices and unsafe paths in it are refused."""
+
+    path: Path
+    name: str
+    kind: ClassVar[str] = "archive"
+
+    def content(self) -> str:
+        """sha256 of the file; remembered by path, size and modification time."""
+        try:
+            status = self.path.stat()
+            known = {"path": str(self.path.resolve()), "bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
+            memory = cache.recall("archive", known)
+            if isinstance(memory, str) and re.fullmatch("[0-9a-f]{64}", memory):
+                return memory
+            with self.path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise _unopenable(self.path, error) from error
+        cache.remember("archive", known, digest)
+        return digest
+
+    def blobs(self, contents: bool = True, progress: bool = False) -> Iterator[Blob]:
+        """Every image in archive order, and every refused member with its reason.
+
+        Args:
+            contents: whether the bytes are wanted, or the names are enough.
+            progress: whether a bar shows how much of the file has been read.
+        """
+        found = False
+        try:
+            with ExitStack() as stack:
+                file = stack.enter_context(self.path.open("rb"))
+                magic = file.read(8)
+                file.seek(0)
+                total = self.path.stat().st_size
+                advance = stack.enter_context(progress_bar(f"reading {self.path.name}", total, "bytes", progress))
+                if magic.startswith(_ZIP):
+                    members = _zip_members(file, total, contents, advance)
+                else:
+                    members = _tar_members(file, magic, total, contents, advance)
+                for blob in members:
+                    found = found or not blob.refused
+                    yield blob
+        except EngineError:
+            raise
+        except OSError as error:
+            if error.errno is not None:
+                raise _unopenable(self.path, error) from error
+            raise _damaged(self.path, error) from error
+        except Exception as error:  # zlib, lzma, zstd, zipfile, tarfile: each has kinds of its own for damage
+            raise _damaged(self.path, error) from error
+        if not found:
+            raise DataError(f"no images in the archive {self.path}", fix=f"give an archive that holds {LAYOUTS}")
+
+
+def is_archive_path(path: Path) -> bool:
+    """Whether the name is one of an archive that can be read."""
+    return path.name.lower().endswith(SUFFIXES)
+
+
+def member_path(name: str) -> str | None:
+    """A member's name as relative POSIX path; None where it would lead out of the archive's own folder."""
+    name = name.replace("\\", "/")
+    parts = [part for part in name.split("/") if part not in ("", ".")]
+    if name.startswith("/") or ".." in parts or "\0" in name or (parts and re.match("[A-Za-z]:", parts[0])):
+        return None
+    return "/".join(parts)
+
+
+class _BoundedHeader(tarfile.TarInfo):
+    """A member whose extended header (long names, pax records) may not fill the memory."""
+
+    def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:  # the hook that tarfile documents in its source
+        if not self.isreg() and self.type != tarfile.DIRTYPE and self.size > MAX_HEADER_BYTES:
+            raise tarfile.ReadError(f"a header of {self.size:,} bytes")
+        return super()._proc_member(tar)  # type: ignore[misc]
+
+
+class _Bounded(io.RawIOBase):
+    """A decompressed stream that stops when it has grown out of proportion, and remembers its last piece."""
+
+    def __init__(self, stream: IO[bytes], compressed: IO[bytes], total: int, advance: Callable[[int], None]) -> None:
+        self._stream, self._compressed, self._advance = stream, compressed, advance
+        self._limit = max(GROWTH_FREE_BYTES, MAX_GROWTH * total)
+        self._count, self._shown, self._last = 0, 0, b""
+
+    def read(self, n: int = -1) -> bytes:
+        piece = self._stream.read(n)
+        if piece:
+            self._last = piece
+            self._count += len(piece)
+        if self._count > self._limit:
+            raise DataError(
+                "the archive decompresses to far more than images do",
+                saw=f"over {self._limit:,} bytes",
+                fix="if it is genuine, extract it and give the folder",
+            )
+        at = self._compressed.tell()
+        if at - self._shown >= 1 << 16:
+            self._advance(at - self._shown)
+            self._shown = at
+        return piece
+
+    def block_at(self, offset: int) -> bytes:
+        """The 512 bytes at `offset`, which must lie in the piece read last."""
+        start = offset - (self._count - len(self._last))
+        return self._last[start : start + _BLOCK] if start >= 0 else b""
+
+
+def _tar_members(
+    file: IO[bytes], magic: bytes, total: int, contents: bool, advance: Callable[[int], None]
+) -> Iterator[Blob]:
+    with ExitStack() as stack:
+        plain: IO[bytes] = file
+        if magic.startswith(_GZIP):
+            plain = stack.enter_context(gzip.open(file))  # type: ignore[assignment]
+        elif magic.startswith(_XZ):
+            plain = stack.enter_context(lzma.open(file))
+        elif magic.startswith(_ZSTD):
+            plain = stack.enter_context(_open_zstd(file))
+        stream = _Bounded(plain, file, total, advance)
+        tar = stack.enter_context(
+            tarfile.open(fileobj=stream, mode="r|", bufsize=20 * _BLOCK, tarinfo=_BoundedHeader)
+        )
+        while (member := tar.next()) is not None:
+            tar.members = []  # type: ignore[attr-defined]  # it would keep every header for a way back we never take
+            path = member_path(member.name)
+            if member.isdir():
+                continue
+            if path is None:
+                yield Blob(member.name, None, "unsafe path in the archive")
+            elif not is_image_path(path):
+                continue
+            elif not member.isreg() or member.issparse():
+                yield Blob(path, None, "a link or device in the archive, not a plain file")
+            elif member.size > MAX_FILE_BYTES:
+                yield Blob(path, None, f"{member.size:,} bytes; at most {MAX_FILE_BYTES:,} are read")
+            elif not contents:
+                yield Blob(path, b"")
+            else:
+                data = tar.extractfile(member)
+                assert data is not None  # only links and devices give none
+                yield Blob(path, data.read())
+        # tarfile takes any unreadable header for the end; only a block of zeros is one.
+        if stream.block_at(tar.offset) != bytes(_BLOCK):  # type: ignore[attr-defined]
+            raise tarfile.ReadError(f"it breaks off after {tar.offset:,} bytes")  # type: ignore[attr-defined]
+        while stream.read(1 << 20):  # to the end, where the compressor's own checksum is compared
+            pass
+
+
+def _zip_members(file: IO[bytes], total: int, contents: bool, advance: Callable[[int], None]) -> Iterator[Blob]:
+    with zipfile.ZipFile(file) as archive:
+        members = [member for member in archive.infolist() if not member.is_dir()]
+        grown = sum(member.file_size for member in members)
+        if grown > max(GROWTH_FREE_BYTES, MAX_GROWTH * total):
+            raise DataError(
+                "the archive decompresses to far more than images do",
+                saw=f"{grown:,} bytes",
+                fix="if it is genuine, extract it and give the folder",
+            )
+        for member in members:
+            advance(member.compress_size)
+            path = member_path(member.filename)
+            mode = member.external_attr >> 16
+            if path is None:
+                yield Blob(member.filename, None, "unsafe path in the archive")
+            elif not is_image_path(path):
+                continue
+            elif stat.S_IFMT(mode) not in (0, stat.S_IFREG):
+                yield Blob(path, None, "a link or device in the archive, not a plain file")
+            elif member.file_size > MAX_FILE_BYTES:
+                yield Blob(path, None, f"{member.file_size:,} bytes; at most {MAX_FILE_BYTES:,} are read")
+            elif member.flag_bits & 1:
+                yield Blob(path, None, "encrypted")
+            elif not contents:
+                yield Blob(path, b"")
+            else:
+                try:
+                    yield Blob(path, archive.read(member))
+                except Exception as error:  # a zip file is not one stream: the other members are still good
+                    yield Blob(path, None, f"damaged in the archive ({error})")
+
+
+def _open_zstd(file: IO[bytes]) -> IO[bytes]:
+    """A decompressing reader: the standard library's from Python 3.14, before that the `zstandard` package's."""
+    try:
+        from compression import zstd  # type: ignore[import-not-found]
+
+        return zstd.open(file)  # type: ignore[no-any-return]
+    except ModuleNotFoundError:
+        pass
+    try:
+        import zstandard  # type: ignore[import-not-found]
+    except ModuleNotFoundError as error:
+        raise PlatformError(
+            "this Python cannot read zstd archives",
+            saw="neither compression.zstd (Python 3.14) nor the package zstandard",
+            fix="pip install zstandard, or repack the archive as .tar.xz",
+        ) from error
+    return zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True)  # type: ignore[no-any-return]
+
+
+def _damaged(path: Path, error: Exception) -> DataError:
+    return DataError(
+        f"the archive {path} is damaged or not an archive",
+        saw=" ".join(str(error).split()) or type(error).__name__,
+        fix="download or pack it again",
+    )
+
+
+def _unopenable(path: Path, error: OSError) -> DataError:
+    return DataError(
+        f"the archive {path} cannot be read", saw=error.strerror, fix="check the path and its permissions"
+    )

@@ -1,0 +1,237 @@
+"""Packed sources on disk: one folder per content and image size, published whole and verified when read.
+
+    ROOT/data/KEY/   images-SPLIT.npy (uint8 [N, S, S, 3])   labels-SPLIT.npy (int64 [N])   meta.json
+    ROOT/memory/     small facts that are slow to find out again (an archive's sha256, the size chosen for a source)
+    ROOT/downloads/  what torchvision downloaded
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import PlatformError
+from .store import ImageStore, fingerprint
+
+FORMAT = 1
+MEMORY_MAP_BYTES = 512 << 20
+_STALE_SECONDS = 24 * 3600
+_PARTIAL = ".partial-"
+
+
+class DamagedError(Exception):
+    """A cache entry is not what was packed; its message says how."""
+
+
+@dataclass(frozen=True)
+class SplitMeta:
+    """What meta.json says about one split; `bytes` and `mtime_ns` are those of its image file."""
+
+    images: int
+    labelled: bool
+    fingerprint: str
+    bytes: int
+    mtime_ns: int
+
+
+@dataclass(frozen=True)
+class Meta:
+    """What meta.json says about a packed source."""
+
+    source: str
+    kind: str
+    image_size: int
+    class_names: tuple[str, ...]
+    splits: dict[str, SplitMeta]
+    skipped: tuple[tuple[str, str], ...] = ()
+    format: int = FORMAT
+
+
+def cache_root() -> Path:
+    """$SIMCLR_ENGINE_CACHE, else $XDG_CACHE_HOME/simclr_engine, else ~/.cache/simclr_engine."""
+    if own := os.environ.get("SIMCLR_ENGINE_CACHE"):
+        return Path(own).expanduser()
+    if shared := os.environ.get("XDG_CACHE_HOME"):
+        return Path(shared) / "simclr_engine"
+    return Path.home() / ".cache" / "simclr_engine"
+
+
+def entry_path(content: str, size: int) -> Path:
+    """Where a source with this content key is kept at this image size."""
+    key = hashlib.sha256(f"{FORMAT} {content} {size}".encode()).hexdigest()[:32]
+    return cache_root() / "data" / key
+
+
+def read_meta(entry: Path) -> Meta | None:
+    """The description of an entry, None where there is no entry; raises DamagedError."""
+    try:
+        text = (entry / "meta.json").read_text(encoding="utf-8")
+    except FileNotFoundError:
+        if entry.exists():
+            raise DamagedError("meta.json is missing") from None
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DamagedError(f"meta.json cannot be read ({error})") from error
+    try:
+        fields = json.loads(text)
+        splits = {name: SplitMeta(**values) for name, values in fields.pop("splits").items()}
+        skipped = tuple((str(path), str(reason)) for path, reason in fields.pop("skipped"))
+        names = tuple(str(name) for name in fields.pop("class_names"))
+        meta = Meta(**fields, splits=splits, skipped=skipped, class_names=names)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise DamagedError(f"meta.json cannot be understood ({error})") from error
+    if meta.format != FORMAT or not meta.splits:
+        raise DamagedError("meta.json is of another format")
+    return meta
+
+
+def write_meta(entry: Path, meta: Meta) -> None:
+    """Writes the description; the last thing that packing does."""
+    text = json.dumps(asdict(meta), indent=1)
+    (entry / "meta.json").write_text(text + "\n", encoding="utf-8")
+
+
+def read_split(entry: Path, meta: Meta, split: str, name: str) -> ImageStore:
+    """A verified split of an entry.
+
+    Images over `MEMORY_MAP_BYTES` are memory-mapped, and their pixels are compared with the fingerprint only if size
+    or time of the file differ from those at packing; all others are read and compared every time.
+
+    Raises:
+        DamagedError: a file is missing, cut short, of another shape, or its fingerprint differs.
+    """
+    said = meta.splits[split]
+    path = images_path(entry, split)
+    try:
+        status = path.stat()
+        large = status.st_size > MEMORY_MAP_BYTES
+        images = np.load(path, mmap_mode="r" if large else None, allow_pickle=False)
+        labels = np.load(labels_path(entry, split), allow_pickle=False) if said.labelled else None
+    except (OSError, ValueError, EOFError) as error:
+        raise DamagedError(f"split {split} cannot be read ({error})") from error
+    if images.dtype != np.uint8 or images.shape != (said.images, meta.image_size, meta.image_size, 3):
+        raise DamagedError(f"split {split} holds {images.dtype} {list(images.shape)}")
+    if labels is not None and (labels.dtype != np.int64 or labels.shape != (said.images,)):
+        raise DamagedError(f"the labels of split {split} are {labels.dtype} {list(labels.shape)}")
+    untouched = (status.st_size, status.st_mtime_ns) == (said.bytes, said.mtime_ns)
+    if not (large and untouched) and fingerprint(images, labels) != said.fingerprint:
+        raise DamagedError(f"the fingerprint of split {split} differs")
+    names = meta.class_names if labels is not None else ()
+    return ImageStore(images, labels, names, said.fingerprint, name, split, meta.skipped)
+
+
+def images_path(entry: Path, split: str) -> Path:
+    """The image file of a split."""
+    return entry / f"images-{split}.npy"
+
+
+def labels_path(entry: Path, split: str) -> Path:
+    """The label file of a split."""
+    return entry / f"labels-{split}.npy"
+
+
+def publish(entry: Path, build: Callable[[Path], None]) -> None:
+    """Let `build` fill an empty folder, then put it in the place of `entry` in one step.
+
+    Processes that publish the same entry at once all succeed: the first one's is kept. A damaged entry is replaced.
+    """
+    try:
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        _remove_stale(entry.parent)
+        partial = Path(tempfile.mkdtemp(prefix=f"{_PARTIAL}{entry.name[:8]}-", dir=entry.parent))
+    except OSError as error:
+        raise _unwritable(error) from error
+    try:
+        build(partial)
+        partial.chmod(0o755)
+        _replace(partial, entry)
+    except OSError as error:
+        raise _unwritable(error) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _replace(partial: Path, entry: Path) -> None:
+    for _ in range(10):
+        try:
+            partial.rename(entry)
+            return
+        except OSError:
+            if not entry.exists():
+                raise
+        if _is_whole(entry):
+            return
+        try:
+            entry.rename(entry.parent / f"{_PARTIAL}{entry.name[:8]}-{os.getpid()}-{time.monotonic_ns()}")
+        except FileNotFoundError:
+            continue  # another process replaces it too
+        _remove_stale(entry.parent, seconds=0, only_of=os.getpid())
+    raise OSError(f"{entry} cannot be replaced")
+
+
+def _is_whole(entry: Path) -> bool:
+    try:
+        meta = read_meta(entry)
+        if meta is None:
+            return False
+        for split in meta.splits:
+            read_split(entry, meta, split, "")
+    except DamagedError:
+        return False
+    return True
+
+
+def _remove_stale(parent: Path, seconds: float = _STALE_SECONDS, only_of: int | None = None) -> None:
+    """Removes what killed processes left half packed a day ago."""
+    for left in parent.glob(f"{_PARTIAL}*"):
+        try:
+            old = time.time() - left.stat().st_mtime >= seconds
+        except OSError:
+            continue
+        if old and (only_of is None or f"-{only_of}-" in left.name):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def recall(kind: str, about: dict[str, Any]) -> Any:
+    """What `remember` was told about exactly this; None if nothing."""
+    try:
+        note = json.loads(_memory_path(kind, about).read_text(encoding="utf-8"))
+        return note["value"] if note["about"] == about else None
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def remember(kind: str, about: dict[str, Any], value: Any) -> None:
+    """Notes a fact that would be slow to find out again; without a writable cache it is not noted."""
+    path = _memory_path(kind, about)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, partial = tempfile.mkstemp(prefix=_PARTIAL, dir=path.parent)
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump({"about": about, "value": value}, file)
+        Path(partial).replace(path)
+    except OSError:
+        return
+
+
+def _memory_path(kind: str, about: dict[str, Any]) -> Path:
+    key = hashlib.sha256(json.dumps([FORMAT, about], sort_keys=True).encode()).hexdigest()[:24]
+    return cache_root() / "memory" / f"{kind}-{key}.json"
+
+
+def _unwritable(error: OSError) -> PlatformError:
+    return PlatformError(
+        "the packed images cannot be written to the cache",
+        saw=f"{error.strerror or error} ({error.filename or cache_root()})",
+        fix="free some space, or set SIMCLR_ENGINE_CACHE to a folder that can be written",
+    )

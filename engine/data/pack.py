@@ -1,0 +1,250 @@
+"""From encoded files or arrays to a cache entry: decoded straight into the file, never all at once in memory."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import DataError
+from .cache import Meta, SplitMeta, images_path, labels_path, write_meta
+from .decode import decode_image, image_dimensions, resize_images
+from .listing import Blob, Listing, arrange
+from .progress import progress_bar
+from .store import fingerprint
+
+_BATCH_IMAGES, _BATCH_BYTES = 64, 4 << 20
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What one pass over a source found: its listing, and how often each (width, height) occurs if that was asked."""
+
+    listing: Listing
+    dimensions: Counter[tuple[int, int]]
+
+
+def survey(blobs: Iterable[Blob], measure: bool) -> Survey:
+    """One pass over a source, reading image headers only where `measure` asks for the dimensions."""
+    paths: list[str] = []
+    refused: list[tuple[str, str]] = []
+    dimensions: Counter[tuple[int, int]] = Counter()
+    for blob in blobs:
+        if blob.content is None:
+            refused.append((blob.path, blob.refused))
+            continue
+        paths.append(blob.path)
+        if measure:
+            try:
+                dimensions[image_dimensions(blob.content)] += 1
+            except DataError:
+                continue  # packing reports it
+    return Survey(arrange(paths, refused), dimensions)
+
+
+def pack_files(
+    listing: Listing, blobs: Iterable[Blob], folder: Path, *, size: int, source: str, kind: str, progress: bool = False
+) -> Meta:
+    """Decode every listed image into `folder`, in several threads, in whatever order the source gives them.
+
+    Files that cannot be decoded are left out and named in the result's `skipped`; that none can is a DataError.
+    """
+    check_space(folder, sum(len(split.paths) for split in listing.splits.values()), size)
+    skipped = list(listing.skipped)
+    writers = {name: SplitWriter(folder, name, len(split.paths), size) for name, split in listing.splits.items()}
+    places = {path: (name, row) for name, split in listing.splits.items() for row, path in enumerate(split.paths)}
+    try:
+        with progress_bar("packing", len(places), "images", progress) as advance:
+            for path, decoded in _decoded(blobs, places, size):
+                split, row = places.pop(path)
+                if isinstance(decoded, str):
+                    skipped.append((path, decoded))
+                else:
+                    writers[split].put(row, decoded)
+                advance(1)
+        if not any(writer.filled.any() for writer in writers.values()):
+            first = sorted(skipped)[:1]
+            raise DataError(
+                f"none of the {len(skipped):,} images of {source} can be read",
+                saw=f"{first[0][0]}: {first[0][1]}" if first else None,
+                fix="open one in an image viewer; if it shows, save the images again as PNG or JPEG",
+            )
+        splits = {
+            name: writer.finish(listing.splits[name].labels) for name, writer in writers.items() if writer.filled.any()
+        }
+    finally:
+        for writer in writers.values():
+            writer.close()
+    meta = Meta(source, kind, size, listing.class_names, splits, tuple(sorted(skipped)))
+    write_meta(folder, meta)
+    return meta
+
+
+def pack_arrays(
+    splits: Iterable[tuple[str, NDArray[np.uint8], NDArray[np.int64] | None, tuple[str, ...]]],
+    folder: Path,
+    *,
+    size: int,
+    source: str,
+    kind: str,
+    progress: bool = False,
+) -> Meta:
+    """Write decoded splits, one after the other, resized to `size` by the rule of `decode_image`.
+
+    Args:
+        splits: (name, uint8 `[N, H, W, 3]` of any strides, int64 `[N]` or None, class names).
+    """
+    packed: dict[str, SplitMeta] = {}
+    class_names: tuple[str, ...] = ()
+    for name, images, labels, names in splits:
+        check_space(folder, len(images), size)
+        writer = SplitWriter(folder, name, len(images), size)
+        try:
+            step = max(1, _BATCH_BYTES // (size * size * 3))
+            with progress_bar(f"packing {name}", len(images), "images", progress) as advance:
+                for start in range(0, len(images), step):
+                    for row, image in enumerate(resize_images(images[start : start + step], size), start):
+                        writer.put(row, image)
+                    advance(min(step, len(images) - start))
+            packed[name] = writer.finish(labels)
+        finally:
+            writer.close()
+        class_names = class_names or names
+    meta = Meta(source, kind, size, class_names, packed)
+    write_meta(folder, meta)
+    return meta
+
+
+class SplitWriter:
+    """Writes the image file of one split, row by row in any order; rows never written are closed up at the end.
+
+    Plain writes rather than a memory map: on a full disk a write fails with an error, a memory map kills the process.
+    """
+
+    def __init__(self, folder: Path, split: str, count: int, size: int) -> None:
+        self.filled = np.zeros(count, dtype=bool)
+        self._folder, self._split, self._size = folder, split, size
+        self._row_bytes = size * size * 3
+        self._file: IO[bytes] = images_path(folder, split).open("w+b", buffering=1 << 18)
+        self._start = self._write_header(count)
+        self._next = 0
+
+    def put(self, row: int, image: NDArray[np.uint8]) -> None:
+        """Write one image, uint8 `[S, S, 3]`, as row `row`."""
+        if row != self._next:
+            self._file.seek(self._start + row * self._row_bytes)
+        self._file.write(np.ascontiguousarray(image).data)
+        self._next = row + 1
+        self.filled[row] = True
+
+    def finish(self, labels: NDArray[np.int64] | None) -> SplitMeta:
+        """Close up missing rows, write the labels of the others, and describe the result."""
+        kept = np.flatnonzero(self.filled)
+        if len(kept) < len(self.filled):
+            self._close_up(kept)
+        self._file.close()
+        if labels is not None:
+            labels = labels[kept]
+            np.save(labels_path(self._folder, self._split), labels, allow_pickle=False)
+        path = images_path(self._folder, self._split)
+        images = np.load(path, mmap_mode="r", allow_pickle=False)
+        status = path.stat()
+        return SplitMeta(
+            len(kept), labels is not None, fingerprint(images, labels), status.st_size, status.st_mtime_ns
+        )
+
+    def close(self) -> None:
+        """Close the file, whatever is in it; a second time does nothing."""
+        try:
+            self._file.close()
+        except OSError:  # what the disk had no room for is written on closing; the first error is already on its way
+            self._file.detach()  # type: ignore[attr-defined]
+
+    def _close_up(self, kept: NDArray[np.int64]) -> None:
+        for row, source in enumerate(kept.tolist()):
+            if row != source:
+                self._file.seek(self._start + source * self._row_bytes)
+                image = self._file.read(self._row_bytes)
+                self._file.seek(self._start + row * self._row_bytes)
+                self._file.write(image)
+        self._file.truncate(self._start + len(kept) * self._row_bytes)
+        if self._write_header(len(kept)) != self._start:
+            raise AssertionError("numpy pads its headers so that a count may change")
+
+    def _write_header(self, count: int) -> int:
+        shape = (count, self._size, self._size, 3)
+        self._file.seek(0)
+        np.lib.format.write_array_header_1_0(self._file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        return self._file.tell()
+
+
+def check_space(folder: Path, images: int, size: int) -> None:
+    """Refuse before the work what the disk has no room for."""
+    needed = images * size * size * 3
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise OSError(errno.ENOSPC, f"{needed:,} bytes are needed, {free:,} are free", str(folder))
+
+
+def _decoded(
+    blobs: Iterable[Blob], places: dict[str, tuple[str, int]], size: int
+) -> Iterator[tuple[str, NDArray[np.uint8] | str]]:
+    """(path, image or reason why there is none) for every blob that has a place, in the order of the blobs."""
+
+    def decode(batch: list[Blob]) -> list[tuple[str, NDArray[np.uint8] | str]]:
+        results: list[tuple[str, NDArray[np.uint8] | str]] = []
+        for blob in batch:
+            if blob.content is None:
+                results.append((blob.path, blob.refused))
+                continue
+            try:
+                results.append((blob.path, decode_image(blob.content, size)))
+            except DataError as error:
+                results.append((blob.path, error.cause))
+        return results
+
+    workers = _workers()
+    waiting: deque[Future[list[tuple[str, NDArray[np.uint8] | str]]]] = deque()
+    with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
+        try:
+            for batch in _batches(blobs, places):
+                waiting.append(pool.submit(decode, batch))
+                if len(waiting) > 2 * workers:
+                    yield from waiting.popleft().result()
+            while waiting:
+                yield from waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def _batches(blobs: Iterable[Blob], places: dict[str, tuple[str, int]]) -> Iterator[list[Blob]]:
+    """Pieces of work: large enough that handing them over costs little, small enough in bytes to wait in memory."""
+    batch: list[Blob] = []
+    nbytes = 0
+    seen: set[str] = set()
+    for blob in blobs:
+        if blob.path not in places or blob.path in seen:
+            continue  # refused, misplaced, or there a second time: the listing already says so
+        seen.add(blob.path)
+        batch.append(blob)
+        nbytes += len(blob.content) if isinstance(blob.content, bytes) else 0
+        if len(batch) == _BATCH_IMAGES or nbytes >= _BATCH_BYTES:
+            yield batch
+            batch, nbytes = [], 0
+    if batch:
+        yield batch
+
+
+def _workers() -> int:
+    affinity = getattr(os, "sched_getaffinity", None)
+    return min(8, len(affinity(0)) if affinity else os.cpu_count() or 1)

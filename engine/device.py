@@ -1,0 +1,153 @@
+"""Device, precision and compilation: chosen once, printed once, recorded in the run."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform as host
+import shutil
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from .errors import PlatformError
+
+# Compiling costs about a minute of start-up and wins a fifth of a GPU step; below this many steps it does not repay.
+COMPILE_FROM_STEPS = 2_000
+
+
+@dataclass(frozen=True)
+class Platform:
+    """What a run computes on.
+
+    Attributes:
+        device: where tensors live.
+        precision: `bf16`, `fp16` (with a gradient scaler) or `fp32`, of the convolutions and matrix products; losses,
+            norms and batch statistics stay fp32.
+        channels_last: memory format of the model and the views.
+        compile: whether the model goes through torch.compile.
+        notes: choices that differ from what was asked, one sentence each.
+    """
+
+    device: torch.device
+    precision: str
+    channels_last: bool
+    compile: bool
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """channels_last or contiguous."""
+        return torch.channels_last if self.channels_last else torch.contiguous_format
+
+    def autocast(self) -> torch.autocast:
+        """The autocast context of the forward pass."""
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision, torch.bfloat16)
+        return torch.autocast(self.device.type, dtype=dtype, enabled=self.precision != "fp32")
+
+    def synchronize(self) -> None:
+        """Waits for the device; nothing to wait for on the CPU."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        elif self.device.type == "mps":
+            torch.mps.synchronize()
+
+    def describe(self) -> dict[str, str | bool]:
+        """For the run's environment.json."""
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else cpu_name()
+        return {
+            "device": str(self.device),
+            "device_name": name,
+            "precision": self.precision,
+            "channels_last": self.channels_last,
+            "compile": self.compile,
+        }
+
+
+def choose_platform(device: str = "auto", precision: str = "auto", compile: bool | None = None, steps: int = 0) -> Platform:
+    """Picks the device and how to use it.
+
+    Args:
+        device: auto | cuda | mps | cpu; auto takes the first that is there.
+        precision: auto | bf16 | fp16 | fp32. A precision that the device lacks is replaced by its best, and noted.
+        compile: True or False as asked; None compiles where `steps` planned steps repay it and a C++ compiler exists.
+
+    Raises:
+        PlatformError: the device that was asked for is not there.
+    """
+    picked = _pick_device(device)
+    notes: list[str] = []
+    available = _precisions(picked)
+    if precision != "auto" and precision not in available:
+        notes.append(f"{precision} is not to be had on {picked.type} here; {available[0]} takes its place")
+    chosen = precision if precision in available else available[0]
+    # channels_last backward of convolutions is 12 to 30 times slower on MPS (pytorch #192551, #193349).
+    channels_last = picked.type != "mps"
+    compiler = shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++") or shutil.which("clang++")
+    if compile is None:
+        # On CPU the compiled ResNet was seen 3 to 7 % faster after 48 s of compilation: it repays long runs alone.
+        compile = picked.type == "cuda" and compiler is not None and steps >= COMPILE_FROM_STEPS
+    elif compile and compiler is None:
+        raise PlatformError("torch.compile needs a C++ compiler", saw="no c++, g++ or clang++", fix="install one, or --no-compile")
+    if picked.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.benchmark = True
+    return Platform(picked, chosen, channels_last, compile, tuple(notes))
+
+
+def keep_freed_memory() -> bool:
+    """Asks glibc to keep freed blocks instead of returning them to the kernel; says whether it did.
+
+    By default every large activation is mapped and unmapped anew in each step, and the page faults cost a quarter of a
+    CPU training step (256 views of 32 px: 142 → 190 views/s on two cores). The process keeps its peak memory instead.
+    """
+    if not sys.platform.startswith("linux") or host.libc_ver()[0] != "glibc":
+        return False
+    mallopt = ctypes.CDLL(None).mallopt
+    m_trim_threshold, m_mmap_threshold, unlimited = -1, -3, 2**31 - 1
+    return bool(mallopt(m_mmap_threshold, unlimited)) and bool(mallopt(m_trim_threshold, unlimited))
+
+
+def cpu_name() -> str:
+    """The processor's name as the kernel gives it, with its number of usable cores."""
+    name = host.processor() or host.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                name = line.split(":", 1)[1].strip()
+                break
+    return f"{name}, {torch.get_num_threads()} threads"
+
+
+def _pick_device(device: str) -> torch.device:
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if device == "auto":
+        return torch.device(next(name for name, found in there.items() if found))
+    kind = device.split(":")[0]
+    if not there.get(kind, False):
+        found = ", ".join(name for name, is_there in there.items() if is_there)
+        raise PlatformError("the device is not there", saw=device, fix=f"--device auto, or one of: {found}")
+    return torch.device(device)
+
+
+def _precisions(device: torch.device) -> list[str]:
+    """What the device computes well in, best first."""
+    if device.type == "cuda":
+        # bf16 needs compute capability 8.0; a T4 (7.5) emulates it slowly and takes fp16 with a scaler.
+        modern = torch.cuda.get_device_capability(device) >= (8, 0)
+        return ["bf16", "fp16", "fp32"] if modern else ["fp16", "fp32"]
+    if device.type == "cpu" and _cpu_has_bf16():
+        return ["bf16", "fp32"]
+    return ["fp32"]
+
+
+def _cpu_has_bf16() -> bool:
+    """AVX512-BF16 or AMX-BF16: elsewhere bf16 convolutions on CPU are slower than fp32."""
+    probe = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    if probe is not None:
+        return bool(probe())
+    cpuinfo = Path("/proc/cpuinfo")
+    return cpuinfo.is_file() and "avx512_bf16" in cpuinfo.read_text()

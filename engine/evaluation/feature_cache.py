@@ -1,0 +1,43 @@
+"""Features on disk, so that a second evaluation of the same encoder on the same images computes none."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..data.cache import cache_root
+from ..data.store import ImageStore
+
+
+def cached_features(key: str, store: ImageStore, compute: Callable[[], NDArray[np.float32]]) -> NDArray[np.float32]:
+    """The features of `store`, from the cache where they are, else computed and kept there.
+
+    Args:
+        key: identifies the encoder (hash of weights and buffers) and its preprocessing.
+        store: the images; their fingerprint completes the key.
+        compute: gives float32 `[N, D]`, one row per image.
+
+    A cache that cannot be read is computed anew; one that cannot be written costs time, never the evaluation.
+    """
+    name = hashlib.sha256(f"{key}\n{store.fingerprint}".encode()).hexdigest()
+    path = cache_root() / "features" / f"{name}.npy"
+    try:
+        features = np.load(path, allow_pickle=False)
+        if features.dtype == np.float32 and features.ndim == 2 and len(features) == len(store):
+            return features
+    except (OSError, ValueError, EOFError):
+        pass
+    features = compute()
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            np.save(file, features, allow_pickle=False)
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+    return features

@@ -1,0 +1,97 @@
+"""Frozen features of a torch encoder, with the guard that proves the encoder was left as it was."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ..errors import CheckFailed
+from ..model import build_encoder
+
+BATCH = 128
+SCRATCH_SEED = 0
+
+
+def scratch_encoder(arch: str, stem: str, seed: int = SCRATCH_SEED) -> nn.Module:
+    """The reference of every table: the same network, randomly initialised from a fixed seed, in eval mode.
+
+    Its batch norm uses its initial statistics (mean 0, variance 1), since no image has passed through it yet. The
+    caller's random state is left alone.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build_encoder(arch, stem).eval()
+
+
+def encoder_hash(encoder: nn.Module) -> str:
+    """sha256 over the names, shapes and bytes of all parameters **and buffers**, 64 hex digits."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted([*encoder.named_parameters(), *encoder.named_buffers()]):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        plain = tensor.detach().cpu().contiguous().reshape(-1)
+        digest.update(plain.view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def extract_features(
+    encoder: nn.Module,
+    images: NDArray[np.uint8],
+    mean: Sequence[float],
+    std: Sequence[float],
+    *,
+    batch_size: int = BATCH,
+    device: str | torch.device = "cpu",
+    advance: Callable[[int], None] | None = None,
+) -> NDArray[np.float32]:
+    """Features of all images in eval mode, without gradient, in fp32 (TF32 off).
+
+    Args:
+        encoder: normalised float32 `[B, 3, S, S]` → `[B, D]`; put into eval mode, moved to `device`.
+        images: uint8 `[N, S, S, 3]`.
+        mean, std: per channel, on the scale where white is 1.
+        batch_size: images per pass.
+        device: where to compute.
+        advance: called with the number of images done after each batch.
+
+    Returns:
+        float32 `[N, D]`.
+
+    Raises:
+        CheckFailed: a weight or a buffer of the encoder differs afterwards.
+    """
+    before = encoder_hash(encoder)
+    encoder = encoder.to(device).eval()
+    # Stride and layout only: channels_last convolutions are faster on CPU and CUDA (and much slower on MPS).
+    layout = torch.contiguous_format if torch.device(device).type == "mps" else torch.channels_last
+    encoder = encoder.to(memory_format=layout)  # type: ignore[call-overload]
+    shift = torch.tensor(list(mean), dtype=torch.float32, device=device).view(1, 3, 1, 1)
+    spread = torch.tensor(list(std), dtype=torch.float32, device=device).view(1, 3, 1, 1)
+    rows: list[Tensor] = []
+    with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        for start in range(0, len(images), batch_size):
+            batch = torch.from_numpy(np.array(images[start : start + batch_size])).to(device)
+            batch = (batch.permute(0, 3, 1, 2).float() / 255 - shift) / spread
+            rows.append(encoder(batch.contiguous(memory_format=layout)).float().cpu())
+            if advance is not None:
+                advance(len(rows[-1]))
+    features = torch.cat(rows).numpy()
+    after = encoder_hash(encoder)
+    if after != before:
+        raise CheckFailed(
+            "the encoder was changed by its own evaluation: a weight or buffer differs",
+            saw=f"sha256 {before[:12]}… before, {after[:12]}… after",
+            fix="a frozen protocol must not train: find what writes to the encoder in eval mode",
+        )
+    return features
+
+
+def default_device() -> str:
+    """`cuda` or `mps` where torch can use it, else `cpu`."""
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"

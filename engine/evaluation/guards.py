@@ -1,0 +1,84 @@
+"""Guards on the data of a probe: labels, more than one class, one size, one set of names, no test image in train."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..data.store import ImageStore
+from ..errors import DataError
+
+REFUSED_OVERLAP = 0.01  # of the test images
+
+
+def _image_hashes(images: NDArray[np.uint8]) -> list[bytes]:
+    """A 16-byte hash of each image's pixels."""
+    return [hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16).digest() for image in images]
+
+
+def overlapping_images(train: ImageStore, test: ImageStore) -> int:
+    """How many test images are, pixel for pixel, in train too."""
+    known = set(_image_hashes(train.images))
+    return sum(h in known for h in _image_hashes(test.images))
+
+
+def check_splits(train: ImageStore, test: ImageStore) -> tuple[str, ...]:
+    """Refuses splits that no honest probe can use; otherwise what a reader should know about them.
+
+    Public data sets hold a handful of true duplicates between their splits, so up to 1 % of the test images may be in
+    train and their number is noted; more than that is a mistake in the data.
+
+    Raises:
+        DataError: no labels, one class, different classes or sizes, an empty split, or overlap above 1 %.
+    """
+    for store in (train, test):
+        if store.labels is None:
+            raise DataError(
+                "a probe needs labels, and this data has none",
+                saw=f"{store.name}, split {store.split}",
+                fix="name data with one folder per class: --data FOLDER with train/CLASS/* or CLASS/*",
+            )
+        if len(store) == 0:
+            raise DataError("a split is empty", saw=f"{store.name}, split {store.split}", fix="name data with images")
+    if train.class_names != test.class_names:
+        odd = sorted(set(train.class_names) ^ set(test.class_names))[:5]
+        raise DataError(
+            "train and test have different classes",
+            saw=", ".join(odd) or "the same names in another order",
+            fix="use one set of class folders in both splits",
+        )
+    if len(train.class_names) < 2 or len(np.unique(train.labels)) < 2:
+        raise DataError(
+            "a probe needs at least two classes",
+            saw=f"{len(np.unique(train.labels))} in {train.name}",
+            fix="name data with two class folders or more",
+        )
+    if train.image_size != test.image_size:
+        raise DataError(
+            "train and test images have different sizes",
+            saw=f"{train.image_size} and {test.image_size} px",
+            fix="load both splits with one size",
+        )
+    shared = overlapping_images(train, test)
+    if shared > REFUSED_OVERLAP * len(test):
+        raise DataError(
+            "test images are in the train split: the score would be a memory test",
+            saw=f"{shared:,} of {len(test):,} test images are in train, pixel for pixel",
+            fix="separate the splits",
+        )
+    if shared:
+        return (f"{shared:,} of {len(test):,} test images are in train too, pixel for pixel",)
+    return ()
+
+
+def require_finite(features: NDArray[np.float32]) -> None:
+    """Refuses features float32 `[N, D]` with NaN or infinity (DataError)."""
+    if not np.isfinite(features).all():
+        rows = int((~np.isfinite(features).all(1)).sum())
+        raise DataError(
+            "the features are not finite",
+            saw=f"{rows:,} of {len(features):,} rows with NaN or infinity",
+            fix="the encoder has diverged: pretrain again with a lower learning rate",
+        )

@@ -1,0 +1,170 @@
+"""The linear probe: standardise, then multinomial logistic regression (scikit-learn, lbfgs) on frozen features."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import DataError
+from .guards import require_finite
+
+if TYPE_CHECKING:
+    from sklearn.linear_model import LogisticRegression
+
+C_GRID = (0.001, 0.01, 0.1, 1.0)
+MAX_ITERATIONS = 1000
+HELD_OUT = 0.1  # of train, for the choice of C
+PER_CLASS_FOR_CHOICE = 10  # with fewer images of a class, a tenth of them says nothing about C
+
+
+@dataclass(frozen=True, eq=False)
+class LinearProbe:
+    """A fitted probe: `softmax(((x − mean) / scale) · coefᵀ + intercept)`.
+
+    Attributes:
+        coef: float32 `[K, D]`, one row per class seen in training.
+        intercept: float32 `[K]`.
+        mean, scale: float32 `[D]`, the standardiser.
+        classes: int64 `[K]`, the label of each row.
+        C: inverse regularisation strength that was used.
+        iterations: of lbfgs.
+        notes: convergence warnings and how C came about.
+    """
+
+    coef: NDArray[np.float32]
+    intercept: NDArray[np.float32]
+    mean: NDArray[np.float32]
+    scale: NDArray[np.float32]
+    classes: NDArray[np.int64]
+    C: float
+    iterations: int
+    chosen: bool
+    notes: tuple[str, ...] = ()
+
+    def predict_proba(self, features: NDArray[np.float32], class_count: int | None = None) -> NDArray[np.float32]:
+        """Probabilities float32 `[N, C]` in label order, C = `class_count` (default: the highest label + 1);
+        classes that training had not seen get 0."""
+        logits = ((features - self.mean) / self.scale) @ self.coef.T + self.intercept
+        logits -= logits.max(1, keepdims=True)
+        np.exp(logits, out=logits)
+        logits /= logits.sum(1, keepdims=True)
+        wide = np.zeros((len(features), class_count or int(self.classes[-1]) + 1), dtype=np.float32)
+        wide[:, self.classes] = logits
+        return wide
+
+    def save(self, path: Path) -> None:
+        """Writes coef, intercept, mean, scale and classes as .safetensors."""
+        from safetensors.numpy import save_file
+
+        names = ("coef", "intercept", "mean", "scale", "classes")
+        metadata = {"C": repr(self.C), "iterations": str(self.iterations), "chosen": str(self.chosen)}
+        save_file({name: np.ascontiguousarray(getattr(self, name)) for name in names}, path, metadata=metadata)
+
+    @classmethod
+    def load(cls, path: Path) -> LinearProbe:
+        """The probe that `save` wrote; DataError for anything else."""
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, framework="np") as file:
+                tensors = {name: file.get_tensor(name) for name in ("coef", "intercept", "mean", "scale", "classes")}
+                metadata = file.metadata() or {}
+            return cls(
+                **tensors,
+                C=float(metadata["C"]),
+                iterations=int(metadata["iterations"]),
+                chosen=metadata["chosen"] == "True",
+            )
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            raise DataError(
+                "this is not a saved linear probe",
+                saw=f"{path}: {error}",
+                fix="write it again with `simclr-engine evaluate RUN --method linear`",
+            ) from error
+
+
+def fit_linear(
+    features: NDArray[np.float32], labels: NDArray[np.int64], *, C: float | None = None, seed: int = 0
+) -> LinearProbe:
+    """Fits the probe on train features.
+
+    Without `C`, it is chosen from `C_GRID` by accuracy on a stratified tenth of train (never on test; ties go to the
+    stronger regularisation) and the probe is then fitted on all of train. Where a class has fewer than ten images,
+    C stays at scikit-learn's 1.0.
+
+    Args:
+        features: float32 `[N, D]`.
+        labels: int64 `[N]`.
+        C: inverse regularisation strength; None to choose it.
+        seed: of the split that chooses C.
+
+    Raises:
+        DataError: fewer than two classes, or features that are not finite.
+    """
+    classes, counts = np.unique(labels, return_counts=True)
+    if len(classes) < 2:
+        raise DataError(
+            "a probe needs at least two classes", saw=f"{len(classes)} in the train split", fix="use data with classes"
+        )
+    require_finite(features)
+    mean = features.mean(0, dtype=np.float64).astype(np.float32)
+    scale = features.std(0, dtype=np.float64).astype(np.float32)
+    # A constant feature would divide by zero; scikit-learn's StandardScaler leaves it unscaled too.
+    scale[scale <= 10 * np.finfo(np.float32).eps * np.maximum(np.abs(mean), 1e-30)] = 1.0
+    standard = (features - mean) / scale
+    notes: list[str] = []
+    chosen = C is None and int(counts.min()) >= PER_CLASS_FOR_CHOICE
+    if C is None and not chosen:
+        notes.append(f"C stays at 1: the smallest class has {int(counts.min())} train images, too few to choose it")
+    strength = _choose_strength(standard, labels, seed) if chosen else (1.0 if C is None else C)
+    model, warned = _fit(standard, labels, strength)
+    if warned:
+        notes.append(f"lbfgs had not converged after {int(model.n_iter_.max())} iterations (C={strength:g}): {warned}")
+    coef, intercept = model.coef_.astype(np.float32), model.intercept_.astype(np.float32)
+    if len(coef) == 1:  # two classes: one sigmoid row; half on either side makes the softmax equal to it
+        coef, intercept = np.concatenate([-coef, coef]) / 2, np.concatenate([-intercept, intercept]) / 2
+    return LinearProbe(
+        coef=coef,
+        intercept=intercept,
+        mean=mean,
+        scale=scale,
+        classes=classes.astype(np.int64),
+        C=float(strength),
+        iterations=int(model.n_iter_.max()),
+        chosen=chosen,
+        notes=tuple(notes),
+    )
+
+
+def _fit(features: NDArray[np.float32], labels: NDArray[np.int64], C: float) -> tuple[LogisticRegression, str]:
+    """The fitted model and the solver's convergence warning ("" when it converged)."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
+    model = LogisticRegression(C=C, max_iter=MAX_ITERATIONS)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", ConvergenceWarning)
+        model.fit(features, labels)
+    said = [str(w.message).split("\n")[0] for w in caught if issubclass(w.category, ConvergenceWarning)]
+    return model, said[0] if said else ""
+
+
+def _choose_strength(features: NDArray[np.float32], labels: NDArray[np.int64], seed: int) -> float:
+    """The strength from `C_GRID` that scores best on a stratified tenth of train."""
+    rng = np.random.default_rng(seed)
+    held_out = np.zeros(len(labels), dtype=bool)
+    for label in np.unique(labels):
+        at = rng.permutation(np.flatnonzero(labels == label))
+        held_out[at[: max(1, round(HELD_OUT * len(at)))]] = True
+    best, best_accuracy = C_GRID[0], -1.0
+    for C in C_GRID:
+        model, _ = _fit(features[~held_out], labels[~held_out], C)
+        accuracy = float((model.predict(features[held_out]) == labels[held_out]).mean())
+        if accuracy > best_accuracy:
+            best, best_accuracy = C, accuracy
+    return best

@@ -1,0 +1,137 @@
+"""Scores of a classifier from its confusion matrix, in numpy, with a defined value for every degenerate case.
+
+Definitions are scikit-learn's with `labels=range(C)` and `zero_division=0`: a score whose denominator is zero is 0,
+and a note says for which classes that happened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+CALIBRATION_BINS = 15  # Guo et al. 2017 (arXiv 1706.04599) use 15 equally wide bins
+
+
+@dataclass(frozen=True)
+class ClassScores:
+    """One class: `accuracy` is its recall TP/(TP+FN), `iou` is TP/(TP+FP+FN); all in 0..1, `support` in images."""
+
+    name: str
+    support: int
+    accuracy: float
+    precision: float
+    f1: float
+    iou: float
+
+
+@dataclass(frozen=True)
+class Scores:
+    """All scores of one confusion matrix; fractions in 0..1."""
+
+    accuracy: float
+    f1_micro: float
+    f1_macro: float
+    f1_weighted: float
+    mean_iou: float
+    per_class: tuple[ClassScores, ...]
+    notes: tuple[str, ...]
+
+
+def confusion_matrix(labels: NDArray[np.int64], predictions: NDArray[np.int64], classes: int) -> NDArray[np.int64]:
+    """Counts, int64 `[C, C]`: row = true class, column = predicted class.
+
+    Args:
+        labels: int64 `[N]`, true classes in 0..classes-1.
+        predictions: int64 `[N]`, predicted classes in 0..classes-1.
+        classes: number of classes C.
+
+    Raises:
+        ValueError: lengths differ, nothing to count, or an index outside 0..C-1.
+    """
+    if labels.shape != predictions.shape or labels.ndim != 1:
+        raise ValueError(f"labels {labels.shape} and predictions {predictions.shape} must both be [N]")
+    if len(labels) == 0:
+        raise ValueError("there is nothing to score: 0 labels")
+    for what, values in (("labels", labels), ("predictions", predictions)):
+        if int(values.min()) < 0 or int(values.max()) >= classes:
+            raise ValueError(f"{what} must lie in 0..{classes - 1}, saw {int(values.min())}..{int(values.max())}")
+    flat = labels.astype(np.int64) * classes + predictions
+    return np.bincount(flat, minlength=classes * classes).reshape(classes, classes).astype(np.int64)
+
+
+def _ratio(numerator: NDArray[np.int64], denominator: NDArray[np.int64]) -> NDArray[np.float64]:
+    """numerator / denominator, 0 where the denominator is 0."""
+    return np.divide(numerator, denominator, out=np.zeros(len(numerator)), where=denominator > 0)
+
+
+def score(confusion: NDArray[np.int64], class_names: Sequence[str]) -> Scores:
+    """Every score of a confusion matrix int64 `[C, C]` (row = truth).
+
+    Macro averages run over all C classes, so a class without test images counts as 0 and is named in the notes.
+
+    Raises:
+        ValueError: the matrix is not `[C, C]` for the given names, or holds no image.
+    """
+    classes = len(class_names)
+    if confusion.shape != (classes, classes):
+        raise ValueError(f"confusion must be [{classes}, {classes}] for {classes} class names, saw {confusion.shape}")
+    total = int(confusion.sum())
+    if total == 0:
+        raise ValueError("there is nothing to score: the confusion matrix is empty")
+    hits = np.diag(confusion)
+    support, predicted = confusion.sum(1), confusion.sum(0)
+    recall, precision = _ratio(hits, support), _ratio(hits, predicted)
+    # F1 and IoU from counts, not from recall and precision: one zero case instead of three.
+    f1, iou = _ratio(2 * hits, support + predicted), _ratio(hits, support + predicted - hits)
+    accuracy = float(hits.sum() / total)
+    return Scores(
+        accuracy=accuracy,
+        f1_micro=accuracy,  # one label per image: each miss is one FP and one FN, so micro F1 is the accuracy
+        f1_macro=float(f1.mean()),
+        f1_weighted=float((f1 * support).sum() / total),
+        mean_iou=float(iou.mean()),
+        per_class=tuple(
+            ClassScores(str(name), int(support[i]), float(recall[i]), float(precision[i]), float(f1[i]), float(iou[i]))
+            for i, name in enumerate(class_names)
+        ),
+        notes=_zero_notes(support, predicted, class_names),
+    )
+
+
+def _zero_notes(support: NDArray[np.int64], predicted: NDArray[np.int64], names: Sequence[str]) -> tuple[str, ...]:
+    """Which classes got a 0 because nothing was there to divide by."""
+    notes = []
+    for what, empty in (
+        ("no test images, so accuracy is set to 0", support == 0),
+        ("never predicted, so precision is set to 0", predicted == 0),
+    ):
+        at = np.flatnonzero(empty)
+        if len(at):
+            shown = ", ".join(str(names[i]) for i in at[:5]) + (f" and {len(at) - 5} more" if len(at) > 5 else "")
+            notes.append(f"{what}: {shown}")
+    return tuple(notes)
+
+
+def expected_calibration_error(
+    probabilities: NDArray[np.floating], labels: NDArray[np.int64], bins: int = CALIBRATION_BINS
+) -> float:
+    """Mean distance between confidence and accuracy over equally wide confidence bins, 0..1 (arXiv 1706.04599, eq. 3).
+
+    Args:
+        probabilities: `[N, C]`, rows sum to 1; the confidence of a row is its maximum.
+        labels: int64 `[N]`, column of the true class.
+        bins: number of bins `(i/bins, (i+1)/bins]`.
+
+    Raises:
+        ValueError: shapes that do not belong together or no rows.
+    """
+    if probabilities.ndim != 2 or len(probabilities) != len(labels) or len(labels) == 0 or bins < 1:
+        raise ValueError(f"need probabilities [N, C] and labels [N], saw {probabilities.shape} and {labels.shape}")
+    confidence = probabilities.max(1).astype(np.float64)
+    hit = probabilities.argmax(1) == labels
+    at = np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
+    gap = np.bincount(at, weights=hit - confidence, minlength=bins)  # n_bin · (accuracy − confidence)
+    return float(np.abs(gap).sum() / len(labels))

@@ -1,0 +1,405 @@
+"""Recipe: every hyper-parameter of a run, typed, validated and frozen; read from TOML, overridden by `--set a.b=c`.
+
+A recipe file is complete: no hyper-parameter has a default here, so its one home is the file. A user's own file may
+say `base = "cifar10"` and list only what differs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import math
+import tomllib
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from simclr_engine.kernels.augmentation.spec import AugmentSpec
+
+from .errors import UsageError
+
+ARCHITECTURES = ("resnet18", "resnet34", "resnet50")
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """What is trained on: `source` is a name or a path; `size` in pixels, 0 keeps the images as they are."""
+
+    source: str
+    size: int
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """The encoder: torchvision's ResNet with a `small` (3×3, no max-pool) or `imagenet` (7×7, max-pool) stem."""
+
+    arch: str
+    stem: str
+
+
+@dataclass(frozen=True)
+class HeadSpec:
+    """The projection head: hidden widths, output width D, where batch norm stands, dropout before each linear layer but
+    the first."""
+
+    hidden: tuple[int, ...]
+    dimension: int
+    batch_norm: str
+    dropout: float
+
+
+@dataclass(frozen=True)
+class LossSpec:
+    """NT-Xent."""
+
+    temperature: float
+
+
+@dataclass(frozen=True)
+class OptimizerSpec:
+    """`lr` is per 256 samples when `lr_per_256` holds; `short_run_lr` (0 = none) replaces it up to `short_run_epochs`."""
+
+    name: str
+    lr: float
+    lr_per_256: bool
+    short_run_lr: float
+    short_run_epochs: int
+    momentum: float
+    nesterov: bool
+    weight_decay: float
+    form: str
+    trust_coefficient: float
+
+
+@dataclass(frozen=True)
+class ScheduleSpec:
+    """cosine | step | exponential | constant, after a linear warm-up; lengths in epochs.
+
+    `gamma` is the factor of `step` (every `step_epochs`) and of the first phase of `exponential` (each epoch until
+    `phase_epochs`); `gamma_late` that of its second phase. `lr_min` is where cosine ends, as a fraction of the peak.
+    """
+
+    name: str
+    warmup_epochs: float
+    lr_min: float
+    step_epochs: float
+    gamma: float
+    phase_epochs: float
+    gamma_late: float
+
+
+@dataclass(frozen=True)
+class TrainSpec:
+    """The loop.
+
+    `views` V ≥ 2 per image; `resolution` lists (fraction of the run, crop output size in pixels), empty for the images'
+    own size throughout; `checkpoint_epochs` keeps a numbered checkpoint, 0 for the last one alone.
+    """
+
+    epochs: int
+    batch_size: int
+    views: int
+    resolution: tuple[tuple[float, int], ...]
+    precision: str
+    seed: int
+    checkpoint_epochs: int
+
+
+@dataclass(frozen=True)
+class MonitorSpec:
+    """What is watched: a log row every `log_steps`; online kNN over `knn_images` every `knn_epochs` (0 = never)."""
+
+    log_steps: int
+    knn_epochs: int
+    knn_images: int
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All hyper-parameters of a pretraining run.
+
+    `published` holds the figures of the system that the recipe covers, for the tables: `{"source": …, "results": [{"method",
+    "init", "accuracy", …}]}`; empty where nothing was published.
+    """
+
+    name: str
+    origin: str
+    notes: str
+    published: dict[str, Any]
+    data: DataSpec
+    augment: AugmentSpec
+    model: ModelSpec
+    head: HeadSpec
+    loss: LossSpec
+    optimizer: OptimizerSpec
+    schedule: ScheduleSpec
+    train: TrainSpec
+    monitor: MonitorSpec
+
+    def __post_init__(self) -> None:
+        _validate(self)
+
+    @classmethod
+    def load(cls, name_or_file: str | Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
+        """A named recipe or a TOML file, with `overrides` such as `{"train.epochs": 200}` laid over it.
+
+        Raises:
+            UsageError: unknown recipe, unknown or missing key (with the nearest name), wrong type, value out of range.
+        """
+        tree = _read(str(name_or_file))
+        for key, value in (overrides or {}).items():
+            _override(tree, key, value)
+        return cls.from_tree(tree)
+
+    @classmethod
+    def from_toml(cls, text: str) -> Recipe:
+        """The recipe that `to_toml` wrote."""
+        try:
+            return cls.from_tree(tomllib.loads(text))
+        except tomllib.TOMLDecodeError as error:
+            raise UsageError("the recipe is not valid TOML", saw=error, fix="mend the line named above") from error
+
+    @classmethod
+    def from_tree(cls, tree: Mapping[str, Any]) -> Recipe:
+        """A recipe from nested plain values, every key checked."""
+        return _build(cls, tree, "")
+
+    def replace(self, **overrides: Any) -> Recipe:
+        """A copy with overrides, their dots written as double underscores: `replace(train__epochs=2)`."""
+        tree = self.to_tree()
+        for key, value in overrides.items():
+            _override(tree, key.replace("__", "."), value)
+        return Recipe.from_tree(tree)
+
+    def to_tree(self) -> dict[str, Any]:
+        """Nested plain values (str, int, float, bool, list, dict)."""
+        tree = _plain(self)
+        del tree["augment"]["image_size"]  # a property of the data, not of the recipe
+        return tree
+
+    def to_toml(self) -> str:
+        """The resolved recipe as a complete TOML file."""
+        return _toml(self.to_tree())
+
+    def hash(self) -> str:
+        """sha256 of the resolved TOML text, 64 hex digits."""
+        return hashlib.sha256(self.to_toml().encode()).hexdigest()
+
+    def learning_rate(self, epochs: float) -> float:
+        """Peak learning rate of a run of `epochs` epochs, scaled by batch / 256 where the recipe says so."""
+        o = self.optimizer
+        base = o.short_run_lr if o.short_run_lr > 0 and epochs <= o.short_run_epochs else o.lr
+        return base * self.train.batch_size / 256 if o.lr_per_256 else base
+
+
+def recipe_names() -> list[str]:
+    """The names of the recipes that come with the package."""
+    files = resources.files("simclr_engine").joinpath("recipes").iterdir()
+    return sorted(f.name.removesuffix(".toml") for f in files if f.name.endswith(".toml"))
+
+
+def _read(name: str) -> dict[str, Any]:
+    """The tree of a named recipe or a file, merged over its `base`."""
+    if name in recipe_names():
+        text, where = resources.files("simclr_engine").joinpath("recipes", f"{name}.toml").read_text("utf-8"), name
+    elif name.endswith(".toml") or Path(name).is_file():
+        try:
+            text, where = Path(name).read_text("utf-8"), name
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError("the recipe file cannot be read", saw=f"{name}: {error}", fix="check the path") from error
+    else:
+        raise UsageError("no recipe of this name", saw=name, fix=_nearest(name, recipe_names()))
+    try:
+        tree = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError("the recipe is not valid TOML", saw=f"{where}: {error}", fix="mend that line") from error
+    base = tree.pop("base", None)
+    if base is None:
+        return tree
+    if base not in recipe_names():
+        raise UsageError("`base` must name a recipe of the package", saw=base, fix=_nearest(str(base), recipe_names()))
+    merged = _read(base)
+    merged["published"] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict) and isinstance(merged.get(key), dict) and key != "published":
+            merged[key].update(value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _nearest(word: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f"did you mean `{close[0]}`?" if close else "one of: " + ", ".join(known)
+
+
+def _override(tree: dict[str, Any], key: str, value: Any) -> None:
+    """Sets `a.b` in the tree; the key must exist. Text is read as a TOML value where it is one."""
+    room, _, field = key.partition(".")
+    known = _known_keys()
+    if key not in known:
+        raise UsageError("the recipe has no such key", saw=key, fix=_nearest(key, known))
+    if isinstance(value, str):
+        value = _read_value(value)
+    if field:
+        tree.setdefault(room, {})[field] = value
+    else:
+        tree[room] = value
+
+
+def _read_value(text: str) -> Any:
+    """A TOML value (`[0.2, 1.0]`, `true`, `3`), a number as one types it (`.9`, `1e-6`), or plain text (`adamw`)."""
+    try:
+        return tomllib.loads(f"v = {text}")["v"]
+    except tomllib.TOMLDecodeError:
+        try:
+            return float(text)
+        except ValueError:
+            return text
+
+
+def _known_keys() -> list[str]:
+    keys: list[str] = []
+    hints = typing.get_type_hints(Recipe)
+    for field in dataclasses.fields(Recipe):
+        hint = hints[field.name]
+        if dataclasses.is_dataclass(hint):
+            keys += [f"{field.name}.{f.name}" for f in dataclasses.fields(hint) if f.name != "image_size"]
+        else:
+            keys.append(field.name)
+    return keys
+
+
+def _build(cls: type[Any], tree: Mapping[str, Any], path: str) -> Any:
+    """An instance of dataclass `cls` from plain values: unknown and missing keys refused, types checked."""
+    hints = typing.get_type_hints(cls)
+    names = [f.name for f in dataclasses.fields(cls) if f.name != "image_size"]
+    for key in tree:
+        if key not in names:
+            raise UsageError("the recipe has no such key", saw=f"{path}{key}", fix=_nearest(key, names))
+    missing = [n for n in names if n not in tree]
+    if missing:
+        raise UsageError(
+            "the recipe is incomplete",
+            saw="no " + ", ".join(path + n for n in missing),
+            fix='add them, or start from a whole recipe with: base = "cifar10"',
+        )
+    values = {name: _convert(hints[name], tree[name], path + name) for name in names}
+    try:
+        return cls(**values)
+    except ValueError as error:  # AugmentSpec lives among the kernels and checks itself
+        raise UsageError("a recipe value is out of range", saw=error, fix=f"correct it under [{path.rstrip('.')}]") from error
+
+
+def _convert(hint: Any, value: Any, path: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, Mapping):
+            raise UsageError("a recipe table was expected", saw=f"{path} = {value!r}", fix=f"write it as [{path}]")
+        return _build(typing.cast("type[Any]", hint), value, f"{path}.")
+    origin = typing.get_origin(hint)
+    if origin is tuple and isinstance(value, list | tuple):
+        inner = typing.get_args(hint)
+        if len(inner) == 2 and inner[1] is Ellipsis:
+            return tuple(_convert(inner[0], v, path) for v in value)
+        if len(inner) == len(value):
+            return tuple(_convert(h, v, path) for h, v in zip(inner, value, strict=True))
+    elif origin is dict and isinstance(value, Mapping):
+        return dict(value)
+    elif hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    elif isinstance(hint, type) and not isinstance(hint, types.GenericAlias) and type(value) is hint:
+        return value
+    name = getattr(hint, "__name__", str(hint)) if origin is None else str(hint)
+    raise UsageError("a recipe value has the wrong type", saw=f"{path} = {value!r}", fix=f"{path} must be of type {name}")
+
+
+def _require(holds: bool, key: str, value: object, allowed: str) -> None:
+    if not holds:
+        raise UsageError("a recipe value is out of range", saw=f"{key} = {value}", fix=f"{key} must be {allowed}")
+
+
+def _finite(value: float, low: float = 0.0) -> bool:
+    return math.isfinite(value) and value >= low
+
+
+def _validate(r: Recipe) -> None:
+    """Every range in one place."""
+    d, m, h, o, s, t, w = r.data, r.model, r.head, r.optimizer, r.schedule, r.train, r.monitor
+    _require(d.size == 0 or 8 <= d.size <= 1024, "data.size", d.size, "0 (as it is) or 8 to 1024 pixels")
+    _require(m.arch in ARCHITECTURES, "model.arch", m.arch, "one of " + ", ".join(ARCHITECTURES))
+    _require(m.stem in ("small", "imagenet"), "model.stem", m.stem, "small or imagenet")
+    _require(1 <= len(h.hidden) <= 2, "head.hidden", list(h.hidden), "one or two widths (a head of 2 or 3 layers)")
+    _require(all(1 <= n <= 65536 for n in h.hidden), "head.hidden", list(h.hidden), "widths of 1 to 65,536")
+    _require(1 <= h.dimension <= 65536, "head.dimension", h.dimension, "1 to 65,536")
+    _require(h.batch_norm in ("none", "hidden", "all"), "head.batch_norm", h.batch_norm, "none, hidden or all")
+    _require(0 <= h.dropout < 1, "head.dropout", h.dropout, "at least 0 and below 1")
+    _require(0 < r.loss.temperature <= 100, "loss.temperature", r.loss.temperature, "above 0 and at most 100")
+    _require(o.name in ("lars", "sgd", "adam", "adamw"), "optimizer.name", o.name, "lars, sgd, adam or adamw")
+    _require(math.isfinite(o.lr) and o.lr > 0, "optimizer.lr", o.lr, "a positive number")
+    _require(_finite(o.short_run_lr), "optimizer.short_run_lr", o.short_run_lr, "0 (none) or a positive number")
+    _require(o.short_run_epochs >= 0, "optimizer.short_run_epochs", o.short_run_epochs, "0 or more")
+    _require(0 <= o.momentum < 1, "optimizer.momentum", o.momentum, "at least 0 and below 1")
+    _require(_finite(o.weight_decay), "optimizer.weight_decay", o.weight_decay, "0 or more")
+    _require(o.form in ("paper", "google"), "optimizer.form", o.form, "paper or google")
+    _require(_finite(o.trust_coefficient), "optimizer.trust_coefficient", o.trust_coefficient, "0 or more")
+    names = ("cosine", "step", "exponential", "constant")
+    _require(s.name in names, "schedule.name", s.name, ", ".join(names))
+    _require(_finite(s.warmup_epochs), "schedule.warmup_epochs", s.warmup_epochs, "0 or more epochs")
+    _require(0 <= s.lr_min <= 1, "schedule.lr_min", s.lr_min, "a fraction of the peak, 0 to 1")
+    _require(s.name != "step" or _finite(s.step_epochs, 1e-9), "schedule.step_epochs", s.step_epochs, "above 0")
+    for key in ("gamma", "gamma_late"):
+        _require(0 < getattr(s, key) <= 1, f"schedule.{key}", getattr(s, key), "above 0 and at most 1")
+    _require(_finite(s.phase_epochs), "schedule.phase_epochs", s.phase_epochs, "0 or more epochs")
+    _require(1 <= t.epochs <= 100_000, "train.epochs", t.epochs, "1 to 100,000")
+    _require(2 <= t.batch_size <= 1_000_000, "train.batch_size", t.batch_size, "at least 2 (contrast needs two images)")
+    _require(2 <= t.views <= 64, "train.views", t.views, "2 to 64")
+    _require(t.precision in ("auto", "bf16", "fp16", "fp32"), "train.precision", t.precision, "auto, bf16, fp16 or fp32")
+    _require(0 <= t.seed < 2**63, "train.seed", t.seed, "0 to 2^63 − 1")
+    _require(t.checkpoint_epochs >= 0, "train.checkpoint_epochs", t.checkpoint_epochs, "0 or more")
+    ends = [end for end, _ in t.resolution]
+    good = ends == sorted(set(ends)) and all(0 < e <= 1 for e in ends) and (not ends or ends[-1] == 1)
+    good = good and all(8 <= size <= 1024 for _, size in t.resolution)
+    _require(good, "train.resolution", [list(p) for p in t.resolution], "rising fractions ending at 1, sizes 8 to 1024")
+    _require(w.log_steps >= 1, "monitor.log_steps", w.log_steps, "1 or more")
+    _require(w.knn_epochs >= 0, "monitor.knn_epochs", w.knn_epochs, "0 (never) or more")
+    _require(w.knn_images >= 20, "monitor.knn_images", w.knn_images, "20 or more")
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, tuple | list):
+        return [_plain(v) for v in value]
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return value
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        escaped = "".join(
+            {"\\": "\\\\", '"': '\\"', "\n": "\\n", "\t": "\\t"}.get(c, c if c.isprintable() else f"\\U{ord(c):08X}")
+            for c in value
+        )
+        return f'"{escaped}"'
+    if isinstance(value, list):
+        return "[" + ", ".join(_toml_value(v) for v in value) + "]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{_toml_value(k)} = {_toml_value(v)}" for k, v in value.items()) + "}"
+    return repr(value)
+
+
+def _toml(tree: Mapping[str, Any]) -> str:
+    """A TOML file of one level of tables (the standard library reads TOML but does not write it)."""
+    lines = [f"{k} = {_toml_value(v)}" for k, v in tree.items() if not isinstance(v, dict)]
+    for name, table in tree.items():
+        if isinstance(table, dict):
+            lines += ["", f"[{name}]", *(f"{k} = {_toml_value(v)}" for k, v in table.items())]
+    return "\n".join(lines) + "\n"

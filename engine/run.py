@@ -1,0 +1,208 @@
+"""The run directory: what is in it, the event log, TensorBoard and progress. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import DataError, PlatformError, UsageError
+from .recipe import Recipe
+
+if TYPE_CHECKING:
+    from torch import nn
+
+RUNS = Path("runs")
+
+
+def write_text_atomic(path: Path, text: str) -> None:
+    """Writes a file whole or not at all: temporary file, fsync, rename."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise PlatformError("cannot write", saw=f"{path}: {error.strerror}", fix="free space or choose another --out") from error
+
+
+@dataclass(frozen=True)
+class Run:
+    """A pretraining run on disk.
+
+    Attributes:
+        directory: where it lives.
+        recipe: the resolved recipe it was trained with.
+        environment: device, versions, backends, data, command, `finished`: what environment.json holds.
+    """
+
+    directory: Path
+    recipe: Recipe
+    environment: dict[str, Any]
+
+    @classmethod
+    def open(cls, path: str | Path) -> Run:
+        """The run in directory `path`.
+
+        Raises:
+            DataError: there is no run, or its files cannot be read.
+        """
+        directory = Path(path)
+        try:
+            recipe = Recipe.from_toml((directory / "recipe.toml").read_text("utf-8"))
+            environment = json.loads((directory / "environment.json").read_text("utf-8"))
+        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise DataError("no readable run here", saw=f"{directory}: {error}", fix="name a directory that `pretrain` wrote") from error
+        return cls(directory, recipe, environment)
+
+    @classmethod
+    def newest(cls, root: str | Path = RUNS) -> Run:
+        """The finished run under `root` that ended last."""
+        found = []
+        for file in Path(root).glob("*/environment.json"):
+            try:
+                environment = json.loads(file.read_text("utf-8"))
+            except (OSError, json.JSONDecodeError):
+                continue
+            if environment.get("finished"):
+                found.append((float(environment.get("ended", 0)), file.parent))
+        if not found:
+            raise DataError("no finished run to take", saw=f"{Path(root)}/", fix="run `simclr-engine pretrain` first, or name one with --run")
+        return cls.open(max(found)[1])
+
+    @property
+    def image_size(self) -> int:
+        """Side of the images it was trained on, pixels."""
+        return int(self.environment["data"]["image_size"])
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """Rows of metrics.jsonl in order; a last line cut short by a crash is left out."""
+        return list(read_rows(self.directory / "metrics.jsonl"))
+
+    def encoder(self) -> nn.Module:
+        """The trained encoder in eval mode, normalised `[B, 3, S, S]` → `[B, feature_dim]`."""
+        from .checkpoint import load_encoder
+
+        return load_encoder(self.directory)
+
+
+def read_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The JSON rows of a log that may end in a torn line."""
+    if not path.is_file():
+        return
+    for line in path.read_text("utf-8", errors="replace").splitlines():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(row, dict):
+            yield row
+
+
+def prepare_directory(path: Path, *, resume: bool, overwrite: bool) -> None:
+    """Makes the run directory; refuses one that holds something unless told what to do with it."""
+    if path.exists() and not path.is_dir():
+        raise UsageError("the output is a file, not a directory", saw=path, fix="choose another --out")
+    if resume:
+        if not (path / "checkpoints").is_dir():
+            raise DataError("nothing to resume here", saw=path, fix="start it without --resume")
+        return
+    if path.is_dir() and any(path.iterdir()):
+        if not overwrite:
+            raise UsageError("the output directory exists and is not empty", saw=path, fix="--resume to go on, --overwrite to start anew, or another --out")
+        if not (path / "recipe.toml").is_file():
+            raise UsageError("--overwrite removes runs only, and this is none", saw=path, fix="choose another --out")
+        import shutil
+
+        shutil.rmtree(path)
+    try:
+        (path / "checkpoints").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PlatformError("cannot make the output directory", saw=f"{path}: {error.strerror}", fix="choose another --out") from error
+
+
+class RunLog:
+    """metrics.jsonl and TensorBoard, written together; a resumed run drops the rows after its checkpoint."""
+
+    def __init__(self, directory: Path, resume_step: int | None = None) -> None:
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+        self.path = directory / "metrics.jsonl"
+        if resume_step is not None:
+            kept = [r for r in read_rows(self.path) if r.get("step", 0) <= resume_step]
+            write_text_atomic(self.path, "".join(json.dumps(r) + "\n" for r in kept))
+        self._file = self.path.open("a", encoding="utf-8")
+        self._board = EventFileWriter(str(directory / "tensorboard"))
+
+    def write(self, event: str, step: int, values: Mapping[str, Any]) -> None:
+        """One row `{"event", "step", **values}`; numbers go to TensorBoard as `event/name`."""
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        row = {"event": event, "step": step, **values}
+        try:
+            self._file.write(json.dumps(row) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise PlatformError("cannot write the log", saw=f"{self.path}: {error.strerror}", fix="free space, then --resume") from error
+        scalars = [Summary.Value(tag=f"{event}/{k}", simple_value=v) for k, v in values.items() if isinstance(v, int | float)]
+        self._board.add_event(Event(wall_time=time.time(), step=step, summary=Summary(value=scalars)))
+
+    def close(self) -> None:
+        """Flushes both."""
+        self._file.close()
+        self._board.close()
+
+
+class Progress:
+    """A bar on a terminal; elsewhere one plain line at most every `interval` seconds. Always to stderr."""
+
+    def __init__(self, total: int, done: int = 0, *, quiet: bool = False, interval: float = 15.0) -> None:
+        self.total, self.done, self.quiet, self.interval = total, done, quiet, interval
+        self._bar: Any = None
+        self._start, self._first, self._last = time.monotonic(), done, 0.0
+        if not quiet and sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress as Bar, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+            columns = (BarColumn(bar_width=24), TextColumn("{task.percentage:>3.0f}%"), TextColumn("{task.description}"))
+            self._bar = Bar(*columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=Console(stderr=True))
+            self._bar.start()
+            self._task = self._bar.add_task("starting", total=total, completed=done)
+
+    def update(self, done: int, text: str) -> None:
+        """`done` of `total` steps are done; `text` is the state in a few words."""
+        self.done = done
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, description=text)
+        elif not self.quiet and (time.monotonic() - self._last >= self.interval or done >= self.total):
+            self._last = time.monotonic()
+            rate = (done - self._first) / max(1e-9, self._last - self._start)
+            left = f"{(self.total - done) / rate:.0f} s left" if rate > 0 else ""
+            print(f"[{100 * done // max(1, self.total):3d}%] {text}  {left}", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Leaves the terminal as it was."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+@contextmanager
+def progress(total: int, done: int = 0, *, quiet: bool = False) -> Iterator[Progress]:
+    """A `Progress` that is closed whatever happens."""
+    bar = Progress(total, done, quiet=quiet)
+    try:
+        yield bar
+    finally:
+        bar.close()

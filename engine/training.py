@@ -1,0 +1,269 @@
+"""The loop, and nothing but the loop: images → parameters → views → projections → loss → update.
+
+Nothing in an epoch waits for the device: sums stay there and are read every `log_steps` steps. Every random choice is a
+pure function of (seed, epoch, sample id, view), so a run can stop and go on anywhere.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from simclr_engine.kernels import AugmentSpec, augment, contrastive_metrics, draw_params, nt_xent
+
+from .data.store import ImageStore
+from .device import Platform
+from .errors import CheckFailed, DataError
+from .model import SimCLR
+from .optim import build_optimizer, lr_factor
+from .recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long a run is and where it stands at each step.
+
+    Attributes:
+        samples: images N in the data.
+        steps_per_epoch: ⌊N / batch⌋; what remains of an epoch is left out.
+        total_steps: length of the run.
+        peak_lr: learning rate after the warm-up, batch scaling applied.
+        image_size: side of the stored images, pixels.
+    """
+
+    recipe: Recipe
+    samples: int
+    steps_per_epoch: int
+    total_steps: int
+    peak_lr: float
+    image_size: int
+
+    @classmethod
+    def of(cls, recipe: Recipe, store: ImageStore, total_steps: int | None = None) -> Plan:
+        """The plan of `recipe` over `store`, for its epochs or for `total_steps`.
+
+        Raises:
+            DataError: fewer images than a batch.
+        """
+        batch = recipe.train.batch_size
+        if len(store) < batch:
+            fix = f"--batch-size {len(store)} or less" if len(store) >= 2 else "contrast needs at least two images"
+            raise DataError("the batch is larger than the data", saw=f"batch {batch}, {len(store)} images", fix=fix)
+        per_epoch = len(store) // batch
+        total = total_steps or recipe.train.epochs * per_epoch
+        lr = recipe.learning_rate(total / per_epoch)
+        return cls(recipe, len(store), per_epoch, total, lr, store.image_size)
+
+    def lr(self, step: int) -> float:
+        """Learning rate of `step` (0-based)."""
+        return self.peak_lr * lr_factor(self.recipe.schedule, step, self.total_steps, self.steps_per_epoch)
+
+    def view_size(self, step: int) -> int:
+        """Side of the views at `step`, pixels: the recipe's progressive resolution, or the images' own size."""
+        for end, size in self.recipe.train.resolution:
+            if step < round(end * self.total_steps):
+                return size
+        return self.recipe.train.resolution[-1][1] if self.recipe.train.resolution else self.image_size
+
+    def sizes(self) -> dict[int, int]:
+        """View size → number of steps at it."""
+        counts: dict[int, int] = {}
+        for step in range(self.total_steps):
+            counts[self.view_size(step)] = counts.get(self.view_size(step), 0) + 1
+        return counts
+
+    def chance_loss(self) -> float:
+        """Loss of projections that know nothing: ln(V·B − 1)."""
+        return math.log(self.recipe.train.views * self.recipe.train.batch_size - 1)
+
+
+@dataclass(frozen=True)
+class Backends:
+    """Which implementation serves each kernel, by the names of their dispatch tables."""
+
+    augment: str
+    nt_xent: str
+
+
+class Trainer:
+    """Model, optimizer and the step; what a checkpoint holds is exactly its `state_dict`."""
+
+    def __init__(self, recipe: Recipe, plan: Plan, platform: Platform, store: ImageStore, backends: Backends) -> None:
+        torch.manual_seed(recipe.train.seed)
+        self.recipe, self.platform, self.store, self.backends = recipe, platform, store, backends
+        self.plan = plan
+        model = SimCLR(recipe.model, recipe.head).to(platform.device)
+        # torch's annotations miss that Module.to takes memory_format alone.
+        self.model: SimCLR = model.to(memory_format=platform.memory_format)  # type: ignore[call-overload]
+        self.forward: Callable[[Tensor], Tensor] = torch.compile(self.model) if platform.compile else self.model
+        self.optimizer = build_optimizer(self.model, recipe.optimizer, plan.peak_lr)
+        self.scaler = torch.amp.GradScaler(platform.device.type, enabled=platform.precision == "fp16")
+        self.step = 0
+        self.spec: AugmentSpec = _with_image_size(recipe.augment, store.image_size)
+        self._resident = _resident_images(store, platform.device)
+        self._order: tuple[int, Tensor] | None = None
+
+    def sample_ids(self, step: int) -> Tensor:
+        """int64 `[B]` on the device: which images `step` trains on; a fresh permutation each epoch."""
+        epoch, offset = divmod(step, self.plan.steps_per_epoch)
+        if self._order is None or self._order[0] != epoch:
+            self._order = (epoch, epoch_order(self.plan.samples, self.recipe.train.seed, epoch).to(self.platform.device))
+        batch = self.recipe.train.batch_size
+        return self._order[1][offset * batch : (offset + 1) * batch]
+
+    def views(self, ids: Tensor, epoch: int, size: int) -> Tensor:
+        """Views `[V·B, 3, size, size]` of the images `ids`; row v·B + i is view v of sample i."""
+        train = self.recipe.train
+        params = draw_params(self.spec, seed=train.seed, epoch=epoch, sample_ids=ids, views=train.views)
+        dtype = torch.float32
+        if self.platform.device.type == "cuda" and self.platform.precision != "fp32":
+            dtype = torch.bfloat16 if self.platform.precision == "bf16" else torch.float16
+        views = augment(self._images(ids), params, self.spec, size=size, dtype=dtype, backend=self.backends.augment)
+        return views.contiguous(memory_format=self.platform.memory_format)
+
+    def train_step(self, step: int, size: int | None = None) -> tuple[Tensor, Tensor]:
+        """One update; returns the loss (fp32 scalar) and the projections `[V·B, D]`, both on the device."""
+        train, tau = self.recipe.train, self.recipe.loss.temperature
+        views = self.views(self.sample_ids(step), step // self.plan.steps_per_epoch, size or self.plan.view_size(step))
+        lr = self.plan.lr(step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        with self.platform.autocast():
+            z = self.forward(views)
+        loss = nt_xent(z.float(), views=train.views, temperature=tau, backend=self.backends.nt_xent)
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        return loss.detach(), z.detach()
+
+    def steps(self, log: Callable[[int, dict[str, float]], None]) -> Iterator[int]:
+        """Trains from where it stands to the end of the plan, yielding the number of steps done after each.
+
+        `log(step, row)` receives the means since the last row, read from the device once in `log_steps` steps. The caller may
+        do anything between two steps (save, evaluate, stop); the time it takes is not counted into images per second.
+
+        Raises:
+            CheckFailed: the loss is no longer finite.
+        """
+        train, every = self.recipe.train, self.recipe.monitor.log_steps
+        self.model.train()
+        loss_sum = torch.zeros((), device=self.platform.device)
+        count, busy = 0, 0.0
+        while self.step < self.plan.total_steps:
+            start = time.perf_counter()
+            step = self.step
+            loss, z = self.train_step(step)
+            loss_sum, count = loss_sum + loss, count + 1
+            self.step += 1
+            last_of_epoch = self.step % self.plan.steps_per_epoch == 0
+            if self.step % every == 0 or last_of_epoch or self.step == self.plan.total_steps:
+                p_pos, top1 = contrastive_metrics(z, views=train.views, temperature=self.recipe.loss.temperature)
+                mean, p, t = torch.stack([loss_sum / count, p_pos.float(), top1.float()]).tolist()
+                busy += time.perf_counter() - start
+                if not math.isfinite(mean):
+                    raise loss_not_finite(self.step, mean)
+                row = {
+                    "epoch": self.step / self.plan.steps_per_epoch,
+                    "loss": mean,
+                    "chance": self.plan.chance_loss(),
+                    "p_pos": p,
+                    "top1": t,
+                    "lr": self.plan.lr(step),
+                    "view_size": self.plan.view_size(step),
+                    "images_per_second": count * train.batch_size / busy,
+                    "views_per_second": count * train.batch_size * train.views / busy,
+                }
+                log(self.step, row)
+                loss_sum, count, busy = torch.zeros_like(loss_sum), 0, 0.0
+            else:
+                busy += time.perf_counter() - start
+            yield self.step
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything a run needs to go on as if it had never stopped.
+
+        Raises:
+            CheckFailed: a weight is not finite: such a state is never saved over a good one.
+        """
+        flags = [torch.isfinite(t).all() for t in self.model.state_dict().values() if t.is_floating_point()]
+        if not bool(torch.stack(flags).all()):
+            raise loss_not_finite(self.step, math.nan)
+        state: dict[str, Any] = {
+            "step": self.step,
+            "total_steps": self.plan.total_steps,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "rng": torch.get_rng_state(),
+            "recipe": self.recipe.to_toml(),
+            "data": self.store.fingerprint,
+        }
+        if self.platform.device.type == "cuda":
+            state["cuda_rng"] = torch.cuda.get_rng_state(self.platform.device)
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes back to a saved state.
+
+        Raises:
+            DataError: the checkpoint belongs to other data.
+        """
+        if state["data"] != self.store.fingerprint:
+            raise DataError(
+                "the data is not what the run was started on",
+                saw=f"fingerprint {self.store.fingerprint[:12]}, checkpoint {state['data'][:12]}",
+                fix="resume with the same --data and --limit",
+            )
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        torch.set_rng_state(state["rng"])
+        if "cuda_rng" in state and self.platform.device.type == "cuda":
+            torch.cuda.set_rng_state(state["cuda_rng"], self.platform.device)
+        self.step = int(state["step"])
+
+    def _images(self, ids: Tensor) -> Tensor:
+        if self._resident is not None:
+            return self._resident[ids]
+        return torch.from_numpy(np.ascontiguousarray(self.store.images[ids.numpy()]))
+
+
+def epoch_order(samples: int, seed: int, epoch: int) -> Tensor:
+    """int64 `[samples]`: the order of an epoch, a function of (seed, epoch) alone."""
+    generator = torch.Generator().manual_seed((seed * 0x9E3779B97F4A7C15 + epoch) % 2**63)
+    return torch.randperm(samples, generator=generator)
+
+
+def loss_not_finite(step: int, value: float) -> CheckFailed:
+    """The error of a diverged run."""
+    return CheckFailed(
+        "training diverged: loss or weights are no longer finite",
+        saw=f"loss {value} at step {step}",
+        fix="the last good checkpoint is kept; look at lr and loss in metrics.jsonl, lower optimizer.lr or use --precision fp32",
+    )
+
+
+def _resident_images(store: ImageStore, device: torch.device) -> Tensor | None:
+    """uint8 images on the accelerator; on the CPU they stay in the store (memory-mapped or not)."""
+    if device.type == "cpu":
+        return None
+    return torch.from_numpy(np.array(store.images)).to(device)
+
+
+def _with_image_size(spec: AugmentSpec, size: int) -> AugmentSpec:
+    from dataclasses import replace
+
+    return replace(spec, image_size=size)
+
+
+def module_on_cpu(module: nn.Module) -> nn.Module:
+    """The module moved to the CPU, contiguous: what is saved does not depend on where it was trained."""
+    return module.to("cpu").to(memory_format=torch.contiguous_format)  # type: ignore[call-overload,no-any-return]

@@ -1,0 +1,243 @@
+"""The metadata in `encoder.onnx`: what is written into the file, and how a file is judged before it is used.
+
+ONNX keeps metadata as text by key. Each of ours is a JSON value under `simclr_engine.FIELD`; beside them stand the
+`Image.*` keys that the ONNX specification defines for image inputs. Imports neither torch nor onnx.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from simclr_engine.errors import DataError, PlatformError
+
+from .wire import MalformedFile, scan
+
+SCHEMA = 1
+PREFIX = "simclr_engine."
+DIGEST = PREFIX + "content_sha256"
+# https://github.com/onnx/onnx/blob/main/docs/MetadataProps.md
+IMAGE_PROPERTIES = {
+    "Image.BitmapPixelFormat": "Rgb8",
+    "Image.ColorSpaceGamma": "SRGB",
+    "Image.NominalPixelRange": "NominalRange_0_255",
+}
+INTERPOLATION = "bilinear, antialiased, centre crop"  # what `data.decode.decode_image` does to images of another size
+LARGEST = 2**31 - 1  # a protobuf message cannot be larger
+EXPORT_AGAIN = "export it again: simclr-engine export FILE.onnx --run RUN"
+FETCH_AGAIN = "copy or download it again, or export it again from its run"
+
+
+@dataclass(frozen=True)
+class ModelMetadata:
+    """What the file says of itself.
+
+    Attributes:
+        schema: version of this list; a reader refuses a newer one.
+        project_version: version of simclr-engine that wrote the file.
+        architecture: `resnet18`, `resnet34` or `resnet50`.
+        stem: `small` or `imagenet`.
+        feature_dim: D, width of the output `features` float32 `[batch, D]`.
+        image_size: S in pixels; the input `images` is uint8 `[batch, S, S, 3]`.
+        mean, std: per RGB channel, in units of pixel / 255; applied inside the graph.
+        interpolation: how images of another size were brought to S.
+        class_names: of the data it was trained on, in label order; empty where that had no labels.
+        data_fingerprint: sha256 of the training images (`ImageStore.fingerprint`).
+        recipe: name of the training recipe.
+        recipe_hash: sha256 of the resolved recipe.
+        parity: difference to PyTorch as bounds, each rounded up to a power of ten, so that a second export gives the
+            same bytes: `max_abs`, `max_relative`, `min_cosine`; then `label_agreement`, `label_source`, `images`,
+            `image_source`, `batches`.
+    """
+
+    schema: int
+    project_version: str
+    architecture: str
+    stem: str
+    feature_dim: int
+    image_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str
+    class_names: tuple[str, ...]
+    data_fingerprint: str
+    recipe: str
+    recipe_hash: str
+    parity: Mapping[str, Any]
+
+    def to_properties(self) -> dict[str, str]:
+        """Key and text of every property but the digest, in a fixed order."""
+        ours = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {PREFIX + k: json.dumps(v, ensure_ascii=False, sort_keys=True) for k, v in ours.items()} | IMAGE_PROPERTIES
+
+    @classmethod
+    def from_properties(cls, properties: Mapping[str, str], where: str) -> ModelMetadata:
+        """The metadata of a file; `where` names it in errors.
+
+        Raises:
+            DataError: not ours, of a newer schema, or a field that is missing or cannot be.
+        """
+        if PREFIX + "schema" not in properties:
+            raise DataError("the ONNX file was not written by simclr-engine", saw=where, fix=EXPORT_AGAIN)
+        values: dict[str, Any] = {}
+        hints = typing.get_type_hints(cls)
+        for field in fields(cls):
+            values[field.name] = _read_field(field.name, hints[field.name], properties, where)
+            if field.name == "schema" and values["schema"] > SCHEMA:
+                raise DataError(
+                    "the ONNX file was written by a newer simclr-engine",
+                    saw=f"{where}: metadata schema {values['schema']}; this version reads up to {SCHEMA}",
+                    fix="update simclr-engine",
+                )
+        for key, expected in IMAGE_PROPERTIES.items():
+            if properties.get(key) != expected:
+                raise _field_error(where, key, properties.get(key), expected)
+        return cls(**values)
+
+    def difference(self) -> str:
+        """How far the features may lie from PyTorch's, in one sentence."""
+        p = self.parity
+        return (
+            f"features differ from PyTorch's by at most {p['max_abs']:.0e} (cosine ≥ {p['min_cosine']:.9g}, "
+            f"{p['label_agreement']:.2%} of labels equal by {p['label_source']}), measured at export on "
+            f"{p['images']} images: {p['image_source']}"
+        )
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """A file that was read and judged: `data` are the very bytes that the digest was computed over."""
+
+    path: Path
+    data: bytes
+    sha256: str
+    metadata: ModelMetadata
+
+
+def read_model(path: str | Path) -> ModelFile:
+    """Reads `path` and refuses what is not a whole, unaltered, self-contained file of ours.
+
+    The digest in the metadata covers everything else in the file, weights, graph and metadata; the sidecar
+    `FILE.sha256`, where there is one, covers all of it.
+
+    Raises:
+        DataError: absent, no ONNX, cut short, not ours, newer, altered, or with weights outside the file.
+        PlatformError: no permission to read it.
+    """
+    path = Path(path)
+    data = _read_bytes(path)
+    try:
+        content = scan(data, without=DIGEST)
+    except MalformedFile as error:
+        whole = data[:1] == b"\x08"  # every ONNX writer begins with ir_version
+        cause = "the ONNX file is truncated or damaged" if whole else "this is not an ONNX file"
+        raise DataError(cause, saw=f"{path}, {len(data):,} bytes: {error}", fix=FETCH_AGAIN if whole else EXPORT_AGAIN) from error
+    if content.external:
+        raise DataError(
+            "the ONNX file keeps weights in other files, which is refused",
+            saw=f"{path}: {', '.join(content.external[:3])}",
+            fix="use a file that simclr-engine exported: it holds all of its weights",
+        )
+    metadata = ModelMetadata.from_properties(content.properties, str(path))
+    if content.properties.get(DIGEST) != json.dumps(content.digest):
+        raise DataError(
+            "the ONNX file was altered after its export",
+            saw=f"{path}: content sha256 {content.digest[:16]}…, metadata says {content.properties.get(DIGEST, 'nothing')[1:17]}…",
+            fix=FETCH_AGAIN,
+        )
+    sha256 = hashlib.sha256(data).hexdigest()
+    _check_sidecar(path, sha256)
+    return ModelFile(path, data, sha256, metadata)
+
+
+def read_metadata(path: str | Path) -> ModelMetadata:
+    """The metadata of a file that passes every check of `read_model`."""
+    return read_model(path).metadata
+
+
+def sidecar_path(path: Path) -> Path:
+    """Where the checksum of `path` lies: `encoder.onnx.sha256`, in the format of `sha256sum`."""
+    return path.with_name(path.name + ".sha256")
+
+
+def require(path: Path, metadata: ModelMetadata, facts: Mapping[str, object]) -> None:
+    """Compares fields of the metadata with what the graph or the data says.
+
+    Raises:
+        DataError: names the first field that differs, its value and the other one.
+    """
+    for name, actual in facts.items():
+        stated = getattr(metadata, name)
+        if stated != actual:
+            raise _field_error(str(path), PREFIX + name, stated, actual)
+
+
+def _field_error(where: str, key: str, stated: object, expected: object) -> DataError:
+    return DataError(
+        f"the ONNX file's metadata does not fit: {key}",
+        saw=f"{where}: {key} = {stated}, expected {expected}",
+        fix=EXPORT_AGAIN,
+    )
+
+
+def _read_field(name: str, hint: Any, properties: Mapping[str, str], where: str) -> Any:
+    """One field from its JSON text, its type checked."""
+    text = properties.get(PREFIX + name)
+    try:
+        value = json.loads(text) if text is not None else None
+    except json.JSONDecodeError:
+        value = None
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin is tuple:
+        kinds = (int, float) if inner[0] is float else inner[0]
+        if isinstance(value, list) and all(isinstance(v, kinds) and not isinstance(v, bool) for v in value):
+            return tuple(inner[0](v) for v in value)
+    elif origin is not None:
+        if isinstance(value, dict):
+            return value
+    elif type(value) is hint:
+        return value
+    raise _field_error(where, PREFIX + name, "absent" if text is None else text[:80], _type_name(hint))
+
+
+def _type_name(hint: Any) -> str:
+    origin = typing.get_origin(hint)
+    if origin is tuple:
+        return f"a list of {typing.get_args(hint)[0].__name__}"
+    return "an object" if origin is not None else f"a JSON {hint.__name__}"
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        size = path.stat().st_size
+        if path.is_dir():
+            raise DataError("an ONNX file was expected, this is a directory", saw=path, fix="name the file itself")
+        if size > LARGEST:
+            raise DataError("too large for an ONNX file", saw=f"{path}: {size:,} bytes", fix="name the exported file")
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise DataError("no such file", saw=path, fix="check the path, or export one: simclr-engine export") from error
+    except OSError as error:
+        raise PlatformError("the ONNX file cannot be read", saw=f"{path}: {error.strerror}", fix="check its permissions") from error
+
+
+def _check_sidecar(path: Path, sha256: str) -> None:
+    """Compares the file's sha256 with the sidecar's; a file without one rests on its own digest."""
+    sidecar = sidecar_path(path)
+    try:
+        stated = sidecar.read_text("utf-8", errors="replace").split()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise PlatformError("the checksum cannot be read", saw=f"{sidecar}: {error.strerror}", fix="check its permissions") from error
+    if stated[:1] != [sha256]:
+        raise DataError(
+            "the ONNX file and its checksum disagree",
+            saw=f"{path}: sha256 {sha256[:16]}…, {sidecar.name} says {(stated or ['nothing'])[0][:16]}…",
+            fix=FETCH_AGAIN,
+        )

@@ -1,0 +1,44 @@
+"""Tensor kernels: view parameters and augmentation, and the NT-Xent loss. Nothing here knows of recipes or models."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from .augmentation.spec import AugmentSpec
+
+if TYPE_CHECKING:
+    from .augmentation.dispatch import augment, pick_augment
+    from .augmentation.params import draw_params
+    from .ntxent.dispatch import nt_xent, pick_nt_xent
+    from .ntxent.metrics import contrastive_metrics
+
+# Loaded when first asked for, so that a recipe, which needs only AugmentSpec, is read without torch.
+_HOMES = {
+    "augment": "augmentation.dispatch",
+    "pick_augment": "augmentation.dispatch",
+    "draw_params": "augmentation.params",
+    "nt_xent": "ntxent.dispatch",
+    "pick_nt_xent": "ntxent.dispatch",
+    "contrastive_metrics": "ntxent.metrics",
+}
+
+__all__ = [
+    "AugmentSpec",
+    "augment",
+    "contrastive_metrics",
+    "draw_params",
+    "nt_xent",
+    "pick_augment",
+    "pick_nt_xent",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,119 @@
+"""The PyTorch backend: batched augmentation with every view's own parameters, on any device.
+
+It is what the other backends are compared with. Order of operations: crop and resize, flip, jitter, gray, blur,
+normalise. Values stay floats in [0, 1] throughout; torchvision on PIL images rounds to 8 bits after each operation.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .colour import grayscale, jitter_grouped_, jitter_masked_
+from .params import BRIGHTNESS, FLIP, GRAY, HUE, JITTER_ON, ORDER, SIGMA, H, W, X, Y
+from .spec import AugmentSpec
+
+
+@torch.no_grad()
+def augment(images: Tensor, params: Tensor, spec: AugmentSpec, size: int, dtype: torch.dtype) -> Tensor:
+    """Apply drawn parameters. Arguments as `dispatch.augment`, which checks them.
+
+    Computes in float32 (float64 when that is asked for). Colour jitter, gray and blur touch only the views that have
+    them where rows can be picked without waiting for a device (CPU); elsewhere all are computed and selected.
+    """
+    compute = torch.float64 if dtype == torch.float64 else torch.float32
+    on_host = images.device.type == "cpu"
+    table = params.to(compute)
+    # Under autocast the products below would silently drop to 16 bits.
+    with torch.autocast(images.device.type, enabled=False):
+        planes = resized_crops(images, table, size)
+        jitter = jitter_grouped_ if on_host else jitter_masked_
+        if spec.jitter > 0:
+            order = torch.where(table[:, JITTER_ON] > 0, table[:, ORDER], -1).to(torch.int64)
+            jitter(planes, table[:, BRIGHTNESS : HUE + 1], order)
+        if spec.gray > 0:
+            drop_colour_(planes, table[:, GRAY] > 0, on_host)
+        if spec.blur > 0:
+            blur_(planes, table[:, SIGMA], spec.blur_kernel, on_host)
+    views = torch.empty((len(params), 3, size, size), dtype=dtype, device=images.device,
+                        memory_format=torch.channels_last)  # fmt: skip
+    for channel in range(3):
+        planes[channel].sub_(spec.mean[channel]).mul_(1 / spec.std[channel])
+    views.copy_(planes.transpose(0, 1))
+    return views
+
+
+def resized_crops(images: Tensor, table: Tensor, size: int) -> Tensor:
+    """Every view's crop, resized and possibly mirrored: planes `[3, V·B, size, size]` in [0, 1].
+
+    Resizing is separable, so a crop, its resize and its flip are two products: W_y · image · W_xᵀ.
+    """
+    batch, height, width, _ = images.shape
+    rows = resize_matrix(table[:, Y], table[:, H], height, size).mul_(1 / 255)
+    columns = resize_matrix(table[:, X], table[:, W], width, size, mirrored=table[:, FLIP] > 0)
+    stored = images.permute(0, 3, 1, 2).to(table.dtype, memory_format=torch.contiguous_format)
+    planes = table.new_empty((3, len(table), size, size))
+    for first in range(0, len(table), batch):
+        view = slice(first, first + batch)
+        # One product narrows all channels; neither it nor the next three copy their operands.
+        narrowed = torch.bmm(stored.view(batch, 3 * height, width), columns[view].mT).view(batch, 3, height, size)
+        for channel in range(3):
+            torch.bmm(rows[view], narrowed[:, channel], out=planes[channel, view])
+    return planes
+
+
+def resize_matrix(start: Tensor, length: Tensor, total: int, size: int, mirrored: Tensor | None = None) -> Tensor:
+    """Bilinear, antialiased resampling of [start, start + length) out of `total` pixels to `size`: `[n, size, total]`.
+
+    Weights as `torch.nn.functional.interpolate(..., antialias=True)`: a triangle of half-width max(1, scale) around
+    each output pixel's centre, cut at the crop's edges and normalised. Mirroring reverses the output pixels.
+    """
+    pixel = torch.arange(size, dtype=start.dtype, device=start.device).expand(len(start), size)
+    if mirrored is not None:
+        pixel = torch.where(mirrored[:, None], size - 1 - pixel, pixel)
+    scale = (length / size)[:, None]
+    inside = torch.arange(total, dtype=start.dtype, device=start.device) + 0.5 - start[:, None]
+    weight = inside[:, None, :] - ((pixel + 0.5) * scale)[:, :, None]
+    weight.abs_().div_(scale.clamp_min(1)[:, :, None]).neg_().add_(1).clamp_min_(0)
+    weight.mul_(((inside > 0) & (inside < length[:, None]))[:, None, :])
+    return weight.div_(weight.sum(2, keepdim=True))
+
+
+def drop_colour_(planes: Tensor, chosen: Tensor, on_host: bool) -> Tensor:
+    """Gray in place of colour for the chosen views, bool `[n]`."""
+    if on_host:
+        rows = torch.nonzero(chosen).flatten()
+        planes[:, rows] = grayscale(planes[:, rows])
+        return planes
+    return planes.copy_(torch.where(chosen[:, None, None], grayscale(planes), planes))
+
+
+def blur_(planes: Tensor, sigma: Tensor, kernel: int, on_host: bool) -> Tensor:
+    """Gaussian blur with each view's own sigma `[n]` in pixels (0: left alone), a `kernel`-wide window, reflected edges.
+
+    Two products with a banded matrix per view: torchvision's `gaussian_blur`, whose 2-D kernel is an outer product.
+    """
+    if on_host:
+        rows = torch.nonzero(sigma > 0).flatten()
+        some = planes[:, rows]
+        band = blur_matrix(sigma[rows], kernel, planes.shape[-1])
+        planes[:, rows] = torch.stack([band @ plane @ band.mT for plane in some])
+        return planes
+    band = blur_matrix(sigma, kernel, planes.shape[-1])
+    for plane in planes:
+        plane.copy_(band @ plane @ band.mT)
+    return planes
+
+
+def blur_matrix(sigma: Tensor, kernel: int, size: int) -> Tensor:
+    """`[n, size, size]`: row i holds the weights that output pixel i gives to the input; sigma 0 gives the identity."""
+    reach = kernel // 2
+    offset = torch.arange(-reach, reach + 1, dtype=sigma.dtype, device=sigma.device)
+    # A sigma this small leaves weight on the centre alone, without dividing zero by zero.
+    weight = torch.exp(-0.5 * (offset / sigma[:, None].clamp_min(1e-3)) ** 2)
+    weight = weight / weight.sum(1, keepdim=True)
+    source = (torch.arange(size, device=sigma.device)[:, None] + offset.to(torch.int64)).abs()
+    source = (size - 1) - ((size - 1) - source).abs()  # reflected: −1 is 1, size is size − 2
+    band = sigma.new_zeros((len(sigma), size, size))
+    index = source.expand(len(sigma), size, kernel)
+    return band.scatter_add_(2, index, weight[:, None, :].expand(index.shape).contiguous())
