@@ -47,6 +47,16 @@ def save_last(folder: Path, state: dict[str, Any]) -> None:
     fresh.replace(folder / LAST)
 
 
+def keep_last_as(folder: Path, name: str) -> None:
+    """`last.pt` under a second, lasting name; a link where the file system has them, else a copy."""
+    target = folder / name
+    target.unlink(missing_ok=True)
+    try:
+        os.link(folder / LAST, target)
+    except OSError:
+        _write_atomic(target, [(folder / LAST).read_bytes()])
+
+
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """The state in `path`, its sha256 verified, no code executed.
 

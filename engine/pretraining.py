@@ -23,7 +23,7 @@ import torch
 from simclr_engine.kernels import pick_augment, pick_nt_xent
 
 from . import __version__
-from .checkpoint import encoder_metadata, newest_checkpoint, save_checkpoint, save_last, save_weights
+from .checkpoint import encoder_metadata, keep_last_as, newest_checkpoint, save_last, save_weights
 from .data import load_data
 from .data.store import ImageStore
 from .device import Platform, choose_platform, keep_freed_memory
@@ -121,6 +121,7 @@ def pretrain(
         environment["seconds"] = earlier.get("seconds", 0.0)
     write_text_atomic(directory / "recipe.toml", recipe.to_toml())
     _write_environment(directory, environment)
+    _save_view_samples(directory, trainer)
     _say(quiet, *describe(trainer, estimate))
     before = environment["seconds"]
     try:
@@ -281,11 +282,12 @@ def _fit(trainer: Trainer, directory: Path, log: RunLog, bar: Progress, stop: th
             log.write("knn", step, {"epoch": step / plan.steps_per_epoch, **row})
             knn = f"  kNN {100 * row['accuracy']:.1f}%" if "accuracy" in row else ""
         keep = recipe.train.checkpoint_epochs
-        if keep and into == 0 and epoch % keep == 0:
-            save_checkpoint(folder / f"epoch_{epoch:04d}.pt", trainer.state_dict())
-        if stop.is_set() or step == plan.total_steps or time.monotonic() - saved_at > SAVE_SECONDS:
+        numbered = bool(keep) and into == 0 and epoch % keep == 0
+        if numbered or stop.is_set() or step == plan.total_steps or time.monotonic() - saved_at > SAVE_SECONDS:
             save_last(folder, trainer.state_dict())
             saved_at = time.monotonic()
+        if numbered:
+            keep_last_as(folder, f"epoch_{epoch:04d}.pt")
         if stop.is_set() and step < plan.total_steps:
             raise Interrupted("stopped; the run is saved", saw=f"step {step} of {plan.total_steps}", fix=f"go on with: --out {directory} --resume")
 
@@ -353,6 +355,21 @@ def _environment(trainer: Trainer, store: ImageStore, limit: int | None, estimat
         },
         "seconds": 0.0,
     }
+
+
+def _save_view_samples(directory: Path, trainer: Trainer, images: int = 4) -> None:
+    """`views.npz`: some images and their views of the first epochs, for the report's augmentation sheet.
+
+    Arrays `originals` uint8 `[n, S, S, 3]` and `views` uint8 `[n, 8, S', S', 3]`, the normalisation undone.
+    """
+    ids = torch.arange(min(images, len(trainer.store)), device=trainer.platform.device)
+    views, size = trainer.recipe.train.views, trainer.plan.view_size(trainer.plan.total_steps - 1)
+    epochs = range(-(-8 // views))
+    batch = torch.cat([trainer.views(ids, epoch, size).float().cpu().reshape(views, len(ids), 3, size, size) for epoch in epochs])[:8]
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (trainer.spec.mean, trainer.spec.std))
+    pixels = ((batch * std + mean).clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 0, 3, 4, 2)
+    originals = np.ascontiguousarray(trainer.store.images[: len(ids)])
+    np.savez_compressed(directory / "views.npz", originals=originals, views=pixels.numpy())
 
 
 def _write_environment(directory: Path, environment: dict[str, Any]) -> None:

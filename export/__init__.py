@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .evaluator import onnx_features as onnx_features
     from .runtime import OnnxEncoder as OnnxEncoder
-    from .writer import ExportResult as ExportResult, export_onnx as export_onnx
+    from .writer import ExportResult as ExportResult
+    from .writer import export_onnx as export_onnx
 
 _HOMES = {"ExportResult": "writer", "OnnxEncoder": "runtime", "export_onnx": "writer", "onnx_features": "evaluator"}
 

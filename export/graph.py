@@ -1,4 +1,4 @@
-"""From the encoder to an ONNX graph: preprocessing inside, dynamic batch, nothing in it that tells where it was made."""
+"""From the encoder to an ONNX graph: preprocessing inside, dynamic batch, no trace of where it was made."""
 
 from __future__ import annotations
 
@@ -10,10 +10,8 @@ from typing import Any
 
 import onnx
 import torch
-from google.protobuf.message import Message
-from torch import Tensor, nn
-
 from simclr_engine.errors import CheckFailed, UsageError
+from torch import Tensor, nn
 
 from .runtime import INPUT, OUTPUT
 
@@ -28,6 +26,9 @@ class UInt8Encoder(nn.Module):
     into the first convolution: that one pads with zeros, which mean the normalised zero.
     """
 
+    scale: Tensor
+    offset: Tensor
+
     def __init__(self, encoder: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         # In channels_last the average pool would be traced as a strided view, eight nodes in ONNX for one reshape.
@@ -40,7 +41,8 @@ class UInt8Encoder(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Features of uint8 images."""
         x = images.permute(0, 3, 1, 2).contiguous().to(torch.float32)
-        return self.encoder(x * self.scale - self.offset)  # type: ignore[no-any-return]
+        features: Tensor = self.encoder(x * self.scale - self.offset)
+        return features
 
 
 @dataclass(frozen=True)
@@ -59,10 +61,16 @@ def check_opset(opset: int) -> None:
     """
     highest = onnx.defs.onnx_opset_version()
     if not LOWEST_OPSET <= opset <= highest:
-        raise UsageError("this opset cannot be written", saw=opset, fix=f"--opset {LOWEST_OPSET} to {highest}; {OPSET} is tested most")
+        raise UsageError(
+            "this opset cannot be written",
+            saw=opset,
+            fix=f"--opset {LOWEST_OPSET} to {highest}; {OPSET} is tested most",
+        )
 
 
-def trace_encoder(encoder: nn.Module, mean: Sequence[float], std: Sequence[float], image_size: int, opset: int) -> Traced:
+def trace_encoder(
+    encoder: nn.Module, mean: Sequence[float], std: Sequence[float], image_size: int, opset: int
+) -> Traced:
     """Translates the encoder to ONNX.
 
     Args:
@@ -100,23 +108,27 @@ def trace_encoder(encoder: nn.Module, mean: Sequence[float], std: Sequence[float
     model = exported.model_proto
     written = {o.domain: o.version for o in model.opset_import}
     if written != {"": opset}:
-        raise UsageError("the exporter could not write this opset", saw=f"asked {opset}, written {written}", fix=f"--opset {OPSET}")
+        raise UsageError(
+            "the exporter could not write this opset", saw=f"asked {opset}, written {written}", fix=f"--opset {OPSET}"
+        )
     strip_origin(model)
     try:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise CheckFailed("the exported graph is not valid ONNX", saw=str(error)[:300], fix="update torch and onnxscript") from error
+        raise CheckFailed(
+            "the exported graph is not valid ONNX", saw=str(error)[:300], fix="update torch and onnxscript"
+        ) from error
     return Traced(model, exported.exported_program)
 
 
-def strip_origin(message: Message) -> None:
-    """Removes every doc string and metadata entry, at any depth: torch writes the stack trace of each node, with the
-    paths of the machine that exported, into them."""
+def strip_origin(message: Any) -> None:
+    """Removes every doc string and metadata entry of a protobuf message, at any depth: torch writes the stack trace of
+    each node, with the paths of the machine that exported, into them."""
     for descriptor, value in message.ListFields():
         if descriptor.name in ("doc_string", "metadata_props"):
             message.ClearField(descriptor.name)
         elif descriptor.message_type is not None:
-            for child in value if not isinstance(value, Message) else (value,):
+            for child in (value,) if hasattr(value, "ListFields") else value:
                 strip_origin(child)
 
 
@@ -135,7 +147,7 @@ class _Recorder(torch.fx.Interpreter):
 
 
 def traced_values(program: torch.export.ExportedProgram, images: Tensor) -> dict[str, Tensor]:
-    """Every intermediate tensor of the torch program for uint8 `[B, S, S, 3]`, by node name; the output is `features`."""
+    """Every intermediate tensor of the program for uint8 `[B, S, S, 3]`, by node name, the output as `features`."""
     arguments: list[Any] = []
     for spec in program.graph_signature.input_specs:
         if spec.target is None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from simclr_engine.errors import DataError, PlatformError
 
-from .wire import MalformedFile, scan
+from .wire import MalformedError, scan
 
 SCHEMA = 1
 PREFIX = "simclr_engine."
@@ -51,8 +51,7 @@ class ModelMetadata:
         recipe: name of the training recipe.
         recipe_hash: sha256 of the resolved recipe.
         parity: difference to PyTorch as bounds, each rounded up to a power of ten, so that a second export gives the
-            same bytes: `max_abs`, `max_relative`, `min_cosine`; then `label_agreement`, `label_source`, `images`,
-            `image_source`, `batches`.
+            same bytes: `max_abs`, `max_relative`, `min_cosine`; then the number of `images` and the `batches`.
     """
 
     schema: int
@@ -73,7 +72,9 @@ class ModelMetadata:
     def to_properties(self) -> dict[str, str]:
         """Key and text of every property but the digest, in a fixed order."""
         ours = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {PREFIX + k: json.dumps(v, ensure_ascii=False, sort_keys=True) for k, v in ours.items()} | IMAGE_PROPERTIES
+        return {
+            PREFIX + k: json.dumps(v, ensure_ascii=False, sort_keys=True) for k, v in ours.items()
+        } | IMAGE_PROPERTIES
 
     @classmethod
     def from_properties(cls, properties: Mapping[str, str], where: str) -> ModelMetadata:
@@ -103,9 +104,8 @@ class ModelMetadata:
         """How far the features may lie from PyTorch's, in one sentence."""
         p = self.parity
         return (
-            f"features differ from PyTorch's by at most {p['max_abs']:.0e} (cosine ≥ {p['min_cosine']:.9g}, "
-            f"{p['label_agreement']:.2%} of labels equal by {p['label_source']}), measured at export on "
-            f"{p['images']} images: {p['image_source']}"
+            f"features differ from PyTorch's by at most {p['max_abs']:.0e} (cosine ≥ {p['min_cosine']:.9g}), "
+            f"measured at export on {p['images']} images"
         )
 
 
@@ -133,10 +133,12 @@ def read_model(path: str | Path) -> ModelFile:
     data = _read_bytes(path)
     try:
         content = scan(data, without=DIGEST)
-    except MalformedFile as error:
+    except MalformedError as error:
         whole = data[:1] == b"\x08"  # every ONNX writer begins with ir_version
         cause = "the ONNX file is truncated or damaged" if whole else "this is not an ONNX file"
-        raise DataError(cause, saw=f"{path}, {len(data):,} bytes: {error}", fix=FETCH_AGAIN if whole else EXPORT_AGAIN) from error
+        raise DataError(
+            cause, saw=f"{path}, {len(data):,} bytes: {error}", fix=FETCH_AGAIN if whole else EXPORT_AGAIN
+        ) from error
     if content.external:
         raise DataError(
             "the ONNX file keeps weights in other files, which is refused",
@@ -144,10 +146,11 @@ def read_model(path: str | Path) -> ModelFile:
             fix="use a file that simclr-engine exported: it holds all of its weights",
         )
     metadata = ModelMetadata.from_properties(content.properties, str(path))
-    if content.properties.get(DIGEST) != json.dumps(content.digest):
+    stated = content.properties.get(DIGEST, "")
+    if stated != json.dumps(content.digest):
         raise DataError(
             "the ONNX file was altered after its export",
-            saw=f"{path}: content sha256 {content.digest[:16]}…, metadata says {content.properties.get(DIGEST, 'nothing')[1:17]}…",
+            saw=f"{path}: content sha256 {content.digest[:16]}…, metadata says {stated[1:17] or 'nothing'}…",
             fix=FETCH_AGAIN,
         )
     sha256 = hashlib.sha256(data).hexdigest()
@@ -223,7 +226,9 @@ def _read_bytes(path: Path) -> bytes:
     except FileNotFoundError as error:
         raise DataError("no such file", saw=path, fix="check the path, or export one: simclr-engine export") from error
     except OSError as error:
-        raise PlatformError("the ONNX file cannot be read", saw=f"{path}: {error.strerror}", fix="check its permissions") from error
+        raise PlatformError(
+            "the ONNX file cannot be read", saw=f"{path}: {error.strerror}", fix="check its permissions"
+        ) from error
 
 
 def _check_sidecar(path: Path, sha256: str) -> None:
@@ -234,7 +239,9 @@ def _check_sidecar(path: Path, sha256: str) -> None:
     except FileNotFoundError:
         return
     except OSError as error:
-        raise PlatformError("the checksum cannot be read", saw=f"{sidecar}: {error.strerror}", fix="check its permissions") from error
+        raise PlatformError(
+            "the checksum cannot be read", saw=f"{sidecar}: {error.strerror}", fix="check its permissions"
+        ) from error
     if stated[:1] != [sha256]:
         raise DataError(
             "the ONNX file and its checksum disagree",

@@ -3,16 +3,16 @@ node on."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
-
 from simclr_engine.errors import CheckFailed
 
 from .graph import Traced, traced_values
@@ -54,21 +54,25 @@ class Parity:
     def holds(self, limit: float = LIMIT) -> bool:
         """max |Δ| ≤ `limit`, in units of the largest feature where that exceeds 1 (float32 cannot do better), and every
         cosine ≥ 1 − `limit`, which also catches features that are all small. NaN holds nowhere."""
-        return self.max_abs <= limit * max(1.0, self.peak) and self.min_cosine >= 1 - limit
+        return self.max_abs <= self.allowed(limit) and self.min_cosine >= 1 - limit
+
+    def allowed(self, limit: float = LIMIT) -> float:
+        """The largest |Δ| that passes."""
+        return limit * max(1.0, self.peak)
 
     def bounds(self) -> dict[str, Any]:
-        """What goes into the file: differences rounded up to a power of ten.
+        """What goes into the file: differences rounded up to a power of ten, nothing of how labels were had.
 
-        The last digits of a difference depend on the number of threads; a file exported twice must be the same file.
+        The last digits of a difference depend on the number of threads, and a probe may be trained between two exports
+        of a run; both must give the same file.
         """
-        values = asdict(self) | {
+        return {
             "max_abs": _power_of_ten(self.max_abs),
             "max_relative": _power_of_ten(self.max_relative),
             "min_cosine": 1 - _power_of_ten(1 - self.min_cosine),
+            "images": self.images,
             "batches": list(self.batches),
         }
-        del values["peak"]
-        return values
 
 
 def measure(
@@ -81,7 +85,7 @@ def measure(
         label: features `[N, D]` → int64 `[N]`.
     """
     cuts = np.cumsum((0, *BATCHES))
-    batches = [images[a:b] for a, b in zip(cuts, cuts[1:], strict=False)]
+    batches = [images[a:b] for a, b in itertools.pairwise(cuts)]
     r32 = np.concatenate([reference(b) for b in batches])
     c32 = np.concatenate([candidate(b) for b in batches])
     r, c = r32.astype(np.float64), c32.astype(np.float64)
@@ -110,10 +114,11 @@ def check(parity: Parity, traced: Traced, images: NDArray[np.uint8], limit: floa
     """
     if parity.holds(limit):
         return
+    where = first_divergence(traced, images[: BATCHES[2]], limit)
     raise CheckFailed(
         "the ONNX graph does not give PyTorch's features; no file was written",
-        saw=f"max |Δ| {parity.max_abs:.2g} (limit {limit * max(1.0, parity.peak):.2g}), min cosine {parity.min_cosine:.6f}; "
-        f"{first_divergence(traced, images[: BATCHES[2]], limit)}",
+        saw=f"max |Δ| {parity.max_abs:.2g} (limit {parity.allowed(limit):.2g}), "
+        f"min cosine {parity.min_cosine:.6f}; {where}",
         fix="try --opset 20, or update onnxscript and onnxruntime; then report it with the line above",
     )
 
@@ -148,7 +153,7 @@ def first_divergence(traced: Traced, images: NDArray[np.uint8], limit: float = L
             weights = [i for i in node.input if any(i == w.name for w in exposed.graph.initializer)]
             of = f" with {', '.join(weights)}" if weights else ""
             return f"first divergent node: {node.name} ({node.op_type}{of}), {position} of {total}, {difference}"
-    return "no node diverges on its own: the traced program itself, or a fusion in onnxruntime, differs from the encoder"
+    return "no node diverges on its own: the traced program, or a fusion in onnxruntime, differs from the encoder"
 
 
 def _power_of_ten(value: float) -> float:

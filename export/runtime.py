@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
-
 from simclr_engine.data.store import ImageStore
 from simclr_engine.errors import DataError, PlatformError, UsageError
 
@@ -79,9 +78,7 @@ class OnnxEncoder:
         (1000, 512)
     """
 
-    def __init__(
-        self, path: str | Path, providers: Sequence[str] = (CPU,), threads: int | None = None
-    ) -> None:
+    def __init__(self, path: str | Path, providers: Sequence[str] = (CPU,), threads: int | None = None) -> None:
         if not providers:
             raise UsageError("at least one execution provider is needed", saw="()", fix=f'("{CPU}",)')
         if threads is not None and threads < 1:
@@ -163,7 +160,9 @@ class OnnxEncoder:
         side = self.image_size
         expected = f"expected uint8 [N, {side}, {side}, 3] (RGB, channels last, 0 to 255)"
         if not isinstance(images, np.ndarray):
-            raise DataError(f"images must be a numpy array: {expected}", saw=type(images).__name__, fix="np.asarray(images)")
+            raise DataError(
+                f"images must be a numpy array: {expected}", saw=type(images).__name__, fix="np.asarray(images)"
+            )
         saw = f"{images.dtype} {list(images.shape)}"
         if images.dtype != np.uint8:
             fix = "pass the pixels as decoded; scaling and normalisation are inside the graph"
@@ -186,7 +185,12 @@ def _check_graph(file: ModelFile, session: onnxruntime.InferenceSession) -> None
     """The graph's own inputs and outputs against the metadata."""
     inputs = {i.name: (i.type, i.shape) for i in session.get_inputs()}
     outputs = {o.name: (o.type, o.shape) for o in session.get_outputs()}
-    if list(inputs) != [INPUT] or OUTPUT not in outputs or inputs[INPUT][0] != "tensor(uint8)" or len(inputs[INPUT][1]) != 4:
+    if (
+        list(inputs) != [INPUT]
+        or inputs[INPUT][0] != "tensor(uint8)"
+        or len(inputs[INPUT][1]) != 4
+        or OUTPUT not in outputs
+    ):
         raise DataError(
             f"the ONNX file must take uint8 `{INPUT}` [batch, S, S, 3] and give `{OUTPUT}`",
             saw=f"{file.path}: {inputs} -> {outputs}",

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-
 from simclr_engine.data.cache import DamagedError, cache_root, read_meta, read_split
 from simclr_engine.data.store import ImageStore
 from simclr_engine.run import Run
@@ -44,8 +43,11 @@ def cached_training_images(run: Run) -> ImageStore | None:
     for entry in sorted((cache_root() / "data").glob("[0-9a-f]*")):
         try:
             meta = read_meta(entry)
-            for split, about in meta.splits.items() if meta else ():
-                if about.fingerprint != wanted and not (limit and about.images > limit and meta.image_size == run.image_size):
+            if meta is None:
+                continue
+            for split, about in meta.splits.items():
+                a_subset = limit is not None and about.images > limit and meta.image_size == run.image_size
+                if about.fingerprint != wanted and not a_subset:
                     continue
                 store = read_split(entry, meta, split, stated["name"]).limit(limit)
                 if store.fingerprint == wanted and store.image_size == run.image_size:
@@ -56,7 +58,7 @@ def cached_training_images(run: Run) -> ImageStore | None:
 
 
 def natural_images(count: int, size: int, seed: int = SEED) -> NDArray[np.uint8]:
-    """Noise with the 1/f amplitude spectrum of photographs (Field 1987, doi:10.1364/JOSAA.4.002379), channels correlated.
+    """Noise with the 1/f amplitude spectrum of photographs (Field 1987, doi:10.1364/JOSAA.4.002379).
 
     Args:
         count: number of images N.

@@ -29,7 +29,7 @@ TENSOR_NAME, TENSOR_EXTERNAL_DATA, TENSOR_DATA_LOCATION = 8, 13, 14
 DEEPEST = 64  # levels of nesting; our own files have four
 
 
-class MalformedFile(ValueError):
+class MalformedError(ValueError):
     """The bytes are not a whole protobuf message."""
 
 
@@ -45,11 +45,11 @@ class Field:
     def text(self) -> str:
         """The payload as UTF-8."""
         if isinstance(self.value, int):
-            raise MalformedFile(f"field {self.number} holds a number where text belongs")
+            raise MalformedError(f"field {self.number} holds a number where text belongs")
         try:
             return bytes(self.value).decode("utf-8")
         except UnicodeDecodeError as error:
-            raise MalformedFile(f"field {self.number} is not UTF-8") from error
+            raise MalformedError(f"field {self.number} is not UTF-8") from error
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def scan(data: bytes, without: str) -> Content:
         without: key of the metadata property that is left out of the digest, since it holds the digest.
 
     Raises:
-        MalformedFile: cut short, not a protobuf message, or no model with a graph.
+        MalformedError: cut short, not a protobuf message, or no model with a graph.
     """
     properties: dict[str, str] = {}
     digest, numbers = hashlib.sha256(), set()
@@ -84,13 +84,13 @@ def scan(data: bytes, without: str) -> Content:
         if field.number == METADATA:
             key, value = _entry(field)
             if key in properties:
-                raise MalformedFile(f"metadata property {key!r} stands twice")
+                raise MalformedError(f"metadata property {key!r} stands twice")
             properties[key] = value
             if key == without:
                 continue
         digest.update(field.raw)
     if IR_VERSION not in numbers or GRAPH not in numbers:
-        raise MalformedFile("no ONNX model: it has no graph")
+        raise MalformedError("no ONNX model: it has no graph")
     return Content(properties, digest.hexdigest(), tuple(_external(memoryview(data), "model", 0)))
 
 
@@ -105,7 +105,7 @@ def _entry(field: Field) -> tuple[str, str]:
 def _external(message: memoryview, kind: str, depth: int) -> Iterator[str]:
     """Names of the tensors in `message` that keep their values elsewhere."""
     if depth > DEEPEST:
-        raise MalformedFile("nested too deeply")
+        raise MalformedError("nested too deeply")
     name, external = "", False
     for field in _fields(message):
         if kind == "tensor":
@@ -121,7 +121,7 @@ def _external(message: memoryview, kind: str, depth: int) -> Iterator[str]:
 
 def _message(field: Field) -> memoryview:
     if isinstance(field.value, int):
-        raise MalformedFile(f"field {field.number} holds a number where a message belongs")
+        raise MalformedError(f"field {field.number} holds a number where a message belongs")
     return field.value
 
 
@@ -133,7 +133,7 @@ def _fields(message: memoryview) -> Iterator[Field]:
         tag, at = _varint(message, at)
         number, wire_type = tag >> 3, tag & 7
         if number == 0:
-            raise MalformedFile(f"no protobuf field at byte {start}")
+            raise MalformedError(f"no protobuf field at byte {start}")
         if wire_type == VARINT:
             value, at = _varint(message, at)
             yield Field(number, value, message[start:at])
@@ -143,9 +143,9 @@ def _fields(message: memoryview) -> Iterator[Field]:
         elif wire_type in (FIXED32, FIXED64):
             length = 4 if wire_type == FIXED32 else 8
         else:
-            raise MalformedFile(f"no protobuf field at byte {start}")
+            raise MalformedError(f"no protobuf field at byte {start}")
         if at + length > end:
-            raise MalformedFile(f"cut short: field {number} needs {at + length - end:,} bytes more")
+            raise MalformedError(f"cut short: field {number} needs {at + length - end:,} bytes more")
         yield Field(number, message[at : at + length], message[start : at + length])
         at += length
 
@@ -155,10 +155,10 @@ def _varint(message: memoryview, at: int) -> tuple[int, int]:
     value = 0
     for shift in range(0, 70, 7):
         if at >= len(message):
-            raise MalformedFile("cut short inside a number")
+            raise MalformedError("cut short inside a number")
         byte = message[at]
         at += 1
         value |= (byte & 0x7F) << shift
         if byte < 0x80:
             return value, at
-    raise MalformedFile("a number of more than ten bytes")
+    raise MalformedError("a number of more than ten bytes")

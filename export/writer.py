@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -16,7 +17,6 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-
 from simclr_engine import __version__
 from simclr_engine.checkpoint import load_encoder
 from simclr_engine.errors import CheckFailed, DataError, PlatformError, UsageError
@@ -61,9 +61,18 @@ class ExportResult:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for `--json` and for the run's `export.json`."""
-        values = asdict(self) | {"file": str(self.file), "run": str(self.run), "seconds": round(self.seconds, 2)}
-        values["parity"] = asdict(self.parity) | {"limit": LIMIT}
-        return values
+        m = self.metadata
+        return {
+            "file": str(self.file),
+            "sha256": self.sha256,
+            "bytes": self.bytes,
+            "input": f"images uint8 [batch, {m.image_size}, {m.image_size}, 3]",
+            "output": f"features float32 [batch, {m.feature_dim}]",
+            "opset": self.opset,
+            "run": str(self.run),
+            "seconds": round(self.seconds, 2),
+            "parity": asdict(self.parity) | {"limit": self.parity.allowed()},
+        }
 
 
 def export_onnx(run: str | Path | Run, file: str | Path = "encoder.onnx", *, opset: int = OPSET) -> ExportResult:
@@ -110,21 +119,24 @@ def export_onnx(run: str | Path | Run, file: str | Path = "encoder.onnx", *, ops
         gate.check(parity, traced, samples.images)
         metadata = _metadata(run, feature_dim, parity)
         data = seal(traced.model, metadata)
-        with _disk(target), temporary.open("wb") as output:
-            output.write(data)
-            output.flush()
-            os.fsync(output.fileno())
-        _check_read_back(temporary, samples.images, reference)
         sha256 = hashlib.sha256(data).hexdigest()
         with _disk(target):
-            sidecar_path(target).unlink(missing_ok=True)  # never a new file beside an old checksum
+            _write(temporary, data)
+            _write(sidecar_path(temporary), f"{sha256}  {target.name}\n".encode())
+        _check_read_back(temporary, samples.images, reference)
+        with _disk(target):
+            sidecar_path(target).unlink(missing_ok=True)  # at no moment a new file beside an old checksum
             temporary.replace(target)
-            sidecar_path(target).write_text(f"{sha256}  {target.name}\n", "utf-8")
+            sidecar_path(temporary).replace(sidecar_path(target))
     finally:
         temporary.unlink(missing_ok=True)
+        sidecar_path(temporary).unlink(missing_ok=True)
     seconds = time.perf_counter() - begin
     result = ExportResult(target, sha256, len(data), parity, metadata, opset, run.directory, seconds)
-    write_text_atomic(run.directory / RECORD, json.dumps(result.to_json(), indent=2) + "\n")
+    try:
+        write_text_atomic(run.directory / RECORD, json.dumps(result.to_json(), indent=2) + "\n")
+    except PlatformError as error:  # a run on a read-only disk can be exported all the same
+        warnings.warn(f"the export is complete, but was not recorded in the run: {error.saw}", stacklevel=2)
     return result
 
 
@@ -162,7 +174,14 @@ def _metadata(run: Run, feature_dim: int, parity: Parity) -> ModelMetadata:
 
 def _embedder(traced: Traced) -> gate.Embed:
     """The ONNX graph before it is sealed, as a function."""
-    session = open_session(traced.model.SerializeToString(deterministic=True))
+    try:
+        session = open_session(traced.model.SerializeToString(deterministic=True))
+    except Exception as error:  # onnxruntime raises a dozen kinds of its own, all below Exception
+        raise CheckFailed(
+            "onnxruntime cannot load the exported graph",
+            saw=str(error).splitlines()[0],
+            fix=f"--opset {OPSET}, or update onnxruntime",
+        ) from error
 
     def embed(images: NDArray[np.uint8]) -> NDArray[np.float32]:
         features: NDArray[np.float32] = session.run([OUTPUT], {INPUT: images})[0]
@@ -173,15 +192,15 @@ def _embedder(traced: Traced) -> gate.Embed:
 
 def _check_read_back(path: Path, images: NDArray[np.uint8], reference: gate.Embed) -> None:
     """The file as it lies on the disk, opened as any user would, on a few images."""
-    few = images[: BATCHES[2]]
+    few, fix = images[: BATCHES[2]], "check the disk, then export again"
     try:
         found = OnnxEncoder(path).embed(few)
     except DataError as error:
-        raise CheckFailed("the written file does not read back", saw=error.saw, fix="check the disk, then export again") from error
+        raise CheckFailed("the written file does not read back", saw=f"{error.cause}: {error.saw}", fix=fix) from error
     expected = reference(few)
-    error_size = float(np.abs(found - expected).max())
-    if not error_size <= LIMIT * max(1.0, float(np.abs(expected).max())):
-        raise CheckFailed("the written file does not give the measured features", saw=f"max |Δ| {error_size:.2g}", fix="check the disk, then export again")
+    difference = float(np.abs(found - expected).max())
+    if not difference <= LIMIT * max(1.0, float(np.abs(expected).max())):
+        raise CheckFailed("the written file does not give the measured features", saw=difference, fix=fix)
 
 
 def _check_target(target: Path) -> Path:
@@ -198,6 +217,14 @@ def _check_target(target: Path) -> Path:
                 fix="remove it, or choose another name",
             ) from error
     return target
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Writes and waits for the disk, so that a full one is told here."""
+    with path.open("wb") as output:
+        output.write(data)
+        output.flush()
+        os.fsync(output.fileno())
 
 
 def _reserve(target: Path) -> Path:

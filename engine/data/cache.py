@@ -1,8 +1,8 @@
 """Packed sources on disk: one folder per content and image size, published whole and verified when read.
 
-    ROOT/data/KEY/   images-SPLIT.npy (uint8 [N, S, S, 3])   labels-SPLIT.npy (int64 [N])   meta.json
-    ROOT/memory/     small facts that are slow to find out again (an archive's sha256, the size chosen for a source)
-    ROOT/downloads/  what torchvision downloaded
+ROOT/data/KEY/   images-SPLIT.npy (uint8 [N, S, S, 3])   labels-SPLIT.npy (int64 [N])   meta.json
+ROOT/memory/     small facts that are slow to find out again (an archive's sha256, the size chosen for a source)
+ROOT/downloads/  what torchvision downloaded
 """
 
 from __future__ import annotations

@@ -29,6 +29,7 @@ MAX_PIXELS = 89_478_485
 MAX_FILE_BYTES = 256 << 20
 
 _EXIF_ORIENTATION = 0x0112
+_METADATA = frozenset(("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"))  # where Pillow looks for it
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -132,11 +133,16 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.has_transparency_data:
         picture = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+    if image.mode == "RGB":
+        image.load()
+        return image
     return image.convert("RGB")
 
 
 def _upright(image: Image.Image, picture: Image.Image) -> Image.Image:
     """`picture` turned as the EXIF data of `image` says; damaged EXIF data leaves it as it is."""
+    if not _METADATA.intersection(image.info):
+        return picture
     try:
         orientation = image.getexif().get(_EXIF_ORIENTATION)
     except Exception:  # a broken EXIF block does not make the pixels wrong

@@ -14,6 +14,7 @@ from typing import ClassVar
 from ..errors import DataError
 from .decode import EXTENSIONS
 from .listing import LAYOUTS, Blob, is_hidden
+from .progress import progress_bar
 
 MAX_DEPTH = 16
 
@@ -62,12 +63,19 @@ class FolderSource:
         return digest.hexdigest()
 
     def blobs(self, contents: bool = True, progress: bool = False) -> Iterator[Blob]:
-        """Every image with its place; both arguments matter to archives only."""
+        """Every refused file with its reason, then every image with its place (the bytes are read on decoding).
+
+        Args:
+            contents: the same as of an archive; of no effect here.
+            progress: whether a bar shows how many have been taken.
+        """
         images, refused, _ = self._files
         for path, reason in refused:
             yield Blob(path, None, reason)
-        for path, _, _ in images:
-            yield Blob(path, self.path / path)
+        with progress_bar("reading", len(images), "images", progress) as advance:
+            for path, _, _ in images:
+                yield Blob(path, self.path / path)
+                advance(1)
 
 
 def _walk(

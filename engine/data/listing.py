@@ -1,4 +1,4 @@
-"""Which image belongs to which split and class, told from relative paths alone (so it is the same for folders and archives)."""
+"""Which image belongs to which split and class, told from relative paths alone: the same for folders and archives."""
 
 from __future__ import annotations
 

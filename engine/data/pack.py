@@ -8,6 +8,7 @@ import shutil
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -22,15 +23,24 @@ from .listing import Blob, Listing, arrange
 from .progress import progress_bar
 from .store import fingerprint
 
+KEEP_BYTES = 128 << 20
 _BATCH_IMAGES, _BATCH_BYTES = 64, 4 << 20
+_WRITE_BYTES = 4 << 20  # few large writes: each one waits for the interpreter lock that the decoding threads hold
 
 
 @dataclass(frozen=True)
 class Survey:
-    """What one pass over a source found: its listing, and how often each (width, height) occurs if that was asked."""
+    """What one pass over a source found.
+
+    Attributes:
+        listing: splits and classes.
+        dimensions: how often each (width, height) occurs; empty if that was not asked.
+        blobs: the files themselves, so that a small source is read once; None if they are more than `KEEP_BYTES`.
+    """
 
     listing: Listing
     dimensions: Counter[tuple[int, int]]
+    blobs: list[Blob] | None
 
 
 def survey(blobs: Iterable[Blob], measure: bool) -> Survey:
@@ -38,7 +48,14 @@ def survey(blobs: Iterable[Blob], measure: bool) -> Survey:
     paths: list[str] = []
     refused: list[tuple[str, str]] = []
     dimensions: Counter[tuple[int, int]] = Counter()
+    kept: list[Blob] | None = [] if measure else None
+    nbytes = 0
     for blob in blobs:
+        if kept is not None:
+            kept.append(blob)
+            nbytes += len(blob.content) if isinstance(blob.content, bytes) else 0
+            if nbytes > KEEP_BYTES:
+                kept = None
         if blob.content is None:
             refused.append((blob.path, blob.refused))
             continue
@@ -48,7 +65,7 @@ def survey(blobs: Iterable[Blob], measure: bool) -> Survey:
                 dimensions[image_dimensions(blob.content)] += 1
             except DataError:
                 continue  # packing reports it
-    return Survey(arrange(paths, refused), dimensions)
+    return Survey(arrange(paths, refused), dimensions, kept)
 
 
 def pack_files(
@@ -64,13 +81,15 @@ def pack_files(
     places = {path: (name, row) for name, split in listing.splits.items() for row, path in enumerate(split.paths)}
     try:
         with progress_bar("packing", len(places), "images", progress) as advance:
-            for path, decoded in _decoded(blobs, places, size):
+            refused: dict[str, str] = {}
+            for path, decoded in _decoded(blobs, places, refused, size):
                 split, row = places.pop(path)
                 if isinstance(decoded, str):
                     skipped.append((path, decoded))
                 else:
                     writers[split].put(row, decoded)
                 advance(1)
+        skipped += [(path, refused.get(path, "is no longer there")) for path in places]
         if not any(writer.filled.any() for writer in writers.values()):
             first = sorted(skipped)[:1]
             raise DataError(
@@ -134,7 +153,7 @@ class SplitWriter:
         self.filled = np.zeros(count, dtype=bool)
         self._folder, self._split, self._size = folder, split, size
         self._row_bytes = size * size * 3
-        self._file: IO[bytes] = images_path(folder, split).open("w+b", buffering=1 << 18)
+        self._file: IO[bytes] = images_path(folder, split).open("w+b", buffering=_WRITE_BYTES)
         self._start = self._write_header(count)
         self._next = 0
 
@@ -158,16 +177,12 @@ class SplitWriter:
         path = images_path(self._folder, self._split)
         images = np.load(path, mmap_mode="r", allow_pickle=False)
         status = path.stat()
-        return SplitMeta(
-            len(kept), labels is not None, fingerprint(images, labels), status.st_size, status.st_mtime_ns
-        )
+        return SplitMeta(len(kept), labels is not None, fingerprint(images, labels), status.st_size, status.st_mtime_ns)
 
     def close(self) -> None:
         """Close the file, whatever is in it; a second time does nothing."""
-        try:
+        with suppress(OSError):  # closing writes what is still buffered; on a full disk the first error is on its way
             self._file.close()
-        except OSError:  # what the disk had no room for is written on closing; the first error is already on its way
-            self._file.detach()  # type: ignore[attr-defined]
 
     def _close_up(self, kept: NDArray[np.int64]) -> None:
         for row, source in enumerate(kept.tolist()):
@@ -196,16 +211,14 @@ def check_space(folder: Path, images: int, size: int) -> None:
 
 
 def _decoded(
-    blobs: Iterable[Blob], places: dict[str, tuple[str, int]], size: int
+    blobs: Iterable[Blob], places: dict[str, tuple[str, int]], refused: dict[str, str], size: int
 ) -> Iterator[tuple[str, NDArray[np.uint8] | str]]:
-    """(path, image or reason why there is none) for every blob that has a place, in the order of the blobs."""
+    """(path, image or reason why there is none) for every blob with content and a place, in the order of the blobs."""
 
     def decode(batch: list[Blob]) -> list[tuple[str, NDArray[np.uint8] | str]]:
         results: list[tuple[str, NDArray[np.uint8] | str]] = []
         for blob in batch:
-            if blob.content is None:
-                results.append((blob.path, blob.refused))
-                continue
+            assert blob.content is not None  # _batches passes no other
             try:
                 results.append((blob.path, decode_image(blob.content, size)))
             except DataError as error:
@@ -216,7 +229,7 @@ def _decoded(
     waiting: deque[Future[list[tuple[str, NDArray[np.uint8] | str]]]] = deque()
     with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
         try:
-            for batch in _batches(blobs, places):
+            for batch in _batches(blobs, places, refused):
                 waiting.append(pool.submit(decode, batch))
                 if len(waiting) > 2 * workers:
                     yield from waiting.popleft().result()
@@ -227,14 +240,22 @@ def _decoded(
                 future.cancel()
 
 
-def _batches(blobs: Iterable[Blob], places: dict[str, tuple[str, int]]) -> Iterator[list[Blob]]:
-    """Pieces of work: large enough that handing them over costs little, small enough in bytes to wait in memory."""
+def _batches(
+    blobs: Iterable[Blob], places: dict[str, tuple[str, int]], refused: dict[str, str]
+) -> Iterator[list[Blob]]:
+    """Pieces of work: large enough that handing them over costs little, small enough in bytes to wait in memory.
+
+    The reasons of refused blobs go into `refused`.
+    """
     batch: list[Blob] = []
     nbytes = 0
     seen: set[str] = set()
     for blob in blobs:
-        if blob.path not in places or blob.path in seen:
-            continue  # refused, misplaced, or there a second time: the listing already says so
+        if blob.content is None:
+            refused[blob.path] = blob.refused
+            continue
+        if blob.path in seen or blob.path not in places:
+            continue  # misplaced, or there a second time: the listing already says so
         seen.add(blob.path)
         batch.append(blob)
         nbytes += len(blob.content) if isinstance(blob.content, bytes) else 0

@@ -13,11 +13,13 @@ from ..data.cache import cache_root
 from ..data.store import ImageStore
 
 
-def cached_features(key: str, store: ImageStore, compute: Callable[[], NDArray[np.float32]]) -> NDArray[np.float32]:
+def cached_features(
+    key: str, store: ImageStore, compute: Callable[[ImageStore], NDArray[np.float32]]
+) -> NDArray[np.float32]:
     """The features of `store`, from the cache where they are, else computed and kept there.
 
     Args:
-        key: identifies the encoder (hash of weights and buffers) and its preprocessing.
+        key: identifies the encoder (hash of weights and buffers, or of the file) and its preprocessing.
         store: the images; their fingerprint completes the key.
         compute: gives float32 `[N, D]`, one row per image.
 
@@ -31,7 +33,7 @@ def cached_features(key: str, store: ImageStore, compute: Callable[[], NDArray[n
             return features
     except (OSError, ValueError, EOFError):
         pass
-    features = compute()
+    features = compute(store)
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -67,7 +67,8 @@ def evaluate(
         method: `linear` or `knn`, or several.
         init: `pretrained`, `scratch` (the same network with random weights), or several.
         limit: at most so many images of each split, class-balanced.
-        out: where to write the results; default: `evaluation/` of the run, nowhere for a file.
+        out: where to write the results; default: `evaluation/` of the run (with the features of the
+            pretrained encoder in `embeddings/`), nowhere for a file.
         progress: show a bar on a terminal.
 
     Returns:
@@ -84,12 +85,7 @@ def evaluate(
     subject = open_target(target)
     train, test = _splits(subject, data)
     notes = check_splits(train, test)
-    if subject.pretrained_on and subject.pretrained_on == test.fingerprint:
-        raise DataError(
-            "the encoder was pretrained on this very test split",
-            saw=f"{test.name}, split {test.split}, fingerprint {test.fingerprint[:12]}…",
-            fix="pretrain on the train split",
-        )
+    notes += _seen_in_pretraining(subject, test)
     train, test = train.limit(limit), test.limit(limit)
     directory = Path(out) if out is not None else subject.path / "evaluation" if subject.run is not None else None
     results = []
@@ -100,7 +96,7 @@ def evaluate(
             results.append(result)
             if directory is not None:
                 save_result(directory, result, probe, limit)
-        if subject.run is not None and one == "pretrained":
+        if subject.run is not None and out is None and one == "pretrained":
             embeddings = {"train": (train, encoded.train), "test": (test, encoded.test)}
             save_embeddings(subject.path / "embeddings", embeddings)
     return results[0] if isinstance(method, str) and isinstance(init, str) else results
@@ -136,6 +132,20 @@ def _splits(subject: Target, data: str | Path | Splits | None) -> Splits:
                 fix=f"load them with size={subject.image_size}, or pretrain at {store.image_size} px",
             )
     return train, test
+
+
+def _seen_in_pretraining(subject: Target, test: ImageStore) -> tuple[str, ...]:
+    """Refuses an encoder pretrained on this very split; notes one whose images held the split among others."""
+    if subject.pretrained_on and subject.pretrained_on == test.fingerprint:
+        raise DataError(
+            "the encoder was pretrained on this very test split",
+            saw=f"{test.name}, split {test.split}, fingerprint {test.fingerprint[:12]}…",
+            fix="pretrain on the train split",
+        )
+    about = subject.run.environment.get("data", {}) if subject.run is not None else {}
+    if about.get("split") == "all" and about.get("name") == test.name:
+        return ("pretraining saw all images of this source, without labels: the held-out ones are among them",)
+    return ()
 
 
 @dataclass(frozen=True, eq=False)

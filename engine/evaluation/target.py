@@ -89,17 +89,14 @@ def _torch_encoder(run: Run, init: str, progress: bool) -> tuple[str, Features]:
     mean, std = recipe.augment.mean, recipe.augment.std
     key = f"torch {encoder_hash(encoder)}, mean {mean}, std {std}, fp32, eval"
 
-    def features(store: ImageStore) -> NDArray[np.float32]:
-        def compute() -> NDArray[np.float32]:
-            with _bar(f"features ({init}, {store.split})", len(store), progress) as advance:
-                return extract_features(encoder, store.images, mean, std, device=default_device(), advance=advance)
-
-        return cached_features(key, store, compute)
+    def compute(store: ImageStore) -> NDArray[np.float32]:
+        with _bar(f"features ({init}, {store.split})", len(store), progress) as advance:
+            return extract_features(encoder, store.images, mean, std, device=default_device(), advance=advance)
 
     words = "fp32, eval BN"
     if init == "scratch":
         words += f" at its initial statistics, random encoder of seed {SCRATCH_SEED}"
-    return words, features
+    return words, lambda store: cached_features(key, store, compute)
 
 
 def _onnx_encoder(path: Path, progress: bool) -> tuple[str, Features]:
@@ -107,15 +104,7 @@ def _onnx_encoder(path: Path, progress: bool) -> tuple[str, Features]:
 
     def features(store: ImageStore) -> NDArray[np.float32]:
         with _bar(f"features ({path.name}, {store.split})", len(store), progress) as advance:
-            done = 0
-
-            def on_batch(now: int, total: int) -> None:
-                nonlocal done
-                if advance is not None:
-                    advance(now - done)
-                done = now
-
-            return onnx_features(path, store, on_batch=on_batch)
+            return onnx_features(path, store, advance=advance)
 
     return "fp32, eval BN, features by onnxruntime", features
 

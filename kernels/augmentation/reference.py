@@ -9,56 +9,73 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .colour import grayscale, jitter_grouped_, jitter_masked_
+from .colour import NO_JITTER, grayscale, jitter_grouped_, jitter_masked_
 from .params import BRIGHTNESS, FLIP, GRAY, HUE, JITTER_ON, ORDER, SIGMA, H, W, X, Y
 from .spec import AugmentSpec
+
+
+# Pixels per block on the CPU: its three float planes and their temporaries stay in the caches of one or two cores, and
+# are small enough that the allocator keeps them (fresh pages for a whole batch cost a third of the time).
+BLOCK_PIXELS = 2**16
 
 
 @torch.no_grad()
 def augment(images: Tensor, params: Tensor, spec: AugmentSpec, size: int, dtype: torch.dtype) -> Tensor:
     """Apply drawn parameters. Arguments as `dispatch.augment`, which checks them.
 
-    Computes in float32 (float64 when that is asked for). Colour jitter, gray and blur touch only the views that have
-    them where rows can be picked without waiting for a device (CPU); elsewhere all are computed and selected.
+    Computes in float32 (float64 when that is asked for). On the CPU views are worked on in blocks, sorted by the order
+    of their jitter, and colour, gray and blur touch only the views that have them. On other devices, where looking at
+    the table would mean waiting for them, everything is computed for all views at once and then selected.
     """
-    compute = torch.float64 if dtype == torch.float64 else torch.float32
-    on_host = images.device.type == "cpu"
-    table = params.to(compute)
-    # Under autocast the products below would silently drop to 16 bits.
-    with torch.autocast(images.device.type, enabled=False):
-        planes = resized_crops(images, table, size)
-        jitter = jitter_grouped_ if on_host else jitter_masked_
-        if spec.jitter > 0:
-            order = torch.where(table[:, JITTER_ON] > 0, table[:, ORDER], -1).to(torch.int64)
-            jitter(planes, table[:, BRIGHTNESS : HUE + 1], order)
-        if spec.gray > 0:
-            drop_colour_(planes, table[:, GRAY] > 0, on_host)
-        if spec.blur > 0:
-            blur_(planes, table[:, SIGMA], spec.blur_kernel, on_host)
-    views = torch.empty((len(params), 3, size, size), dtype=dtype, device=images.device,
+    table = params.to(torch.float64 if dtype == torch.float64 else torch.float32)
+    image = torch.arange(len(table), device=images.device) % len(images)
+    views = torch.empty((len(table), 3, size, size), dtype=dtype, device=images.device,
                         memory_format=torch.channels_last)  # fmt: skip
-    for channel in range(3):
-        planes[channel].sub_(spec.mean[channel]).mul_(1 / spec.std[channel])
-    views.copy_(planes.transpose(0, 1))
+    # Under autocast the products would silently drop to 16 bits.
+    with torch.autocast(images.device.type, enabled=False):
+        if images.device.type != "cpu":
+            planes = view_planes(images[image], table, spec, size, on_host=False)
+            return views.copy_(planes.transpose(0, 1))
+        for rows in torch.argsort(_order(table), stable=True).split(max(1, BLOCK_PIXELS // size**2)):
+            planes = view_planes(images[image[rows]], table[rows], spec, size, on_host=True)
+            views.permute(0, 2, 3, 1)[rows] = planes.to(dtype).permute(1, 2, 3, 0).contiguous()
     return views
 
 
-def resized_crops(images: Tensor, table: Tensor, size: int) -> Tensor:
-    """Every view's crop, resized and possibly mirrored: planes `[3, V·B, size, size]` in [0, 1].
+def _order(table: Tensor) -> Tensor:
+    """int64 `[n]`: each view's row of JITTER_ORDERS, NO_JITTER without."""
+    return torch.where(table[:, JITTER_ON] > 0, table[:, ORDER], NO_JITTER).to(torch.int64)
 
-    Resizing is separable, so a crop, its resize and its flip are two products: W_y · image · W_xᵀ.
+
+def view_planes(images: Tensor, table: Tensor, spec: AugmentSpec, size: int, on_host: bool) -> Tensor:
+    """Finished views as planes `[3, n, S, S]`; row i of the table is for image i."""
+    planes = resized_crops(images, table, size)
+    if spec.jitter > 0:
+        jitter = jitter_grouped_ if on_host else jitter_masked_
+        jitter(planes, table[:, BRIGHTNESS : HUE + 1], _order(table))
+    if spec.gray > 0:
+        drop_colour_(planes, table[:, GRAY] > 0, on_host)
+    if spec.blur > 0:
+        blur_(planes, table[:, SIGMA], spec.blur_kernel, on_host)
+    for plane, mean, std in zip(planes, spec.mean, spec.std, strict=True):
+        plane.sub_(mean).mul_(1 / std)
+    return planes
+
+
+def resized_crops(images: Tensor, table: Tensor, size: int) -> Tensor:
+    """The crop of each image, resized and possibly mirrored: uint8 `[n, H, W, 3]` to planes `[3, n, size, size]`.
+
+    Resizing is separable, so a crop, its resize and its flip are two products: W_y · image · W_xᵀ. Result in [0, 1].
     """
-    batch, height, width, _ = images.shape
-    rows = resize_matrix(table[:, Y], table[:, H], height, size).mul_(1 / 255)
-    columns = resize_matrix(table[:, X], table[:, W], width, size, mirrored=table[:, FLIP] > 0)
+    n, height, width, _ = images.shape
+    down = resize_matrix(table[:, Y], table[:, H], height, size).mul_(1 / 255)
+    across = resize_matrix(table[:, X], table[:, W], width, size, mirrored=table[:, FLIP] > 0)
     stored = images.permute(0, 3, 1, 2).to(table.dtype, memory_format=torch.contiguous_format)
-    planes = table.new_empty((3, len(table), size, size))
-    for first in range(0, len(table), batch):
-        view = slice(first, first + batch)
-        # One product narrows all channels; neither it nor the next three copy their operands.
-        narrowed = torch.bmm(stored.view(batch, 3 * height, width), columns[view].mT).view(batch, 3, height, size)
-        for channel in range(3):
-            torch.bmm(rows[view], narrowed[:, channel], out=planes[channel, view])
+    # One product narrows all channels; neither it nor the next three copy their operands.
+    narrowed = torch.bmm(stored.view(n, 3 * height, width), across.mT).view(n, 3, height, size)
+    planes = table.new_empty((3, n, size, size))
+    for channel in range(3):
+        torch.bmm(down, narrowed[:, channel], out=planes[channel])
     return planes
 
 

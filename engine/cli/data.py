@@ -1,0 +1,109 @@
+"""`simclr-engine data`: list, info and pack."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from .options import print_json
+
+SHOWN_SKIPPED = 10
+
+
+@click.group(name="data")
+def command() -> None:
+    """List, inspect and pack image sources.
+
+    A source is a name of `data list`, a folder (train/CLASS/*, CLASS/* or images side by side) or such a folder packed
+    as .tar, .tar.gz, .tar.xz, .tar.zst or .zip; PNG, JPEG, WebP and BMP.
+    """
+
+
+@command.command(name="list")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+def list_sources(as_json: bool) -> None:
+    """List the data sets known by name."""
+    from ..data import source_names
+
+    names = source_names()
+    if as_json:
+        print_json({"sources": [{"name": name, "description": text} for name, text in names.items()]})
+        return
+    for name, text in names.items():
+        click.echo(f"{name:<9} {text}")
+    click.echo("PATH      a folder of images, or an archive of one")
+
+
+@command.command(name="info")
+@click.argument("source")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+def info(source: str, as_json: bool) -> None:
+    """Show splits, classes and skipped files of SOURCE; nothing is downloaded or packed for it.
+
+    \b
+    simclr-engine data info cifar10
+    simclr-engine data info photos.tar.xz --json
+    """
+    from ..data.overview import overview
+
+    row = overview(source)
+    if as_json:
+        print_json(row)
+    else:
+        _show(row)
+
+
+@command.command(name="pack")
+@click.argument("source")
+@click.option("--size", type=int, metavar="N", help="Side in pixels, 8 to 1024.  [default: the images' own, or chosen]")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+def pack(source: str, size: int | None, as_json: bool) -> None:
+    """Decode SOURCE into the cache now (downloading it first if need be); any command does so at its first use.
+
+    \b
+    simclr-engine data pack cifar10
+    simclr-engine data pack photos/ --size 64
+    """
+    import time
+
+    from ..data.overview import overview
+    from ..data.sources import pack_source
+
+    began = time.perf_counter()
+    pack_source(source, size, progress=True)
+    row = overview(source, size) | {"seconds": round(time.perf_counter() - began, 3)}
+    if as_json:
+        print_json(row)
+    else:
+        _show(row)
+
+
+def _show(row: dict[str, Any]) -> None:
+    """The same rows for both; foreign names may hold control characters, so they go through `_plain`."""
+    side = row["image_size"]
+    state = f"packed at {side} × {side}" if row["packed"] else "not packed yet"
+    click.echo(f"{_plain(row['source'])}: {row['kind']}, {state}")
+    if "description" in row:
+        click.echo(f"  {row['description']}")
+    for name, split in (row["splits"] or {}).items():
+        labels = "labelled" if split["labelled"] else "no labels"
+        fingerprint = f"  fingerprint {split['fingerprint'][:12]}" if "fingerprint" in split else ""
+        click.echo(f"  {name:<10} {split['images']:>9,} images, {labels}{fingerprint}")
+    names = row["class_names"]
+    if names:
+        more = f" … {_plain(names[-1])}" if len(names) > 12 else ""
+        click.echo(f"  {len(names)} classes: {', '.join(_plain(name) for name in names[:12])}{more}")
+    if row["skipped"]:
+        click.echo(f"  {len(row['skipped']):,} files skipped:")
+        for path, reason in row["skipped"][:SHOWN_SKIPPED]:
+            click.echo(f"    {_plain(path)}: {_plain(reason)}")
+        if len(row["skipped"]) > SHOWN_SKIPPED:
+            click.echo(f"    … {len(row['skipped']) - SHOWN_SKIPPED:,} more (--json lists them)")
+    if row["packed"]:
+        took = f", {row['seconds']:.1f} s" if "seconds" in row else ""
+        click.echo(f"  {row['bytes'] / 2**20:,.1f} MiB in {row['cache']}{took}")
+
+
+def _plain(text: str) -> str:
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

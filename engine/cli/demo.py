@@ -1,0 +1,44 @@
+"""`simclr-engine demo`: the whole path on images that come with the package."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import click
+
+
+@click.command(name="demo")
+@click.option("--out", default="runs/demo", show_default=True, metavar="DIR", help="Run directory; an earlier demo there is replaced.")
+@click.option("--file", default="encoder.onnx", show_default=True, metavar="FILE", help="Where the ONNX file goes.")
+@click.option("--max-minutes", type=float, metavar="M", help="Time for the training.  [default: the recipe's epochs]")
+def command(out: str, file: str, max_minutes: float | None) -> None:
+    """Pretrain on drawn letters without their labels, compare with a random encoder, export to ONNX, evaluate the file."""
+    from simclr_engine.export import export_onnx
+
+    from ..evaluation import evaluate
+    from ..pretraining import pretrain
+    from ..recipe import Recipe
+    from ..report import write_report
+
+    began = time.perf_counter()
+    click.echo("1/4  pretraining on drawn letters; the labels stay unseen", err=True)
+    run = pretrain(Recipe.load("demo"), out=out, overwrite=True, max_minutes=max_minutes)
+    click.echo("2/4  what the encoder knows, beside one with random weights", err=True)
+    results = evaluate(run, method=["linear", "knn"], init=["pretrained", "scratch"])
+    assert isinstance(results, list)
+    click.echo("3/4  one ONNX file, checked against PyTorch", err=True)
+    exported = export_onnx(run, file)
+    from_file = evaluate(exported.file, data=run.environment["data"]["name"], method="linear")
+    click.echo("4/4  the report", err=True)
+    page = write_report(run)
+
+    accuracy = {(r.method, r.init): 100 * r.accuracy for r in results}
+    click.echo("")
+    for method, words in (("linear", "linear probe"), ("knn", "kNN, k = 10")):
+        trained, scratch = accuracy[method, "pretrained"], accuracy[method, "scratch"]
+        click.echo(f"{words:<13} trained {trained:5.1f} %   random {scratch:5.1f} %   {trained - scratch:+.1f} points")
+    difference = 100 * from_file.accuracy - accuracy["linear", "pretrained"]
+    click.echo(f"{'ONNX file':<13} linear  {100 * from_file.accuracy:5.1f} %   {difference:+.2f} points from PyTorch, without importing it")
+    click.echo(f"\nreport        {Path(page)}\nencoder       {exported.file} ({exported.bytes / 2**20:.1f} MiB)")
+    click.echo(f"took          {(time.perf_counter() - began) / 60:.1f} minutes")

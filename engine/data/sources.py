@@ -1,0 +1,209 @@
+"""From what a user names (a data set, a folder, an archive) to an ImageStore, packing it the first time."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import DataError, UsageError
+from . import cache
+from .archive import SUFFIXES, ArchiveSource, is_archive_path
+from .cache import DamagedError, Meta
+from .decode import MAX_SIZE, MIN_SIZE
+from .folder import FolderSource
+from .held_out import held_out_rows
+from .listing import choose_size
+from .named import DESCRIPTIONS, NamedSource
+from .pack import Survey, pack_arrays, pack_files, survey
+from .progress import say
+from .store import ImageStore
+
+HELD_OUT_FRACTION = 0.2
+Source = NamedSource | FolderSource | ArchiveSource
+
+
+def source_names() -> dict[str, str]:
+    """Every data set known by name, with a line about it."""
+    return dict(DESCRIPTIONS)
+
+
+def load_data(source: str | Path, split: str = "train", size: int | None = None, progress: bool = False) -> ImageStore:
+    """The images of a source as an ImageStore; packed into the cache the first time, read from there afterwards.
+
+    Args:
+        source: a name of `source_names()`, a folder, or an archive (a name wins over a folder of that name; `./name`
+            means the folder). `split` names a split folder; a source without split folders is one split, `all`, which
+            `train` also names.
+        split: `train`, `test`, `val`, `unlabeled` or `all`.
+        size: side of the images in pixels, 8 to 1024. None: squares of one size keep it, anything else becomes the
+            median of the shorter sides, kept within 16 to 224 (said on stderr). The resize rule is `decode_image`'s.
+        progress: show a bar while packing, if stderr is a terminal.
+
+    Returns:
+        ImageStore: uint8 `[N, S, S, 3]`, sorted by path; memory-mapped read-only above 512 MB.
+
+    Raises:
+        UsageError: no source of that name, or an impossible size.
+        DataError: nothing there, nothing readable, no such split.
+        PlatformError: the download fails, the cache cannot be written, a package is missing.
+    """
+    found = open_source(source)
+    return _read(found, split, *packed(found, size, progress), progress=progress)
+
+
+def load_splits(source: str | Path, size: int | None = None, progress: bool = False) -> tuple[ImageStore, ImageStore]:
+    """Labelled training and test images.
+
+    The test images are the split `test`, else `val`. A source that has neither gives the same 20 % of every class each
+    time; `split` of the two stores then says `train (80 %)` and `held-out 20 %`.
+
+    Raises:
+        DataError: the images have no labels, or there are too few to hold any out; and all that `load_data` raises.
+    """
+    found = open_source(source)
+    entry, meta = packed(found, size, progress)
+    name = "all" if "all" in meta.splits else "train"
+    test_name = next((split for split in ("test", "val") if split in meta.splits), None)
+    for needed in (name, test_name):
+        if needed in meta.splits and not meta.splits[needed].labelled:
+            raise DataError(
+                f"the images of {found.name} have no labels, which this needs",
+                saw=f"split {needed}: {meta.splits[needed].images:,} images without class folders",
+                fix="put the images of each class into a folder of its own: train/CLASS/*, test/CLASS/* or CLASS/*",
+            )
+    train = _read(found, name, entry, meta, progress=progress)
+    if test_name is not None:
+        return train, _read(found, test_name, entry, meta, progress=progress)
+    assert train.labels is not None
+    held_out = held_out_rows(train.labels, HELD_OUT_FRACTION)
+    if not held_out.any():
+        raise DataError(
+            f"{found.name} has too few images to hold any out for the test",
+            saw=f"{len(train)} images, at most one per class",
+            fix="give two images per class or more, or a test/CLASS folder",
+        )
+    kept, test = (train.subset(np.flatnonzero(rows)) for rows in (~held_out, held_out))
+    return replace(kept, split="train (80 %)"), replace(test, split="held-out 20 %")
+
+
+def pack_source(source: str | Path, size: int | None = None, progress: bool = False) -> None:
+    """Pack a source if it is not packed yet, and verify every split; arguments and errors are those of `load_data`."""
+    found = open_source(source)
+    entry, meta = packed(found, size, progress)
+    for split in meta.splits:
+        _read(found, split, entry, meta, progress=progress)
+
+
+def open_source(source: str | Path) -> Source:
+    """What a name or path means, without reading it; raises UsageError or DataError as `load_data` does."""
+    if isinstance(source, str) and source in DESCRIPTIONS:
+        return NamedSource(source)
+    text, path = str(source), Path(source).expanduser()
+    if text and path.is_dir():
+        return FolderSource(path, text)
+    if path.is_file() and is_archive_path(path):
+        return ArchiveSource(path, text)
+    if text and path.exists():
+        raise DataError(
+            f"{text} is neither a folder nor an archive",
+            fix=f"give a folder of images, or one packed as {', '.join(SUFFIXES)}",
+        )
+    if isinstance(source, Path) or "/" in text or "\\" in text or text.startswith((".", "~")) or is_archive_path(path):
+        raise DataError("there is no such folder or archive", saw=text, fix="check the path")
+    nearest = difflib.get_close_matches(text.lower(), DESCRIPTIONS, n=1, cutoff=0.5)
+    raise UsageError(
+        f"there is no data set named {text!r}" + (f"; did you mean {nearest[0]}?" if nearest else ""),
+        fix=f"one of {', '.join(DESCRIPTIONS)}, or the path of a folder or archive",
+    )
+
+
+def packed(source: Source, size: int | None, progress: bool = False) -> tuple[Path, Meta]:
+    """The cache entry of a source and its description, packed now if it is not there or its description is damaged."""
+    if size is not None and not MIN_SIZE <= size <= MAX_SIZE:
+        raise UsageError("the image size is out of range", saw=size, fix=f"{MIN_SIZE} to {MAX_SIZE} pixels")
+    content = source.content()
+    surveyed: Survey | None = None
+    if size is None:
+        size, surveyed = _own_size(source, content, progress)
+    entry = cache.entry_path(content, size)
+    try:
+        meta = cache.read_meta(entry)
+    except DamagedError as error:
+        _say_damaged(source, error)
+        meta = None
+    return (entry, meta) if meta is not None else (entry, _pack(source, entry, size, surveyed, progress))
+
+
+def _own_size(source: Source, content: str, progress: bool) -> tuple[int, Survey | None]:
+    """The size of the source's images, or the one chosen for them; found out once per content."""
+    about = {"content": content}
+    known = cache.recall("size", about)
+    if isinstance(known, int) and MIN_SIZE <= known <= 1 << 16:
+        return known, None
+    surveyed = None
+    if isinstance(source, NamedSource):
+        size = source.native_size()
+    else:
+        surveyed = survey(source.blobs(contents=True, progress=progress), measure=True)
+        try:
+            size, why = choose_size(surveyed.dimensions)
+        except DataError as error:
+            raise DataError(
+                f"{error.cause} in {source.name}", saw=error.saw or _first(surveyed), fix=error.fix
+            ) from None
+        if why:
+            say(f"{source.name}: {why}")
+    cache.remember("size", about, size)
+    return size, surveyed
+
+
+def _pack(source: Source, entry: Path, size: int, surveyed: Survey | None, progress: bool) -> Meta:
+    def build(folder: Path) -> None:
+        nonlocal surveyed
+        if isinstance(source, NamedSource):
+            pack_arrays(source.arrays(), folder, size=size, source=source.name, kind=source.kind, progress=progress)
+            return
+        if surveyed is None:
+            surveyed = survey(source.blobs(contents=False, progress=progress), measure=False)
+        blobs = source.blobs() if surveyed.blobs is None else surveyed.blobs
+        meta = pack_files(
+            surveyed.listing, blobs, folder, size=size, source=source.name, kind=source.kind, progress=progress
+        )
+        if meta.skipped:
+            path, reason = meta.skipped[0]
+            total = len(meta.skipped) + sum(split.images for split in meta.splits.values())
+            say(f"{source.name}: {len(meta.skipped):,} of {total:,} files skipped, such as {path}: {reason}")
+
+    cache.publish(entry, build)
+    meta = cache.read_meta(entry)
+    assert meta is not None
+    return meta
+
+
+def _read(source: Source, split: str, entry: Path, meta: Meta, *, progress: bool) -> ImageStore:
+    name = "all" if split == "train" and "all" in meta.splits else split
+    if name not in meta.splits:
+        raise DataError(
+            f"{source.name} has no split {split!r}",
+            saw=f"splits {', '.join(meta.splits)}",
+            fix="name one of them, or put the images into a folder of that name",
+        )
+    try:
+        return cache.read_split(entry, meta, name, source.name)
+    except DamagedError as error:
+        _say_damaged(source, error)
+    meta = _pack(source, entry, meta.image_size, None, progress)
+    return cache.read_split(entry, meta, name, source.name)
+
+
+def _say_damaged(source: Source, error: DamagedError) -> None:
+    say(f"the packed copy of {source.name} is damaged ({error}); packing it again")
+
+
+def _first(surveyed: Survey) -> str | None:
+    for split in surveyed.listing.splits.values():
+        return f"{len(split.paths):,} files, the first {split.paths[0]}"
+    return None

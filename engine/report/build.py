@@ -1,0 +1,56 @@
+"""write_report(): figures/*.png and report.html of a run. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..errors import PlatformError
+from ..evaluation.comparison import Comparison
+from ..run import Run, write_text_atomic
+from .content import gather
+from .page import DrawnPicture, render_page
+from .pictures import Picture, classifier_pictures, run_pictures
+from .style import THEMES, to_png
+
+
+def write_report(run: Run) -> Path:
+    """Draws every picture that the run's log and results allow and writes `figures/*.png` and `report.html`.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        DataError: a result under evaluation/ cannot be read.
+        PlatformError: the run directory cannot be written.
+    """
+    content = gather(run)
+    drawn = _draw(run_pictures(content), run.directory / "figures")
+    page = run.directory / "report.html"
+    write_text_atomic(page, render_page(content, drawn))
+    return page
+
+
+def write_pictures(comparison: Comparison, directory: Path) -> None:
+    """The pictures of one method as PNG files in `directory`, for results that belong to no run.
+
+    Raises:
+        PlatformError: the directory cannot be written.
+    """
+    _draw(classifier_pictures(comparison), directory)
+
+
+def _draw(wanted: Sequence[Picture], directory: Path) -> list[DrawnPicture]:
+    """Each picture in both themes; the light one is also written to `directory`."""
+    drawn = []
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        for one in wanted:
+            png = {theme.name: to_png(one.draw(theme)) for theme in THEMES}
+            (directory / f"{one.name}.png").write_bytes(png["light"])
+            drawn.append(DrawnPicture(one.section, one.caption, png))
+    except OSError as error:
+        raise PlatformError(
+            "cannot write the pictures", saw=f"{directory}: {error.strerror}", fix="free space or choose another place"
+        ) from error
+    return drawn

@@ -1,0 +1,106 @@
+"""The command line: fast help, light imports, errors in three lines, exit codes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import simclr_engine
+from simclr_engine.recipe import recipe_names
+
+
+def run(*args: str, cwd: Path | None = None, code: str | None = None) -> subprocess.CompletedProcess[str]:
+    """The console script in a process of its own; `code` runs instead where given."""
+    command = [sys.executable, "-c", code] if code else [sys.executable, "-m", "simclr_engine", *args]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=120)
+
+
+def test_every_public_name_can_be_imported_first() -> None:
+    for name in simclr_engine.__all__:
+        done = run(code=f"from simclr_engine import {name}; import types; assert not isinstance({name}, types.ModuleType)")
+        assert done.returncode == 0, done.stderr
+
+
+def test_help_lists_every_command_and_imports_nothing_heavy() -> None:
+    code = (
+        "import sys\nsys.argv = ['simclr-engine', '--help']\nfrom simclr_engine.cli.main import main\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "heavy = {'torch', 'numpy', 'rich', 'matplotlib', 'onnxruntime', 'sklearn'} & set(sys.modules)\nassert not heavy, heavy"
+    )
+    done = run(code=code)
+    assert done.returncode == 0, done.stderr
+    for command in ("pretrain", "evaluate", "export", "report", "recipes", "data", "bench", "demo", "doctor"):
+        assert f"  {command} " in done.stdout
+
+
+def test_a_misspelt_command_names_the_nearest() -> None:
+    done = run("pretrian")
+    assert done.returncode == 2
+    assert "pretrain" in done.stderr
+
+
+@pytest.mark.parametrize("command", ["pretrain", "evaluate", "export", "report", "recipes", "data", "bench", "demo", "doctor"])
+def test_every_command_has_help(command: str) -> None:
+    done = run(command, "--help")
+    assert done.returncode == 0, done.stderr
+    assert "Usage:" in done.stdout
+
+
+def test_recipes_are_listed_and_shown() -> None:
+    listed = json.loads(run("recipes", "--json").stdout)["recipes"]
+    assert [r["name"] for r in listed] == recipe_names()
+    assert "temperature = 0.07" in run("recipes", "quick-10").stdout
+    assert "79.65" in run("recipes").stdout
+
+
+@pytest.mark.parametrize(
+    ("args", "exit_code", "says"),
+    [
+        (["pretrain", "--set", "train.epohcs=2", "--data", "digits"], 2, "train.epochs"),
+        (["pretrain", "--set", "loss.temperature=0", "--data", "digits"], 2, "loss.temperature"),
+        (["pretrain", "--set", "optimizer.lr=nan", "--data", "digits"], 2, "optimizer.lr"),
+        (["pretrain", "--epochs", "0", "--data", "digits"], 2, "train.epochs"),
+        (["pretrain", "--batch-size", "1", "--data", "digits"], 2, "two images"),
+        (["pretrain", "--recipe", "cifar01", "--data", "digits"], 2, "cifar10"),
+        (["pretrain", "--resume", "--overwrite"], 2, "exclude"),
+        (["pretrain", "--set", "nonsense", "--data", "digits"], 2, "KEY=VALUE"),
+        (["pretrain", "--data", "no/such/folder"], 2, "no/such/folder"),
+        (["pretrain", "--data", "digits", "--batch-size", "50000"], 4, "larger than the data"),
+        (["pretrain", "--data", "digits", "--limit", "1"], 4, "at least two images"),
+        (["pretrain", "--data", "digits", "--device", "cuda:99"], 3, "device"),
+        (["pretrain", "--data", "digits", "--out", "fresh", "--resume"], 4, "nothing to resume"),
+        (["report", "no/such/run"], 4, "no/such/run"),
+    ],
+)
+def test_an_error_has_cause_value_and_fix_and_its_exit_code(args: list[str], exit_code: int, says: str, tmp_path: Path) -> None:
+    done = run(*args, cwd=tmp_path)
+    assert done.returncode == exit_code, done.stderr
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.count("error: ") == 1
+    assert not (tmp_path / "runs").exists()  # nothing is left behind by a run that never began
+
+
+def test_an_existing_directory_is_refused_and_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").write_text("years of work")
+    for extra, says in ([], "--overwrite"), (["--overwrite"], "none"):
+        done = run("pretrain", "--data", "digits", "--recipe", "quick-10", "--batch-size", "8", "--out", "out", *extra, cwd=tmp_path)
+        assert done.returncode == 2
+        assert says in done.stderr
+    assert (tmp_path / "out" / "thesis.txt").read_text() == "years of work"
+
+
+def test_doctor_reports_what_works() -> None:
+    done = run("doctor", "--json")
+    document = json.loads(done.stdout)
+    assert done.returncode == (3 if document["broken"] else 0)
+    assert {f["name"] for f in document["findings"]} >= {"python", "torch", "device", "precision", "augmentation", "cache", "onnxruntime"}
+
+
+def test_debug_shows_the_traceback() -> None:
+    assert "Traceback" in run("recipes", "nope", "--debug").stderr

@@ -1,0 +1,62 @@
+"""The encoder is torchvision's ResNet; the head is what the recipe says."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from simclr_engine.model import build_encoder, build_head, parameter_count
+from simclr_engine.recipe import HeadSpec
+from simclr_engine.torchvision_shim import import_torchvision
+
+
+@pytest.mark.parametrize(("arch", "dim"), [("resnet18", 512), ("resnet34", 512), ("resnet50", 2048)])
+def test_features_equal_torchvisions_own_network_with_the_same_weights(arch: str, dim: int) -> None:
+    encoder = build_encoder(arch, "imagenet").eval()
+    theirs = getattr(import_torchvision().models, arch)().eval()
+    missing, unexpected = theirs.load_state_dict(encoder.state_dict(), strict=False)
+    assert set(missing) == {"fc.weight", "fc.bias"} and not unexpected
+    theirs.fc = nn.Identity()
+    x = torch.randn(2, 3, 64, 64)
+    assert encoder.feature_dim == dim
+    assert torch.equal(encoder(x), theirs(x))
+
+
+def test_the_small_stem_keeps_32_pixels_until_the_first_stride() -> None:
+    encoder = build_encoder("resnet18", "small")
+    sizes: list[tuple[int, ...]] = []
+    encoder.layer1.register_forward_hook(lambda m, i, o: sizes.append(tuple(o.shape[2:])))
+    encoder.layer4.register_forward_hook(lambda m, i, o: sizes.append(tuple(o.shape[2:])))
+    assert encoder(torch.randn(2, 3, 32, 32)).shape == (2, 512)
+    assert sizes == [(32, 32), (4, 4)]
+    assert abs(parameter_count(encoder) / 1e6 - 11.17) < 0.01  # system C counts 11.2 M
+
+
+def test_an_unknown_architecture_is_refused() -> None:
+    with pytest.raises(ValueError, match="resnet19"):
+        build_encoder("resnet19", "small")
+
+
+SPEC = HeadSpec(hidden=(16,), dimension=8, batch_norm="none", dropout=0.0)
+
+
+def _kinds(spec: HeadSpec) -> list[str]:
+    return [type(m).__name__ for m in build_head(32, spec)]
+
+
+def test_heads_are_built_as_the_recipes_say() -> None:
+    assert _kinds(SPEC) == ["Linear", "ReLU", "Linear"]
+    assert _kinds(replace(SPEC, batch_norm="all")) == ["Linear", "BatchNorm1d", "ReLU", "Linear", "BatchNorm1d"]
+    assert _kinds(replace(SPEC, batch_norm="hidden")) == ["Linear", "BatchNorm1d", "ReLU", "Linear"]
+    assert _kinds(replace(SPEC, dropout=0.1)) == ["Linear", "ReLU", "Dropout", "Linear"]
+    three = build_head(32, replace(SPEC, hidden=(16, 12), batch_norm="all"))
+    assert [m.out_features for m in three if isinstance(m, nn.Linear)] == [16, 12, 8]
+    assert three(torch.randn(4, 32)).shape == (4, 8)
+
+
+def test_a_layer_before_batch_norm_has_no_bias() -> None:
+    head = build_head(32, replace(SPEC, batch_norm="hidden"))
+    assert [m.bias is not None for m in head if isinstance(m, nn.Linear)] == [False, True]

@@ -1,0 +1,136 @@
+"""Recipes: complete, typed, refused when wrong, equal after a round trip."""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from simclr_engine.errors import UsageError
+from simclr_engine.recipe import Recipe, recipe_names
+
+SYSTEMS = {"lars-800", "few-labels-50", "quick-10", "scratch-100", "two-protocols"}
+
+
+def test_all_published_systems_and_the_bases_are_there() -> None:
+    assert set(recipe_names()) >= SYSTEMS | {"demo", "cifar10", "cifar10-sgd"}
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_a_recipe_survives_the_round_trip_through_toml(name: str) -> None:
+    recipe = Recipe.load(name)
+    again = Recipe.from_toml(recipe.to_toml())
+    assert again == recipe
+    assert again.hash() == recipe.hash()
+    assert recipe.name == name
+
+
+def test_published_figures_and_settings_of_the_systems_are_the_authors() -> None:
+    a, b, c, d, e = (Recipe.load(n) for n in ("lars-800", "few-labels-50", "quick-10", "scratch-100", "two-protocols"))
+    assert (a.train.epochs, a.train.batch_size, a.optimizer.name, a.loss.temperature) == (800, 512, "lars", 0.5)
+    assert a.learning_rate(800) == pytest.approx(0.3 * 512 / 256)
+    assert (a.head.hidden, a.head.dimension, a.head.batch_norm) == ((2048,), 128, "all")
+    assert [r["accuracy"] for r in a.published["results"]] == [0.7965, 0.7953, 0.7768]
+    assert {row["name"]: row["accuracy"] for row in a.published["per_class"]}["automobile"] == 0.918
+    assert (b.train.epochs, b.schedule.name, b.schedule.step_epochs, b.schedule.gamma) == (50, "step", 10.0, 0.6)
+    assert (b.optimizer.name, b.optimizer.lr, b.optimizer.weight_decay) == ("adam", 1e-3, 1e-6)
+    assert (c.train.epochs, c.loss.temperature, c.head.hidden, c.head.dimension, c.head.dropout) == (10, 0.07, (256,), 64, 0.1)
+    assert (c.augment.blur, c.augment.blur_kernel, c.augment.mean[0]) == (1.0, 3, 0.485)
+    assert (d.train.epochs, d.train.batch_size, d.optimizer.name, d.loss.temperature) == (100, 128, "adamw", 0.2)
+    assert (d.augment.crop_scale, d.augment.blur, d.augment.gray) == ((0.3, 1.0), 0.5, 0.0)
+    assert [r["accuracy"] for r in e.published["results"]] == [0.4089, 0.5887, 0.8918, 0.8908]
+
+
+def test_the_short_run_rate_replaces_the_other_up_to_its_epochs() -> None:
+    recipe = Recipe.load("cifar10-sgd", overrides={"train.batch_size": 128})
+    assert recipe.learning_rate(1000) == pytest.approx(0.03 * 128 / 256)
+    assert recipe.learning_rate(100.5) == pytest.approx(0.03 * 128 / 256)
+    assert recipe.learning_rate(100) == pytest.approx(0.06 * 128 / 256)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("loss.temperature", 0),
+        ("loss.temperature", "-0.5"),
+        ("loss.temperature", math.inf),
+        ("optimizer.lr", math.nan),
+        ("optimizer.lr", 0.0),
+        ("train.epochs", 0),
+        ("train.batch_size", 1),
+        ("train.views", 1),
+        ("train.resolution", [[0.5, 16], [0.4, 32]]),
+        ("train.resolution", [[0.5, 16]]),
+        ("augment.hue", 0.9),
+        ("model.arch", "resnet19"),
+        ("head.hidden", []),
+        ("schedule.name", "cosin"),
+        ("data.size", 4),
+        ("train.epochs", 2.5),
+        ("train.epochs", True),
+        ("head.hidden", "wide"),
+    ],
+)
+def test_a_value_out_of_range_is_refused_by_name(key: str, value: object) -> None:
+    with pytest.raises(UsageError) as caught:
+        Recipe.load("cifar10", overrides={key: value})
+    assert key.split(".")[-1] in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(("wrong", "right"), [("train.epohcs", "train.epochs"), ("los.temperature", "loss.temperature")])
+def test_a_misspelt_key_names_the_nearest(wrong: str, right: str) -> None:
+    with pytest.raises(UsageError, match=right):
+        Recipe.load("cifar10", overrides={wrong: 1})
+
+
+def test_a_misspelt_recipe_names_the_nearest() -> None:
+    with pytest.raises(UsageError, match="cifar10-sgd"):
+        Recipe.load("cifar10-sdg")
+
+
+def test_a_file_builds_on_a_base_and_lists_only_what_differs(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text('base = "cifar10"\nname = "mine"\n[train]\nepochs = 3\n')
+    recipe = Recipe.load(file)
+    assert (recipe.name, recipe.train.epochs, recipe.optimizer.lr) == ("mine", 3, 4.0)
+    assert recipe.published == {}  # another recipe's figures are not this one's
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('base = "cifar10"\n[train]\nepoch = 3\n', "epochs"),
+        ('name = "x"\n', "incomplete"),
+        ("name = \n", "TOML"),
+        ('base = "cifar11"\n', "cifar10"),
+        ('base = "cifar10"\ntrain = 3\n', "train"),
+    ],
+)
+def test_a_broken_file_says_what_is_wrong(tmp_path: Path, text: str, says: str) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text(text)
+    with pytest.raises(UsageError, match=says):
+        Recipe.load(file)
+
+
+@given(st.text())
+def test_any_note_survives_toml(text: str) -> None:
+    recipe = Recipe.load("cifar10").replace(notes=text) if not _reads_as_value(text) else Recipe.load("cifar10")
+    assert Recipe.from_toml(recipe.to_toml()) == recipe
+
+
+def _reads_as_value(text: str) -> bool:
+    """Overrides read numbers, lists and quoted text as TOML does; such text is not a plain note."""
+    from simclr_engine.recipe import _read_value
+
+    return _read_value(text) != text or "\n" in text or "\r" in text
+
+
+def test_to_toml_is_toml_of_the_same_tree() -> None:
+    recipe = Recipe.load("lars-800")
+    assert tomllib.loads(recipe.to_toml()) == recipe.to_tree()

@@ -1,0 +1,374 @@
+"""Training: equal to a plain step, equal after any stop, honest when it fails, silent towards the host."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from simclr_engine import load_encoder, pretraining
+from simclr_engine.checkpoint import newest_checkpoint
+from simclr_engine.data.store import ImageStore
+from simclr_engine.device import Platform
+from simclr_engine.errors import CheckFailed, DataError, PlatformError, UsageError
+from simclr_engine.model import SimCLR
+from simclr_engine.optim import build_optimizer
+from simclr_engine.pretraining import Interrupted, pretrain, steps_within
+from simclr_engine.recipe import Recipe
+from simclr_engine.run import Run
+from simclr_engine.training import Backends, Plan, Trainer, epoch_order
+
+FP32 = Platform(torch.device("cpu"), "fp32", channels_last=True, compile=False)
+
+
+def tiny_store(n: int = 48, size: int = 12, seed: int = 0) -> ImageStore:
+    """Blobs of two kinds: enough structure for a loss to fall."""
+    rng = np.random.default_rng(seed)
+    images = np.clip(rng.normal(rng.integers(30, 220, (n, 1, 1, 3)), 25, (n, size, size, 3)), 0, 255).astype(np.uint8)
+    return ImageStore.from_arrays(images, np.arange(n) % 2, ("even", "odd"), name="tiny", split="train")
+
+
+def tiny_recipe(**overrides: Any) -> Recipe:
+    """Small enough for a step in milliseconds; dropout, so that the generator's state matters too."""
+    base = {
+        "train.batch_size": 16,
+        "train.epochs": 3,
+        "train.precision": "fp32",
+        "head.hidden": [16],
+        "head.dimension": 8,
+        "head.dropout": 0.2,
+        "monitor.log_steps": 2,
+        "monitor.knn_epochs": 1,
+        "monitor.knn_images": 40,
+        "train.checkpoint_epochs": 1,
+    }
+    return Recipe.load("cifar10-sgd", overrides=base | overrides)
+
+
+def trainer_for(recipe: Recipe, store: ImageStore) -> Trainer:
+    trainer = Trainer(recipe, Plan.of(recipe, store), FP32, store, Backends("torch", "torch"))
+    trainer.model.train()
+    return trainer
+
+
+def weights(directory: Path) -> dict[str, torch.Tensor]:
+    state, _, _ = newest_checkpoint(directory / "checkpoints")
+    model: dict[str, torch.Tensor] = state["model"]
+    return model
+
+
+def assert_equal_weights(a: Path, b: Path) -> None:
+    first, second = weights(a), weights(b)
+    assert first.keys() == second.keys()
+    different = [k for k in first if not torch.equal(first[k], second[k])]
+    assert different == []
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was never stopped."""
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    pretrain(tiny_recipe(), tiny_store(), out, device="cpu", quiet=True)
+    return out
+
+
+def test_one_step_equals_a_plain_one_with_the_full_matrix() -> None:
+    recipe, store = tiny_recipe(**{"head.dropout": 0.0}), tiny_store()
+    trainer = trainer_for(recipe, store)
+    torch.manual_seed(recipe.train.seed)
+    plain = SimCLR(recipe.model, recipe.head).train()
+    optimizer = build_optimizer(plain, recipe.optimizer, trainer.plan.lr(0))
+    views = trainer.views(trainer.sample_ids(0), 0, 12)
+    z = torch.nn.functional.normalize(plain(views), dim=1)
+    logits = (z @ z.T / recipe.loss.temperature).fill_diagonal_(-math.inf)
+    loss = torch.nn.functional.cross_entropy(logits, (torch.arange(32) + 16) % 32)
+    loss.backward()
+    optimizer.step()
+    ours, _ = trainer.train_step(0)
+    assert float(ours) == pytest.approx(float(loss.detach()), rel=1e-5)
+    for (name, p), q in zip(trainer.model.named_parameters(), plain.parameters(), strict=True):
+        assert torch.allclose(p, q, rtol=1e-4, atol=1e-6), name
+
+
+def test_the_loss_falls_below_chance() -> None:
+    recipe = tiny_recipe(**{"train.epochs": 10, "loss.temperature": 0.2, "head.dropout": 0.0, "optimizer.short_run_lr": 0.5})
+    trainer = trainer_for(recipe, tiny_store())
+    rows: list[dict[str, float]] = []
+    for _ in trainer.steps(lambda step, row: rows.append(row)):
+        pass
+    assert rows[0]["chance"] == pytest.approx(math.log(31))
+    assert rows[-1]["loss"] < rows[0]["chance"] - 0.5
+    assert rows[-1]["top1"] > 2 / 31
+
+
+@pytest.mark.parametrize("optimizer", ["lars", "sgd", "adam", "adamw"])
+def test_a_step_reads_nothing_from_the_device(optimizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Meta tensors take the paths of an accelerator and have shapes but no values: whatever would make the host wait for a
+    # value of the device, or for a shape that depends on one, raises on them.
+    monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: nullcontext())  # which knows no meta; all is fp32 here
+    recipe, store = tiny_recipe(**{"optimizer.name": optimizer, "augment.blur": 0.5}), tiny_store()
+    meta = Platform(torch.device("meta"), "fp32", channels_last=True, compile=False)
+    trainer = Trainer(recipe, Plan.of(recipe, store), meta, store, Backends("torch", "torch"))
+    trainer.model.train()
+    for step in range(2):
+        loss, z = trainer.train_step(step)
+    assert (loss.device.type, tuple(z.shape)) == ("meta", (32, 8))
+    with pytest.raises(RuntimeError):
+        loss.item()  # so the check can fail
+    with pytest.raises(RuntimeError):
+        z.nonzero()
+
+
+def test_an_epoch_shows_each_image_once_and_the_next_in_another_order() -> None:
+    recipe, store = tiny_recipe(), tiny_store()
+    trainer = trainer_for(recipe, store)
+    first = torch.cat([trainer.sample_ids(s) for s in range(3)])
+    second = torch.cat([trainer.sample_ids(s) for s in range(3, 6)])
+    assert torch.equal(first.sort().values, torch.arange(48))
+    assert torch.equal(second.sort().values, torch.arange(48))
+    assert not torch.equal(first, second)
+    assert torch.equal(trainer.sample_ids(0), epoch_order(48, 0, 0)[:16])  # going back gives the same again
+
+
+def test_resuming_at_the_end_of_an_epoch_is_bitwise_the_same(whole_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _stop_after(monkeypatch, 3)
+    with pytest.raises(Interrupted):
+        pretrain(tiny_recipe(), tiny_store(), tmp_path / "run", device="cpu", quiet=True)
+    monkeypatch.undo()
+    pretrain(tiny_recipe(), tiny_store(), tmp_path / "run", device="cpu", resume=True, quiet=True)
+    assert_equal_weights(whole_run, tmp_path / "run")
+
+
+def test_resuming_in_the_middle_of_an_epoch_is_bitwise_the_same(whole_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _stop_after(monkeypatch, 4)
+    with pytest.raises(Interrupted) as caught:
+        pretrain(tiny_recipe(), tiny_store(), tmp_path / "run", device="cpu", quiet=True)
+    assert caught.value.exit_code == 130
+    assert not Run.open(tmp_path / "run").environment["finished"]
+    monkeypatch.undo()
+    run = pretrain(tiny_recipe(), tiny_store(), tmp_path / "run", device="cpu", resume=True, quiet=True)
+    assert_equal_weights(whole_run, tmp_path / "run")
+    steps = [r["step"] for r in run.metrics if r["event"] == "train"]
+    assert steps == sorted(set(steps))
+    assert steps[-1] == 9
+    assert run.environment["finished"]
+
+
+def _stop_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """As if a signal came during `step`."""
+    real = Trainer.steps
+
+    def steps(self: Trainer, log: Any) -> Any:
+        for done in real(self, log):
+            if done == step:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield done
+
+    monkeypatch.setattr(Trainer, "steps", steps)
+
+
+SCRIPT = """
+import sys, time
+sys.path[:0] = {paths!r}
+from test_training import tiny_recipe, tiny_store
+from simclr_engine.pretraining import pretrain
+from simclr_engine.training import Trainer
+real = Trainer.train_step
+def slow(self, step, size=None):
+    time.sleep(0.15)
+    return real(self, step, size)
+Trainer.train_step = slow
+pretrain(tiny_recipe(), tiny_store(), {out!r}, device="cpu", quiet=True)
+"""
+
+
+@pytest.mark.parametrize(("number", "leaves"), [(signal.SIGKILL, "epoch_0001.pt"), (signal.SIGTERM, "last.pt"), (signal.SIGINT, "last.pt")])
+def test_a_killed_process_is_resumed_to_the_same_weights(whole_run: Path, tmp_path: Path, number: signal.Signals, leaves: str) -> None:
+    out = tmp_path / "run"
+    process = subprocess.Popen([sys.executable, "-c", SCRIPT.format(paths=[str(Path(__file__).parent)], out=str(out))])
+    deadline = time.monotonic() + 90
+    while not (out / "checkpoints" / "epoch_0001.pt").exists():
+        assert process.poll() is None and time.monotonic() < deadline, "the run ended before it could be killed"
+        time.sleep(0.02)
+    process.send_signal(number)
+    assert process.wait(timeout=30) != 0
+    assert (out / "checkpoints" / leaves).exists()
+    assert not (out / "encoder.safetensors").exists()
+    run = pretrain(tiny_recipe(), tiny_store(), out, device="cpu", resume=True, quiet=True)
+    assert_equal_weights(whole_run, out)
+    assert run.environment["finished"]
+
+
+def test_a_run_leaves_what_the_design_promises(whole_run: Path) -> None:
+    run = Run.open(whole_run)
+    for name in ("recipe.toml", "environment.json", "metrics.jsonl", "encoder.safetensors", "model.safetensors", "views.npz"):
+        assert (whole_run / name).is_file(), name
+    assert list((whole_run / "tensorboard").iterdir())
+    assert sorted(p.name for p in (whole_run / "checkpoints").glob("epoch_*")) == [f"epoch_000{i}.pt" for i in (1, 2, 3)]
+    assert run.environment["backends"] == {"augment": "torch", "nt_xent": "torch"} or run.environment["backends"]["nt_xent"]
+    assert run.environment["data"]["image_size"] == run.image_size == 12
+    events = {row["event"] for row in run.metrics}
+    assert events == {"train", "knn"}
+    knn = [row for row in run.metrics if row["event"] == "knn"]
+    assert [row["step"] for row in knn] == [3, 6, 9]
+    assert all(0 <= row["accuracy"] <= 1 and row["rankme"] >= 1 for row in knn)
+    assert run.recipe == tiny_recipe()
+
+
+def test_the_saved_encoder_is_the_trained_one(whole_run: Path) -> None:
+    state = weights(whole_run)
+    encoder = load_encoder(whole_run)
+    assert not encoder.training
+    for name, tensor in encoder.state_dict().items():
+        assert torch.equal(tensor, state[f"encoder.{name}"]), name
+    alone = load_encoder(whole_run / "encoder.safetensors")
+    x = torch.randn(2, 3, 12, 12)
+    assert torch.equal(alone(x), encoder(x))
+
+
+def test_views_npz_holds_the_images_and_eight_views(whole_run: Path) -> None:
+    with np.load(whole_run / "views.npz", allow_pickle=False) as file:
+        assert np.array_equal(file["originals"], tiny_store().images[:4])
+        assert file["views"].shape == (4, 8, 12, 12, 3)
+        assert file["views"].std() > 5
+
+
+def test_nan_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Trainer.train_step
+
+    def poisoned(self: Trainer, step: int, size: int | None = None) -> Any:
+        if step == 4:
+            with torch.no_grad():
+                next(self.model.parameters()).fill_(math.nan)
+        return real(self, step, size)
+
+    monkeypatch.setattr(Trainer, "train_step", poisoned)
+    with pytest.raises(CheckFailed, match="diverged") as caught:
+        pretrain(tiny_recipe(), tiny_store(), tmp_path / "run", device="cpu", quiet=True)
+    assert "metrics.jsonl" in str(caught.value)
+    state, _, _ = newest_checkpoint(tmp_path / "run" / "checkpoints")
+    assert state["step"] == 3
+    assert all(torch.isfinite(t).all() for t in state["model"].values())
+
+
+def test_a_state_that_is_not_finite_is_never_saved() -> None:
+    trainer = trainer_for(tiny_recipe(), tiny_store())
+    trainer.state_dict()
+    with torch.no_grad():
+        next(trainer.model.parameters()).fill_(math.inf)
+    with pytest.raises(CheckFailed, match="no longer finite"):
+        trainer.state_dict()
+
+
+def test_a_full_disk_while_saving_keeps_the_checkpoint_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "run"
+    real, calls = pretraining.save_last, []
+
+    def full(folder: Path, state: dict[str, Any]) -> None:
+        calls.append(state["step"])
+        if len(calls) == 2:
+            monkeypatch.setattr("simclr_engine.checkpoint.os.fsync", _no_space)
+        real(folder, state)
+
+    monkeypatch.setattr(pretraining, "save_last", full)
+    with pytest.raises(PlatformError, match="No space"):
+        pretrain(tiny_recipe(), tiny_store(), out, device="cpu", quiet=True)
+    assert newest_checkpoint(out / "checkpoints")[0]["step"] == calls[0] == 3
+
+
+def _no_space(_: int) -> None:
+    raise OSError(28, "No space left on device")
+
+
+def test_resuming_on_other_data_or_with_another_recipe_is_refused(whole_run: Path) -> None:
+    with pytest.raises(DataError, match="not what the run was started on"):
+        pretrain(tiny_recipe(), tiny_store(seed=1), whole_run, device="cpu", resume=True, quiet=True)
+    with pytest.raises(UsageError, match="loss.temperature"):
+        pretrain(tiny_recipe(**{"loss.temperature": 0.3}), tiny_store(), whole_run, device="cpu", resume=True, quiet=True)
+
+
+def test_bad_sizes_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with pytest.raises(DataError, match="larger than the data"):
+        pretrain(tiny_recipe(**{"train.batch_size": 64}), tiny_store(), out, device="cpu", quiet=True)
+    with pytest.raises(DataError, match="at least two images"):
+        pretrain(tiny_recipe(), tiny_store(1), out, device="cpu", quiet=True)
+    assert not out.exists()
+
+
+def test_unlabelled_images_train_and_the_monitor_says_what_it_can(tmp_path: Path) -> None:
+    labelled = tiny_store()
+    store = ImageStore.from_arrays(labelled.images, name="mine", split="all")
+    run = pretrain(tiny_recipe(**{"train.epochs": 1}), store, tmp_path / "run", device="cpu", quiet=True)
+    knn = [row for row in run.metrics if row["event"] == "knn"]
+    assert knn and "accuracy" not in knn[0] and knn[0]["rankme"] >= 1
+
+
+def test_labels_do_not_reach_the_training(whole_run: Path, tmp_path: Path) -> None:
+    store = tiny_store()
+    shuffled = ImageStore(store.images, 1 - store.labels, store.class_names, store.fingerprint, "tiny", "train")
+    pretrain(tiny_recipe(), shuffled, tmp_path / "run", device="cpu", quiet=True)
+    assert_equal_weights(whole_run, tmp_path / "run")
+
+
+def test_progressive_resolution_follows_the_recipe() -> None:
+    recipe, store = tiny_recipe(**{"train.resolution": [[0.5, 8], [1.0, 12]]}), tiny_store()
+    plan = Plan.of(recipe, store)
+    assert [plan.view_size(s) for s in range(9)] == [8] * 4 + [12] * 5
+    assert plan.sizes() == {8: 4, 12: 5}
+    trainer = trainer_for(recipe, store)
+    assert trainer.views(trainer.sample_ids(0), 0, plan.view_size(0)).shape == (32, 3, 8, 8)
+
+
+def test_four_views_train() -> None:
+    trainer = trainer_for(tiny_recipe(**{"train.views": 4}), tiny_store())
+    loss, z = trainer.train_step(0)
+    assert z.shape == (64, 8)
+    assert abs(float(loss) - math.log(63)) < 1.0
+
+
+def test_a_time_budget_becomes_a_number_of_steps(tmp_path: Path) -> None:
+    recipe = tiny_recipe(**{"train.resolution": [[0.8, 16], [1.0, 32]]})
+    assert steps_within(recipe, 100.0, {16: 0.25, 32: 1.0}) == int(100 / (0.8 * 0.25 + 0.2 * 1.0))
+    with pytest.raises(UsageError, match="too short"):
+        steps_within(recipe, 0.1, {16: 0.25, 32: 1.0})
+    began = time.monotonic()
+    run = pretrain(tiny_recipe(), tiny_store(), tmp_path / "run", device="cpu", max_minutes=0.1, quiet=True)
+    plan = run.environment["plan"]
+    assert plan["total_steps"] > 9
+    assert plan["max_minutes"] == 0.1
+    assert [r["step"] for r in run.metrics if r["event"] == "train"][-1] == plan["total_steps"]
+    assert plan["estimated_seconds"] <= 6.0
+    assert time.monotonic() - began < 30
+
+
+def test_bfloat16_and_float32_agree_to_its_precision() -> None:
+    recipe, store = tiny_recipe(**{"head.dropout": 0.0}), tiny_store()
+    low = Trainer(recipe, Plan.of(recipe, store), Platform(torch.device("cpu"), "bf16", True, False), store, Backends("torch", "torch"))
+    low.model.train()
+    expected, _ = trainer_for(recipe, store).train_step(0)
+    got, _ = low.train_step(0)
+    assert float(got) == pytest.approx(float(expected), rel=2e-2)
+    assert float(got) != float(expected)  # so bf16 was really used
+    assert all(p.dtype == torch.float32 for p in low.model.parameters())
+
+
+def test_dry_run_estimates_and_writes_nothing(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "simclr_engine", "pretrain", "--data", "digits", "--recipe", "quick-10", "--batch-size", "8", "--dry-run", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert document["estimated_seconds"] > 0
+    assert document["steps"] == 10 * (document["steps"] // 10) > 0
+    assert list(tmp_path.iterdir()) == []

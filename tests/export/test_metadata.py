@@ -1,0 +1,172 @@
+"""A file that is not ours, newer, altered, cut short or inconsistent is refused, and the error says which."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+from pathlib import Path
+
+import onnx
+import pytest
+from conftest import TINY, MakeTiny, tiny_model
+
+from simclr_engine.errors import DataError, PlatformError
+from simclr_engine.export.metadata import DIGEST, PREFIX, ModelMetadata, read_metadata, read_model, sidecar_path
+from simclr_engine.export.runtime import OnnxEncoder
+from simclr_engine.export.wire import scan
+
+
+def rewrite(path: Path, **properties: str | None) -> None:
+    """Changes properties of a file and makes its digest fit again, as a forger or another writer would."""
+    model = onnx.load(path)
+    values = {p.key: p.value for p in model.metadata_props if p.key != DIGEST}
+    for key, value in properties.items():
+        key = key.replace("__", ".") if "__" in key else PREFIX + key
+        values.pop(key) if value is None else values.__setitem__(key, value)
+    del model.metadata_props[:]
+    onnx.helper.set_model_props(model, values)
+    digest = scan(model.SerializeToString(deterministic=True), without=DIGEST).digest
+    model.metadata_props.add(key=DIGEST, value=json.dumps(digest))
+    path.write_bytes(model.SerializeToString(deterministic=True))
+
+
+def test_metadata_comes_back_equal(make_tiny: MakeTiny) -> None:
+    path = make_tiny(class_names=("žluťoučký", "a\"b\n", ""))
+    assert read_metadata(path) == ModelMetadata(**{**TINY.__dict__, "class_names": ("žluťoučký", "a\"b\n", "")})
+
+
+def test_the_sha256_is_the_file_s(make_tiny: MakeTiny) -> None:
+    path = make_tiny()
+    assert read_model(path).sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_another_program_s_model_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "foreign.onnx"
+    onnx.save(tiny_model(), path)
+    with pytest.raises(DataError, match="not written by simclr-engine"):
+        read_model(path)
+
+
+def test_a_newer_schema_is_refused_by_its_number(make_tiny: MakeTiny) -> None:
+    path = make_tiny()
+    rewrite(path, schema="2", mean='"of a kind this version does not know"')
+    with pytest.raises(DataError, match="newer simclr-engine") as caught:
+        read_model(path)
+    assert "schema 2" in str(caught.value) and caught.value.exit_code == 4
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("image_size", None),
+        ("image_size", "true"),
+        ("image_size", '"32"'),
+        ("mean", "0.5"),
+        ("mean", "[0.5, null, 0.5]"),
+        ("class_names", "[1, 2]"),
+        ("architecture", "{"),
+        ("parity", "[]"),
+        ("Image__NominalPixelRange", "Normalized_0_1"),
+        ("Image__BitmapPixelFormat", None),
+    ],
+)
+def test_a_field_that_cannot_be_is_named(make_tiny: MakeTiny, key: str, value: str | None) -> None:
+    path = make_tiny()
+    rewrite(path, **{key: value})
+    with pytest.raises(DataError, match=key.replace("__", ".")):
+        read_model(path)
+
+
+@pytest.mark.parametrize(("key", "value"), [("image_size", 5), ("feature_dim", 3)])
+def test_a_field_that_contradicts_the_graph_is_named(make_tiny: MakeTiny, key: str, value: int) -> None:
+    path = make_tiny(**{key: value})
+    with pytest.raises(DataError, match=f"{key} = {value}"):
+        OnnxEncoder(path)
+
+
+def test_an_altered_weight_is_detected_without_the_sidecar(exported_file: Path) -> None:
+    sidecar_path(exported_file).unlink()
+    raw = bytearray(exported_file.read_bytes())
+    raw[len(raw) // 2] ^= 1  # in the middle of the weights
+    exported_file.write_bytes(raw)
+    with pytest.raises(DataError, match="altered after its export"):
+        read_model(exported_file)
+
+
+def test_altered_metadata_is_detected(make_tiny: MakeTiny) -> None:
+    path = make_tiny()
+    path.write_bytes(path.read_bytes().replace(b'["ant", "bee"]', b'["bee", "ant"]'))
+    with pytest.raises(DataError, match="altered after its export"):
+        read_model(path)
+
+
+def test_a_file_and_a_sidecar_that_disagree_are_refused(make_tiny: MakeTiny) -> None:
+    path = make_tiny()
+    read_model(path)
+    for text in ("0" * 64 + "  tiny.onnx\n", "", "\x00\xff"):
+        sidecar_path(path).write_text(text, "utf-8")
+        with pytest.raises(DataError, match="checksum disagree"):
+            read_model(path)
+
+
+def test_the_sidecar_is_what_sha256sum_reads(exported_file: Path) -> None:
+    done = subprocess.run(["sha256sum", "-c", "encoder.onnx.sha256"], cwd=exported_file.parent, capture_output=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.9999])
+def test_a_truncated_file_is_called_truncated(exported_file: Path, share: float) -> None:
+    raw = exported_file.read_bytes()
+    exported_file.write_bytes(raw[: int(len(raw) * share)])
+    with pytest.raises(DataError, match="truncated or damaged"):
+        read_model(exported_file)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\x89PNG\r\n\x1a\n" + bytes(100), b"version https://git-lfs.github.com/spec/v1\n", b"PK\x03\x04"]
+)
+def test_what_is_no_onnx_file_is_called_so(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "encoder.onnx"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="not an ONNX file"):
+        read_model(path)
+
+
+def test_weights_outside_the_file_are_refused_and_never_opened(make_tiny: MakeTiny, tmp_path: Path) -> None:
+    path = make_tiny()
+    model = onnx.load(path)
+    (tmp_path / "secret.bin").write_bytes(bytes(24))
+    weight = next(t for t in model.graph.initializer if t.name == "weight")
+    weight.ClearField("raw_data")
+    weight.data_location = onnx.TensorProto.EXTERNAL
+    weight.external_data.add(key="location", value="secret.bin")
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(DataError, match="weights in other files") as caught:
+        OnnxEncoder(path)
+    assert "weight" in str(caught.value.saw)
+
+
+def test_an_absent_file_a_directory_and_a_forbidden_one_are_told_apart(
+    tmp_path: Path, make_tiny: MakeTiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(DataError, match="no such file"):
+        read_model(tmp_path / "none.onnx")
+    with pytest.raises(DataError, match="directory"):
+        read_model(tmp_path)
+    path = make_tiny()
+
+    def refuse(self: Path) -> bytes:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(PlatformError, match="cannot be read"):
+        read_model(path)
+
+
+def test_a_file_too_large_for_onnx_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "huge.onnx"
+    with path.open("wb") as file:
+        file.truncate(2**31)  # sparse
+    with pytest.raises(DataError, match="too large"):
+        read_model(path)
