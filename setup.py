@@ -1,10 +1,18 @@
-"""Maps the plain top-level folders under one import name.
+"""Maps the plain top-level folders under one import name, and builds the optional compiled module.
 
 `engine`, `kernels`, `export` and `bench` are too common to install as such: they become `simclr_engine`,
 `simclr_engine.kernels`, `simclr_engine.export` and `simclr_engine.bench`.
 """
 
-from setuptools import find_packages, setup
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
 
 FOLDERS = {
     "simclr_engine": "engine",
@@ -23,8 +31,65 @@ def packages() -> list[str]:
     return found
 
 
+class CMakeBuild(build_ext):
+    """Runs CMakeLists.txt. Whatever keeps it from working is said in one line, and the installation goes on."""
+
+    def build_extension(self, ext: Extension) -> None:
+        target = Path(self.get_ext_fullpath(ext.name)).resolve()
+        try:
+            self.run_cmake(target)
+        except (OSError, RuntimeError) as reason:
+            print(f"simclr-engine: {target.name} is not built ({reason}); the PyTorch path serves.", file=sys.stderr)
+
+    def run_cmake(self, target: Path) -> None:
+        """Configure and build, leaving the module at `target`; RuntimeError says why not."""
+        if importlib.util.find_spec("nanobind") is None:
+            raise RuntimeError("nanobind is not installed")
+        # The cmake package puts its program beside the interpreter, which need not be on PATH.
+        cmake = shutil.which("cmake") or shutil.which("cmake", path=str(Path(sys.executable).parent))
+        if cmake is None:
+            raise RuntimeError("CMake is not installed")
+        build = Path(self.build_temp).resolve() / "cmake"
+        # A configuration is bound to its interpreter, which under build isolation lived in a folder now gone.
+        shutil.rmtree(build, ignore_errors=True)
+        build.mkdir(parents=True)
+        here = Path(__file__).resolve().parent
+        configure = [
+            cmake,
+            "-S",
+            here,
+            "-B",
+            build,
+            "-DCMAKE_BUILD_TYPE=Release",
+            f"-DPython_EXECUTABLE={sys.executable}",
+        ]
+        configure += [f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY{suffix}={target.parent}" for suffix in ("", "_RELEASE")]
+        log = build / "build.log"
+        with log.open("w") as output:
+            for step in (
+                configure,
+                [cmake, "--build", build, "--config", "Release", "--parallel", str(os.cpu_count() or 1)],
+            ):
+                if subprocess.run(step, stdout=output, stderr=subprocess.STDOUT).returncode:
+                    raise RuntimeError(f"CMake failed: {first_error(log)}")
+        if not target.is_file():
+            raise RuntimeError(f"CMake did not leave it in {target.parent}")
+
+
+def first_error(log: Path) -> str:
+    """The line of a build log that says most, and where the rest is."""
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    told = next((line for line in lines if "error" in line.lower()), lines[-1] if lines else "no output")
+    return f"{told} (see {log})"
+
+
 setup(
     package_dir=FOLDERS,
     packages=packages(),
     package_data={"simclr_engine": ["py.typed", "recipes/*.toml"]},
+    # The sources are named so that they travel in a source distribution; CMake reads them, not setuptools.
+    ext_modules=[
+        Extension("simclr_engine.kernels._native", ["CMakeLists.txt", "kernels/native/philox.cpp"], optional=True)
+    ],
+    cmdclass={"build_ext": CMakeBuild},
 )

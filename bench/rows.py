@@ -38,7 +38,15 @@ def rate_row(name: str, contender: str, items: int, timing: Timing, unit: str, *
 
 def missing_row(name: str, contender: str, unit: str) -> Row:
     """A contender that is not installed: named, never dropped."""
-    return {"name": name, "contender": contender, "median": None, "p20": None, "p80": None, "unit": unit, "note": "not installed"}
+    return {
+        "name": name,
+        "contender": contender,
+        "median": None,
+        "p20": None,
+        "p80": None,
+        "unit": unit,
+        "note": "not installed",
+    }
 
 
 def bench_document(rows: list[Row]) -> dict[str, Any]:
@@ -69,7 +77,12 @@ def check(rows: list[Row], floors: tuple[Floor, ...]) -> list[str]:
         unit = f" × {floor.of}" if floor.of else ""
         holds = value >= floor.least
         missed |= not holds
-        lines.append(f"{'holds' if holds else 'MISSED'}: {floor.name}, {floor.contender}: {value:,.2f}{unit} (floor {floor.least:,g})")
+        verdict = "holds" if holds else "MISSED"
+        lines.append(f"{verdict}: {floor.name}, {floor.contender}: {value:,.2f}{unit} (floor {floor.least:,g})")
     if missed:
-        raise CheckFailed("a speed floor was missed", saw="; ".join(lines), fix="run it again on a quiet machine; if it stays, find what got slower")
+        raise CheckFailed(
+            "a speed floor was missed",
+            saw="; ".join(lines),
+            fix="run it again on a quiet machine; if it stays, find what got slower",
+        )
     return lines

@@ -1,9 +1,9 @@
 """simclr-engine: pretrain an image encoder without labels, evaluate it, ship it as one ONNX file.
 
-    from simclr_engine import Recipe, load_data, pretrain
+from simclr_engine import Recipe, load_data, pretrain
 
-    run = pretrain(Recipe.load("cifar10", overrides={"train.epochs": 200}), data=load_data("cifar10"), out="runs/first")
-    encoder = run.encoder()  # [B, 3, S, S] -> [B, 512]
+run = pretrain(Recipe.load("cifar10", overrides={"train.epochs": 200}), data=load_data("cifar10"), out="runs/first")
+encoder = run.encoder()  # [B, 3, S, S] -> [B, 512]
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from .recipe import Recipe
     from .run import Run
 
-# Every public name and where it lives; loaded when first asked for, so that `--help` and the torch-free evaluator stay light.
+# Every public name and where it lives; loaded when first asked for: `--help` and the torch-free evaluator stay light.
 _HOMES = {
     "AugmentSpec": "simclr_engine.kernels",
     "EngineError": "simclr_engine.errors",

@@ -66,14 +66,18 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     try:
         raw = path.read_bytes()
     except OSError as error:
-        raise DataError("the checkpoint cannot be read", saw=f"{path}: {error.strerror}", fix="check the path") from error
+        raise DataError(
+            "the checkpoint cannot be read", saw=f"{path}: {error.strerror}", fix="check the path"
+        ) from error
     body, footer = raw[:-FOOTER_BYTES], raw[-FOOTER_BYTES:]
     if footer != FOOTER + hashlib.sha256(body).digest():
         raise DataError("the checkpoint is truncated or was altered", saw=path, fix="resume: the previous one is taken")
     try:
         state = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile, EOFError) as error:
-        raise DataError("the checkpoint does not load", saw=f"{path}: {error}", fix="resume: the previous one is taken") from error
+        raise DataError(
+            "the checkpoint does not load", saw=f"{path}: {error}", fix="resume: the previous one is taken"
+        ) from error
     if not isinstance(state, dict):
         raise DataError("the checkpoint holds no state", saw=path, fix="resume: the previous one is taken")
     return state
@@ -94,7 +98,9 @@ def newest_checkpoint(folder: Path) -> tuple[dict[str, Any], Path, list[str]]:
             return load_checkpoint(path), path, complaints
         except DataError as error:
             complaints.append(f"{path.name}: {error.cause}")
-    raise DataError("no good checkpoint to resume from", saw="; ".join(complaints) or folder, fix="start anew with --overwrite")
+    raise DataError(
+        "no good checkpoint to resume from", saw="; ".join(complaints) or folder, fix="start anew with --overwrite"
+    )
 
 
 def save_weights(path: Path, module: nn.Module, metadata: dict[str, str]) -> None:
@@ -137,13 +143,17 @@ def encoder_metadata(run_recipe: Any, image_size: int) -> dict[str, str]:
 
 def _encoder_from_file(path: Path) -> nn.Module:
     try:
-        with safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]  # safetensors ships no types
+        with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # not a dict
     except (OSError, SafetensorError) as error:
-        raise DataError("the weights cannot be read", saw=f"{path}: {error}", fix="name a run directory or its encoder.safetensors") from error
+        raise DataError(
+            "the weights cannot be read", saw=f"{path}: {error}", fix="name a run directory or its encoder.safetensors"
+        ) from error
     if "arch" not in metadata:
-        raise DataError("not an encoder of this project", saw=path, fix="name a run directory or its encoder.safetensors")
+        raise DataError(
+            "not an encoder of this project", saw=path, fix="name a run directory or its encoder.safetensors"
+        )
     return _filled(metadata["arch"], metadata["stem"], tensors, path)
 
 
@@ -158,7 +168,11 @@ def _filled(arch: str, stem: str, tensors: dict[str, torch.Tensor], path: Path) 
         encoder = build_encoder(arch, stem)
         encoder.load_state_dict(tensors)
     except (RuntimeError, ValueError) as error:
-        raise DataError("the weights do not fit the encoder", saw=f"{path}: {str(error)[:300]}", fix="take weights of the same architecture") from error
+        raise DataError(
+            "the weights do not fit the encoder",
+            saw=f"{path}: {str(error)[:300]}",
+            fix="take weights of the same architecture",
+        ) from error
     return encoder.eval()
 
 
@@ -173,4 +187,8 @@ def _write_atomic(path: Path, parts: list[Any]) -> None:
         temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise PlatformError("cannot save", saw=f"{path}: {error.strerror}", fix="free space, then --resume: the previous checkpoint is intact") from error
+        raise PlatformError(
+            "cannot save",
+            saw=f"{path}: {error.strerror}",
+            fix="free space, then --resume: the previous checkpoint is intact",
+        ) from error

@@ -66,7 +66,9 @@ class Platform:
         }
 
 
-def choose_platform(device: str = "auto", precision: str = "auto", compile: bool | None = None, steps: int = 0) -> Platform:
+def choose_platform(
+    device: str = "auto", precision: str = "auto", compile: bool | None = None, steps: int = 0
+) -> Platform:
     """Picks the device and how to use it.
 
     Args:
@@ -90,7 +92,9 @@ def choose_platform(device: str = "auto", precision: str = "auto", compile: bool
         # On CPU the compiled ResNet was seen 3 to 7 % faster after 48 s of compilation: it repays long runs alone.
         compile = picked.type == "cuda" and compiler is not None and steps >= COMPILE_FROM_STEPS
     elif compile and compiler is None:
-        raise PlatformError("torch.compile needs a C++ compiler", saw="no c++, g++ or clang++", fix="install one, or --no-compile")
+        raise PlatformError(
+            "torch.compile needs a C++ compiler", saw="no c++, g++ or clang++", fix="install one, or --no-compile"
+        )
     if picked.type == "cuda":
         torch.set_float32_matmul_precision("high")
         torch.backends.cudnn.benchmark = True

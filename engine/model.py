@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import cast
 
-import torch
 from torch import Tensor, nn
 
 from .recipe import ARCHITECTURES, HeadSpec, ModelSpec
@@ -35,7 +34,9 @@ def build_encoder(arch: str, stem: str) -> nn.Module:
         encoder.conv1 = conv1
         encoder.maxpool = nn.Identity()
     encoder.fc = nn.Identity()
-    encoder.feature_dim = cast(Tensor, feature_dim)  # a plain int: nn.Module's annotations know tensors and modules only
+    encoder.feature_dim = cast(
+        Tensor, feature_dim
+    )  # a plain int: nn.Module's annotations know tensors and modules only
     return encoder
 
 
@@ -68,7 +69,7 @@ class SimCLR(nn.Module):
 
     def __init__(self, model: ModelSpec, head: HeadSpec) -> None:
         super().__init__()
-        self.encoder = build_encoder(model.arch, model.stem)
+        self.encoder: nn.Module = build_encoder(model.arch, model.stem)
         self.head = build_head(int(cast(int, self.encoder.feature_dim)), head)
 
     def forward(self, views: Tensor) -> Tensor:

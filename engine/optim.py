@@ -15,14 +15,14 @@ from .recipe import OptimizerSpec, ScheduleSpec
 class LARS(torch.optim.Optimizer):
     """Layer-wise adaptive rate scaling, without a host synchronisation in the step.
 
-    Two published forms; with momentum m, weight decay β and trust coefficient η, both keep lr inside the momentum buffer
-    (v ← m·v + lr·λ·u, w ← w − v):
+    Two published forms; with momentum m, weight decay β and trust coefficient η, both keep lr inside the momentum
+    buffer (v ← m·v + lr·λ·u, w ← w − v):
 
     - `paper`: λ = η‖w‖ / (‖g‖ + β‖w‖), u = g + βw (You, Gitman, Ginsburg 2017, algorithm 1).
     - `google`: λ = η‖w‖ / ‖g + βw‖, u = g + βw (google-research/simclr: the decay is inside the norm).
 
-    λ is 1 where either norm is zero. Parameters of one dimension or none (batch norm, bias) get neither trust ratio nor
-    weight decay: `parameter_groups` puts them into a group with `adapt=False`.
+    λ is 1 where either norm is zero. Parameters of one dimension or none (batch norm, bias) get neither trust ratio
+    nor weight decay: `parameter_groups` puts them into a group with `adapt=False`.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class LARS(torch.optim.Optimizer):
         )
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]  # torch overloads it
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update of every parameter that has a gradient."""
         loss = None
         if closure is not None:

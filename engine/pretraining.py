@@ -32,7 +32,7 @@ from .model import parameter_count
 from .monitor import OnlineMonitor
 from .recipe import Recipe
 from .run import RUNS, Progress, Run, RunLog, prepare_directory, progress, write_text_atomic
-from .training import Backends, Plan, Trainer, module_on_cpu
+from .training import Backends, Plan, Trainer
 
 SAVE_SECONDS = 120.0  # at most this much training is lost to a crash
 CALIBRATION_STEPS = 4  # timed per view size, after one untimed
@@ -109,7 +109,14 @@ def pretrain(
         raise DataError("nothing to resume here", saw=directory, fix="start it without --resume")
     started, store = time.time(), open_data(recipe, data, limit, quiet=quiet)
     trainer, estimate = prepare(
-        recipe, store, device=device, fused=fused, augment=augment, compile=compile, max_minutes=max_minutes, saved=saved
+        recipe,
+        store,
+        device=device,
+        fused=fused,
+        augment=augment,
+        compile=compile,
+        max_minutes=max_minutes,
+        saved=saved,
     )
     prepare_directory(directory, resume=resume, overwrite=overwrite)
     if saved is not None:
@@ -132,15 +139,16 @@ def pretrain(
         environment.update(seconds=before + time.time() - started, peak_bytes=peak_memory(trainer.platform))
         _write_environment(directory, environment)
     metadata = encoder_metadata(recipe, store.image_size)
-    model = module_on_cpu(trainer.model)
-    save_weights(directory / "model.safetensors", model, metadata)
-    save_weights(directory / "encoder.safetensors", model.encoder, metadata)  # type: ignore[arg-type]  # a Module
+    save_weights(directory / "model.safetensors", trainer.model, metadata)
+    save_weights(directory / "encoder.safetensors", trainer.model.encoder, metadata)
     environment.update(finished=True, ended=time.time(), seconds=before + time.time() - started)
     _write_environment(directory, environment)
     return Run.open(directory)
 
 
-def open_data(recipe: Recipe, data: ImageStore | str | Path | None, limit: int | None, *, quiet: bool = False) -> ImageStore:
+def open_data(
+    recipe: Recipe, data: ImageStore | str | Path | None, limit: int | None, *, quiet: bool = False
+) -> ImageStore:
     """The images to train on; labels stay with the store for the monitors alone."""
     if isinstance(data, ImageStore):
         return data.limit(limit)
@@ -166,7 +174,9 @@ def prepare(
     if platform.device.type == "cpu":
         keep_freed_memory()
     backends, notes = _backends(platform, fused, augment)
-    platform = Platform(platform.device, platform.precision, platform.channels_last, platform.compile, platform.notes + notes)
+    platform = Platform(
+        platform.device, platform.precision, platform.channels_last, platform.compile, platform.notes + notes
+    )
     if saved is not None or (max_minutes is None and not measure):
         return Trainer(recipe, plan, platform, store, backends), None
     began = time.perf_counter()
@@ -205,7 +215,11 @@ def steps_within(recipe: Recipe, seconds: float, per_step: dict[int, float]) -> 
         mean += (end - previous) * per_step[size]
         previous = end
     if seconds < mean:
-        raise UsageError("the time is too short for one step", saw=f"{mean:.1f} s a step", fix="a longer --max-minutes or a smaller batch")
+        raise UsageError(
+            "the time is too short for one step",
+            saw=f"{mean:.1f} s a step",
+            fix="a longer --max-minutes or a smaller batch",
+        )
     return int(seconds / mean)
 
 
@@ -214,19 +228,24 @@ def describe(trainer: Trainer, estimate: Estimate | None) -> list[str]:
     r, plan, p = trainer.recipe, trainer.plan, trainer.platform
     epochs = plan.total_steps / plan.steps_per_epoch
     sizes = " → ".join(f"{s} px" for s in dict.fromkeys([s for _, s in r.train.resolution] or [plan.image_size]))
+    scaled = " (lr × batch/256)" if r.optimizer.lr_per_256 else ""
+    layout = "channels_last" if p.channels_last else "contiguous"
+    count = f"{parameter_count(trainer.model):,} parameters with its head"
+    compiled = "on" if p.compile else "off"
     lines = [
-        f"recipe   {r.name}: {r.model.arch} ({r.model.stem} stem), {parameter_count(trainer.model):,} parameters with its head",
-        f"data     {trainer.store.name}: {plan.samples:,} images of {plan.image_size} px, {r.train.views} views at {sizes}",
-        f"plan     {plan.total_steps:,} steps of {r.train.batch_size} images = {epochs:.4g} epochs; {r.optimizer.name}, peak lr {plan.peak_lr:.4g}"
-        f"{' (lr × batch/256)' if r.optimizer.lr_per_256 else ''}, {r.schedule.name}, τ {r.loss.temperature:g}",
-        f"device   {p.device} ({p.describe()['device_name']}), {p.precision}, "
-        f"{'channels_last' if p.channels_last else 'contiguous'}, compile {'on' if p.compile else 'off'}",
+        f"recipe   {r.name}: {r.model.arch} ({r.model.stem} stem), {count}, τ {r.loss.temperature:g}",
+        f"data     {trainer.store.name}: {plan.samples:,} images of {plan.image_size} px, "
+        f"{r.train.views} views at {sizes}",
+        f"plan     {plan.total_steps:,} steps of {r.train.batch_size} images = {epochs:.4g} epochs; "
+        f"{r.optimizer.name}, peak lr {plan.peak_lr:.4g}{scaled}, {r.schedule.name}",
+        f"device   {p.device} ({p.describe()['device_name']}), {p.precision}, {layout}, compile {compiled}",
         f"kernels  augmentation: {trainer.backends.augment}; NT-Xent: {trainer.backends.nt_xent}",
     ]
     lines += [f"note     {note}" for note in p.notes]
     if estimate is not None:
         per = ", ".join(f"{1e3 * s:.0f} ms at {size} px" for size, s in estimate.seconds_per_step.items())
-        lines.append(f"estimate {estimate.seconds / 60:.1f} min of training ({per} a step), peak memory {estimate.peak_bytes / 2**30:.2f} GiB so far")
+        minutes, peak = estimate.seconds / 60, estimate.peak_bytes / 2**30
+        lines.append(f"estimate {minutes:.1f} min of training ({per} a step), peak memory {peak:.2f} GiB so far")
     return lines
 
 
@@ -240,7 +259,7 @@ def peak_memory(platform: Platform) -> int:
 
 @contextmanager
 def stop_requests() -> Iterator[threading.Event]:
-    """An event that SIGINT and SIGTERM set, so that the loop ends between two steps; a second SIGINT is not held back."""
+    """An event that SIGINT and SIGTERM set, so that the loop ends between two steps; a second SIGINT is not held."""
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield event
@@ -263,7 +282,9 @@ def _fit(trainer: Trainer, directory: Path, log: RunLog, bar: Progress, stop: th
     """Runs the loop with its callbacks; leaves `last.pt` at the end, also of an interrupted run."""
     recipe, plan, folder = trainer.recipe, trainer.plan, directory / "checkpoints"
     watch = recipe.monitor.knn_epochs
-    monitor = OnlineMonitor(trainer.store, recipe.augment, recipe.monitor.knn_images, trainer.platform) if watch else None
+    monitor = (
+        OnlineMonitor(trainer.store, recipe.augment, recipe.monitor.knn_images, trainer.platform) if watch else None
+    )
     knn = ""
 
     def show(step: int, row: dict[str, float]) -> None:
@@ -289,7 +310,11 @@ def _fit(trainer: Trainer, directory: Path, log: RunLog, bar: Progress, stop: th
         if numbered:
             keep_last_as(folder, f"epoch_{epoch:04d}.pt")
         if stop.is_set() and step < plan.total_steps:
-            raise Interrupted("stopped; the run is saved", saw=f"step {step} of {plan.total_steps}", fix=f"go on with: --out {directory} --resume")
+            raise Interrupted(
+                "stopped; the run is saved",
+                saw=f"step {step} of {plan.total_steps}",
+                fix=f"go on with: --out {directory} --resume",
+            )
 
 
 def _saved_state(directory: Path, recipe: Recipe) -> dict[str, Any] | None:
@@ -302,7 +327,11 @@ def _saved_state(directory: Path, recipe: Recipe) -> dict[str, Any] | None:
     theirs = Recipe.from_toml(state["recipe"])
     if theirs.hash() != recipe.hash():
         changed = [k for k, v in _flat(theirs).items() if _flat(recipe).get(k) != v]
-        raise UsageError("the run was started with another recipe", saw="differs in " + ", ".join(changed), fix="resume with the same recipe and settings")
+        raise UsageError(
+            "the run was started with another recipe",
+            saw="differs in " + ", ".join(changed),
+            fix="resume with the same recipe and settings",
+        )
     return state
 
 
@@ -319,12 +348,16 @@ def _backends(platform: Platform, fused: bool | None, augment: str) -> tuple[Bac
         views, why_views = pick_augment(augment, platform.device)
         loss, why_loss = pick_nt_xent("auto", platform.device)
     except ValueError as error:
-        raise UsageError("the kernel backend is not to be had", saw=error, fix="--augment auto takes the best there is") from error
+        raise UsageError(
+            "the kernel backend is not to be had", saw=error, fix="--augment auto takes the best there is"
+        ) from error
     notes = (f"augmentation by {views}: {why_views}", f"NT-Xent by {loss}: {why_loss}") if fused else ()
     return Backends(views, loss), notes
 
 
-def _environment(trainer: Trainer, store: ImageStore, limit: int | None, estimate: Estimate | None, max_minutes: float | None) -> dict[str, Any]:
+def _environment(
+    trainer: Trainer, store: ImageStore, limit: int | None, estimate: Estimate | None, max_minutes: float | None
+) -> dict[str, Any]:
     plan = trainer.plan
     return {
         "version": __version__,
@@ -365,7 +398,9 @@ def _save_view_samples(directory: Path, trainer: Trainer, images: int = 4) -> No
     ids = torch.arange(min(images, len(trainer.store)), device=trainer.platform.device)
     views, size = trainer.recipe.train.views, trainer.plan.view_size(trainer.plan.total_steps - 1)
     epochs = range(-(-8 // views))
-    batch = torch.cat([trainer.views(ids, epoch, size).float().cpu().reshape(views, len(ids), 3, size, size) for epoch in epochs])[:8]
+    batch = torch.cat(
+        [trainer.views(ids, epoch, size).float().cpu().reshape(views, len(ids), 3, size, size) for epoch in epochs]
+    )[:8]
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (trainer.spec.mean, trainer.spec.std))
     pixels = ((batch * std + mean).clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 0, 3, 4, 2)
     originals = np.ascontiguousarray(trainer.store.images[: len(ids)])
@@ -382,7 +417,9 @@ def _commit() -> str | None:
     if not (here / ".git").exists():
         return None
     try:
-        return subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
+        return subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=5, check=True
+        ).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
 

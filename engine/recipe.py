@@ -62,7 +62,7 @@ class LossSpec:
 
 @dataclass(frozen=True)
 class OptimizerSpec:
-    """`lr` is per 256 samples when `lr_per_256` holds; `short_run_lr` (0 = none) replaces it up to `short_run_epochs`."""
+    """`lr` is per 256 images where `lr_per_256` holds; `short_run_lr` (0 = none) serves up to `short_run_epochs`."""
 
     name: str
     lr: float
@@ -123,8 +123,8 @@ class MonitorSpec:
 class Recipe:
     """All hyper-parameters of a pretraining run.
 
-    `published` holds the figures of the system that the recipe covers, for the tables: `{"source": …, "results": [{"method",
-    "init", "accuracy", …}]}`; empty where nothing was published.
+    `published` holds the figures of the system that the recipe covers: `{"source": …, "results": [{"method", "init",
+    "accuracy", …}]}`; empty where nothing was published.
     """
 
     name: str
@@ -293,7 +293,9 @@ def _build(cls: type[Any], tree: Mapping[str, Any], path: str) -> Any:
     try:
         return cls(**values)
     except ValueError as error:  # AugmentSpec lives among the kernels and checks itself
-        raise UsageError("a recipe value is out of range", saw=error, fix=f"correct it under [{path.rstrip('.')}]") from error
+        raise UsageError(
+            "a recipe value is out of range", saw=error, fix=f"correct it under [{path.rstrip('.')}]"
+        ) from error
 
 
 def _convert(hint: Any, value: Any, path: str) -> Any:
@@ -315,7 +317,9 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
     elif isinstance(hint, type) and not isinstance(hint, types.GenericAlias) and type(value) is hint:
         return value
     name = getattr(hint, "__name__", str(hint)) if origin is None else str(hint)
-    raise UsageError("a recipe value has the wrong type", saw=f"{path} = {value!r}", fix=f"{path} must be of type {name}")
+    raise UsageError(
+        "a recipe value has the wrong type", saw=f"{path} = {value!r}", fix=f"{path} must be of type {name}"
+    )
 
 
 def _require(holds: bool, key: str, value: object, allowed: str) -> None:
@@ -358,7 +362,9 @@ def _validate(r: Recipe) -> None:
     _require(1 <= t.epochs <= 100_000, "train.epochs", t.epochs, "1 to 100,000")
     _require(2 <= t.batch_size <= 1_000_000, "train.batch_size", t.batch_size, "at least 2 (contrast needs two images)")
     _require(2 <= t.views <= 64, "train.views", t.views, "2 to 64")
-    _require(t.precision in ("auto", "bf16", "fp16", "fp32"), "train.precision", t.precision, "auto, bf16, fp16 or fp32")
+    _require(
+        t.precision in ("auto", "bf16", "fp16", "fp32"), "train.precision", t.precision, "auto, bf16, fp16 or fp32"
+    )
     _require(0 <= t.seed < 2**63, "train.seed", t.seed, "0 to 2^63 − 1")
     _require(t.checkpoint_epochs >= 0, "train.checkpoint_epochs", t.checkpoint_epochs, "0 or more")
     ends = [end for end, _ in t.resolution]

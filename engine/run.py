@@ -32,7 +32,9 @@ def write_text_atomic(path: Path, text: str) -> None:
         temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise PlatformError("cannot write", saw=f"{path}: {error.strerror}", fix="free space or choose another --out") from error
+        raise PlatformError(
+            "cannot write", saw=f"{path}: {error.strerror}", fix="free space or choose another --out"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,9 @@ class Run:
             recipe = Recipe.from_toml((directory / "recipe.toml").read_text("utf-8"))
             environment = json.loads((directory / "environment.json").read_text("utf-8"))
         except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise DataError("no readable run here", saw=f"{directory}: {error}", fix="name a directory that `pretrain` wrote") from error
+            raise DataError(
+                "no readable run here", saw=f"{directory}: {error}", fix="name a directory that `pretrain` wrote"
+            ) from error
         return cls(directory, recipe, environment)
 
     @classmethod
@@ -76,7 +80,11 @@ class Run:
             if environment.get("finished"):
                 found.append((float(environment.get("ended", 0)), file.parent))
         if not found:
-            raise DataError("no finished run to take", saw=f"{Path(root)}/", fix="run `simclr-engine pretrain` first, or name one with --run")
+            raise DataError(
+                "no finished run to take",
+                saw=f"{Path(root)}/",
+                fix="run `simclr-engine pretrain` first, or name one with --run",
+            )
         return cls.open(max(found)[1])
 
     @property
@@ -119,7 +127,11 @@ def prepare_directory(path: Path, *, resume: bool, overwrite: bool) -> None:
         return
     if path.is_dir() and any(path.iterdir()):
         if not overwrite:
-            raise UsageError("the output directory exists and is not empty", saw=path, fix="--resume to go on, --overwrite to start anew, or another --out")
+            raise UsageError(
+                "the output directory exists and is not empty",
+                saw=path,
+                fix="--resume to go on, --overwrite to start anew, or another --out",
+            )
         if not (path / "recipe.toml").is_file():
             raise UsageError("--overwrite removes runs only, and this is none", saw=path, fix="choose another --out")
         import shutil
@@ -128,7 +140,9 @@ def prepare_directory(path: Path, *, resume: bool, overwrite: bool) -> None:
     try:
         (path / "checkpoints").mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise PlatformError("cannot make the output directory", saw=f"{path}: {error.strerror}", fix="choose another --out") from error
+        raise PlatformError(
+            "cannot make the output directory", saw=f"{path}: {error.strerror}", fix="choose another --out"
+        ) from error
 
 
 class RunLog:
@@ -154,8 +168,12 @@ class RunLog:
             self._file.write(json.dumps(row) + "\n")
             self._file.flush()
         except OSError as error:
-            raise PlatformError("cannot write the log", saw=f"{self.path}: {error.strerror}", fix="free space, then --resume") from error
-        scalars = [Summary.Value(tag=f"{event}/{k}", simple_value=v) for k, v in values.items() if isinstance(v, int | float)]
+            raise PlatformError(
+                "cannot write the log", saw=f"{self.path}: {error.strerror}", fix="free space, then --resume"
+            ) from error
+        scalars = [
+            Summary.Value(tag=f"{event}/{k}", simple_value=v) for k, v in values.items() if isinstance(v, int | float)
+        ]
         self._board.add_event(Event(wall_time=time.time(), step=step, summary=Summary(value=scalars)))
 
     def close(self) -> None:
@@ -173,10 +191,17 @@ class Progress:
         self._start, self._first, self._last = time.monotonic(), done, 0.0
         if not quiet and sys.stderr.isatty():
             from rich.console import Console
-            from rich.progress import BarColumn, Progress as Bar, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+            from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+            from rich.progress import Progress as Bar
 
-            columns = (BarColumn(bar_width=24), TextColumn("{task.percentage:>3.0f}%"), TextColumn("{task.description}"))
-            self._bar = Bar(*columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=Console(stderr=True))
+            columns = (
+                BarColumn(bar_width=24),
+                TextColumn("{task.percentage:>3.0f}%"),
+                TextColumn("{task.description}"),
+            )
+            self._bar = Bar(
+                *columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=Console(stderr=True)
+            )
             self._bar.start()
             self._task = self._bar.add_task("starting", total=total, completed=done)
 

@@ -18,7 +18,10 @@ class Timing:
 
 
 def interleave(
-    contenders: Mapping[str, Callable[[], object]], repeats: int, warmup: int = 1, synchronize: Callable[[], object] | None = None
+    contenders: Mapping[str, Callable[[], object]],
+    repeats: int,
+    warmup: int = 1,
+    synchronize: Callable[[], object] | None = None,
 ) -> dict[str, Timing]:
     """Times each contender `repeats` times in turn, A B C A B C …, so that a drift of the machine meets all alike.
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from simclr_engine.kernels import AugmentSpec, augment, contrastive_metrics, draw_params, nt_xent
 
@@ -114,7 +114,10 @@ class Trainer:
         """int64 `[B]` on the device: which images `step` trains on; a fresh permutation each epoch."""
         epoch, offset = divmod(step, self.plan.steps_per_epoch)
         if self._order is None or self._order[0] != epoch:
-            self._order = (epoch, epoch_order(self.plan.samples, self.recipe.train.seed, epoch).to(self.platform.device))
+            self._order = (
+                epoch,
+                epoch_order(self.plan.samples, self.recipe.train.seed, epoch).to(self.platform.device),
+            )
         batch = self.recipe.train.batch_size
         return self._order[1][offset * batch : (offset + 1) * batch]
 
@@ -147,8 +150,8 @@ class Trainer:
     def steps(self, log: Callable[[int, dict[str, float]], None]) -> Iterator[int]:
         """Trains from where it stands to the end of the plan, yielding the number of steps done after each.
 
-        `log(step, row)` receives the means since the last row, read from the device once in `log_steps` steps. The caller may
-        do anything between two steps (save, evaluate, stop); the time it takes is not counted into images per second.
+        `log(step, row)` receives the means since the last row, read from the device once in `log_steps` steps. The
+        caller may do anything between two steps (save, evaluate, stop); its time is not counted into images per second.
 
         Raises:
             CheckFailed: the loss is no longer finite.
@@ -247,7 +250,7 @@ def loss_not_finite(step: int, value: float) -> CheckFailed:
     return CheckFailed(
         "training diverged: loss or weights are no longer finite",
         saw=f"loss {value} at step {step}",
-        fix="the last good checkpoint is kept; look at lr and loss in metrics.jsonl, lower optimizer.lr or use --precision fp32",
+        fix="the last good checkpoint is kept; see metrics.jsonl, lower optimizer.lr, or --precision fp32",
     )
 
 
@@ -262,8 +265,3 @@ def _with_image_size(spec: AugmentSpec, size: int) -> AugmentSpec:
     from dataclasses import replace
 
     return replace(spec, image_size=size)
-
-
-def module_on_cpu(module: nn.Module) -> nn.Module:
-    """The module moved to the CPU, contiguous: what is saved does not depend on where it was trained."""
-    return module.to("cpu").to(memory_format=torch.contiguous_format)  # type: ignore[call-overload,no-any-return]

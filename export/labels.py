@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-
 from simclr_engine.errors import DataError
 from simclr_engine.evaluation.linear import LinearProbe
 

@@ -13,7 +13,9 @@ BENCHES = ("epoch", "augment")
 
 @click.command(name="bench")
 @click.argument("name", type=click.Choice(BENCHES))
-@click.option("--repeats", type=click.IntRange(min=1), default=7, show_default=True, help="Timed calls of each contender.")
+@click.option(
+    "--repeats", type=click.IntRange(min=1), default=7, show_default=True, help="Timed calls of each contender."
+)
 @click.option("--check", is_flag=True, help="Exit 1 where a speed floor is missed.")
 @click.option("--out", type=click.Path(dir_okay=False), metavar="FILE", help="Write the JSON document here too.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")

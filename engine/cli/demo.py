@@ -9,11 +9,17 @@ import click
 
 
 @click.command(name="demo")
-@click.option("--out", default="runs/demo", show_default=True, metavar="DIR", help="Run directory; an earlier demo there is replaced.")
+@click.option(
+    "--out",
+    default="runs/demo",
+    show_default=True,
+    metavar="DIR",
+    help="Run directory; an earlier demo there is replaced.",
+)
 @click.option("--file", default="encoder.onnx", show_default=True, metavar="FILE", help="Where the ONNX file goes.")
 @click.option("--max-minutes", type=float, metavar="M", help="Time for the training.  [default: the recipe's epochs]")
 def command(out: str, file: str, max_minutes: float | None) -> None:
-    """Pretrain on drawn letters without their labels, compare with a random encoder, export to ONNX, evaluate the file."""
+    """Pretrain on drawn letters without their labels, compare with a random encoder, export, evaluate the file."""
     from simclr_engine.export import export_onnx
 
     from ..evaluation import evaluate
@@ -39,6 +45,6 @@ def command(out: str, file: str, max_minutes: float | None) -> None:
         trained, scratch = accuracy[method, "pretrained"], accuracy[method, "scratch"]
         click.echo(f"{words:<13} trained {trained:5.1f} %   random {scratch:5.1f} %   {trained - scratch:+.1f} points")
     difference = 100 * from_file.accuracy - accuracy["linear", "pretrained"]
-    click.echo(f"{'ONNX file':<13} linear  {100 * from_file.accuracy:5.1f} %   {difference:+.2f} points from PyTorch, without importing it")
+    click.echo(f"{'ONNX file':<13} linear  {100 * from_file.accuracy:5.1f} %   {difference:+.2f} points from PyTorch")
     click.echo(f"\nreport        {Path(page)}\nencoder       {exported.file} ({exported.bytes / 2**20:.1f} MiB)")
     click.echo(f"took          {(time.perf_counter() - began) / 60:.1f} minutes")

@@ -12,7 +12,19 @@ import click
 
 from .options import print_json
 
-PACKAGES = ("torch", "torchvision", "triton", "nvidia-dali-cuda130", "numpy", "pillow", "scikit-learn", "onnx", "onnxscript", "onnxruntime", "matplotlib")
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "triton",
+    "nvidia-dali-cuda130",
+    "numpy",
+    "pillow",
+    "scikit-learn",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+    "matplotlib",
+)
 
 
 @click.command(name="doctor")
@@ -22,7 +34,9 @@ def command(as_json: bool) -> None:
     versions = {name: _version(name) for name in PACKAGES}
     findings: list[tuple[str, bool, str]] = [("python", True, platform.python_version())]
     if versions["torch"] is None:
-        findings.append(("torch", False, "not installed: pretraining is not possible; evaluate FILE.onnx works without it"))
+        findings.append(
+            ("torch", False, "not installed: pretraining is not possible; evaluate FILE.onnx works without it")
+        )
     else:
         findings += _torch_findings()
     findings += [_cache_finding(), *_onnx_findings(versions)]
@@ -30,7 +44,11 @@ def command(as_json: bool) -> None:
     findings.append(("C++ compiler", True, compiler or "none: torch.compile and the native module are off"))
     broken = [name for name, works, _ in findings if not works]
     if as_json:
-        document = {"versions": versions, "findings": [{"name": n, "works": w, "detail": d} for n, w, d in findings], "broken": broken}
+        document = {
+            "versions": versions,
+            "findings": [{"name": n, "works": w, "detail": d} for n, w, d in findings],
+            "broken": broken,
+        }
         print_json(document)
     else:
         for name, works, detail in findings:
@@ -68,7 +86,11 @@ def _torch_findings() -> list[tuple[str, bool, str]]:
     rows.append(("native module", True, "built" if native else "not built: PyTorch serves in its place"))
     try:
         import_torchvision()
-        detail = "its own operators do not load (built for another torch); schemas declared, datasets and models work" if is_shimmed() else "works"
+        detail = (
+            "its own operators do not load (built for another torch); schemas declared, datasets and models work"
+            if is_shimmed()
+            else "works"
+        )
         rows.append(("torchvision", True, detail))
     except (ImportError, RuntimeError) as error:
         rows.append(("torchvision", False, f"does not load: {error}"))
@@ -82,7 +104,11 @@ def _cache_finding() -> tuple[str, bool, str]:
     parent = next(p for p in (root, *root.parents) if p.exists())
     free = shutil.disk_usage(parent).free / 2**30
     writable = os.access(parent, os.W_OK)
-    return "cache", writable, f"{root} ({free:.0f} GiB free)" + ("" if writable else ": not writable; set SIMCLR_ENGINE_CACHE")
+    return (
+        "cache",
+        writable,
+        f"{root} ({free:.0f} GiB free)" + ("" if writable else ": not writable; set SIMCLR_ENGINE_CACHE"),
+    )
 
 
 def _onnx_findings(versions: dict[str, str | None]) -> list[tuple[str, bool, str]]:

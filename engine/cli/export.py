@@ -45,6 +45,7 @@ def _show(result: ExportResult) -> None:
     """The checksum, the size and the parity table."""
     from rich.console import Console
     from rich.table import Table
+
     from simclr_engine.export.parity import LIMIT
 
     card, p = result.to_json(), result.parity

@@ -10,7 +10,7 @@ import click
 from .. import __version__
 from ..errors import EngineError
 
-# name → what `--help` shows; the module of the same name holds `command`. Kept here so that --help imports none of them.
+# name → what `--help` shows; the module of that name holds `command`. Kept here so that --help imports none of them.
 COMMANDS = {
     "pretrain": "Pretrain an encoder without labels.",
     "evaluate": "Linear probe and kNN of a run or an ONNX file, beside a random encoder.",
@@ -41,7 +41,9 @@ class LazyGroup(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
 
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
         import difflib
 
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):

@@ -8,12 +8,16 @@ from .options import parse_overrides, print_json
 
 
 @click.command(name="pretrain")
-@click.option("--recipe", default="cifar10", show_default=True, metavar="NAME|FILE", help="A named recipe or a TOML file.")
+@click.option(
+    "--recipe", default="cifar10", show_default=True, metavar="NAME|FILE", help="A named recipe or a TOML file."
+)
 @click.option("--data", metavar="NAME|PATH", help="Dataset name, folder or archive; the recipe's own by default.")
 @click.option("--out", metavar="DIR", help="Run directory.  [default: runs/RECIPE]")
 @click.option("--set", "settings", multiple=True, metavar="A.B=C", help="Override a recipe value; may be repeated.")
 @click.option("--fused/--no-fused", default=None, help="Fused kernels where the device has them, or plain PyTorch.")
-@click.option("--augment", type=click.Choice(["auto", "triton", "native", "dali", "torch"]), default="auto", show_default=True)
+@click.option(
+    "--augment", type=click.Choice(["auto", "triton", "native", "dali", "torch"]), default="auto", show_default=True
+)
 @click.option("--precision", type=click.Choice(["auto", "bf16", "fp16", "fp32"]), help="Of convolutions and products.")
 @click.option("--compile/--no-compile", default=None, help="torch.compile.  [default: where it repays]")
 @click.option("--device", default="auto", show_default=True, metavar="auto|cuda|mps|cpu")
@@ -24,7 +28,9 @@ from .options import parse_overrides, print_json
 @click.option("--seed", type=int)
 @click.option("--resume", is_flag=True, help="Go on from the newest good checkpoint.")
 @click.option("--overwrite", is_flag=True, help="Replace the run that is there.")
-@click.option("--dry-run", is_flag=True, help="Show the plan, with time and memory from a few timed steps; train nothing.")
+@click.option(
+    "--dry-run", is_flag=True, help="Show the plan, with time and memory from a few timed steps; train nothing."
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 def command(
     recipe: str,
@@ -61,7 +67,9 @@ def command(
     if resume and overwrite:
         raise UsageError("--resume and --overwrite exclude each other", fix="give one of them")
     if epochs is not None and max_minutes is not None:
-        raise UsageError("--epochs and --max-minutes exclude each other", fix="give one of them: each says how long the run is")
+        raise UsageError(
+            "--epochs and --max-minutes exclude each other", fix="give one of them: each says how long the run is"
+        )
     resolved = Recipe.load(recipe, overrides=overrides)
 
     from pathlib import Path
@@ -71,7 +79,14 @@ def command(
     if dry_run:
         store = open_data(resolved, data, limit, quiet=as_json)
         trainer, estimate = prepare(
-            resolved, store, device=device, fused=fused, augment=augment, compile=compile, max_minutes=max_minutes, measure=True
+            resolved,
+            store,
+            device=device,
+            fused=fused,
+            augment=augment,
+            compile=compile,
+            max_minutes=max_minutes,
+            measure=True,
         )
         if as_json and estimate is not None:
             print_json(
@@ -120,5 +135,6 @@ def command(
         )
     else:
         where = Path(run.directory)
-        click.echo(f"loss {last['loss']:.3f} (chance {last['chance']:.3f}) after {environment['seconds'] / 60:.1f} min → {where}")
+        minutes = environment["seconds"] / 60
+        click.echo(f"loss {last['loss']:.3f} (chance {last['chance']:.3f}) after {minutes:.1f} min → {where}")
         click.echo(f"next: simclr-engine evaluate {where}    simclr-engine export encoder.onnx --run {where}")

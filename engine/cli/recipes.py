@@ -35,5 +35,13 @@ def command(name: str | None, as_json: bool) -> None:
         published = "\n".join(
             f"{p['method']} {100 * p['accuracy']:.2f} % ({p['init']})" for p in r.published.get("results", [])
         )
-        table.add_row(r.name, r.origin, str(r.train.epochs), str(r.train.batch_size), str(r.train.views), r.optimizer.name, published or "–")
+        table.add_row(
+            r.name,
+            r.origin,
+            str(r.train.epochs),
+            str(r.train.batch_size),
+            str(r.train.views),
+            r.optimizer.name,
+            published or "–",
+        )
     Console().print(table)

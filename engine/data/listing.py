@@ -24,6 +24,7 @@ SPLIT_FOLDERS = {
     "unlabeled": "unlabeled",
     "unlabelled": "unlabeled",
 }
+_SPLIT_ORDER = ("all", "train", "val", "test", "unlabeled")
 LAYOUTS = "train/CLASS/*, CLASS/* or images side by side, as PNG, JPEG, WebP or BMP"
 SMALLEST_CHOICE, LARGEST_CHOICE = 16, 224
 
@@ -105,7 +106,8 @@ def arrange(paths: Iterable[str], refused: Iterable[tuple[str, str]] = ()) -> Li
     names = sorted({name for of_split in classes.values() for name in of_split.values()})
     number = {name: label for label, name in enumerate(names)}
     splits = {}
-    for split, members in by_split.items():
+    for split in sorted(by_split, key=_SPLIT_ORDER.index):
+        members = by_split[split]
         if classes[split]:
             labels = np.array([number[name] for name in classes[split].values()], dtype=np.int64)
             splits[split] = SplitListing(tuple(classes[split]), labels)

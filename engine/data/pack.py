@@ -229,7 +229,7 @@ def _decoded(
     waiting: deque[Future[list[tuple[str, NDArray[np.uint8] | str]]]] = deque()
     with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
         try:
-            for batch in _batches(blobs, places, refused):
+            for batch in _batches(blobs, places, refused, size):
                 waiting.append(pool.submit(decode, batch))
                 if len(waiting) > 2 * workers:
                     yield from waiting.popleft().result()
@@ -241,12 +241,13 @@ def _decoded(
 
 
 def _batches(
-    blobs: Iterable[Blob], places: dict[str, tuple[str, int]], refused: dict[str, str]
+    blobs: Iterable[Blob], places: dict[str, tuple[str, int]], refused: dict[str, str], size: int
 ) -> Iterator[list[Blob]]:
     """Pieces of work: large enough that handing them over costs little, small enough in bytes to wait in memory.
 
     The reasons of refused blobs go into `refused`.
     """
+    limit = max(1, min(_BATCH_IMAGES, _BATCH_BYTES // (size * size * 3)))
     batch: list[Blob] = []
     nbytes = 0
     seen: set[str] = set()
@@ -259,7 +260,7 @@ def _batches(
         seen.add(blob.path)
         batch.append(blob)
         nbytes += len(blob.content) if isinstance(blob.content, bytes) else 0
-        if len(batch) == _BATCH_IMAGES or nbytes >= _BATCH_BYTES:
+        if len(batch) == limit or nbytes >= _BATCH_BYTES:
             yield batch
             batch, nbytes = [], 0
     if batch:

@@ -78,9 +78,9 @@ def draw_params(
     chance = uniform(words, torch.float64)
 
     columns: list[Tensor] = [torch.empty(0)] * len(COLUMNS)
-    columns[H], columns[W] = _crop_sides(spec, chance[_WORD_ATTEMPTS:])
-    columns[Y] = _position(words[_WORD_Y], spec.image_size - columns[H])
-    columns[X] = _position(words[_WORD_X], spec.image_size - columns[W])
+    columns[H], columns[W], found = _crop_sides(spec, chance[_WORD_ATTEMPTS:])
+    columns[Y] = _position(words[_WORD_Y], spec.image_size - columns[H], found)
+    columns[X] = _position(words[_WORD_X], spec.image_size - columns[W], found)
     columns[FLIP] = chance[_WORD_FLIP] < spec.flip
     columns[JITTER_ON] = chance[_WORD_JITTER] < spec.jitter
     columns[BRIGHTNESS] = _between(chance[_WORD_BRIGHTNESS], *_factor_range(spec.brightness))
@@ -107,8 +107,8 @@ def _words(seed: int, epoch: int, sample_ids: Tensor, views: int) -> Tensor:
     return words.transpose(0, 1).reshape(4 * _BLOCKS_USED, views * batch)
 
 
-def _crop_sides(spec: AugmentSpec, chance: Tensor) -> tuple[Tensor, Tensor]:
-    """Height and width of each crop: the first of ten attempts that fits, else the largest centred-fit box.
+def _crop_sides(spec: AugmentSpec, chance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Height and width of each crop, and whether it was found: the first of ten attempts that fits, else the fallback.
 
     All attempts are made at once and the first good one is picked by index, so that no device waits for the host.
     """
@@ -128,6 +128,7 @@ def _crop_sides(spec: AugmentSpec, chance: Tensor) -> tuple[Tensor, Tensor]:
     return (
         torch.where(found, height.gather(0, first)[0], float(fallback_height)),
         torch.where(found, width.gather(0, first)[0], float(fallback_width)),
+        found,
     )
 
 
@@ -156,9 +157,10 @@ def _between(chance: Tensor, low: float, high: float) -> Tensor:
     return chance * (high - low) + low
 
 
-def _position(word: Tensor, room: Tensor) -> Tensor:
-    """A whole number in [0, room], in integers: no rounding can reach room + 1."""
-    return ((word >> 8) * (room.to(torch.int64) + 1)) >> 24
+def _position(word: Tensor, room: Tensor, found: Tensor) -> Tensor:
+    """A whole number in [0, room], in integers: no rounding can reach room + 1. The fallback crop sits in the middle."""
+    room = room.to(torch.int64)
+    return torch.where(found, ((word >> 8) * (room + 1)) >> 24, room // 2)
 
 
 def _whole_below(word: Tensor, count: int) -> Tensor:

@@ -47,7 +47,9 @@ def test_a_damaged_checkpoint_is_detected_and_the_previous_one_taken(tmp_path: P
     assert complaints and "last.pt" in complaints[0]
 
 
-def test_a_crash_between_the_two_renames_leaves_the_newest_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_crash_between_the_two_renames_leaves_the_newest_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     save_last(tmp_path, _state(1))
     real = Path.replace
 
@@ -80,7 +82,7 @@ def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path: Path, monkeypatch: 
 
 def test_no_good_checkpoint_is_an_error_that_lists_them(tmp_path: Path) -> None:
     (tmp_path / "last.pt").write_bytes(b"x" * 100)
-    with pytest.raises(DataError, match="last.pt"):
+    with pytest.raises(DataError, match=r"last\.pt"):
         newest_checkpoint(tmp_path)
 
 

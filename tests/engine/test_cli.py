@@ -21,7 +21,9 @@ def run(*args: str, cwd: Path | None = None, code: str | None = None) -> subproc
 
 def test_every_public_name_can_be_imported_first() -> None:
     for name in simclr_engine.__all__:
-        done = run(code=f"from simclr_engine import {name}; import types; assert not isinstance({name}, types.ModuleType)")
+        done = run(
+            code=f"from simclr_engine import {name}; import types; assert not isinstance({name}, types.ModuleType)"
+        )
         assert done.returncode == 0, done.stderr
 
 
@@ -29,7 +31,8 @@ def test_help_lists_every_command_and_imports_nothing_heavy() -> None:
     code = (
         "import sys\nsys.argv = ['simclr-engine', '--help']\nfrom simclr_engine.cli.main import main\n"
         "try:\n    main()\nexcept SystemExit:\n    pass\n"
-        "heavy = {'torch', 'numpy', 'rich', 'matplotlib', 'onnxruntime', 'sklearn'} & set(sys.modules)\nassert not heavy, heavy"
+        "heavy = {'torch', 'numpy', 'rich', 'matplotlib', 'onnxruntime', 'sklearn'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
     )
     done = run(code=code)
     assert done.returncode == 0, done.stderr
@@ -43,7 +46,9 @@ def test_a_misspelt_command_names_the_nearest() -> None:
     assert "pretrain" in done.stderr
 
 
-@pytest.mark.parametrize("command", ["pretrain", "evaluate", "export", "report", "recipes", "data", "bench", "demo", "doctor"])
+@pytest.mark.parametrize(
+    "command", ["pretrain", "evaluate", "export", "report", "recipes", "data", "bench", "demo", "doctor"]
+)
 def test_every_command_has_help(command: str) -> None:
     done = run(command, "--help")
     assert done.returncode == 0, done.stderr
@@ -76,7 +81,9 @@ def test_recipes_are_listed_and_shown() -> None:
         (["report", "no/such/run"], 4, "no/such/run"),
     ],
 )
-def test_an_error_has_cause_value_and_fix_and_its_exit_code(args: list[str], exit_code: int, says: str, tmp_path: Path) -> None:
+def test_an_error_has_cause_value_and_fix_and_its_exit_code(
+    args: list[str], exit_code: int, says: str, tmp_path: Path
+) -> None:
     done = run(*args, cwd=tmp_path)
     assert done.returncode == exit_code, done.stderr
     assert says in done.stderr
@@ -89,7 +96,19 @@ def test_an_existing_directory_is_refused_and_left_alone(tmp_path: Path) -> None
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("years of work")
     for extra, says in ([], "--overwrite"), (["--overwrite"], "none"):
-        done = run("pretrain", "--data", "digits", "--recipe", "quick-10", "--batch-size", "8", "--out", "out", *extra, cwd=tmp_path)
+        done = run(
+            "pretrain",
+            "--data",
+            "digits",
+            "--recipe",
+            "quick-10",
+            "--batch-size",
+            "8",
+            "--out",
+            "out",
+            *extra,
+            cwd=tmp_path,
+        )
         assert done.returncode == 2
         assert says in done.stderr
     assert (tmp_path / "out" / "thesis.txt").read_text() == "years of work"
@@ -99,7 +118,15 @@ def test_doctor_reports_what_works() -> None:
     done = run("doctor", "--json")
     document = json.loads(done.stdout)
     assert done.returncode == (3 if document["broken"] else 0)
-    assert {f["name"] for f in document["findings"]} >= {"python", "torch", "device", "precision", "augmentation", "cache", "onnxruntime"}
+    assert {f["name"] for f in document["findings"]} >= {
+        "python",
+        "torch",
+        "device",
+        "precision",
+        "augmentation",
+        "cache",
+        "onnxruntime",
+    }
 
 
 def test_debug_shows_the_traceback() -> None:

@@ -8,9 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from reference.optimizers import lars_step
 from torch import nn
 
+from reference.optimizers import lars_step
 from simclr_engine.optim import LARS, build_optimizer, lr_factor, parameter_groups
 from simclr_engine.recipe import Recipe
 
@@ -38,7 +38,13 @@ def test_lars_equals_the_plain_float64_loop_over_ten_steps(form: str) -> None:
             adapt = p.ndim > 1
             decay = 1e-3 if adapt else 0.0
             truth[i] = lars_step(
-                *(truth[i][0], p.grad.numpy(), truth[i][1]), lr=0.7, momentum=0.9, decay=decay, eta=0.02, form=form, adapt=adapt
+                *(truth[i][0], p.grad.numpy(), truth[i][1]),
+                lr=0.7,
+                momentum=0.9,
+                decay=decay,
+                eta=0.02,
+                form=form,
+                adapt=adapt,
             )
         optimizer.step()
     for p, (weight, _) in zip(params, truth, strict=True):
@@ -115,7 +121,9 @@ def test_constant_stays() -> None:
     assert lr_factor(replace(COSINE, name="constant", warmup_epochs=0.0), 77, 100, 10) == 1.0
 
 
-@pytest.mark.parametrize(("name", "kind"), [("sgd", torch.optim.SGD), ("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)])
+@pytest.mark.parametrize(
+    ("name", "kind"), [("sgd", torch.optim.SGD), ("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)]
+)
 def test_the_other_optimizers_are_torchs_own(name: str, kind: type[torch.optim.Optimizer]) -> None:
     optimizer = build_optimizer(_module(), replace(Recipe.load("cifar10").optimizer, name=name), lr=0.1)
     assert type(optimizer) is kind

@@ -38,7 +38,13 @@ def test_published_figures_and_settings_of_the_systems_are_the_authors() -> None
     assert {row["name"]: row["accuracy"] for row in a.published["per_class"]}["automobile"] == 0.918
     assert (b.train.epochs, b.schedule.name, b.schedule.step_epochs, b.schedule.gamma) == (50, "step", 10.0, 0.6)
     assert (b.optimizer.name, b.optimizer.lr, b.optimizer.weight_decay) == ("adam", 1e-3, 1e-6)
-    assert (c.train.epochs, c.loss.temperature, c.head.hidden, c.head.dimension, c.head.dropout) == (10, 0.07, (256,), 64, 0.1)
+    assert (c.train.epochs, c.loss.temperature, c.head.hidden, c.head.dimension, c.head.dropout) == (
+        10,
+        0.07,
+        (256,),
+        64,
+        0.1,
+    )
     assert (c.augment.blur, c.augment.blur_kernel, c.augment.mean[0]) == (1.0, 3, 0.485)
     assert (d.train.epochs, d.train.batch_size, d.optimizer.name, d.loss.temperature) == (100, 128, "adamw", 0.2)
     assert (d.augment.crop_scale, d.augment.blur, d.augment.gray) == ((0.3, 1.0), 0.5, 0.0)
@@ -82,7 +88,9 @@ def test_a_value_out_of_range_is_refused_by_name(key: str, value: object) -> Non
     assert caught.value.exit_code == 2
 
 
-@pytest.mark.parametrize(("wrong", "right"), [("train.epohcs", "train.epochs"), ("los.temperature", "loss.temperature")])
+@pytest.mark.parametrize(
+    ("wrong", "right"), [("train.epohcs", "train.epochs"), ("los.temperature", "loss.temperature")]
+)
 def test_a_misspelt_key_names_the_nearest(wrong: str, right: str) -> None:
     with pytest.raises(UsageError, match=right):
         Recipe.load("cifar10", overrides={wrong: 1})

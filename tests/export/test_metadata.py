@@ -9,12 +9,11 @@ from pathlib import Path
 
 import onnx
 import pytest
-from conftest import TINY, MakeTiny, tiny_model
-
 from simclr_engine.errors import DataError, PlatformError
 from simclr_engine.export.metadata import DIGEST, PREFIX, ModelMetadata, read_metadata, read_model, sidecar_path
 from simclr_engine.export.runtime import OnnxEncoder
 from simclr_engine.export.wire import scan
+from tiny_model import TINY, MakeTiny, tiny_model
 
 
 def rewrite(path: Path, **properties: str | None) -> None:
@@ -32,8 +31,8 @@ def rewrite(path: Path, **properties: str | None) -> None:
 
 
 def test_metadata_comes_back_equal(make_tiny: MakeTiny) -> None:
-    path = make_tiny(class_names=("žluťoučký", "a\"b\n", ""))
-    assert read_metadata(path) == ModelMetadata(**{**TINY.__dict__, "class_names": ("žluťoučký", "a\"b\n", "")})
+    path = make_tiny(class_names=("žluťoučký", 'a"b\n', ""))
+    assert read_metadata(path) == ModelMetadata(**{**TINY.__dict__, "class_names": ("žluťoučký", 'a"b\n', "")})
 
 
 def test_the_sha256_is_the_file_s(make_tiny: MakeTiny) -> None:

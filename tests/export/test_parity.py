@@ -1,0 +1,157 @@
+"""What parity measures, where its images and labels come from."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from simclr_engine.data import load_data
+from simclr_engine.evaluation.linear import fit_linear
+from simclr_engine.export.labels import labeller
+from simclr_engine.export.parity import BATCHES, Parity, measure
+from simclr_engine.export.samples import natural_images, parity_samples
+from simclr_engine.run import Run
+
+N = sum(BATCHES)
+RNG = np.random.default_rng(0)
+FEATURES = np.abs(RNG.standard_normal((N, 8))).astype(np.float32)
+IMAGES = RNG.integers(0, 256, (N, 4, 4, 3), dtype=np.uint8)
+
+
+def _lookup(features: NDArray[np.float32]) -> tuple[list[int], object]:
+    """An encoder that knows its features by image, and the batch sizes it was called with."""
+    table = {image.tobytes(): row for image, row in zip(IMAGES, features, strict=True)}
+    sizes: list[int] = []
+
+    def embed(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        sizes.append(len(images))
+        return np.stack([table[image.tobytes()] for image in images])
+
+    return sizes, embed
+
+
+def _measure(candidate: NDArray[np.float32], reference: NDArray[np.float32] = FEATURES) -> Parity:
+    sizes, embed = _lookup(candidate)
+    parity = measure(
+        _lookup(reference)[1],  # type: ignore[arg-type]
+        embed,  # type: ignore[arg-type]
+        lambda f: f.argmax(1),
+        IMAGES,
+        label_source="largest feature",
+        image_source="noise",
+    )
+    assert sizes == list(BATCHES)
+    return parity
+
+
+def test_the_measures_are_those_of_their_definition() -> None:
+    other = FEATURES.copy()
+    other[70, 3] += 0.5
+    other[5] = other[5][::-1]
+    p = _measure(other)
+    delta = (other - FEATURES).astype(np.float64)
+    assert p.max_abs == pytest.approx(np.abs(delta).max())
+    norms = np.linalg.norm(FEATURES.astype(np.float64), axis=1)
+    assert p.max_relative == pytest.approx((np.linalg.norm(delta, axis=1) / norms).max(), rel=1e-6)
+    a, b = FEATURES.astype(np.float64), other.astype(np.float64)
+    cosine = (a * b).sum(1) / norms / np.linalg.norm(b, axis=1)
+    assert p.min_cosine == pytest.approx(cosine.min(), abs=1e-12)
+    assert p.label_agreement == (FEATURES.argmax(1) == other.argmax(1)).mean() < 1
+
+
+def test_the_limit_is_absolute_below_one_and_relative_to_the_largest_feature_above() -> None:
+    assert _measure(FEATURES / 10 + np.float32(0.9e-4), FEATURES / 10).max_abs < 1e-4
+    small = FEATURES / FEATURES.max()
+    assert _measure(small + np.float32(0.9e-4), small).holds()
+    assert not _measure(small + np.float32(1.1e-4), small).holds()
+    large = FEATURES / FEATURES.max() * 1000
+    assert _measure(large + np.float32(0.05), large).holds()
+    assert not _measure(large + np.float32(0.2), large).holds()
+
+
+def test_small_features_that_point_elsewhere_do_not_pass() -> None:
+    tiny = FEATURES * np.float32(1e-5)
+    assert _measure(tiny * 1, tiny).holds()
+    assert not _measure(tiny[:, ::-1].copy(), tiny).holds()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_feature_that_is_not_finite_does_not_pass(value: float) -> None:
+    other = FEATURES.copy()
+    other[73, 7] = value
+    with np.errstate(invalid="ignore"):
+        assert not _measure(other).holds()
+
+
+def test_features_of_zero_agree_with_themselves_alone() -> None:
+    zero = np.zeros_like(FEATURES)
+    assert _measure(zero, zero).holds()
+    assert not _measure(FEATURES * np.float32(1e-5), zero).holds()
+
+
+def test_bounds_are_powers_of_ten_that_hold() -> None:
+    p = replace(_measure(FEATURES), max_abs=2.2e-6, max_relative=1e-6, min_cosine=1 - 3e-8)
+    bounds = p.bounds()
+    assert (bounds["max_abs"], bounds["max_relative"]) == (1e-5, 1e-6)
+    assert bounds["min_cosine"] == 1 - 1e-7
+    assert json.loads(json.dumps(bounds)) == bounds
+
+
+def test_made_up_images_are_the_same_every_time_and_have_the_spectrum_of_photographs() -> None:
+    images = natural_images(40, 64)
+    assert np.array_equal(images, natural_images(40, 64)) and images.shape == (40, 64, 64, 3)
+    assert not np.array_equal(images, natural_images(40, 64, seed=1))
+    assert images.min() == 0 and images.max() == 255
+    gray = images.mean(3)
+    power = (np.abs(np.fft.fft2(gray - gray.mean((1, 2), keepdims=True))) ** 2).mean(0)
+    radius = np.hypot(*np.meshgrid(np.fft.fftfreq(64), np.fft.fftfreq(64)))
+    inside = (radius > 0.03) & (radius < 0.4)
+    slope = np.polyfit(np.log(radius[inside]), np.log(power[inside]), 1)[0]
+    assert -2.3 < slope < -1.7  # amplitude 1/f: power 1/f²
+
+
+def _run_over(run: Run, store: object, limit: int | None) -> Run:
+    data = {"name": "digits", "fingerprint": store.fingerprint, "limit": limit, "image_size": 32}  # type: ignore[attr-defined]
+    return replace(run, environment=run.environment | {"data": data})
+
+
+@pytest.mark.parametrize("limit", [None, 300])
+def test_images_are_the_run_s_own_if_the_cache_has_them(shared_run: Run, limit: int | None) -> None:
+    store = load_data("digits").limit(limit)
+    samples = parity_samples(_run_over(shared_run, store, limit), 74)
+    assert samples.source == "images that it was trained on" and samples.labels is not None
+    at = np.linspace(0, len(store) - 1, 74).round().astype(int)
+    assert np.array_equal(samples.images, store.images[at])
+    assert store.labels is not None and np.array_equal(samples.labels, store.labels[at])
+
+
+def test_other_images_of_the_same_name_are_not_taken(shared_run: Run) -> None:
+    store = load_data("digits")
+    run = _run_over(shared_run, replace(store, fingerprint="00" * 32), None)
+    assert parity_samples(run, 74).source.startswith("synthetic")
+
+
+def test_labels_come_from_the_newest_probe_that_fits(tmp_path: Path) -> None:
+    truth = (FEATURES[:, 0] > FEATURES[:, 1]).astype(np.int64) + 2 * (FEATURES[:, 2] > 1)
+    probe = fit_linear(FEATURES, truth, C=1.0)
+    (tmp_path / "evaluation").mkdir()
+    probe.save(tmp_path / "evaluation" / "toys-linear-pretrained.safetensors")
+    fit_linear(FEATURES[:, :4], truth, C=1.0).save(tmp_path / "evaluation" / "z-linear-pretrained.safetensors")
+    fit_linear(FEATURES, 3 - truth, C=1.0).save(tmp_path / "evaluation" / "toys-linear-scratch.safetensors")
+    (tmp_path / "evaluation" / "bad-linear-pretrained.safetensors").write_bytes(b"{}")
+    found = labeller(tmp_path, 8, None)
+    assert found.source == "linear probe toys-linear-pretrained"
+    scores = (FEATURES - probe.mean) / probe.scale @ probe.coef.T + probe.intercept
+    assert np.array_equal(found.label(FEATURES), probe.classes[scores.argmax(1)])
+
+
+def test_without_a_probe_the_nearest_neighbour_answers(tmp_path: Path) -> None:
+    unit = FEATURES / np.linalg.norm(FEATURES, axis=1, keepdims=True)
+    cosine = unit @ unit.T - 2 * np.eye(N)
+    truth = RNG.integers(0, 5, N)
+    assert np.array_equal(labeller(tmp_path, 8, None).label(FEATURES), cosine.argmax(1))
+    assert np.array_equal(labeller(tmp_path, 8, truth).label(FEATURES), truth[cosine.argmax(1)])
