@@ -6,6 +6,7 @@
 
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -39,7 +40,7 @@ class CMakeBuild(build_ext):
         try:
             self.run_cmake(target)
         except (OSError, RuntimeError) as reason:
-            print(f"simclr-engine: {target.name} is not built ({reason}); the PyTorch path serves.", file=sys.stderr)
+            print(f"simclr-engine: no native module ({reason}); the PyTorch path serves.", file=sys.stderr)
 
     def run_cmake(self, target: Path) -> None:
         """Configure and build, leaving the module at `target`; RuntimeError says why not."""
@@ -77,15 +78,20 @@ class CMakeBuild(build_ext):
 
 
 def first_error(log: Path) -> str:
-    """The line of a build log that says most, and where the rest is."""
+    """The first complaint in a build log (CMake puts it on the line after its own), and where the rest is."""
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    told = next((line for line in lines if "error" in line.lower()), lines[-1] if lines else "no output")
-    return f"{told} (see {log})"
+    for line, following in zip(lines, [*lines[1:], ""], strict=True):
+        if line.startswith("CMake Error"):
+            return f"{following or line} (see {log})"
+        if re.search(r"\berror\b( [A-Z]*\d+)?:", line, re.IGNORECASE):
+            return f"{line} (see {log})"
+    return f"{lines[-1] if lines else 'no output'} (see {log})"
 
 
 setup(
     package_dir=FOLDERS,
     packages=packages(),
+    include_package_data=False,  # or the C++ sources would be installed
     package_data={"simclr_engine": ["py.typed", "recipes/*.toml"]},
     # The sources are named so that they travel in a source distribution; CMake reads them, not setuptools.
     ext_modules=[

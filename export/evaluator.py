@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
 from simclr_engine.data.store import ImageStore
 from simclr_engine.evaluation.feature_cache import cached_features
 

@@ -10,8 +10,9 @@ from typing import Any
 
 import onnx
 import torch
-from simclr_engine.errors import CheckFailed, UsageError
 from torch import Tensor, nn
+
+from simclr_engine.errors import CheckFailed, UsageError
 
 from .runtime import INPUT, OUTPUT
 
@@ -85,7 +86,7 @@ def trace_encoder(
 
     Raises:
         UsageError: the exporter could not write this opset.
-        CheckFailed: the model does not pass the ONNX checker.
+        CheckFailed: the exporter gave nothing.
     """
     check_opset(opset)
     module = UInt8Encoder(encoder, mean, std).eval()
@@ -112,12 +113,6 @@ def trace_encoder(
             "the exporter could not write this opset", saw=f"asked {opset}, written {written}", fix=f"--opset {OPSET}"
         )
     strip_origin(model)
-    try:
-        onnx.checker.check_model(model, full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise CheckFailed(
-            "the exported graph is not valid ONNX", saw=str(error)[:300], fix="update torch and onnxscript"
-        ) from error
     return Traced(model, exported.exported_program)
 
 

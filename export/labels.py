@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
 from simclr_engine.errors import DataError
 from simclr_engine.evaluation.linear import LinearProbe
 
@@ -35,11 +37,15 @@ def labeller(run_directory: Path, feature_dim: int, truth: NDArray[np.int64] | N
         except DataError:
             continue
         if probe.coef.shape[1] == feature_dim:
-            return Labeller(lambda features: probe.predict_proba(features).argmax(1), f"linear probe {path.stem}")
-    return Labeller(lambda features: _nearest(features, truth), "nearest neighbour (cosine) among these images")
+            return Labeller(partial(_by_probe, probe), f"linear probe {path.stem}")
+    return Labeller(partial(_nearest, truth), "nearest neighbour (cosine) among these images")
 
 
-def _nearest(features: NDArray[np.float32], truth: NDArray[np.int64] | None) -> NDArray[np.int64]:
+def _by_probe(probe: LinearProbe, features: NDArray[np.float32]) -> NDArray[np.int64]:
+    return probe.predict_proba(features).argmax(1)
+
+
+def _nearest(truth: NDArray[np.int64] | None, features: NDArray[np.float32]) -> NDArray[np.int64]:
     """The label, or else the index, of the other row with the largest cosine."""
     f = features.astype(np.float64)
     f /= np.maximum(np.linalg.norm(f, axis=1, keepdims=True), 1e-12)

@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
+
 from simclr_engine.errors import CheckFailed
 
 from .graph import Traced, traced_values
@@ -76,19 +77,25 @@ class Parity:
 
 
 def measure(
-    reference: Embed, candidate: Embed, label: Label, images: NDArray[np.uint8], *, label_source: str, image_source: str
+    reference: NDArray[np.float32],
+    candidate: Embed,
+    label: Label,
+    images: NDArray[np.uint8],
+    *,
+    label_source: str,
+    image_source: str,
 ) -> Parity:
-    """Runs both encoders over `images`, uint8 `[sum(BATCHES), S, S, 3]`, cut into batches of `BATCHES`.
+    """Runs an encoder over `images` in batches of `BATCHES` and compares it with known features.
 
     Args:
-        reference, candidate: uint8 `[B, S, S, 3]` → float32 `[B, D]`.
+        reference: features of `images`, float32 `[sum(BATCHES), D]`.
+        candidate: uint8 `[B, S, S, 3]` → float32 `[B, D]`.
         label: features `[N, D]` → int64 `[N]`.
+        images: uint8 `[sum(BATCHES), S, S, 3]`.
     """
     cuts = np.cumsum((0, *BATCHES))
-    batches = [images[a:b] for a, b in itertools.pairwise(cuts)]
-    r32 = np.concatenate([reference(b) for b in batches])
-    c32 = np.concatenate([candidate(b) for b in batches])
-    r, c = r32.astype(np.float64), c32.astype(np.float64)
+    found = np.concatenate([candidate(images[a:b]) for a, b in itertools.pairwise(cuts)])
+    r, c = reference.astype(np.float64), found.astype(np.float64)
     delta, norm_r, norm_c = np.abs(r - c), np.linalg.norm(r, axis=1), np.linalg.norm(c, axis=1)
     dot, norms = (r * c).sum(1), norm_r * norm_c
     # A vector of zeros has no direction: two of them agree, one beside a non-zero one does not.
@@ -99,7 +106,7 @@ def measure(
         max_relative=float(relative.max()),
         min_cosine=float(cosine.min()),
         peak=float(np.abs(r).max()),
-        label_agreement=float((label(r32) == label(c32)).mean()),
+        label_agreement=float((label(reference) == label(found)).mean()),
         label_source=label_source,
         images=len(r),
         image_source=image_source,

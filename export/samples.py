@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
 from simclr_engine.data.cache import DamagedError, cache_root, read_meta, read_split
 from simclr_engine.data.store import ImageStore
 from simclr_engine.run import Run

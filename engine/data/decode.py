@@ -46,9 +46,9 @@ def decode_image(source: bytes | Path, size: int) -> NDArray[np.uint8]:
 
     The EXIF orientation is applied. Transparency is composited over white. 16-bit gray is scaled to 8 bits
     (`round(v · 255 / 65535)`). Of an animation the first frame counts. Colour profiles are not applied.
-    Resize rule: the shorter side becomes `size` with antialiased bilinear filtering, then the centre is cropped (both in
-    one step: only the largest centred square is computed); an image that is `size × size` keeps its pixels.
-    JPEGs at least four times larger are decoded at a reduced scale that leaves no less than twice `size`.
+    Resize rule: the shorter side becomes `size` with antialiased bilinear filtering, then the centre is cropped (both
+    in one step: only the centred square is computed); an image that is `size × size` keeps its pixels. JPEGs at least
+    four times larger are decoded at a reduced scale that leaves no less than twice `size`.
 
     Args:
         source: the encoded bytes, or the file that holds them.

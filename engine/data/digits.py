@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 
 from .held_out import held_out_rows
 
-SIZE = 32
 TEST_FRACTION = 0.2
 
 
@@ -18,8 +17,8 @@ def load_digits() -> Iterator[tuple[str, NDArray[np.uint8], NDArray[np.int64] | 
 
     Yields:
         (split, uint8 `[N, 8, 8, 3]` gray as RGB, int64 labels `[N]`, class names). The 17 gray levels 0 to 16 are
-        spread over 0 to 255. The packed size is 32 × 32 unless told otherwise: at 8 × 8 a residual network with four
-        stages has nothing left to convolve.
+        spread over 0 to 255. The packed size is 32 × 32 unless told otherwise (`named.NATIVE_SIZES`): at 8 × 8 a
+        residual network with four stages has nothing left to convolve.
     """
     from sklearn.datasets import load_digits as load_bundled
 

@@ -17,12 +17,12 @@ from ..torchvision_shim import import_torchvision
 from .cache import cache_root
 from .progress import say
 
-# name: (torchvision class, image size, {our split: arguments of the class})
-DATASETS: dict[str, tuple[str, int, dict[str, dict[str, Any]]]] = {
-    "cifar10": ("CIFAR10", 32, {"train": {"train": True}, "test": {"train": False}}),
-    "cifar100": ("CIFAR100", 32, {"train": {"train": True}, "test": {"train": False}}),
-    "stl10": ("STL10", 96, {split: {"split": split} for split in ("train", "test", "unlabeled")}),
-    "svhn": ("SVHN", 32, {"train": {"split": "train"}, "test": {"split": "test"}}),
+# name: (torchvision class, {our split: arguments of the class})
+DATASETS: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
+    "cifar10": ("CIFAR10", {"train": {"train": True}, "test": {"train": False}}),
+    "cifar100": ("CIFAR100", {"train": {"train": True}, "test": {"train": False}}),
+    "stl10": ("STL10", {split: {"split": split} for split in ("train", "test", "unlabeled")}),
+    "svhn": ("SVHN", {"train": {"split": "train"}, "test": {"split": "test"}}),
 }
 _TIMEOUT_SECONDS = 30.0
 
@@ -49,7 +49,7 @@ def load_download(name: str) -> Iterator[tuple[str, NDArray[np.uint8], NDArray[n
     import_torchvision()
     from torchvision import datasets
 
-    class_name, _, splits = DATASETS[name]
+    class_name, splits = DATASETS[name]
     for split, arguments in splits.items():
         dataset = _open(getattr(datasets, class_name), name, arguments)
         images = np.asarray(dataset.data)

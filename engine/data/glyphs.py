@@ -99,9 +99,7 @@ def make_glyphs(split: Split = "train") -> tuple[NDArray[np.uint8], NDArray[np.i
     return np.round(rgb * 255.0).astype(np.uint8), labels, CLASS_NAMES
 
 
-def _letters(
-    random: np.random.Generator, labels: NDArray[np.int64], typefaces: tuple[str, ...]
-) -> NDArray[np.float64]:
+def _letters(random: np.random.Generator, labels: NDArray[np.int64], typefaces: tuple[str, ...]) -> NDArray[np.float64]:
     """How much of each pixel the letter covers, `[N, S, S]` in [0, 1]: one letter an image, posed at random."""
     count, side = len(labels), IMAGE_SIZE * _OVERSAMPLING
     face = random.integers(0, len(typefaces), count)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
-from importlib import import_module, metadata
+from importlib import metadata
 from pathlib import Path
 from typing import ClassVar
 
@@ -19,10 +18,11 @@ DESCRIPTIONS = {
     "cifar10": "60,000 photographs, 10 classes, 32 × 32; downloaded (170 MB)",
     "cifar100": "60,000 photographs, 100 classes, 32 × 32; downloaded (169 MB)",
     "digits": "1,797 scanned figures, 10 classes, 8 × 8 enlarged to 32 × 32; bundled with scikit-learn",
-    "glyphs": "letters A–J in many typefaces over clutter, 10 classes; drawn on the spot, no download",
+    "glyphs": "5,000 letters A–J over clutter, 10 classes, 24 × 24; drawn on the spot, no download",
     "stl10": "13,000 photographs, 10 classes, 96 × 96, and 100,000 unlabeled; downloaded (2.6 GB)",
     "svhn": "99,289 house numbers, 10 classes, 32 × 32; downloaded (246 MB)",
 }
+NATIVE_SIZES = {"cifar10": 32, "cifar100": 32, "digits": 32, "glyphs": 24, "stl10": 96, "svhn": 32}
 
 
 @dataclass(frozen=True)
@@ -39,27 +39,30 @@ class NamedSource:
         if self.name in ("digits", "glyphs"):
             parts.append(Path(__file__).with_name(f"{self.name}.py").read_text(encoding="utf-8"))
         if self.name == "glyphs":
-            parts += [metadata.version("matplotlib"), metadata.version("pillow")]
+            parts += [_version("matplotlib"), _version("pillow")]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     def arrays(self) -> _Arrays:
         """The splits, one after the other; see `pack_arrays`."""
         if self.name == "digits":
-            return import_module(".digits", __package__).load_digits()
+            from .digits import load_digits
+
+            return load_digits()
         if self.name == "glyphs":
-            return iter(self._glyphs)
-        return import_module(".downloads", __package__).load_download(self.name)
+            from .glyphs import make_glyphs
+
+            return ((split, *make_glyphs(split)) for split in ("train", "test"))
+        from .downloads import load_download
+
+        return load_download(self.name)
 
     def native_size(self) -> int:
         """The size they are packed at unless told otherwise."""
-        if self.name == "digits":
-            return import_module(".digits", __package__).SIZE
-        if self.name == "glyphs":
-            return int(self._glyphs[0][1].shape[1])
-        return 96 if self.name == "stl10" else 32
+        return NATIVE_SIZES[self.name]
 
-    @cached_property
-    def _glyphs(self) -> list[tuple[str, NDArray[np.uint8], NDArray[np.int64], tuple[str, ...]]]:
-        make_glyphs: Callable[..., tuple[NDArray[np.uint8], NDArray[np.int64], tuple[str, ...]]]
-        make_glyphs = import_module(".glyphs", __package__).make_glyphs
-        return [(split, *make_glyphs(split)) for split in ("train", "test")]
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""

@@ -30,7 +30,8 @@ def pick_augment(backend: str = "auto", device: torch.device | str = "cpu") -> t
         return "torch", f"batched PyTorch, the only augmentation of this build on {torch.device(device).type}"
     if backend not in BACKENDS:
         raise ValueError(
-            f"augmentation backend {backend!r} is not in this build; it has {', '.join(BACKENDS)} (or auto, to let it pick)"
+            f"augmentation backend {backend!r} is not in this build; it has {', '.join(BACKENDS)} "
+            "(or auto, to let it pick)"
         )
     return backend, "asked for by name"
 

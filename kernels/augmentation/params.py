@@ -158,7 +158,7 @@ def _between(chance: Tensor, low: float, high: float) -> Tensor:
 
 
 def _position(word: Tensor, room: Tensor, found: Tensor) -> Tensor:
-    """A whole number in [0, room], in integers: no rounding can reach room + 1. The fallback crop sits in the middle."""
+    """In [0, room], by integers, so that no rounding reaches room + 1; the fallback crop sits in the middle."""
     room = room.to(torch.int64)
     return torch.where(found, ((word >> 8) * (room + 1)) >> 24, room // 2)
 

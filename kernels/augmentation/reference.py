@@ -13,7 +13,6 @@ from .colour import NO_JITTER, grayscale, jitter_grouped_, jitter_masked_
 from .params import BRIGHTNESS, FLIP, GRAY, HUE, JITTER_ON, ORDER, SIGMA, H, W, X, Y
 from .spec import AugmentSpec
 
-
 # Pixels per block on the CPU: its three float planes and their temporaries stay in the caches of one or two cores, and
 # are small enough that the allocator keeps them (fresh pages for a whole batch cost a third of the time).
 BLOCK_PIXELS = 2**16
@@ -106,7 +105,7 @@ def drop_colour_(planes: Tensor, chosen: Tensor, on_host: bool) -> Tensor:
 
 
 def blur_(planes: Tensor, sigma: Tensor, kernel: int, on_host: bool) -> Tensor:
-    """Gaussian blur with each view's own sigma `[n]` in pixels (0: left alone), a `kernel`-wide window, reflected edges.
+    """Gaussian blur, each view with its own sigma `[n]` in pixels (0: left alone), `kernel` wide, edges reflected.
 
     Two products with a banded matrix per view: torchvision's `gaussian_blur`, whose 2-D kernel is an outer product.
     """

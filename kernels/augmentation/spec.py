@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class AugmentSpec:
-    """What may happen to an image on its way to becoming a view, in the order crop, flip, jitter, gray, blur, normalise.
+    """What may happen to an image that becomes a view, in the order crop, flip, jitter, gray, blur, normalise.
 
     Strengths and ranges mean what they mean in torchvision (`RandomResizedCrop`, `ColorJitter`, `RandomGrayscale`,
     `GaussianBlur`, `Normalize`). Sequences may be given as lists, as a TOML file has them; they are kept as tuples.

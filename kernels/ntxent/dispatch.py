@@ -67,6 +67,6 @@ def check_projections(z: Tensor, views: int, temperature: float) -> None:
     if isinstance(views, bool) or not isinstance(views, int) or views < 2:
         raise ValueError(f"views must be at least 2 (contrast needs a positive), not {views!r}")
     if len(z) == 0 or len(z) % views or z.shape[1] == 0:
-        raise ValueError(f"z has {list(z.shape)} entries: rows must be a positive multiple of views={views}, D at least 1")
+        raise ValueError(f"z is {list(z.shape)}: rows must be a positive multiple of views={views}, D at least 1")
     if not (math.isfinite(temperature) and temperature > 0):
         raise ValueError(f"temperature must be positive and finite, not {temperature!r}")

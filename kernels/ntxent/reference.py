@@ -17,7 +17,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 EPSILON = 1e-12  # as torch.nn.functional.normalize
@@ -25,14 +24,15 @@ EPSILON = 1e-12  # as torch.nn.functional.normalize
 # elsewhere a strip must be worth the launches it takes.
 STRIP_BYTES = {"cpu": 4 * 2**20}
 STRIP_BYTES_ELSEWHERE = 64 * 2**20
-# exp((s − 1)/τ) reaches down to exp(−2/τ), which float32 holds while 2/τ < 87. Below this τ each row has its own maximum.
+# exp((s − 1)/τ) reaches down to exp(−2/τ), which float32 holds while 2/τ < 87. Below this τ each row has a maximum of
+# its own.
 FIXED_MAXIMUM_FROM = 0.03
 
 
 @torch.compiler.disable
 def nt_xent(z: Tensor, views: int, temperature: float) -> Tensor:
     """The loss. Arguments as `dispatch.nt_xent`, which checks them. A graph break under torch.compile."""
-    return _NTXent.apply(z, views, temperature)  # type: ignore[no-any-return,no-untyped-call]
+    return _NTXent.apply(z, views, temperature)
 
 
 def normalise(z: Tensor) -> tuple[Tensor, Tensor]:

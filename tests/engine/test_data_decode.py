@@ -14,8 +14,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from reference.image_files import encode, noise
 
+from reference.image_files import encode, noise
 from simclr_engine.data import decode_image
 from simclr_engine.data.decode import FORMATS, image_dimensions, resize_images
 from simclr_engine.errors import DataError
@@ -29,7 +29,7 @@ def over_white(rgb: np.ndarray, alpha: np.ndarray) -> np.ndarray:
 
 
 def antialiased(pixels: np.ndarray, size: int) -> np.ndarray:
-    """Float64 truth of the resize rule: the image resized with a triangle filter as wide as the reduction, then cropped."""
+    """Float64 truth of the resize rule: resized with a triangle filter as wide as the reduction, then cropped."""
     side = min(pixels.shape[:2])
     scale = side / size
 
@@ -38,7 +38,8 @@ def antialiased(pixels: np.ndarray, size: int) -> np.ndarray:
         triangle = np.clip(1 - np.abs(np.arange(length)[None] + 0.5 - centre) / max(scale, 1.0), 0, None)
         return triangle / triangle.sum(1, keepdims=True)
 
-    return np.einsum("yi,xj,ijc->yxc", weights(pixels.shape[0]), weights(pixels.shape[1]), pixels.astype(np.float64))
+    rows = np.einsum("yi,ijc->yjc", weights(pixels.shape[0]), pixels.astype(np.float64))
+    return np.einsum("xj,yjc->yxc", weights(pixels.shape[1]), rows)
 
 
 @pytest.mark.parametrize("form", ["PNG", "BMP", "WEBP"])

@@ -1,4 +1,4 @@
-"""Archives made to escape, to exhaust memory or disk, or cut short: refused or reported, and nothing is ever written."""
+"""Archives made to escape, to exhaust memory or disk, or cut short: refused or reported, and nothing is written."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ import struct
 import tarfile
 import tracemalloc
 import zipfile
+import zlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from reference.image_files import class_tree, encode, noise, tar_bytes, zip_bytes
 
+from reference.image_files import class_tree, encode, noise, tar_bytes, zip_bytes
 from simclr_engine.data import archive, load_data
 from simclr_engine.data.archive import ArchiveSource, member_path
 from simclr_engine.errors import DataError
@@ -37,7 +39,9 @@ def header(name: str, kind: bytes, **fields: object) -> tarfile.TarInfo:
     "name", ["../evil.png", "a/../../evil.png", "/etc/evil.png", "C:/evil.png", "..\\evil.png", "\\\\host\\evil.png"]
 )
 @pytest.mark.parametrize("kind", ["tar", "zip"])
-def test_paths_that_lead_out_are_refused_and_reported_and_nothing_is_written(tmp_path: Path, name: str, kind: str) -> None:
+def test_paths_that_lead_out_are_refused_and_reported_and_nothing_is_written(
+    tmp_path: Path, name: str, kind: str
+) -> None:
     files = GOOD | {name: encode(noise(9))}
     inner = tmp_path / "inner"
     inner.mkdir()
@@ -46,7 +50,7 @@ def test_paths_that_lead_out_are_refused_and_reported_and_nothing_is_written(tmp
     store = load_data(path)
     assert len(store) == 2
     assert [reason for _, reason in store.skipped] == ["unsafe path in the archive"]
-    assert sorted(os.listdir(tmp_path)) == ["inner"] and os.listdir(inner) == [path.name]
+    assert list(tmp_path.iterdir()) == [inner] and list(inner.iterdir()) == [path]
 
 
 @given(st.text(alphabet="ab./\\:C\0é", max_size=12))
@@ -55,7 +59,7 @@ def test_a_member_path_never_leads_out_whatever_the_name(name: str) -> None:
     if path is not None:
         assert not path.startswith("/") and "\\" not in path and "\0" not in path
         assert not {"..", "."} & set(path.split("/"))
-        assert os.path.normpath(os.path.join("/root/inside", path)).startswith("/root/inside")
+        assert os.path.normpath(f"/root/inside/{path}").startswith("/root/inside")
 
 
 def test_links_and_devices_in_a_tar_are_refused_and_reported(tmp_path: Path) -> None:
@@ -82,7 +86,7 @@ def test_a_linked_folder_in_a_tar_cannot_redirect_what_follows(tmp_path: Path) -
     (tmp_path / "outside").mkdir()
     (tmp_path / "set.tar").write_bytes(tar_bytes(files))
     assert len(load_data(tmp_path / "set.tar")) == 2
-    assert os.listdir(tmp_path / "outside") == []
+    assert list((tmp_path / "outside").iterdir()) == []
 
 
 def test_a_symbolic_link_in_a_zip_is_refused(tmp_path: Path) -> None:
@@ -180,9 +184,9 @@ def test_what_is_no_archive_is_a_data_error(tmp_path: Path, suffix: str, content
 
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 2**32), hits=st.integers(1, 20), kind=st.sampled_from(["tar", "tar.gz", "tar.xz", "zip"]))
-def test_bytes_changed_at_random_never_give_another_kind_of_error(tmp_path: Path, seed: int, hits: int, kind: str) -> None:
-    import numpy as np
-
+def test_bytes_changed_at_random_never_give_another_kind_of_error(
+    tmp_path: Path, seed: int, hits: int, kind: str
+) -> None:
     random = np.random.default_rng(seed)
     raw = zip_bytes(GOOD) if kind == "zip" else tar_bytes(GOOD, {"tar": "w", "tar.gz": "w:gz", "tar.xz": "w:xz"}[kind])
     data = np.frombuffer(raw, dtype=np.uint8).copy()
@@ -203,11 +207,10 @@ def test_a_decompression_bomb_is_stopped_with_little_memory(
     monkeypatch.setattr(archive, "GROWTH_FREE_BYTES", 32 << 20)
     bomb = tarfile.TarInfo("ant/zeros.txt")
     bomb.size = 1 << 30
-    opener = gzip.open if kind == "gz" else lzma.open
     path = tmp_path / f"set.tar.{kind}"
-    with opener(path, "wb") as file:
-        file.write(tar_bytes(GOOD)[: -20 * 512].rstrip(b"\0").ljust(4096, b"\0")[:0] + bomb.tobuf())
-        for _ in range(128):
+    with gzip.open(path, "wb", compresslevel=1) if kind == "gz" else lzma.open(path, "wb", preset=0) as file:
+        file.write(bomb.tobuf())
+        for _ in range(40):
             file.write(bytes(1 << 20))
     tracemalloc.start()
     with pytest.raises(DataError, match="far more than images do"):
@@ -282,8 +285,6 @@ def test_a_sparse_member_is_refused(tmp_path: Path) -> None:
 def test_an_image_bomb_inside_an_archive_is_skipped_with_its_reason(tmp_path: Path) -> None:
     bomb = bytearray(encode(noise(1)))
     bomb[16:24] = struct.pack(">II", 50_000, 50_000)
-    import zlib
-
     bomb[29:33] = struct.pack(">I", zlib.crc32(bomb[12:29]))
     (tmp_path / "set.tar").write_bytes(tar_bytes(GOOD | {"ant/bomb.png": bytes(bomb)}))
     store = load_data(tmp_path / "set.tar")

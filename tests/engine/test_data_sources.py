@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from reference.image_files import class_tree, encode, noise, tar_bytes, write_tree, zip_bytes
 
+from reference.image_files import class_tree, encode, noise, tar_bytes, write_tree, zip_bytes
 from simclr_engine.data import ImageStore, load_data, load_splits, source_names
 from simclr_engine.data.store import fingerprint
 from simclr_engine.errors import DataError, PlatformError, UsageError
@@ -47,7 +47,7 @@ def test_a_folder_becomes_a_store_sorted_by_path(tmp_path: Path) -> None:
 def test_every_archive_kind_gives_the_same_store_as_the_folder(tmp_path: Path, kind: str) -> None:
     (tmp_path / f"images.{kind}").write_bytes(archive_bytes(kind))
     check_tree(*load_splits(tmp_path / f"images.{kind}"))
-    assert os.listdir(tmp_path) == [f"images.{kind}"]  # nothing was extracted
+    assert list(tmp_path.iterdir()) == [tmp_path / f"images.{kind}"]  # nothing was extracted
 
 
 def test_an_archive_is_told_by_its_content_not_its_suffix(tmp_path: Path) -> None:

@@ -9,13 +9,18 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
+from tiny_model import TINY, MakeTiny, tiny_model
+from torch import Tensor, nn
+
 from simclr_engine.checkpoint import encoder_metadata, save_weights
+from simclr_engine.export import writer
+from simclr_engine.export.graph import OPSET, Traced, trace_encoder
 from simclr_engine.export.samples import natural_images
-from simclr_engine.export.writer import ExportResult, export_onnx, seal
+from simclr_engine.export.writer import ExportResult, seal
 from simclr_engine.model import build_encoder
 from simclr_engine.recipe import Recipe
 from simclr_engine.run import Run
-from tiny_model import TINY, MakeTiny, tiny_model
 
 
 def _write_run(directory: Path, arch: str = "resnet18", stem: str = "small", size: int = 32) -> Run:
@@ -49,20 +54,62 @@ def shared_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 @pytest.fixture(scope="session")
-def shared_export(shared_run: Run, tmp_path_factory: pytest.TempPathFactory) -> ExportResult:
+def shared_trace(shared_run: Run) -> Traced:
+    """Its graph. Not to be changed."""
+    spec = shared_run.recipe.augment
+    return trace_encoder(shared_run.encoder(), spec.mean, spec.std, shared_run.image_size, OPSET)
+
+
+@pytest.fixture(scope="session")
+def shared_export(shared_run: Run, shared_trace: Traced, tmp_path_factory: pytest.TempPathFactory) -> ExportResult:
     """Its export. Not to be changed."""
-    return export_onnx(shared_run, tmp_path_factory.mktemp("export") / "encoder.onnx")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(writer, "trace_encoder", lambda *_: shared_trace)
+        return writer.export_onnx(shared_run, tmp_path_factory.mktemp("export") / "encoder.onnx")
+
+
+class LittleEncoder(nn.Module):
+    """Two convolutions with batch norm: what a ResNet is made of, exported in a moment. `[B, 3, S, S]` → `[B, 8]`."""
+
+    feature_dim = 8
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU())
+        self.last = nn.Sequential(nn.Conv2d(8, 8, 3, stride=2, bias=False), nn.BatchNorm2d(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.flatten(F.adaptive_avg_pool2d(torch.relu(self.last(self.stem(x))), 1), 1)
+
+
+def _little_encoder() -> nn.Module:
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(0)
+        encoder = LittleEncoder().train()
+        for _ in range(10):
+            encoder(torch.randn(16, 3, 32, 32))
+    return encoder.eval()
+
+
+@pytest.fixture(scope="session")
+def little_trace(shared_run: Run) -> Traced:
+    """The graph of the little encoder. Not to be changed."""
+    spec = shared_run.recipe.augment
+    return trace_encoder(_little_encoder(), spec.mean, spec.std, shared_run.image_size, OPSET)
 
 
 @pytest.fixture
-def exported_file(shared_export: ExportResult, tmp_path: Path) -> Path:
-    """A copy of that export, with its checksum, to do anything with."""
-    target = tmp_path / "encoder.onnx"
-    target.write_bytes(shared_export.file.read_bytes())
-    target.with_name("encoder.onnx.sha256").write_bytes(
-        shared_export.file.with_name("encoder.onnx.sha256").read_bytes()
-    )
-    return target
+def little_run(shared_run: Run, little_trace: Traced, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """A run whose encoder is the little one, already traced."""
+    monkeypatch.setattr(writer, "load_encoder", lambda *_: _little_encoder())
+    monkeypatch.setattr(writer, "trace_encoder", lambda *_: little_trace)
+    return shared_run
+
+
+@pytest.fixture
+def little_file(little_run: Run, tmp_path: Path) -> Path:
+    """Its export in a folder of its own, to do anything with."""
+    return writer.export_onnx(little_run, tmp_path / "encoder.onnx").file
 
 
 @pytest.fixture

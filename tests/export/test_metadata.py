@@ -9,11 +9,12 @@ from pathlib import Path
 
 import onnx
 import pytest
+from tiny_model import TINY, MakeTiny, tiny_model
+
 from simclr_engine.errors import DataError, PlatformError
 from simclr_engine.export.metadata import DIGEST, PREFIX, ModelMetadata, read_metadata, read_model, sidecar_path
 from simclr_engine.export.runtime import OnnxEncoder
 from simclr_engine.export.wire import scan
-from tiny_model import TINY, MakeTiny, tiny_model
 
 
 def rewrite(path: Path, **properties: str | None) -> None:
@@ -84,13 +85,13 @@ def test_a_field_that_contradicts_the_graph_is_named(make_tiny: MakeTiny, key: s
         OnnxEncoder(path)
 
 
-def test_an_altered_weight_is_detected_without_the_sidecar(exported_file: Path) -> None:
-    sidecar_path(exported_file).unlink()
-    raw = bytearray(exported_file.read_bytes())
+def test_an_altered_weight_is_detected_without_the_sidecar(little_file: Path) -> None:
+    sidecar_path(little_file).unlink()
+    raw = bytearray(little_file.read_bytes())
     raw[len(raw) // 2] ^= 1  # in the middle of the weights
-    exported_file.write_bytes(raw)
+    little_file.write_bytes(raw)
     with pytest.raises(DataError, match="altered after its export"):
-        read_model(exported_file)
+        read_model(little_file)
 
 
 def test_altered_metadata_is_detected(make_tiny: MakeTiny) -> None:
@@ -109,17 +110,17 @@ def test_a_file_and_a_sidecar_that_disagree_are_refused(make_tiny: MakeTiny) -> 
             read_model(path)
 
 
-def test_the_sidecar_is_what_sha256sum_reads(exported_file: Path) -> None:
-    done = subprocess.run(["sha256sum", "-c", "encoder.onnx.sha256"], cwd=exported_file.parent, capture_output=True)
+def test_the_sidecar_is_what_sha256sum_reads(little_file: Path) -> None:
+    done = subprocess.run(["sha256sum", "-c", "encoder.onnx.sha256"], cwd=little_file.parent, capture_output=True)
     assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.9999])
-def test_a_truncated_file_is_called_truncated(exported_file: Path, share: float) -> None:
-    raw = exported_file.read_bytes()
-    exported_file.write_bytes(raw[: int(len(raw) * share)])
+def test_a_truncated_file_is_called_truncated(little_file: Path, share: float) -> None:
+    raw = little_file.read_bytes()
+    little_file.write_bytes(raw[: int(len(raw) * share)])
     with pytest.raises(DataError, match="truncated or damaged"):
-        read_model(exported_file)
+        read_model(little_file)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+
 from simclr_engine.data import load_data
 from simclr_engine.evaluation.linear import fit_linear
 from simclr_engine.export.labels import labeller
@@ -22,27 +23,17 @@ FEATURES = np.abs(RNG.standard_normal((N, 8))).astype(np.float32)
 IMAGES = RNG.integers(0, 256, (N, 4, 4, 3), dtype=np.uint8)
 
 
-def _lookup(features: NDArray[np.float32]) -> tuple[list[int], object]:
-    """An encoder that knows its features by image, and the batch sizes it was called with."""
-    table = {image.tobytes(): row for image, row in zip(IMAGES, features, strict=True)}
+def _measure(candidate: NDArray[np.float32], reference: NDArray[np.float32] = FEATURES) -> Parity:
+    """Parity of an encoder that knows its features by image; it must be called with `BATCHES`."""
+    table = {image.tobytes(): row for image, row in zip(IMAGES, candidate, strict=True)}
     sizes: list[int] = []
 
     def embed(images: NDArray[np.uint8]) -> NDArray[np.float32]:
         sizes.append(len(images))
         return np.stack([table[image.tobytes()] for image in images])
 
-    return sizes, embed
-
-
-def _measure(candidate: NDArray[np.float32], reference: NDArray[np.float32] = FEATURES) -> Parity:
-    sizes, embed = _lookup(candidate)
     parity = measure(
-        _lookup(reference)[1],  # type: ignore[arg-type]
-        embed,  # type: ignore[arg-type]
-        lambda f: f.argmax(1),
-        IMAGES,
-        label_source="largest feature",
-        image_source="noise",
+        reference, embed, lambda f: f.argmax(1), IMAGES, label_source="largest feature", image_source="noise"
     )
     assert sizes == list(BATCHES)
     return parity

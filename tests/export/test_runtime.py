@@ -11,11 +11,12 @@ import numpy as np
 import onnxruntime
 import pytest
 from numpy.typing import NDArray
+from tiny_model import TINY, MakeTiny, tiny_features
+
 from simclr_engine.data.store import ImageStore
 from simclr_engine.errors import DataError, PlatformError, UsageError
 from simclr_engine.export import OnnxEncoder, onnx_features
 from simclr_engine.export.writer import ExportResult
-from tiny_model import TINY, MakeTiny, tiny_features
 
 
 def _images(count: int, size: int = 4) -> NDArray[np.uint8]:

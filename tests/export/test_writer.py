@@ -1,4 +1,4 @@
-"""One verified file from a run, or none: contract of the graph, identity of a second export, what stays after failures."""
+"""One verified file from a run, or none: the graph's contract, the same bytes again, what stays after a failure."""
 
 from __future__ import annotations
 
@@ -16,23 +16,20 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper
+from torch import nn
+
 from simclr_engine import __version__
+from simclr_engine.cli.export import command
 from simclr_engine.errors import CheckFailed, DataError, PlatformError, UsageError
 from simclr_engine.export import OnnxEncoder, export_onnx, writer
 from simclr_engine.export.graph import Traced, trace_encoder
 from simclr_engine.export.metadata import sidecar_path
+from simclr_engine.export.parity import first_divergence
 from simclr_engine.export.samples import natural_images
 from simclr_engine.export.writer import ExportResult
 from simclr_engine.run import Run
 
 WriteRun = Callable[..., Run]
-
-
-@pytest.fixture(scope="module")
-def shared_trace(shared_run: Run) -> Traced:
-    """The graph of the shared run, traced once for the tests that spoil it."""
-    spec = shared_run.recipe.augment
-    return trace_encoder(shared_run.encoder(), spec.mean, spec.std, shared_run.image_size, 20)
 
 
 def _copy(traced: Traced) -> Traced:
@@ -49,36 +46,39 @@ def _exact_features(run: Run, images: np.ndarray) -> np.ndarray:
         return run.encoder().double()(normalised).numpy()
 
 
+@pytest.fixture(scope="module")
+def eight(shared_run: Run) -> tuple[np.ndarray, np.ndarray]:
+    """Eight images and their features in float64."""
+    images = natural_images(8, 32, seed=8)
+    return images, _exact_features(shared_run, images)
+
+
 @pytest.mark.parametrize("batch", [1, 2, 7, 64])
 def test_the_file_gives_float64_features_at_every_batch_size(
-    shared_run: Run, shared_export: ExportResult, batch: int
+    shared_export: ExportResult, eight: tuple[np.ndarray, np.ndarray], batch: int
 ) -> None:
-    images = natural_images(batch, 32, seed=batch)
+    images, exact = (np.tile(a, (8, *[1] * (a.ndim - 1)))[:batch] for a in eight)
     features = OnnxEncoder(shared_export.file).embed(images)
     assert features.shape == (batch, 512)
-    np.testing.assert_allclose(features, _exact_features(shared_run, images), atol=2e-5)
+    np.testing.assert_allclose(features, exact, atol=2e-5)
 
 
-@pytest.mark.parametrize(
-    ("arch", "stem", "size", "width"), [("resnet18", "imagenet", 64, 512), ("resnet50", "small", 16, 2048)]
-)
-def test_other_encoders_and_sizes_export(
-    write_run: WriteRun, tmp_path: Path, arch: str, stem: str, size: int, width: int
-) -> None:
-    run = write_run(tmp_path / "run", arch, stem, size)
+def test_a_resnet50_with_the_imagenet_stem_exports_at_another_size(write_run: WriteRun, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", "resnet50", "imagenet", 48)
     result = export_onnx(run, tmp_path / "e.onnx")
-    images = natural_images(3, size, seed=5)
+    images = natural_images(3, 48, seed=5)
     features = OnnxEncoder(result.file).embed(images)
-    assert features.shape == (3, width)
+    assert features.shape == (3, 2048)
     np.testing.assert_allclose(features, _exact_features(run, images), atol=5e-5)
-    assert (result.metadata.architecture, result.metadata.stem, result.metadata.image_size) == (arch, stem, size)
+    said = result.metadata
+    assert (said.architecture, said.stem, said.image_size) == ("resnet50", "imagenet", 48)
 
 
 def test_the_graph_holds_plain_operators_and_folded_batch_norm(shared_export: ExportResult) -> None:
     model = onnx.load(shared_export.file, load_external_data=False)
     kinds = [node.op_type for node in model.graph.node]
     assert set(kinds) <= {"Transpose", "Cast", "Mul", "Sub", "Conv", "Relu", "Add", "ReduceMean", "Reshape"}
-    assert kinds.count("Conv") == 20 and len(kinds) == 53
+    assert kinds.count("Conv") == 20 and len(kinds) == 51
     assert [o.version for o in model.opset_import] == [20]
     dims = [d.dim_param or d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim]
     assert dims == ["batch", 32, 32, 3]
@@ -98,17 +98,6 @@ def test_the_file_tells_nothing_of_where_it_was_made(shared_run: Run, shared_exp
     assert not any(v.metadata_props for v in [*model.graph.input, *model.graph.output, *model.graph.value_info])
 
 
-def test_a_second_export_from_another_process_and_folder_is_the_same_file(
-    shared_run: Run, shared_export: ExportResult, tmp_path: Path
-) -> None:
-    code = "import sys; from simclr_engine import export_onnx; export_onnx(sys.argv[1], 'again.onnx')"
-    command = [sys.executable, "-c", code, str(shared_run.directory)]
-    environment = os.environ | {"PYTHONHASHSEED": "77"}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "again.onnx").read_bytes() == shared_export.file.read_bytes()
-
-
 def test_result_metadata_and_record_say_what_was_written(shared_run: Run, shared_export: ExportResult) -> None:
     raw = shared_export.file.read_bytes()
     assert shared_export.sha256 == hashlib.sha256(raw).hexdigest() and shared_export.bytes == len(raw)
@@ -126,9 +115,9 @@ def test_result_metadata_and_record_say_what_was_written(shared_run: Run, shared
     assert set(record["parity"]) >= {"max_abs", "label_agreement", "label_source", "limit"}
 
 
-def test_an_older_opset_can_be_asked_for(shared_run: Run) -> None:
-    spec = shared_run.recipe.augment
-    model = trace_encoder(shared_run.encoder(), spec.mean, spec.std, 32, 18).model
+def test_an_older_opset_can_be_asked_for() -> None:
+    encoder = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    model = trace_encoder(encoder, (0.5,) * 3, (0.25,) * 3, 8, 18).model
     assert [o.version for o in model.opset_import] == [18]
 
 
@@ -140,11 +129,11 @@ def test_an_opset_that_cannot_be_written_is_refused(shared_run: Run, tmp_path: P
 
 
 def _spoil_weight(traced: Traced) -> str:
-    tensor = next(t for t in traced.model.graph.initializer if t.name == "encoder.layer3.0.conv2.weight")
+    tensor = next(t for t in traced.model.graph.initializer if t.name == "encoder.last.0.weight")
     values = numpy_helper.to_array(tensor).copy()
     values[7] += 0.05
     tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
-    return r"Conv with encoder.layer3.0.conv2.weight"
+    return r"Conv with encoder.last.0.weight"
 
 
 def _spoil_operator(traced: Traced) -> str:
@@ -160,80 +149,87 @@ def _spoil_scale(traced: Traced) -> str:
 
 
 def _spoil_with_nan(traced: Traced) -> str:
-    tensor = next(t for t in traced.model.graph.initializer if t.name == "encoder.conv1.weight")
+    tensor = next(t for t in traced.model.graph.initializer if t.name == "encoder.stem.0.weight")
     values = numpy_helper.to_array(tensor).copy()
     values[0] = np.nan
     tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
-    return r"Conv with encoder.conv1.weight"
+    return r"Conv with encoder.stem.0.weight"
+
+
+def test_a_fault_in_the_middle_of_a_resnet_is_found_there(shared_trace: Traced) -> None:
+    images = natural_images(74, 32)
+    traced = _copy(shared_trace)
+    assert first_divergence(traced, images[:7]).startswith("no node diverges")
+    tensor = next(t for t in traced.model.graph.initializer if t.name == "encoder.layer3.0.conv2.weight")
+    values = numpy_helper.to_array(tensor).copy()
+    values[7] += 0.05
+    tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    assert "(Conv with encoder.layer3.0.conv2.weight" in first_divergence(traced, images[:7])
 
 
 @pytest.mark.parametrize("spoil", [_spoil_weight, _spoil_operator, _spoil_scale, _spoil_with_nan])
 def test_a_planted_fault_is_named_and_leaves_no_file_and_the_old_one(
-    shared_run: Run,
-    shared_trace: Traced,
-    exported_file: Path,
+    little_run: Run,
+    little_trace: Traced,
+    little_file: Path,
     monkeypatch: pytest.MonkeyPatch,
     spoil: Callable[[Traced], str],
 ) -> None:
-    before = {p.name: p.read_bytes() for p in exported_file.parent.iterdir()}
-    traced = _copy(shared_trace)
+    before = {p.name: p.read_bytes() for p in little_file.parent.iterdir()}
+    traced = _copy(little_trace)
     where = spoil(traced)
     monkeypatch.setattr(writer, "trace_encoder", lambda *_: traced)
     with pytest.raises(CheckFailed, match=f"first divergent node: .*{where}") as caught:
-        export_onnx(shared_run, exported_file)
+        export_onnx(little_run, little_file)
     assert caught.value.exit_code == 1
     with pytest.raises(CheckFailed):
-        export_onnx(shared_run, exported_file.with_name("new.onnx"))
-    assert {p.name: p.read_bytes() for p in exported_file.parent.iterdir()} == before
+        export_onnx(little_run, little_file.with_name("new.onnx"))
+    assert {p.name: p.read_bytes() for p in little_file.parent.iterdir()} == before
 
 
 def test_a_file_that_does_not_read_back_is_not_left(
-    shared_run: Run, shared_trace: Traced, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    little_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(writer, "trace_encoder", lambda *_: shared_trace)
     real = writer.seal
     monkeypatch.setattr(writer, "seal", lambda *a: real(*a)[:-10])
     with pytest.raises(CheckFailed, match="does not read back"):
-        export_onnx(shared_run, tmp_path / "e.onnx")
+        export_onnx(little_run, tmp_path / "e.onnx")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_full_disk_leaves_the_old_file(
-    shared_run: Run, shared_trace: Traced, exported_file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    before = {p.name: p.read_bytes() for p in exported_file.parent.iterdir()}
-    monkeypatch.setattr(writer, "trace_encoder", lambda *_: shared_trace)
+def test_a_full_disk_leaves_the_old_file(little_run: Run, little_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {p.name: p.read_bytes() for p in little_file.parent.iterdir()}
 
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(PlatformError, match="disk is full") as caught:
-        export_onnx(shared_run, exported_file)
+        export_onnx(little_run, little_file)
     assert caught.value.exit_code == 3
-    assert {p.name: p.read_bytes() for p in exported_file.parent.iterdir()} == before
+    assert {p.name: p.read_bytes() for p in little_file.parent.iterdir()} == before
 
 
 @pytest.mark.parametrize("place", ["missing/encoder.onnx", "/proc/encoder.onnx"])
 def test_a_folder_that_cannot_be_written_is_told_before_any_work(
-    shared_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+    little_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
     monkeypatch.setattr(writer, "load_encoder", lambda *_: pytest.fail("work was begun"))
     with pytest.raises(PlatformError, match="cannot be written"):
-        export_onnx(shared_run, tmp_path / place)
+        export_onnx(little_run, tmp_path / place)
 
 
-def test_what_is_not_our_file_is_never_overwritten(shared_run: Run, exported_file: Path) -> None:
-    folder = exported_file.parent
-    for name, content in {"notes.onnx": b"my notes", "cut.onnx": exported_file.read_bytes()[:-5]}.items():
+def test_what_is_not_our_file_is_never_overwritten(little_run: Run, little_file: Path) -> None:
+    folder = little_file.parent
+    for name, content in {"notes.onnx": b"my notes", "cut.onnx": little_file.read_bytes()[:-5]}.items():
         (folder / name).write_bytes(content)
         with pytest.raises(UsageError, match="not an intact export"):
-            export_onnx(shared_run, folder / name)
+            export_onnx(little_run, folder / name)
         assert (folder / name).read_bytes() == content
     (folder / "dir.onnx").mkdir()
     for name in ("encoder.pt", "dir.onnx", "."):
-        with pytest.raises(UsageError, match="ending in .onnx"):
-            export_onnx(shared_run, folder / name)
+        with pytest.raises(UsageError, match=r"ending in \.onnx"):
+            export_onnx(little_run, folder / name)
 
 
 def test_an_absent_run_is_a_data_error_and_leaves_nothing(tmp_path: Path) -> None:
@@ -243,27 +239,44 @@ def test_an_absent_run_is_a_data_error_and_leaves_nothing(tmp_path: Path) -> Non
 
 
 def test_a_record_that_cannot_be_written_does_not_undo_the_export(
-    shared_run: Run, shared_trace: Traced, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    little_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(writer, "trace_encoder", lambda *_: shared_trace)
 
     def refuse(path: Path, text: str) -> None:
         raise PlatformError("cannot write", saw=f"{path}: Read-only file system")
 
     monkeypatch.setattr(writer, "write_text_atomic", refuse)
     with pytest.warns(UserWarning, match="not recorded in the run"):
-        result = export_onnx(shared_run, tmp_path / "e.onnx")
+        result = export_onnx(little_run, tmp_path / "e.onnx")
     assert OnnxEncoder(result.file).sha256 == result.sha256
 
 
-def test_the_command_prints_one_json_document_and_takes_the_newest_run(shared_run: Run, tmp_path: Path) -> None:
+def test_the_command_writes_the_same_bytes_from_another_process_and_folder(
+    shared_run: Run, shared_export: ExportResult, tmp_path: Path
+) -> None:
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "first").symlink_to(shared_run.directory)
     command = [sys.executable, "-m", "simclr_engine", "export", "encoder.onnx", "--json"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    environment = os.environ | {"PYTHONHASHSEED": "77"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    assert (tmp_path / "encoder.onnx").read_bytes() == shared_export.file.read_bytes()
     card = json.loads(done.stdout)
-    assert card["file"] == "encoder.onnx" and card["bytes"] == (tmp_path / "encoder.onnx").stat().st_size
-    assert card["sha256"] == hashlib.sha256((tmp_path / "encoder.onnx").read_bytes()).hexdigest()
+    assert (card["file"], card["sha256"], card["bytes"]) == ("encoder.onnx", shared_export.sha256, shared_export.bytes)
     assert card["parity"]["label_agreement"] == 1 and card["parity"]["max_abs"] < 1e-4
     assert "runs/first (the newest finished one)" in done.stderr
+
+
+def test_the_command_prints_checksum_size_and_parity(
+    little_run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command.main(["--run", str(little_run.directory), str(tmp_path / "e.onnx")], standalone_mode=False)
+    shown = capsys.readouterr().out
+    assert hashlib.sha256((tmp_path / "e.onnx").read_bytes()).hexdigest() in shown
+    for words in (
+        "uint8 [batch, 32, 32, 3]",
+        "largest difference of a feature",
+        "same label",
+        "batches of 1, 2, 7, 64",
+    ):
+        assert words in shown

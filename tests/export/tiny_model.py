@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+
 from simclr_engine.export.metadata import SCHEMA, ModelMetadata
 
 MakeTiny = Callable[..., Path]

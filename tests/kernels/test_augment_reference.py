@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import augmentation_truth as truth
 import pytest
 import torch
 import torchvision.transforms.functional as F
+
+from reference import augmentation_truth as truth
 from simclr_engine.kernels import AugmentSpec, augment, draw_params
 from simclr_engine.kernels.augmentation import colour, params, reference
 
 STRONG = AugmentSpec(
-    brightness=0.8, contrast=0.8, saturation=0.8, hue=0.5, gray=0.3, blur=0.5, blur_sigma=(0.1, 2.0), crop_scale=(0.08, 1.0)
+    crop_scale=(0.08, 1.0), brightness=0.8, contrast=0.8, saturation=0.8, hue=0.5, gray=0.3, blur=0.5
 )  # fmt: skip
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 
-import ntxent_truth as truth
 import pytest
 import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+
+from reference import ntxent_truth as truth
 from simclr_engine.kernels import contrastive_metrics, nt_xent
 from simclr_engine.kernels.ntxent import reference
-from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 
 def projections(rows: int, seed: int = 0) -> torch.Tensor:

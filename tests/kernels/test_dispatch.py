@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from simclr_engine.kernels import AugmentSpec, augment, draw_params, nt_xent, pick_augment, pick_nt_xent
 
 SPEC = AugmentSpec(image_size=8)
@@ -52,7 +53,7 @@ def test_augment_names_what_it_cannot_use(change: dict[str, Any], message: str) 
         (torch.zeros(4, 2).long(), 2, 0.5, "auto", "not torch.int64"),
         (torch.zeros(4, 2), 1, 0.5, "auto", r"views must be at least 2 \(contrast needs a positive\), not 1"),
         (torch.zeros(4, 2), 2.0, 0.5, "auto", "not 2.0"),
-        (torch.zeros(5, 2), 2, 0.5, "auto", r"z has \[5, 2\] entries: rows must be a positive multiple of views=2"),
+        (torch.zeros(5, 2), 2, 0.5, "auto", r"z is \[5, 2\]: rows must be a positive multiple of views=2"),
         (torch.zeros(0, 2), 2, 0.5, "auto", r"\[0, 2\]"),
         (torch.zeros(4, 0), 2, 0.5, "auto", "D at least 1"),
         (torch.zeros(4, 2), 2, 0.0, "auto", "temperature must be positive and finite, not 0.0"),
@@ -62,7 +63,9 @@ def test_augment_names_what_it_cannot_use(change: dict[str, Any], message: str) 
         (torch.zeros(4, 2), 2, 0.5, "triton", "NT-Xent backend 'triton' is not in this build; it has torch"),
     ],
 )
-def test_nt_xent_names_what_it_cannot_use(z: torch.Tensor, views: Any, temperature: float, backend: str, message: str) -> None:
+def test_nt_xent_names_what_it_cannot_use(
+    z: torch.Tensor, views: Any, temperature: float, backend: str, message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         nt_xent(z, views, temperature, backend)
 

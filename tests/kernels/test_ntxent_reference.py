@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import ntxent_truth as truth
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from reference import ntxent_truth as truth
 from simclr_engine.kernels import nt_xent
 from simclr_engine.kernels.ntxent import reference
-from torch.utils._python_dispatch import TorchDispatchMode
 
 
 def projections(rows: int, width: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -29,7 +30,7 @@ def gradient_error(gradient: torch.Tensor, expected: torch.Tensor) -> float:
     return float((gradient.double() - expected).norm() / (expected.norm() if expected.norm() > 1e-9 else 0.1))
 
 
-# 1: nothing to contrast with; 2: the least that there is; 17, 33: odd; 100: several times a tile but no multiple of one.
+# 1: nothing to contrast with; 2: the least that there is; 17, 33: odd; 100: several tiles but no whole number of them.
 @pytest.mark.parametrize("batch", [1, 2, 17, 33, 100])
 @pytest.mark.parametrize("views", [2, 3, 4, 8])
 def test_float32_equals_the_truth(batch: int, views: int) -> None:
@@ -69,7 +70,7 @@ def test_float64_equals_the_truth_whatever_the_strips(
 
 @pytest.mark.parametrize("temperature", [0.03, 0.0299, 0.02, 0.005])
 def test_low_temperatures_neither_overflow_nor_underflow(temperature: float) -> None:
-    # Opposite vectors: the sum of exponentials with the fixed maximum 1/τ would be exp(−2/τ), which float32 cannot hold.
+    # Opposite vectors: with the fixed maximum 1/τ the sum would be exp(−2/τ), which float32 cannot hold.
     z = torch.cat((projections(4, 8), -projections(4, 8)))
     loss, gradient = ours(z, 2, temperature)
     expected_loss, expected = truth.loss_and_gradient(z, 2, temperature)

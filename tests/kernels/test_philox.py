@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import params_truth
 import pytest
 import torch
+
+from reference import params_truth
 from simclr_engine.kernels import philox as module
 from simclr_engine.kernels.philox import philox, philox_torch, uniform
 

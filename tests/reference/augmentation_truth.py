@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import torch
 import torchvision.transforms.functional as F
+from torch import Tensor
+from torchvision.transforms import _functional_tensor as hsv
+
 from simclr_engine.kernels import AugmentSpec
 from simclr_engine.kernels.augmentation.colour import JITTER_ORDERS
 from simclr_engine.kernels.augmentation.params import COLUMNS
-from torch import Tensor
-from torchvision.transforms import _functional_tensor as hsv
 
 
 def adjust_hue(image: Tensor, turn: float) -> Tensor:

@@ -28,10 +28,14 @@ def noise(seed: int, height: int = 16, width: int = 16) -> NDArray[np.uint8]:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def class_tree(classes: tuple[str, ...] = ("bee", "ant"), each: int = 3, prefix: str = "", seed: int = 0) -> dict[str, bytes]:
+def class_tree(
+    classes: tuple[str, ...] = ("bee", "ant"), each: int = 3, prefix: str = "", seed: int = 0
+) -> dict[str, bytes]:
     """`CLASS/N.png` → file; the image of class c, number n is `noise(seed + 100 c + n)`, c in the given order."""
     return {
-        f"{prefix}{name}/{n}.png": encode(noise(seed + 100 * c + n)) for c, name in enumerate(classes) for n in range(each)
+        f"{prefix}{name}/{n}.png": encode(noise(seed + 100 * c + n))
+        for c, name in enumerate(classes)
+        for n in range(each)
     }
 
 
