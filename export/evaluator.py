@@ -38,5 +38,4 @@ def onnx_features(
     encoder = OnnxEncoder(path)
     if not cache:
         return encoder.embed(store, advance=advance)
-    encoder.check(store)
     return cached_features(f"onnx {encoder.sha256}", store, lambda images: encoder.embed(images, advance=advance))

@@ -138,8 +138,8 @@ class OnnxEncoder:
             DataError: no images, or not of the type and shape above (the error names it).
             UsageError: batch size below 1.
         """
-        self.check(images)
         pixels = images.images if isinstance(images, ImageStore) else images
+        self._check_images(pixels)
         if batch_size < 1:
             raise UsageError("batch_size must be at least 1", saw=batch_size, fix="32 to 64 is fastest")
         total = len(pixels)
@@ -151,13 +151,7 @@ class OnnxEncoder:
                 advance(len(batch))
         return features
 
-    def check(self, images: object) -> None:
-        """Refuses what `embed` cannot take, naming the expected type and shape; an `ImageStore` may be passed too.
-
-        Raises:
-            DataError: not an array of images that fits.
-        """
-        images = images.images if isinstance(images, ImageStore) else images
+    def _check_images(self, images: object) -> None:
         side = self.image_size
         expected = f"expected uint8 [N, {side}, {side}, 3] (RGB, channels last, 0 to 255)"
         if not isinstance(images, np.ndarray):

@@ -28,7 +28,7 @@ from . import parity as gate
 from .graph import OPSET, Traced, check_opset, trace_encoder
 from .labels import labeller
 from .metadata import DIGEST, INTERPOLATION, SCHEMA, ModelMetadata, read_model, sidecar_path
-from .parity import BATCHES, Parity
+from .parity import BATCHES, LIMIT, Parity
 from .runtime import INPUT, OUTPUT, OnnxEncoder, open_session
 from .samples import parity_samples
 from .wire import scan
@@ -72,7 +72,7 @@ class ExportResult:
             "opset": self.opset,
             "run": str(self.run),
             "seconds": round(self.seconds, 2),
-            "parity": asdict(self.parity) | {"limit": self.parity.allowed()},
+            "parity": asdict(self.parity) | {"limit": LIMIT},
         }
 
 
@@ -218,8 +218,8 @@ def _check_read_back(path: Path, built: _Built) -> None:
         found = OnnxEncoder(path).embed(built.images)
     except DataError as error:
         raise CheckFailed("the written file does not read back", saw=f"{error.cause}: {error.saw}", fix=fix) from error
-    difference = float(np.abs(found - built.features).max())
-    if not difference <= built.parity.allowed():
+    difference = gate.Difference.between(built.features, found)
+    if not difference.holds():
         raise CheckFailed("the written file does not give the measured features", saw=difference, fix=fix)
 
 

@@ -117,37 +117,29 @@ def _table(title: str | None, *columns: str) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=Text(title) if title else None, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    table = Table(title=Text(title) if title else None, box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0))
+    table.show_edge = table.pad_edge = False
     for i, name in enumerate(columns):
-        table.add_column(name, justify="right" if i else "left", no_wrap=bool(i))
+        table.add_column(name, justify="right" if i else "left", no_wrap=True)
     return table
 
 
 def _methods_table(comparisons: Sequence[Comparison]) -> Table:
     from ..evaluation.comparison import percent, points, standard_error
 
-    table = _table(
-        None,
-        "method",
-        "pretrained",
-        "random",
-        "difference",
-        "± s.e.",
-        "macro F1",
-        "mean IoU",
-        "calibration error",
-        "seconds",
-    )
+    table = _table(None, "method", "pretrained", "random", "difference", "±", "macro F1", "mean IoU", "ECE")
     for one in comparisons:
         shown, n = one.shown, one.shown.test_images
         accuracies = [percent(r.accuracy, n) if r else "–" for r in one.both]
-        gain = points(one.difference, n) if one.difference is not None else "–"
-        error = f"{100 * standard_error(shown):.2f}"
-        scores = (f"{shown.f1_macro:.4f}", f"{shown.mean_iou:.4f}", f"{shown.ece:.3f}", f"{shown.seconds:.1f}")
+        gain = points(one.difference, n).removesuffix(" points") if one.difference is not None else "–"
+        error = f"{100 * standard_error(shown):.1f}"
+        scores = (f"{shown.f1_macro:.4f}", f"{shown.mean_iou:.4f}", f"{shown.ece:.3f}")
         table.add_row(one.name, *accuracies, gain, error, *scores)
         for variant in shown.also:
             values = [percent(r.also[variant], n) if r and variant in r.also else "–" for r in one.both]
             table.add_row(f"  {variant}", *values, style="dim")
+    table.caption = "accuracy on the test split; ± one standard error; ECE: expected calibration error"
+    table.caption_justify = "left"
     return table
 
 
@@ -166,7 +158,7 @@ def _class_table(one: Comparison) -> Table:
         other, gain = "–", "–"
         if one.trained is not None and one.scratch is not None:
             scratch = one.scratch.per_class[i].accuracy
-            other, gain = f"{100 * scratch:.1f} %", f"{100 * (row.accuracy - scratch):+.1f}"
+            other, gain = f"{100 * scratch:.1f} %", f"{100 * (row.accuracy - scratch):+.1f}".replace("-", "−")
         scores = (f"{row.precision:.4f}", f"{row.f1:.4f}", f"{row.iou:.4f}")
         table.add_row(Text(row.name), f"{row.support:,}", f"{100 * row.accuracy:.1f} %", other, gain, *scores)
     return table

@@ -171,11 +171,12 @@ def _replace(partial: Path, entry: Path) -> None:
                 raise
         if _is_whole(entry):
             return
+        aside = partial.with_name(f"{partial.name}-damaged")
         try:
-            entry.rename(entry.parent / f"{_PARTIAL}{entry.name[:8]}-{os.getpid()}-{time.monotonic_ns()}")
+            entry.rename(aside)
         except FileNotFoundError:
             continue  # another process replaces it too
-        _remove_stale(entry.parent, seconds=0, only_of=os.getpid())
+        shutil.rmtree(aside, ignore_errors=True)
     raise OSError(f"{entry} cannot be replaced")
 
 
@@ -191,14 +192,14 @@ def _is_whole(entry: Path) -> bool:
     return True
 
 
-def _remove_stale(parent: Path, seconds: float = _STALE_SECONDS, only_of: int | None = None) -> None:
+def _remove_stale(parent: Path) -> None:
     """Removes what killed processes left half packed a day ago."""
     for left in parent.glob(f"{_PARTIAL}*"):
         try:
-            old = time.time() - left.stat().st_mtime >= seconds
+            old = time.time() - left.stat().st_mtime >= _STALE_SECONDS
         except OSError:
             continue
-        if old and (only_of is None or f"-{only_of}-" in left.name):
+        if old:
             shutil.rmtree(left, ignore_errors=True)
 
 

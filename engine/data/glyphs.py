@@ -2,8 +2,8 @@
 
 The set that needs no download and still shows what pretraining is worth. Everything that raw pixels give away is
 drawn at random: which of letter and background is the lighter, every colour, place, size, rotation, slant and
-typeface, and a background that varies more than the letter stands out from it. What two views of an image share is
-the letter's shape. The test split is drawn from another random stream and in typefaces that training never shows.
+typeface, and a background whose colours vary more than the letter stands out from it. What is left when colours are
+jittered away is the letter's shape. The test split is drawn from another random stream and in typefaces that training never shows.
 """
 
 from __future__ import annotations
@@ -62,11 +62,15 @@ _ROTATION = 15.0  # degrees to either side
 _SLANT = 0.2  # horizontal shift per unit of height, to either side, on top of what italics have
 _OFFSET = 0.08  # of the letter's centre, in x and y
 _CONTRAST = (0.25, 0.5)  # luminance between letter and background, before gradients and clutter
-_CHROMA = 0.25  # radius of the disc that base colours are drawn from, in the I and Q axes
-_GRADIENT = 0.4  # luminance and chroma from one side of the background to the other, at most
+_MIDDLE = (0.35, 0.65)  # luminance halfway between the two
+_CHROMA = 0.3  # radius of the disc that base colours are drawn from, in the I and Q axes
+# Clutter is strong in colour and weak in luminance. A luminance gradient survives every colour jitter, so views can
+# be matched by it and the letter goes unlearned (measured at four times this strength: 48 % instead of 59 %).
+_BACKGROUND_GRADIENT = (0.1, 0.6, 0.6)  # Y, I, Q between the middle and an edge of the image, at most
+_LETTER_GRADIENT = (0.05, 0.4, 0.4)
 _BLOBS = 3  # soft elongated spots per background
 _BLOB_WIDTH = (0.1, 0.35)  # standard deviation along the longer axis
-_BLOB_STRENGTH = 0.3  # standard deviation of a spot's luminance and chroma
+_BLOB_STRENGTH = (0.1, 0.4, 0.4)  # standard deviation of a spot's Y, I, Q
 _NOISE = 0.02  # standard deviation of the grain, luminance only
 
 # YIQ: luminance apart from two colour axes, so that contrast can be set and colour left to chance (NTSC, 1953)
@@ -126,9 +130,9 @@ def _letters(random: np.random.Generator, labels: NDArray[np.int64], typefaces: 
 def _colours(random: np.random.Generator, count: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Background and letter colour of every pixel in YIQ, each `[N, S, S, 3]`; either may be the lighter."""
     contrast = random.uniform(*_CONTRAST, count) * random.choice((-1.0, 1.0), count)
-    middle = 0.5 + random.uniform(-1.0, 1.0, count) * (0.37 - np.abs(contrast) / 2)
-    background = _base_colour(random, middle - contrast / 2) + _gradient(random, count, _GRADIENT, _GRADIENT)
-    letter = _base_colour(random, middle + contrast / 2) + _gradient(random, count, _GRADIENT / 2, _GRADIENT)
+    middle = random.uniform(*_MIDDLE, count)
+    background = _base_colour(random, middle - contrast / 2) + _gradient(random, count, _BACKGROUND_GRADIENT)
+    letter = _base_colour(random, middle + contrast / 2) + _gradient(random, count, _LETTER_GRADIENT)
     for _ in range(_BLOBS):
         background += _blob(random, count)
     return background, letter
@@ -147,12 +151,11 @@ def _pixel_grid() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     return tuple(np.meshgrid(steps, steps))  # type: ignore[return-value]
 
 
-def _gradient(random: np.random.Generator, count: int, luminance: float, chroma: float) -> NDArray[np.float64]:
-    """Linear gradients in YIQ, `[N, S, S, 3]`, each channel with a direction of its own; zero in the middle."""
+def _gradient(random: np.random.Generator, count: int, strength: tuple[float, ...]) -> NDArray[np.float64]:
+    """Linear gradients in YIQ, `[N, S, S, 3]`, each channel with a direction of its own: zero in the middle, `strength` at an edge."""
     x, y = (grid[None, :, :, None] for grid in _pixel_grid())
     angle = random.uniform(0.0, 2 * np.pi, (count, 1, 1, 3))
-    strength = random.uniform(-2.0, 2.0, (count, 1, 1, 3)) * np.array([luminance, chroma, chroma])
-    return strength * (np.cos(angle) * x + np.sin(angle) * y)
+    return random.uniform(-2.0, 2.0, (count, 1, 1, 3)) * strength * (np.cos(angle) * x + np.sin(angle) * y)
 
 
 def _blob(random: np.random.Generator, count: int) -> NDArray[np.float64]:
@@ -165,7 +168,7 @@ def _blob(random: np.random.Generator, count: int) -> NDArray[np.float64]:
     along = (x - centre[0]) * np.cos(angle) + (y - centre[1]) * np.sin(angle)
     across = (y - centre[1]) * np.cos(angle) - (x - centre[0]) * np.sin(angle)
     weight = np.exp(-0.5 * ((along / long) ** 2 + (across / short) ** 2))
-    return weight[..., None] * random.normal(0.0, _BLOB_STRENGTH, (count, 1, 1, 3))
+    return weight[..., None] * random.normal(0.0, 1.0, (count, 1, 1, 3)) * _BLOB_STRENGTH
 
 
 @cache

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from .threads import one_thread
+
 SAMPLE = 10_000
 COLLAPSED_SPREAD = 0.1  # of what isotropic features would have
 
@@ -49,8 +51,9 @@ def feature_statistics(features: NDArray[np.float32]) -> FeatureStatistics:
     rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
     # Singular values through the D × D Gram matrix: 20 times faster than an SVD of N × D, and the small ones that
     # this blurs (below 1e-8 of the largest) carry no entropy.
-    gram = features.astype(np.float64).T @ features
-    singular = np.sqrt(np.clip(np.linalg.eigvalsh(gram), 0.0, None))
+    with one_thread():
+        gram = features.astype(np.float64).T @ features
+        singular = np.sqrt(np.clip(np.linalg.eigvalsh(gram), 0.0, None))
     share = singular / max(float(singular.sum()), 1e-300) + 1e-12
     return FeatureStatistics(
         dim=int(features.shape[1]),

@@ -49,10 +49,11 @@ def check_splits(train: ImageStore, test: ImageStore) -> tuple[str, ...]:
             saw=", ".join(odd) or "the same names in another order",
             fix="use one set of class folders in both splits",
         )
-    if len(train.class_names) < 2 or len(np.unique(train.labels)) < 2:
+    present = 0 if train.labels is None else len(np.unique(train.labels))
+    if present < 2:
         raise DataError(
             "a probe needs at least two classes",
-            saw=f"{len(np.unique(train.labels))} in {train.name}",
+            saw=f"{present} in {train.name}",
             fix="name data with two class folders or more",
         )
     if train.image_size != test.image_size:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ..errors import DataError
 from .guards import require_finite
+from .threads import one_thread
 
 if TYPE_CHECKING:
     from sklearn.linear_model import LogisticRegression
@@ -121,8 +122,9 @@ def fit_linear(
     chosen = C is None and int(counts.min()) >= PER_CLASS_FOR_CHOICE
     if C is None and not chosen:
         notes.append(f"C stays at 1: the smallest class has {int(counts.min())} train images, too few to choose it")
-    strength = _choose_strength(standard, labels, seed) if chosen else (1.0 if C is None else C)
-    model, warned = _fit(standard, labels, strength)
+    with one_thread():
+        strength = _choose_strength(standard, labels, seed) if chosen else (1.0 if C is None else C)
+        model, warned = _fit(standard, labels, strength)
     if warned:
         notes.append(f"lbfgs had not converged after {int(model.n_iter_.max())} iterations (C={strength:g}): {warned}")
     coef, intercept = model.coef_.astype(np.float32), model.intercept_.astype(np.float32)
@@ -161,10 +163,11 @@ def _choose_strength(features: NDArray[np.float32], labels: NDArray[np.int64], s
     for label in np.unique(labels):
         at = rng.permutation(np.flatnonzero(labels == label))
         held_out[at[: max(1, round(HELD_OUT * len(at)))]] = True
+    train, test = features[~held_out], features[held_out]
     best, best_accuracy = C_GRID[0], -1.0
     for C in C_GRID:
-        model, _ = _fit(features[~held_out], labels[~held_out], C)
-        accuracy = float((model.predict(features[held_out]) == labels[held_out]).mean())
+        model, _ = _fit(train, labels[~held_out], C)
+        accuracy = float((model.predict(test) == labels[held_out]).mean())
         if accuracy > best_accuracy:
             best, best_accuracy = C, accuracy
     return best

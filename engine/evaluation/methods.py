@@ -42,7 +42,7 @@ class Prediction:
 def predict_linear(train: Features, labels: Labels, test: Features, classes: int) -> Prediction:
     """The linear probe, fitted on train features float32 `[N, D]` with their labels int64 `[N]`."""
     probe = fit_linear(train, labels)
-    how = f"C={probe.C:g}" + (f" chosen on {HELD_OUT:.0%} of train" if probe.chosen else "")
+    how = f"C={probe.C:g}" + (f" chosen on {100 * HELD_OUT:.0f} % of train" if probe.chosen else "")
     probabilities = probe.predict_proba(test, classes)
     return Prediction(
         protocol=f"linear probe (scikit-learn LogisticRegression, lbfgs, {how}, standardised)",
@@ -57,10 +57,10 @@ def predict_knn(train: Features, labels: Labels, test: Features, classes: int) -
     """The vote of the nearest train features."""
     found = classify_knn(train, labels, test, classes)
     return Prediction(
-        protocol=f"kNN (cosine, k={found.k}, majority)",
+        protocol=f"kNN (cosine, k={found.k} majority; variant: k={found.weighted_k} weighted, T={TEMPERATURE:g})",
         classes=found.majority,
         probabilities=found.probabilities,
-        also={f"weighted, k={found.weighted_k}, T={TEMPERATURE:g}": found.weighted},
+        also={f"weighted k={found.weighted_k}": found.weighted},
     )
 
 

@@ -67,8 +67,8 @@ def evaluate(
         method: `linear` or `knn`, or several.
         init: `pretrained`, `scratch` (the same network with random weights), or several.
         limit: at most so many images of each split, class-balanced.
-        out: where to write the results; default: `evaluation/` of the run (with the features of the
-            pretrained encoder in `embeddings/`), nowhere for a file.
+        out: where to write the results; default: `evaluation/` of the run (and the features in
+            `embeddings/`), nowhere for a file.
         progress: show a bar on a terminal.
 
     Returns:
@@ -92,14 +92,22 @@ def evaluate(
     for one in inits:
         encoded = _encode(subject, one, train, test, progress)
         for name in methods:
-            result, probe = _score(name, encoded, train, test, subject.path, notes)
+            result, probe = _score(name, encoded, train, test, subject.path, limit, notes)
             results.append(result)
             if directory is not None:
-                save_result(directory, result, probe, limit)
-        if subject.run is not None and out is None and one == "pretrained":
-            embeddings = {"train": (train, encoded.train), "test": (test, encoded.test)}
-            save_embeddings(subject.path / "embeddings", embeddings)
+                save_result(directory, result, probe)
+        if subject.run is not None and out is None:
+            _keep_features(subject.path / "embeddings", encoded, train, test)
     return results[0] if isinstance(method, str) and isinstance(init, str) else results
+
+
+def _keep_features(directory: Path, encoded: _Encoded, train: ImageStore, test: ImageStore) -> None:
+    """The features of both splits by the pretrained encoder; of the random one only those that the report draws."""
+    if encoded.init == "pretrained":
+        save_embeddings(directory, "train", train, encoded.train)
+        save_embeddings(directory, "test", test, encoded.test)
+    else:
+        save_embeddings(directory, "test_scratch", test, encoded.test)
 
 
 def _known(what: str, asked: str | Sequence[str], known: tuple[str, ...]) -> list[str]:
@@ -171,7 +179,13 @@ def _encode(subject: Target, init: str, train: ImageStore, test: ImageStore, pro
 
 
 def _score(
-    method: str, encoded: _Encoded, train: ImageStore, test: ImageStore, target: Path, notes: tuple[str, ...]
+    method: str,
+    encoded: _Encoded,
+    train: ImageStore,
+    test: ImageStore,
+    target: Path,
+    limit: int | None,
+    notes: tuple[str, ...],
 ) -> tuple[EvaluationResult, LinearProbe | None]:
     """One method on the features of one encoder."""
     assert train.labels is not None and test.labels is not None  # check_splits has refused anything else
@@ -195,6 +209,7 @@ def _score(
         train_images=len(train),
         test_images=len(test),
         image_size=test.image_size,
+        limit=limit,
         features=asdict(encoded.statistics),
     )
     return result, predicted.probe

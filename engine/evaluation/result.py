@@ -33,6 +33,7 @@ class EvaluationResult:
         data: what the user called the data.
         train_images, test_images: how many images the method learnt from and was scored on.
         image_size: side in pixels.
+        limit: at most so many images of each split were taken; None for all.
         features: `dim`, `std` and `effective_rank` of the train features (see `collapse.py`).
     """
 
@@ -55,6 +56,7 @@ class EvaluationResult:
     train_images: int = 0
     test_images: int = 0
     image_size: int = 0
+    limit: int | None = None
     features: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod

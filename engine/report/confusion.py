@@ -33,7 +33,7 @@ def confusion_figure(
 def _matrix(confusion: NDArray[np.int64], class_names: Sequence[str], title: str, theme: Theme) -> Figure:
     classes, names, support = len(class_names), labels(class_names), confusion.sum(1)
     share = confusion / np.maximum(support, 1)[:, None]
-    figure, axes = new_figure(5.4, 4.9)
+    figure, axes = new_figure(5.4, 5.0)
     colours = LinearSegmentedColormap.from_list("share", [theme.surface, theme.trained])
     axes.imshow(share, cmap=colours, vmin=0.0, vmax=1.0)
     axes.grid(False)
@@ -110,7 +110,7 @@ def per_class_figure(
         order = sorted(range(len(class_names)), key=lambda i: (-accuracy[i], i))
         many = len(order) > MOST_CELLS
         shown = order[:7] + order[-7:] if many else order
-        figure, axes = new_figure(5.4, 1.5 + 0.36 * max(3, len(shown)))
+        figure, axes = new_figure(5.4, 1.4 + 0.36 * max(3, len(shown)))
         colours = (theme.trained, theme.second, theme.chance)
         for k, (what, values) in enumerate((("accuracy", accuracy), ("F1", f1), ("IoU", iou))):
             at = [row + 0.26 * (k - 1) for row in range(len(shown))]

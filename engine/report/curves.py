@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -145,11 +146,12 @@ def feature_curve(
         return figure
 
 
-def _marks(points: Sequence[float]) -> dict[str, float | str]:
+def _marks(points: Sequence[float]) -> dict[str, Any]:
     """Marks on every point of a short curve, so that one or two points are seen at all."""
     return {"marker": "o", "markersize": 3.5} if len(points) <= FEW_POINTS else {}
 
 
 def _epochs(axes: Axes, images: int) -> None:
     axes.set_xlabel("epoch" + (f" (of {images:,} images)" if images else ""))
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=8, min_n_ticks=3))
+    axes.set_xlim(left=0.0)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=7, min_n_ticks=3, steps=[1, 2, 2.5, 5, 10]))

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -34,7 +35,7 @@ def run_pictures(content: ReportContent) -> list[Picture]:
     found = [p for one in content.comparisons if one.trained is not None for p in classifier_pictures(one)]
     return [
         *found,
-        *_embedding(content.run.directory),
+        *_maps(content.run.directory),
         *_training_curves(content),
         *_monitors(content),
         *_views(content),
@@ -82,8 +83,13 @@ def classifier_pictures(one: Comparison) -> list[Picture]:
     ]
 
 
-def _embedding(directory: Path) -> list[Picture]:
-    found = load_embeddings(directory / "embeddings", "test")
+def _maps(directory: Path) -> list[Picture]:
+    """The test features of the trained encoder and of the random one, as maps."""
+    return [*_map(directory, "test", "pretrained"), *_map(directory, "test_scratch", "random")]
+
+
+def _map(directory: Path, split: str, encoder: str) -> list[Picture]:
+    found = load_embeddings(directory / "embeddings", split)
     if found is None or found.features.shape[1] < 2 or len(found.features) < 2:
         return []
     coordinates, share = embedding.principal_components(np.asarray(found.features))
@@ -91,14 +97,19 @@ def _embedding(directory: Path) -> list[Picture]:
 
     def draw(theme: Theme) -> Figure:
         return embedding.embedding_figure(
-            coordinates, found.labels, found.class_names, axis_names=axis_names, theme=theme
+            coordinates,
+            found.labels,
+            found.class_names,
+            axis_names=axis_names,
+            title=f"PCA, {encoder} encoder",
+            theme=theme,
         )
 
     caption = (
-        f"The {len(coordinates):,} test images of {short_name(found.data)} as the encoder sees them, along the two "
-        f"directions of largest variance ({sum(share):.0%} of it). Each class is named at its median."
+        f"The {len(coordinates):,} test images of {short_name(found.data)} as the {encoder} encoder sees them, "
+        f"along the two directions of largest variance ({sum(share):.0%} of it)."
     )
-    return [Picture("embedding-pca", EVALUATION, caption + _unnamed(found.class_names), draw)]
+    return [Picture(f"embedding-pca-{encoder}", EVALUATION, caption + _unnamed(found.class_names), draw)]
 
 
 def _training_curves(content: ReportContent) -> list[Picture]:
@@ -172,7 +183,7 @@ def _views(content: ReportContent) -> list[Picture]:
     try:
         with np.load(content.run.directory / "views.npz", allow_pickle=False) as file:
             originals, views = file["originals"], file["views"]
-    except (OSError, ValueError, KeyError, EOFError):
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile):
         return []
     whole = originals.dtype == views.dtype == np.uint8 and originals.ndim == 4 and views.ndim == 5
     if not whole or len(originals) != len(views) or 0 in views.shape:

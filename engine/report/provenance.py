@@ -14,7 +14,8 @@ from .markup import duration, facts, section
 def run_facts(content: ReportContent) -> str:
     """Recipe, data, machine, backends, versions and time of the run."""
     env, recipe, about = content.run.environment, content.run.recipe, content.data
-    plan, last = env.get("plan", {}), next((r for r in reversed(content.metrics) if "images_per_second" in r), {})
+    plan: Mapping[str, Any] = env.get("plan", {})
+    speeds = [row["images_per_second"] for row in content.metrics if "images_per_second" in row]
     parameters = f", {int(env['parameters']):,} parameters with the projection head" if env.get("parameters") else ""
     limit = f", limited to {int(about['limit']):,}" if about.get("limit") else ""
     size = f"{about.get('image_size', '?')} px"
@@ -39,7 +40,7 @@ def run_facts(content: ReportContent) -> str:
         ("loss", f"NT-Xent, temperature {recipe.loss.temperature:g}"),
         ("seed", str(recipe.train.seed)),
         ("time", duration(float(env["seconds"])) if env.get("seconds") else "unknown"),
-        ("throughput", f"{float(last['images_per_second']):,.0f} images/s at the end" if last else ""),
+        ("throughput", f"{float(speeds[-1]):,.0f} images/s at the end" if speeds else ""),
         ("device", ", ".join(str(part) for part in device if part)),
         ("peak memory", f"{float(env['peak_bytes']) / 2**30:.2f} GiB" if env.get("peak_bytes") else ""),
         ("kernels", ", ".join(f"{kernel}: {backend}" for kernel, backend in env.get("backends", {}).items())),

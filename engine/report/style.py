@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 from matplotlib import font_manager
@@ -16,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ft2font import FT2Font
 
-DPI = 200  # twice the size on the page, sharp on dense screens
+DPI = 180  # twice the size on the page, sharp on dense screens
 LONGEST_NAME = 18
 # Searched in order for letters that DejaVu (which comes with matplotlib) does not have.
 FALLBACK_FONTS = (
@@ -55,7 +56,7 @@ class Theme:
     @contextmanager
     def applied(self) -> Iterator[None]:
         """matplotlib's settings for the pictures made inside."""
-        settings = {
+        settings: dict[Any, Any] = {
             "font.family": _families(),
             "font.size": 9.0,
             "text.parse_math": False,  # a `$` in a class name is a dollar sign

@@ -3,6 +3,7 @@
 STYLESHEET = """
 :root {
   --page: #f5f7fa; --card: #ffffff; --text: #1b2430; --muted: #5a6675; --line: #dfe4eb; --soft: #eef2f6;
+  --edge: #1b243033;
   --trained: #0072b2; --scratch: #98a2b0; --chance: #d55e00; --good: #00795a; --bad: #b3410e;
   --mono: ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono", monospace;
   color-scheme: light dark;
@@ -10,6 +11,7 @@ STYLESHEET = """
 @media screen and (prefers-color-scheme: dark) {
   :root {
     --page: #0d1117; --card: #161b22; --text: #e6edf3; --muted: #9aa7b6; --line: #2b333e; --soft: #1e252e;
+    --edge: #000000aa;
     --trained: #58b2ea; --scratch: #76818f; --chance: #f0a030; --good: #34c79a; --bad: #f0883e;
   }
 }
@@ -63,7 +65,13 @@ p { margin: 0 0 12px; }
 .protocol { grid-column: 1 / -1; margin: 0; padding-top: 14px; border-top: 1px solid var(--line); }
 .protocol, .aside { font-size: 13.5px; color: var(--muted); overflow-wrap: anywhere; }
 .aside { margin: 12px 0 0; max-width: 96ch; }
-.scroll { overflow-x: auto; }
+.scroll {  /* a shadow at the side where there is more to scroll to */
+  overflow-x: auto; background:
+    linear-gradient(to right, var(--card) 40%, transparent) left / 36px 100% no-repeat local,
+    linear-gradient(to left, var(--card) 40%, transparent) right / 36px 100% no-repeat local,
+    linear-gradient(to right, var(--edge), transparent) left / 12px 100% no-repeat scroll,
+    linear-gradient(to left, var(--edge), transparent) right / 12px 100% no-repeat scroll;
+}
 table { border-collapse: collapse; width: 100%; font-size: 14.5px; font-variant-numeric: tabular-nums; }
 th, td { padding: 8px 18px 8px 0; text-align: left; vertical-align: baseline; border-bottom: 1px solid var(--line); }
 th { font-size: 13px; font-weight: 600; color: var(--muted); white-space: nowrap; }
@@ -76,7 +84,7 @@ tr.sub td { color: var(--muted); }
 tr.sub td:first-child { padding-left: 14px; }
 .cell { display: inline-block; width: 84px; height: 9px; margin-right: 10px; border-radius: 3px; overflow: hidden; }
 .cell i { position: absolute; inset: 0 auto 0 0; background: var(--trained); print-color-adjust: exact; }
-.pictures { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 16px; align-items: start; }
+.pictures { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 16px; }
 figure { margin: 0; break-inside: avoid; }
 figure.card { padding: 16px 16px 14px; }
 figure img { display: block; width: 100%; height: auto; }
@@ -109,7 +117,9 @@ footer { margin-top: 44px; font-size: 13px; color: var(--muted); }
   dl { grid-template-columns: minmax(0, 1fr); gap: 0; }
   dd { margin-bottom: 9px; }
   .cell { display: none; }
-  th, td { padding-right: 14px; }
+  table { font-size: 14px; }
+  th, td { padding-right: 12px; }
+  th.n { white-space: normal; vertical-align: bottom; }
 }
 @media print {
   :root { --page: #ffffff; }

@@ -18,8 +18,18 @@ def methods_table(comparisons: Sequence[Comparison]) -> str:
     """Every method: trained, random, difference, further scores; empty without results."""
     if not comparisons:
         return ""
-    head = ("method", "#pretrained", "#random", "#difference", "#macro F1", "#mean IoU", "#calibration error", "#time")
-    rows = [row for one in comparisons for row in _method_rows(one)]
+    head = (
+        "method",
+        "#pretrained",
+        "#random",
+        "#points apart",
+        "#macro F1",
+        "#mean IoU",
+        "#calibration error",
+        "#time",
+    )
+    several = len({(one.shown.data, one.shown.train_images, one.shown.test_images) for one in comparisons}) > 1
+    rows = [row for one in comparisons for row in _method_rows(one, several)]
     return section(
         "Methods",
         table(head, rows)
@@ -29,22 +39,27 @@ def methods_table(comparisons: Sequence[Comparison]) -> str:
     )
 
 
-def _method_rows(one: Comparison) -> list[str]:
+def _method_rows(one: Comparison, name_data: bool) -> list[str]:
     shown, n = one.shown, one.shown.test_images
     trained, scratch = (percent(r.accuracy, n) if r else "—" for r in one.both)
-    apart = gain(points(one.difference, n), one.difference) if one.difference is not None else "—"
+    apart = gain(_apart(one.difference, n), one.difference) if one.difference is not None else "—"
     where = f"{short_name(shown.data)}, {shown.train_images:,} / {n:,} images"
+    small = f"<br><small>{escape(where)}</small>" if name_data else ""
     scores = (f"{shown.f1_macro:.4f}", f"{shown.mean_iou:.4f}", f"{shown.ece:.3f}", duration(shown.seconds))
     rows = [
-        f"<tr><td><b>{escape(one.name)}</b><br><small>{escape(where)}</small></td>"
-        f"{numbers(f'<b>{trained}</b>', scratch, apart, *scores)}</tr>"
+        f"<tr><td><b>{escape(one.name)}</b>{small}</td>{numbers(f'<b>{trained}</b>', scratch, apart, *scores)}</tr>"
     ]
     for variant in shown.also:
         values = [r.also.get(variant) if r else None for r in one.both]
         texts = [percent(value, n) if value is not None else "—" for value in values]
-        apart = points(values[0] - values[1], n) if values[0] is not None and values[1] is not None else "—"
+        apart = _apart(values[0] - values[1], n) if values[0] is not None and values[1] is not None else "—"
         rows.append(f'<tr class="sub"><td>{escape(variant)}</td>{numbers(*texts, apart, "", "", "", "")}</tr>')
     return rows
+
+
+def _apart(fraction: float, images: int) -> str:
+    """A difference under a head that says `points`."""
+    return points(fraction, images).removesuffix(" points")
 
 
 def published_table(content: ReportContent) -> str:
@@ -59,13 +74,13 @@ def published_table(content: ReportContent) -> str:
         how += [f"{one.row['folds']} folds"] if "folds" in one.row else []
         note = f"<br><small>{escape(', '.join(how))}</small>" if how else ""
         ours = percent(result.accuracy, result.test_images) if result else "not run"
-        apart = points(result.accuracy - accuracy, result.test_images) if result else "—"
+        apart = _apart(result.accuracy - accuracy, result.test_images) if result else "—"
         encoder = "random" if init == "scratch" else init
         rows.append(
             f"<tr><td>{escape(METHOD_NAMES.get(method, method))}{note}</td><td>{escape(encoder)}</td>"
             f"{numbers(f'{100 * accuracy:.2f} %', ours, apart)}</tr>"
         )
-    head = ("method", "encoder", "#published", "#this run", "#difference")
+    head = ("method", "encoder", "#published", "#this run", "#points apart")
     source = escape(str(recipe.published.get("source", recipe.origin)))
     this = f"{content.epochs:.4g} epochs on {content.data.get('images', 0):,} images of {content.data_name}"
     return section(

@@ -22,7 +22,7 @@ from torch import Tensor
 EPSILON = 1e-12  # as torch.nn.functional.normalize
 # Bytes of one strip of the M × M matrix, of which a few are alive at once. On the CPU they should stay in its caches;
 # elsewhere a strip must be worth the launches it takes.
-STRIP_BYTES = {"cpu": 4 * 2**20}
+STRIP_BYTES = {"cpu": 8 * 2**20}
 STRIP_BYTES_ELSEWHERE = 64 * 2**20
 # exp((s − 1)/τ) reaches down to exp(−2/τ), which float32 holds while 2/τ < 87. Below this τ each row has a maximum of
 # its own.

@@ -188,11 +188,11 @@ def test_broken_exif_data_does_not_lose_the_image(exif: bytes) -> None:
 
 
 def test_a_large_jpeg_decoded_at_reduced_scale_stays_close_to_the_full_decode() -> None:
-    y, x = np.mgrid[0:640, 0:640] / 640
-    smooth = (np.dstack([x, y, (x + y) / 2]) * 255).astype(np.uint8)
-    data = encode(smooth, "JPEG", quality=95)
+    texture = np.asarray(Image.fromarray(noise(7, 32, 32)).resize((256, 256), Image.Resampling.BICUBIC))
+    data = encode(texture, "JPEG", quality=95, subsampling=0)
     full = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
-    assert np.abs(decode_image(data, 32) - antialiased(full, 32)).max() <= 4
+    difference = np.abs(decode_image(data, 32) - antialiased(full, 32))
+    assert difference.mean() < 1 and difference.max() < 3  # decoded at 128 × 128 on the way; at 64 × 64: 3.8 and 11
 
 
 @pytest.mark.parametrize("form", ["PNG", "WEBP"])

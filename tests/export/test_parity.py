@@ -54,20 +54,26 @@ def test_the_measures_are_those_of_their_definition() -> None:
     assert p.label_agreement == (FEATURES.argmax(1) == other.argmax(1)).mean() < 1
 
 
-def test_the_limit_is_absolute_below_one_and_relative_to_the_largest_feature_above() -> None:
-    assert _measure(FEATURES / 10 + np.float32(0.9e-4), FEATURES / 10).max_abs < 1e-4
-    small = FEATURES / FEATURES.max()
-    assert _measure(small + np.float32(0.9e-4), small).holds()
-    assert not _measure(small + np.float32(1.1e-4), small).holds()
-    large = FEATURES / FEATURES.max() * 1000
-    assert _measure(large + np.float32(0.05), large).holds()
-    assert not _measure(large + np.float32(0.2), large).holds()
+def _off(scale: float, by: float) -> bool:
+    """Whether features reaching `scale` of which each is off by `by` pass."""
+    reference = FEATURES / FEATURES.max() * np.float32(scale)
+    return _measure(reference + np.float32(by), reference).holds()
+
+
+def test_the_limit_is_absolute() -> None:
+    assert _off(1.0, 0.9e-4)
+    assert not _off(1.0, 1.1e-4)
+
+
+def test_features_too_large_for_the_absolute_limit_have_a_relative_one() -> None:
+    assert _off(1000.0, 4e-4)
+    assert not _off(1000.0, 2e-2)
 
 
 def test_small_features_that_point_elsewhere_do_not_pass() -> None:
-    tiny = FEATURES * np.float32(1e-5)
-    assert _measure(tiny * 1, tiny).holds()
-    assert not _measure(tiny[:, ::-1].copy(), tiny).holds()
+    small = FEATURES * np.float32(1e-5)
+    assert _measure(small * 1, small).holds()
+    assert not _measure(small[:, ::-1].copy(), small).holds()
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -120,9 +126,10 @@ def test_images_are_the_run_s_own_if_the_cache_has_them(shared_run: Run, limit: 
     assert store.labels is not None and np.array_equal(samples.labels, store.labels[at])
 
 
-def test_other_images_of_the_same_name_are_not_taken(shared_run: Run) -> None:
+@pytest.mark.parametrize("limit", [None, 300])
+def test_other_images_of_the_same_name_are_not_taken(shared_run: Run, limit: int | None) -> None:
     store = load_data("digits")
-    run = _run_over(shared_run, replace(store, fingerprint="00" * 32), None)
+    run = _run_over(shared_run, replace(store, fingerprint="00" * 32), limit)
     assert parity_samples(run, 74).source.startswith("synthetic")
 
 

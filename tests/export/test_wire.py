@@ -60,6 +60,14 @@ def test_external_data_is_found_wherever_a_tensor_can_stand(place: str) -> None:
     assert "hidden" in scan(model.SerializeToString(), without="").external
 
 
+@pytest.mark.parametrize("sign", ["external_data", "data_location"])
+def test_either_sign_of_external_data_suffices(sign: str) -> None:
+    model, tensor = tiny_model(), _external("hidden")
+    tensor.ClearField("data_location" if sign == "external_data" else "external_data")
+    model.graph.initializer.append(tensor)
+    assert scan(model.SerializeToString(), without="").external == ("hidden",)
+
+
 def test_a_file_cut_short_anywhere_is_malformed() -> None:
     data = tiny_model().SerializeToString()
     whole = scan(data, without="")

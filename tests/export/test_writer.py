@@ -122,7 +122,10 @@ def test_an_older_opset_can_be_asked_for() -> None:
 
 
 @pytest.mark.parametrize("opset", [9, 17, 99])
-def test_an_opset_that_cannot_be_written_is_refused(shared_run: Run, tmp_path: Path, opset: int) -> None:
+def test_an_opset_that_cannot_be_written_is_refused_before_any_work(
+    shared_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, opset: int
+) -> None:
+    monkeypatch.setattr(writer, "load_encoder", lambda *_: pytest.fail("work was begun"))
     with pytest.raises(UsageError, match="opset"):
         export_onnx(shared_run, tmp_path / "e.onnx", opset=opset)
     assert list(tmp_path.iterdir()) == []

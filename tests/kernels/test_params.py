@@ -40,6 +40,14 @@ def test_every_number_equals_a_scalar_transcription(spec: AugmentSpec) -> None:
     torch.testing.assert_close(drawn, torch.tensor(expected, dtype=torch.float64).float(), rtol=1e-6, atol=1e-6)
 
 
+def test_all_ten_attempts_are_made_and_no_more() -> None:
+    # An attempt fits once in five: of 500 crops some are found at the tenth, and some not at all.
+    spec = AugmentSpec(image_size=32, crop_scale=(0.8, 1.0), crop_ratio=(0.3, 3.0))
+    expected = [params_truth.row(spec, 0, 0, i, 0)[:4] for i in range(500)]
+    assert [0, 0, 32, 32] in expected
+    assert draw(spec, 500)[:, :4].tolist() == expected
+
+
 def test_the_table_is_pinned() -> None:
     # These numbers may not change: they are what makes a resumed run, or another machine's, the same run.
     spec = AugmentSpec(blur=1.0)

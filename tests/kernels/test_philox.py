@@ -37,6 +37,13 @@ def test_every_backend_agrees_with_unbounded_integers(seed: int) -> None:
     assert torch.equal(philox(counter, seed), expected)
 
 
+def test_bits_above_the_word_are_ignored() -> None:
+    counter = torch.tensor([1, 2, 3, 4])[:, None]
+    for beyond in (counter + 2**32, counter - 2**32):
+        assert torch.equal(philox_torch(beyond, 5), philox_torch(counter, 5))
+        assert torch.equal(philox(beyond, 5), philox(counter, 5))
+
+
 def test_words_of_one_counter_do_not_depend_on_its_neighbours() -> None:
     counter = torch.arange(4 * 37).view(4, 37)
     alone = torch.cat([philox_torch(counter[:, i : i + 1], 7) for i in range(37)], dim=1)
