@@ -86,7 +86,7 @@ def pretrain(
         fused: True and None take the best backend of each kernel, False the plain PyTorch reference.
         augment: auto, or the augmentation backend by name.
         compile: torch.compile; None decides by device and length.
-        max_minutes: the run's length is laid out to end within this; replaces the recipe's epochs.
+        max_minutes: a run that would take longer is laid out, warm-up and decay included, to end within this.
         limit: train on this many images, balanced over classes.
         resume: go on from the newest good checkpoint in `out`.
         overwrite: replace the run in `out`.
@@ -183,7 +183,7 @@ def prepare(
     per_step = calibrate(Trainer(recipe, plan, platform, store, backends))
     if max_minutes is not None:
         left = max_minutes * 60 * BUDGET_SHARE - (time.perf_counter() - began)
-        plan = Plan.of(recipe, store, steps_within(recipe, left, per_step))
+        plan = Plan.of(recipe, store, min(plan.total_steps, steps_within(recipe, left, per_step)))
     trainer = Trainer(recipe, plan, platform, store, backends)
     seconds = sum(per_step[size] * count for size, count in plan.sizes().items())
     return trainer, Estimate(seconds, per_step, peak_memory(platform))

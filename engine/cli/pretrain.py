@@ -24,7 +24,7 @@ from .options import parse_overrides, print_json
 @click.option("--epochs", type=int, help="Length of the run.")
 @click.option("--batch-size", type=int, help="Images in a step; each gives the recipe's number of views.")
 @click.option("--limit", type=int, metavar="N", help="Train on N images, balanced over classes.")
-@click.option("--max-minutes", type=float, metavar="M", help="Lay the run out to end within M minutes.")
+@click.option("--max-minutes", type=float, metavar="M", help="Lay a longer run out to end within M minutes.")
 @click.option("--seed", type=int)
 @click.option("--resume", is_flag=True, help="Go on from the newest good checkpoint.")
 @click.option("--overwrite", is_flag=True, help="Replace the run that is there.")
@@ -66,10 +66,6 @@ def command(
     overrides |= {key: value for key, value in direct.items() if value is not None}
     if resume and overwrite:
         raise UsageError("--resume and --overwrite exclude each other", fix="give one of them")
-    if epochs is not None and max_minutes is not None:
-        raise UsageError(
-            "--epochs and --max-minutes exclude each other", fix="give one of them: each says how long the run is"
-        )
     resolved = Recipe.load(recipe, overrides=overrides)
 
     from pathlib import Path

@@ -75,6 +75,8 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
             rows.append(("size", f"{value / 2**20:.1f} MiB"))
         elif key == "seconds" and isinstance(value, int | float):
             rows.append(("time", duration(float(value))))
+        elif key == "min_cosine" and isinstance(value, int | float):
+            rows.append((words, f"1 − {1 - value:.1e}"))
         elif isinstance(value, float):
             rows.append((words, f"{value:.6g}"))
         elif isinstance(value, list | tuple):

@@ -143,8 +143,13 @@ def test_cached_features_do_not_hide_an_altered_file_or_images_that_do_not_fit(
 
 TORCH_FREE = """
 import sys
-for name in ("torch", "torchvision", "onnx", "onnxscript", "triton"):
-    sys.modules[name] = None          # import raises ImportError
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "torchvision", "onnx", "onnxscript", "triton"):
+            raise ImportError(f"{name} is blocked")
+
+sys.meta_path.insert(0, Blocked())
 import numpy as np
 from simclr_engine import OnnxEncoder
 from simclr_engine.data.store import ImageStore
