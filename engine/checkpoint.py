@@ -16,9 +16,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
 
-from .errors import DataError, PlatformError
+from .errors import DataError
 from .model import build_encoder
-from .run import Run
+from .run import Run, write_atomic
 
 # A checkpoint file is torch's zip archive followed by this footer: magic and the sha256 of what stands before it.
 FOOTER = b"simclr-engine/1 "
@@ -35,7 +35,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     buffer = io.BytesIO()
     torch.save(state, buffer)
     body = buffer.getbuffer()
-    _write_atomic(path, [body, FOOTER + hashlib.sha256(body).digest()])
+    write_atomic(path, body, FOOTER + hashlib.sha256(body).digest())
 
 
 def save_last(folder: Path, state: dict[str, Any]) -> None:
@@ -54,7 +54,7 @@ def keep_last_as(folder: Path, name: str) -> None:
     try:
         os.link(folder / LAST, target)
     except OSError:
-        _write_atomic(target, [(folder / LAST).read_bytes()])
+        write_atomic(target, (folder / LAST).read_bytes())
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -106,7 +106,7 @@ def newest_checkpoint(folder: Path) -> tuple[dict[str, Any], Path, list[str]]:
 def save_weights(path: Path, module: nn.Module, metadata: dict[str, str]) -> None:
     """The module's tensors under their own names as safetensors, with text metadata."""
     tensors = {k: v.detach().to("cpu").contiguous() for k, v in module.state_dict().items()}
-    _write_atomic(path, [save(tensors, metadata)])
+    write_atomic(path, save(tensors, metadata))
 
 
 def load_encoder(target: str | Path | Run) -> nn.Module:
@@ -174,21 +174,3 @@ def _filled(arch: str, stem: str, tensors: dict[str, torch.Tensor], path: Path) 
             fix="take weights of the same architecture",
         ) from error
     return encoder.eval()
-
-
-def _write_atomic(path: Path, parts: list[Any]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            for part in parts:
-                file.write(part)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise PlatformError(
-            "cannot save",
-            saw=f"{path}: {error.strerror}",
-            fix="free space, then --resume: the previous checkpoint is intact",
-        ) from error

@@ -27,11 +27,11 @@ from .checkpoint import encoder_metadata, keep_last_as, newest_checkpoint, save_
 from .data import load_data
 from .data.store import ImageStore
 from .device import Platform, choose_platform, keep_freed_memory
-from .errors import DataError, EngineError, UsageError
+from .errors import EngineError, UsageError
 from .model import parameter_count
 from .monitor import OnlineMonitor
 from .recipe import Recipe
-from .run import RUNS, Progress, Run, RunLog, prepare_directory, progress, write_text_atomic
+from .run import RUNS, Progress, Run, RunLog, check_directory, make_directory, progress, write_text_atomic
 from .training import Backends, Plan, Trainer
 
 SAVE_SECONDS = 120.0  # at most this much training is lost to a crash
@@ -104,9 +104,8 @@ def pretrain(
     directory = Path(out) if out is not None else RUNS / recipe.name
     if max_minutes is not None and not max_minutes > 0:
         raise UsageError("--max-minutes must be above 0", saw=max_minutes, fix="give the minutes the run may take")
+    check_directory(directory, resume=resume, overwrite=overwrite)
     saved = _saved_state(directory, recipe) if resume else None
-    if saved is None and resume:
-        raise DataError("nothing to resume here", saw=directory, fix="start it without --resume")
     started, store = time.time(), open_data(recipe, data, limit, quiet=quiet)
     trainer, estimate = prepare(
         recipe,
@@ -118,7 +117,7 @@ def pretrain(
         max_minutes=max_minutes,
         saved=saved,
     )
-    prepare_directory(directory, resume=resume, overwrite=overwrite)
+    make_directory(directory, overwrite=overwrite)
     if saved is not None:
         trainer.load_state_dict(saved)
     log = RunLog(directory, resume_step=trainer.step if resume else None)
@@ -126,6 +125,7 @@ def pretrain(
     if saved is not None:
         earlier = Run.open(directory).environment
         environment["seconds"] = earlier.get("seconds", 0.0)
+        environment["plan"] = earlier.get("plan", environment["plan"])
     write_text_atomic(directory / "recipe.toml", recipe.to_toml())
     _write_environment(directory, environment)
     _save_view_samples(directory, trainer)
@@ -317,10 +317,8 @@ def _fit(trainer: Trainer, directory: Path, log: RunLog, bar: Progress, stop: th
             )
 
 
-def _saved_state(directory: Path, recipe: Recipe) -> dict[str, Any] | None:
+def _saved_state(directory: Path, recipe: Recipe) -> dict[str, Any]:
     """The newest good checkpoint of a run that is to be resumed; worse ones are named on stderr."""
-    if not (directory / "checkpoints").is_dir():
-        return None
     state, path, complaints = newest_checkpoint(directory / "checkpoints")
     for complaint in complaints:
         print(f"warning: {complaint}; {path.name} is taken instead", file=sys.stderr)

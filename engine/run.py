@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -21,20 +22,32 @@ if TYPE_CHECKING:
 RUNS = Path("runs")
 
 
-def write_text_atomic(path: Path, text: str) -> None:
-    """Writes a file whole or not at all: temporary file, fsync, rename."""
+def write_atomic(path: Path, *parts: bytes | memoryview) -> None:
+    """Writes a file whole or not at all: temporary file, fsync, rename.
+
+    Raises:
+        PlatformError: no space or no permission; what stood at `path` is untouched.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with temporary.open("wb") as file:
+            for part in parts:
+                file.write(part)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise PlatformError(
-            "cannot write", saw=f"{path}: {error.strerror}", fix="free space or choose another --out"
+            "cannot write",
+            saw=f"{path}: {error.strerror}",
+            fix="free space or choose another place; what was there is intact",
         ) from error
+
+
+def write_text_atomic(path: Path, text: str) -> None:
+    """`write_atomic` for text, as UTF-8."""
+    write_atomic(path, text.encode())
 
 
 @dataclass(frozen=True)
@@ -117,15 +130,19 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
             yield row
 
 
-def prepare_directory(path: Path, *, resume: bool, overwrite: bool) -> None:
-    """Makes the run directory; refuses one that holds something unless told what to do with it."""
+def check_directory(path: Path, *, resume: bool, overwrite: bool) -> None:
+    """Refuses a run directory that holds something, unless told what to do with it; changes nothing.
+
+    Raises:
+        UsageError: it is a file, or it is occupied.
+        DataError: there is nothing to resume.
+    """
     if path.exists() and not path.is_dir():
         raise UsageError("the output is a file, not a directory", saw=path, fix="choose another --out")
     if resume:
         if not (path / "checkpoints").is_dir():
             raise DataError("nothing to resume here", saw=path, fix="start it without --resume")
-        return
-    if path.is_dir() and any(path.iterdir()):
+    elif path.is_dir() and any(path.iterdir()):
         if not overwrite:
             raise UsageError(
                 "the output directory exists and is not empty",
@@ -134,10 +151,17 @@ def prepare_directory(path: Path, *, resume: bool, overwrite: bool) -> None:
             )
         if not (path / "recipe.toml").is_file():
             raise UsageError("--overwrite removes runs only, and this is none", saw=path, fix="choose another --out")
-        import shutil
 
-        shutil.rmtree(path)
+
+def make_directory(path: Path, *, overwrite: bool) -> None:
+    """Makes the run directory, checked before; with `overwrite` the run that stood there goes first.
+
+    Raises:
+        PlatformError: it cannot be made.
+    """
     try:
+        if overwrite and path.is_dir():
+            shutil.rmtree(path)
         (path / "checkpoints").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise PlatformError(

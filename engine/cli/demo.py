@@ -17,7 +17,7 @@ import click
     help="Run directory; an earlier demo there is replaced.",
 )
 @click.option("--file", default="encoder.onnx", show_default=True, metavar="FILE", help="Where the ONNX file goes.")
-@click.option("--max-minutes", type=float, default=2.5, show_default=True, metavar="M", help="At most, for the training.")
+@click.option("--max-minutes", type=float, default=2.5, show_default=True, metavar="M", help="Of training, at most.")
 def command(out: str, file: str, max_minutes: float) -> None:
     """Pretrain on drawn letters without their labels, compare with a random encoder, export, evaluate the file."""
     from simclr_engine.export import export_onnx

@@ -114,6 +114,16 @@ def test_an_existing_directory_is_refused_and_left_alone(tmp_path: Path) -> None
     assert (tmp_path / "out" / "thesis.txt").read_text() == "years of work"
 
 
+def test_an_output_that_cannot_be_made_is_a_fault_of_the_environment(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    done = run(
+        *("pretrain", "--data", "digits", "--recipe", "quick-10", "--batch-size", "8", "--out", "file/run"),
+        cwd=tmp_path,
+    )
+    assert done.returncode == 3, done.stderr
+    assert "file/run" in done.stderr and "--out" in done.stderr
+
+
 def test_doctor_reports_what_works() -> None:
     done = run("doctor", "--json")
     document = json.loads(done.stdout)

@@ -142,8 +142,19 @@ def damage_missing_labels(entry: Path) -> None:
     (entry / "labels-all.npy").unlink()
 
 
+class Trap:
+    """Unpickling it raises an error that nothing catches."""
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return exec, ("raise SystemError('a pickle was executed')",)
+
+
 def damage_pickled_images(entry: Path) -> None:
-    np.save(entry / "images-all.npy", np.array([print], dtype=object), allow_pickle=True)
+    np.save(entry / "images-all.npy", np.array([Trap()], dtype=object), allow_pickle=True)
+
+
+def damage_pickled_labels(entry: Path) -> None:
+    np.save(entry / "labels-all.npy", np.array([Trap()], dtype=object), allow_pickle=True)
 
 
 def damage_meta_cut(entry: Path) -> None:
@@ -330,6 +341,9 @@ def test_notes_in_the_cache_that_are_nonsense_are_found_out_again(archive: Path,
         for value in ("../../x", -5, True, 10**12, None, [1]):
             note.write_text(json.dumps({"about": json.loads(note.read_text())["about"], "value": value}))
             assert load_data(archive).fingerprint == good.fingerprint
+    for note in notes:  # about something else
+        note.write_text(json.dumps({"about": {}, "value": "0" * 64 if "archive" in note.name else 48}))
+        assert load_data(archive).fingerprint == good.fingerprint
     assert len(entries(root)) == 1
 
 
@@ -373,6 +387,19 @@ def test_packing_never_holds_all_decoded_images(tmp_path: Path) -> None:
     tracemalloc.stop()
     assert pack_only[1].splits["all"].images == 2500
     assert peak < decoded_bytes / 2  # seen: a quarter, most of it buffers of fixed size
+
+
+def test_packing_reads_only_so_far_ahead_of_the_decoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pack, "KEEP_BYTES", 0)
+    monkeypatch.setattr(pack, "_workers", lambda: 1)
+    data = encode(noise(0, 128, 128))
+    path = tmp_path / "noise.tar"
+    path.write_bytes(tar_bytes({f"{n:04}.png": data for n in range(1500)}))
+    tracemalloc.start()
+    sources.packed(sources.open_source(path), 16)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(data) * 1500 > 70 << 20 and peak < 35 << 20
 
 
 def test_rows_written_in_any_order_with_gaps_are_closed_up(tmp_path: Path) -> None:

@@ -182,9 +182,10 @@ def test_a_jpeg_is_turned_upright_too() -> None:
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 @pytest.mark.parametrize("exif", [b"Exif\0\0garbage", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0"])
-def test_broken_exif_data_does_not_lose_the_image(exif: bytes) -> None:
-    plain = decode_image(encode(PHOTO, "JPEG"), 24)
-    np.testing.assert_array_equal(decode_image(encode(PHOTO, "JPEG", exif=exif), 24), plain)
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP"])
+def test_broken_exif_data_does_not_lose_the_image(exif: bytes, form: str) -> None:
+    plain = decode_image(encode(PHOTO, form), 24)
+    np.testing.assert_array_equal(decode_image(encode(PHOTO, form, exif=exif), 24), plain)
 
 
 def test_a_large_jpeg_decoded_at_reduced_scale_stays_close_to_the_full_decode() -> None:
