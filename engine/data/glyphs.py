@@ -2,8 +2,9 @@
 
 The set that needs no download and still shows what pretraining is worth. Everything that raw pixels give away is
 drawn at random: which of letter and background is the lighter, every colour, place, size, rotation, slant and
-typeface, and a background whose colours vary more than the letter stands out from it. What is left when colours are
-jittered away is the letter's shape. The test split is drawn from another random stream and in typefaces that training never shows.
+typeface, over a background whose colours vary more than the letter stands out from it. What is left once colours
+are jittered away is the letter's shape. The test split is drawn from another random stream, and in typefaces that
+training never shows.
 """
 
 from __future__ import annotations
@@ -152,7 +153,10 @@ def _pixel_grid() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
 
 
 def _gradient(random: np.random.Generator, count: int, strength: tuple[float, ...]) -> NDArray[np.float64]:
-    """Linear gradients in YIQ, `[N, S, S, 3]`, each channel with a direction of its own: zero in the middle, `strength` at an edge."""
+    """Linear gradients in YIQ, `[N, S, S, 3]`: 0 in the middle, at most `strength` at an edge.
+
+    Each channel has a direction of its own.
+    """
     x, y = (grid[None, :, :, None] for grid in _pixel_grid())
     angle = random.uniform(0.0, 2 * np.pi, (count, 1, 1, 3))
     return random.uniform(-2.0, 2.0, (count, 1, 1, 3)) * strength * (np.cos(angle) * x + np.sin(angle) * y)
@@ -193,8 +197,9 @@ def _master(typeface: str, letter: str) -> Image.Image:
             saw=f"{path} ({error})",
             fix="reinstall matplotlib (it ships the typefaces) and Pillow (it draws them)",
         ) from error
-    left, top, right, bottom = font.getbbox(letter)
+    drawn = Image.new("L", (2 * _MASTER_SIDE, 2 * _MASTER_SIDE))
+    ImageDraw.Draw(drawn).text((_MASTER_SIDE / 2, _MASTER_SIDE / 2), letter, font=font, fill=255)
+    outline = drawn.crop(drawn.getbbox())  # of the ink: FreeType's own box includes the side bearings
     image = Image.new("L", (_MASTER_SIDE, _MASTER_SIDE))
-    corner = ((_MASTER_SIDE - left - right) / 2, (_MASTER_SIDE - top - bottom) / 2)
-    ImageDraw.Draw(image).text(corner, letter, font=font, fill=255)
+    image.paste(outline, ((_MASTER_SIDE - outline.width) // 2, (_MASTER_SIDE - outline.height) // 2))
     return image

@@ -83,7 +83,7 @@ def evaluate(
     methods = _known("method", method, tuple(METHODS))
     inits = _known("init", init, INITS)
     subject = open_target(target)
-    train, test = _splits(subject, data)
+    train, test = _splits(subject, data, progress)
     notes = check_splits(train, test)
     notes += _seen_in_pretraining(subject, test)
     train, test = train.limit(limit), test.limit(limit)
@@ -121,8 +121,14 @@ def _known(what: str, asked: str | Sequence[str], known: tuple[str, ...]) -> lis
     return names
 
 
-def _splits(subject: Target, data: str | Path | Splits | None) -> Splits:
+def _splits(subject: Target, data: str | Path | Splits | None, progress: bool) -> Splits:
     """The two splits, with images of the size that the encoder takes."""
+    if isinstance(data, ImageStore):
+        raise UsageError(
+            "a probe needs two splits, and this is one set of images",
+            saw=f"{data.name}, split {data.split}",
+            fix="pass (train, test), or a name or path that `load_splits` takes",
+        )
     if isinstance(data, tuple):
         train, test = data
     else:
@@ -131,7 +137,7 @@ def _splits(subject: Target, data: str | Path | Splits | None) -> Splits:
             raise UsageError("which images to evaluate on?", fix="name them: --data NAME|PATH")
         from ..data import load_splits
 
-        train, test = load_splits(str(source), size=subject.image_size)
+        train, test = load_splits(str(source), size=subject.image_size, progress=progress)
     for store in (train, test):
         if store.image_size != subject.image_size:
             raise DataError(

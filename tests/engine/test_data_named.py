@@ -84,7 +84,9 @@ def test_drawn_images_are_drawn_again_when_what_draws_them_changes(monkeypatch: 
     assert before == named.NamedSource("glyphs").content() != named.NamedSource("digits").content()
     real = named.metadata.version
     for changed in ("matplotlib", "pillow"):
-        monkeypatch.setattr(named.metadata, "version", lambda name, changed=changed: "0" if name == changed else real(name))
+        monkeypatch.setattr(
+            named.metadata, "version", lambda name, changed=changed: "0" if name == changed else real(name)
+        )
         assert named.NamedSource("glyphs").content() != before
 
 

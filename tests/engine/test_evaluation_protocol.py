@@ -184,6 +184,11 @@ def test_images_of_another_size_are_refused_with_the_fix(run: Run) -> None:
     assert "size=8" in str(caught.value.fix)
 
 
+def test_a_single_set_of_images_is_refused(run: Run, splits: tuple[ImageStore, ImageStore]) -> None:
+    with pytest.raises(UsageError, match="two splits"):
+        evaluate(run, splits[0])  # type: ignore[arg-type]
+
+
 def test_copies_of_train_in_test_are_refused(run: Run, splits: tuple[ImageStore, ImageStore]) -> None:
     with pytest.raises(DataError, match="memory test"):
         evaluate(run, (splits[0], splits[0]))
