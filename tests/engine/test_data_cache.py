@@ -225,7 +225,7 @@ def test_processes_that_pack_the_same_source_at_once_all_succeed(tmp_path: Path,
         )
         for _ in range(3)
     ]
-    outputs = [process.communicate(timeout=60) for process in running]
+    outputs = [process.communicate(timeout=600) for process in running]
     assert [process.returncode for process in running] == [0, 0, 0], outputs
     assert len({out for out, _ in outputs}) == 1 and outputs[0][0].endswith(" 480 120\n")
     assert [err for _, err in outputs] == ["", "", ""]

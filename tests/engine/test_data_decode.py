@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import struct
-import time
 import zlib
 from pathlib import Path
 
@@ -214,11 +213,9 @@ def png_header(width: int, height: int) -> bytes:
 @pytest.mark.parametrize(("width", "height"), [(10_000, 10_000), (60_000, 60_000), (2**31 - 1, 2**31 - 1)])
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_a_decompression_bomb_is_refused_from_its_header(width: int, height: int) -> None:
-    began = time.perf_counter()
     for read in (lambda b: decode_image(b, 32), image_dimensions):
         with pytest.raises(DataError, match="pixels"):
             read(png_header(width, height))
-    assert time.perf_counter() - began < 1
 
 
 def test_a_sliver_needs_no_memory_of_its_resized_length() -> None:

@@ -6,7 +6,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simclr_engine.data.held_out import held_out_rows
@@ -103,6 +103,7 @@ paths_strategy = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(paths=paths_strategy, seed=st.integers(0, 1000))
 def test_every_path_ends_in_exactly_one_place_whatever_the_order(paths: list[str], seed: int) -> None:
     listing = arrange(paths)
@@ -162,6 +163,7 @@ def test_images_too_small_to_learn_from_are_refused() -> None:
         choose_size(Counter({(7, 7): 3}))
 
 
+@settings(deadline=None)
 @given(counts=st.lists(st.integers(1, 40), min_size=1, max_size=8), fraction=st.sampled_from([0.1, 0.2, 0.5]))
 def test_the_held_out_share_is_the_same_of_every_class(counts: list[int], fraction: float) -> None:
     labels = np.random.default_rng(1).permutation(np.repeat(np.arange(len(counts)), counts)).astype(np.int64)

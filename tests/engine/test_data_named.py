@@ -280,7 +280,7 @@ def in_process_with(place: Path, source: str, script: str) -> str:
     """Runs `script` where `torchvision` is a package of this source; returns its output."""
     write_tree(place / "fake", {"torchvision/__init__.py": source.encode(), "torchvision/part.py": b"loaded = True\n"})
     code = f"import sys; sys.path.insert(0, {str(place / 'fake')!r})\n{script}"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -22,7 +22,7 @@ sys.meta_path.insert(0, Refuse())
 
 def run(script: str, *args: str | Path) -> str:
     command = [sys.executable, "-c", NO_TORCH + script, *map(str, args)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

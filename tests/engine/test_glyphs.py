@@ -84,7 +84,9 @@ def test_every_typeface_draws_ten_different_letters_that_fit(typeface: str) -> N
     for i, master in enumerate(masters):
         for other in masters[:i]:
             difference = np.asarray(ImageChops.difference(master, other), dtype=np.float64).sum() / 255
-            assert difference > 120, f"two letters of {typeface} look alike"  # pixels of 160²; the closest are F and E, C and G
+            assert difference > 120, (
+                f"two letters of {typeface} look alike"
+            )  # pixels of 160²; the closest are F and E, C and G
 
 
 def test_a_letter_stands_where_it_was_drawn_upright_and_not_mirrored() -> None:

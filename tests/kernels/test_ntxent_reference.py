@@ -45,9 +45,12 @@ def test_float32_equals_the_truth(batch: int, views: int) -> None:
 
 
 @pytest.mark.parametrize(("views", "temperature"), [(2, 0.05), (2, 0.5), (4, 0.1)])
-def test_float32_equals_the_truth_over_several_strips(views: int, temperature: float) -> None:
+def test_float32_equals_the_truth_over_several_strips(
+    views: int, temperature: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(reference.STRIP_BYTES, "cpu", 2**20)
     z = projections(views * 513, 128)
-    assert len(reference.strips(z)) > 1
+    assert len(reference.strips(z)) > 4
     loss, gradient = ours(z, views, temperature)
     expected_loss, expected = truth.loss_and_gradient(z, views, temperature)
     torch.testing.assert_close(loss.double(), expected_loss, rtol=1e-6, atol=1e-6)
@@ -220,7 +223,7 @@ def test_the_square_matrix_is_never_held(temperature: float) -> None:
     z = projections(4096, 8)
     with _LargestTensor() as largest:
         ours(z, 2, temperature)
-    assert 0 < largest.numbers <= reference.STRIP_BYTES["cpu"] // 4 < 4096**2 // 8
+    assert 0 < largest.numbers <= reference.STRIP_BYTES["cpu"] // 4 < 4096**2 // 4
 
 
 def test_only_z_and_one_number_per_row_wait_for_backward() -> None:
