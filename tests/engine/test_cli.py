@@ -73,7 +73,7 @@ def test_recipes_are_listed_and_shown() -> None:
         (["pretrain", "--recipe", "cifar01", "--data", "digits"], 2, "cifar10"),
         (["pretrain", "--resume", "--overwrite"], 2, "exclude"),
         (["pretrain", "--set", "nonsense", "--data", "digits"], 2, "KEY=VALUE"),
-        (["pretrain", "--data", "no/such/folder"], 2, "no/such/folder"),
+        (["pretrain", "--data", "no/such/folder"], 4, "no/such/folder"),
         (["pretrain", "--data", "digits", "--batch-size", "50000"], 4, "larger than the data"),
         (["pretrain", "--data", "digits", "--limit", "1"], 4, "at least two images"),
         (["pretrain", "--data", "digits", "--device", "cuda:99"], 3, "device"),
