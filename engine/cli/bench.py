@@ -57,6 +57,10 @@ def _table(document: dict[str, object]) -> None:
     for column in ("measured", "contender", "median", "p20", "p80", "unit"):
         table.add_column(column, justify="right" if column in ("median", "p20", "p80") else "left")
     for row in rows:
-        figures = [f"{row[k]:,.0f}" if row[k] is not None else row.get("note", "–") for k in ("median", "p20", "p80")]
+        if row["median"] is None:
+            figures = [row.get("note", "–"), "", ""]
+        else:
+            figures = [f"{row[k]:,.0f}" for k in ("median", "p20", "p80")]
         table.add_row(row["name"], row["contender"], *figures, row["unit"])
-    Console().print(table)
+    console = Console()
+    (console if console.is_terminal else Console(width=120)).print(table)
