@@ -10,6 +10,7 @@ import shutil
 
 import click
 
+from ..errors import PlatformError
 from .options import print_json
 
 PACKAGES = (
@@ -92,8 +93,8 @@ def _torch_findings() -> list[tuple[str, bool, str]]:
             else "works"
         )
         rows.append(("torchvision", True, detail))
-    except (ImportError, RuntimeError) as error:
-        rows.append(("torchvision", False, f"does not load: {error}"))
+    except PlatformError as error:
+        rows.append(("torchvision", False, f"{error.cause}: {error.saw}"))
     return rows
 
 

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 C_GRID = (0.001, 0.01, 0.1, 1.0)
 MAX_ITERATIONS = 1000
+TOLERANCE = 1e-4  # scikit-learn's own
+# Ranking four values of C needs no last digit: on 50,000 × 512 features this takes 23 s of one core instead of 52.
+TOLERANCE_FOR_CHOICE = 1e-3
 HELD_OUT = 0.1  # of train, for the choice of C
 PER_CLASS_FOR_CHOICE = 10  # with fewer images of a class, a tenth of them says nothing about C
 
@@ -143,12 +146,14 @@ def fit_linear(
     )
 
 
-def _fit(features: NDArray[np.float32], labels: NDArray[np.int64], C: float) -> tuple[LogisticRegression, str]:
+def _fit(
+    features: NDArray[np.float32], labels: NDArray[np.int64], C: float, tolerance: float = TOLERANCE
+) -> tuple[LogisticRegression, str]:
     """The fitted model and the solver's convergence warning ("" when it converged)."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
-    model = LogisticRegression(C=C, max_iter=MAX_ITERATIONS)
+    model = LogisticRegression(C=C, max_iter=MAX_ITERATIONS, tol=tolerance)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ConvergenceWarning)
         model.fit(features, labels)
@@ -166,7 +171,7 @@ def _choose_strength(features: NDArray[np.float32], labels: NDArray[np.int64], s
     train, test = features[~held_out], features[held_out]
     best, best_accuracy = C_GRID[0], -1.0
     for C in C_GRID:
-        model, _ = _fit(train, labels[~held_out], C)
+        model, _ = _fit(train, labels[~held_out], C, TOLERANCE_FOR_CHOICE)
         accuracy = float((model.predict(test) == labels[held_out]).mean())
         if accuracy > best_accuracy:
             best, best_accuracy = C, accuracy

@@ -13,6 +13,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from .style import LIGHT, Theme, new_figure
 
 FEW_POINTS = 40  # up to here every point is marked
+SMALL: dict[str, Any] = {"fontsize": 8, "handlelength": 1.6, "columnspacing": 1.2}
 
 
 def loss_curve(
@@ -29,12 +30,12 @@ def loss_curve(
     """
     with theme.applied():
         figure, axes = new_figure()
-        axes.plot(epoch, loss, color=theme.trained, label="loss", **_marks(epoch))
+        _line(axes, epoch, loss, theme.trained, "loss")
         axes.plot(epoch, chance, color=theme.chance, linestyle=(0, (4, 3)), label="chance, ln(V·B − 1)")
         axes.set_title("Contrastive loss")
         axes.set_ylabel("NT-Xent loss (nats)")
         _epochs(axes, images)
-        axes.legend(loc="best")
+        _legend(figure)
         return figure
 
 
@@ -53,15 +54,15 @@ def contrast_curve(
     """
     with theme.applied():
         figure, axes = new_figure()
-        axes.plot(epoch, top1, color=theme.trained, label="top-1: the positive is nearest", **_marks(epoch))
-        axes.plot(epoch, p_pos, color=theme.second, label="p_pos: softmax mass on it", **_marks(epoch))
+        _line(axes, epoch, top1, theme.trained, "top-1: it is nearest")
+        _line(axes, epoch, p_pos, theme.second, "p_pos: softmax mass on it")
         axes.plot(epoch, np.exp(-np.asarray(chance)), color=theme.chance, linestyle=(0, (4, 3)), label="chance")
-        axes.set_title("Finding the positive view")
+        axes.set_title("Finding the other view of an image")
         axes.set_ylabel("share of views")
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
         axes.set_ylim(bottom=0.0)
         _epochs(axes, images)
-        axes.legend(loc="best")
+        _legend(figure)
         return figure
 
 
@@ -106,7 +107,7 @@ def knn_curve(
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
         axes.set_ylim(bottom=0.0)
         _epochs(axes, images)
-        axes.legend(loc="best")
+        _legend(figure)
         return figure
 
 
@@ -125,9 +126,9 @@ def feature_curve(
     """
     with theme.applied():
         figure, axes = new_figure()
-        (spread,) = axes.plot(epoch, std, color=theme.trained, label="standard deviation (left)", **_marks(epoch))
+        (spread,) = axes.plot(epoch, std, color=theme.trained, label="std (left)", **_marks(epoch))
         even = axes.axhline(
-            dim**-0.5, color=theme.chance, linestyle=(0, (4, 3)), linewidth=1.4, label="1/√D: spread evenly (left)"
+            dim**-0.5, color=theme.chance, linestyle=(0, (4, 3)), linewidth=1.4, label="1/√D: even spread (left)"
         )
         lines = [spread, even]
         axes.set_title("Spread of the features")
@@ -135,15 +136,31 @@ def feature_curve(
         axes.set_ylim(0.0, 1.15 * max(dim**-0.5, *std))
         if rank is not None:
             right = axes.twinx()
-            lines += right.plot(
-                epoch, rank, color=theme.second, label="effective rank, RankMe (right)", **_marks(epoch)
-            )
+            lines += right.plot(epoch, rank, color=theme.second, label="RankMe (right)", **_marks(epoch))
             right.set_ylabel(f"effective rank, of {dim}")
             right.set_ylim(bottom=0.0)
             right.grid(False)
         _epochs(axes, images)
-        axes.legend(handles=lines, loc="lower right")
+        figure.legend(handles=lines, loc="outside lower center", ncols=3, **SMALL)
         return figure
+
+
+def _line(axes: Axes, epoch: Sequence[float], values: Sequence[float], colour: str, name: str) -> None:
+    """A curve; a long one is drawn faintly, with its running mean over a twentieth of the points on top."""
+    if len(values) <= FEW_POINTS:
+        axes.plot(epoch, values, color=colour, label=name, **_marks(epoch))
+        return
+    width = len(values) // 20
+    total = np.cumsum(np.concatenate([[0.0], values]))
+    start = np.maximum(np.arange(1, len(values) + 1) - width, 0)
+    mean = (total[1:] - total[start]) / (np.arange(1, len(values) + 1) - start)
+    axes.plot(epoch, values, color=colour, alpha=0.28, linewidth=1.0)
+    axes.plot(epoch, mean, color=colour, label=f"{name} (mean of {width})")
+
+
+def _legend(figure: Figure) -> None:
+    """Below the axes, where no curve can run into it."""
+    figure.legend(loc="outside lower center", ncols=3, **SMALL)
 
 
 def _marks(points: Sequence[float]) -> dict[str, Any]:

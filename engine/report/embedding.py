@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from ..evaluation.threads import one_thread
-from .style import CATEGORIES, LIGHT, MARKERS, Theme, label, new_figure
+from .style import LIGHT, MARKERS, Theme, label, new_figure
 
 MOST_POINTS = 5_000
 MOST_CLASSES = 20  # with more, the largest are coloured and the rest stays grey
@@ -64,7 +64,8 @@ def embedding_figure(
         if rest.any():
             axes.scatter(coordinates[rest, 0], coordinates[rest, 1], s=size, c=theme.scratch, alpha=0.25, linewidths=0)
         for k, index in enumerate(shown):
-            colour, marker = CATEGORIES[k % len(CATEGORIES)], MARKERS[(k // len(CATEGORIES) + k) % len(MARKERS)]
+            colours = theme.categories
+            colour, marker = colours[k % len(colours)], MARKERS[(k // len(colours) + k) % len(MARKERS)]
             at = coordinates[labels == index]
             axes.scatter(
                 at[:, 0],

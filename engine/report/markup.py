@@ -35,6 +35,11 @@ def gain(text: str, fraction: float | None) -> str:
     return f'<span class="{css}">{escape(text)}</span>'
 
 
+def short(number: float) -> str:
+    """`800`, `2.47`: two digits behind the point at most."""
+    return f"{number:,.2f}".rstrip("0").rstrip(".")
+
+
 def duration(seconds: float) -> str:
     """`1 h 4 min`, `3 min 12 s`, `8.4 s`."""
     if seconds < 60:

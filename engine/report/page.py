@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..evaluation.comparison import Comparison, percent, points, standard_error
 from .content import ReportContent
-from .markup import duration, gain
+from .markup import duration, gain, short
 from .provenance import export_facts, reproduce, run_facts
 from .stylesheet import STYLESHEET
 from .tables import class_table, methods_table, protocol_notes, published_table
@@ -63,7 +63,7 @@ def _header(content: ReportContent, name: str) -> str:
     return (
         f'<header>\n<p class="eyebrow">Pretraining report</p>\n<h1>{escape(name)}{pill}</h1>\n'
         f'<p class="lead">Recipe <b>{escape(run.recipe.name)}</b>: {escape(run.recipe.model.arch)}, pretrained without '
-        f"labels for <b>{content.epochs:.4g} epochs</b> on {images:,} images of <b>{escape(content.data_name)}</b> "
+        f"labels for <b>{short(content.epochs)} epochs</b> on {images:,} images of <b>{escape(content.data_name)}</b> "
         f"({run.image_size} px){took} on {device}.</p>\n</header>"
     )
 
@@ -71,7 +71,7 @@ def _header(content: ReportContent, name: str) -> str:
 def _hero(one: Comparison) -> str:
     shown, n = one.shown, one.shown.test_images
     whose = "random" if one.trained is None else "pretrained"
-    versus = ""
+    versus = '<p class="versus">the random encoder has not been evaluated</p>' if one.trained else ""
     if one.difference is not None and one.scratch is not None:
         apart = gain(points(one.difference, n), one.difference)
         versus = f'<p class="versus">random encoder {percent(one.scratch.accuracy, n)}: {apart}</p>'

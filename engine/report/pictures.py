@@ -11,7 +11,7 @@ from zipfile import BadZipFile
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..evaluation.comparison import Comparison
+from ..evaluation.comparison import Comparison, percent
 from ..evaluation.records import load_embeddings, result_id
 from . import augmentation, confusion, curves, embedding
 from .content import ReportContent, short_name
@@ -70,14 +70,16 @@ def classifier_pictures(one: Comparison) -> list[Picture]:
         Picture(
             f"confusion-{name}",
             EVALUATION,
-            f"{method}: {result.accuracy:.1%} of {result.test_images:,} test images are right (the diagonal).{unnamed}",
+            f"{method}: {percent(result.accuracy, result.test_images)} of {result.test_images:,} test images are right "
+            f"(the diagonal).{unnamed}",
             matrix,
         ),
         Picture(
             f"per-class-{name}",
             EVALUATION,
-            f"{method}: the easiest class is {best.name} ({best.accuracy:.1%}), the hardest {worst.name} "
-            f"({worst.accuracy:.1%}). Accuracy: how much of a class is found; IoU = TP / (TP + FP + FN).{unnamed}",
+            f"{method}: the easiest class is {best.name} ({100 * best.accuracy:.1f} %), the hardest {worst.name} "
+            f"({100 * worst.accuracy:.1f} %). Accuracy: how much of a class is found; IoU = TP / (TP + FP + FN)."
+            f"{unnamed}",
             bars,
         ),
     ]
@@ -93,7 +95,7 @@ def _map(directory: Path, split: str, encoder: str) -> list[Picture]:
     if found is None or found.features.shape[1] < 2 or len(found.features) < 2:
         return []
     coordinates, share = embedding.principal_components(np.asarray(found.features))
-    axis_names = (f"component 1 ({share[0]:.1%} of the variance)", f"component 2 ({share[1]:.1%})")
+    axis_names = (f"component 1 ({100 * share[0]:.1f} % of the variance)", f"component 2 ({100 * share[1]:.1f} %)")
 
     def draw(theme: Theme) -> Figure:
         return embedding.embedding_figure(
@@ -107,7 +109,7 @@ def _map(directory: Path, split: str, encoder: str) -> list[Picture]:
 
     caption = (
         f"The {len(coordinates):,} test images of {short_name(found.data)} as the {encoder} encoder sees them, "
-        f"along the two directions of largest variance ({sum(share):.0%} of it)."
+        f"along the two directions of largest variance ({100 * sum(share):.0f} % of it)."
     )
     return [Picture(f"embedding-pca-{encoder}", EVALUATION, caption + _unnamed(found.class_names), draw)]
 
@@ -130,7 +132,7 @@ def _training_curves(content: ReportContent) -> list[Picture]:
     if at:
         caption = (
             "For each view: is another view of its own image the nearest among all views of the batch? "
-            f"At the end for {top1[-1]:.1%} of them; {p_pos[-1]:.1%} of the softmax falls on it."
+            f"At the end for {100 * top1[-1]:.1f} % of them; {100 * p_pos[-1]:.1f} % of the softmax falls on it."
         )
 
         def contrast(theme: Theme) -> Figure:
@@ -139,7 +141,7 @@ def _training_curves(content: ReportContent) -> list[Picture]:
         found.append(Picture("contrast", PRETRAINING, caption, contrast))
     when, lr = _columns(rows, "epoch", "lr")
     if when:
-        caption = f"Warm-up and decay as laid over this run; peak {max(lr):.4g}."
+        caption = f"Warm-up and decay as laid over this run; peak {max(lr):.3g}."
         found.append(
             Picture("learning-rate", PRETRAINING, caption, lambda t: curves.lr_curve(when, lr, images=images, theme=t))
         )

@@ -8,7 +8,7 @@ from html import escape
 from typing import Any
 
 from .content import ReportContent
-from .markup import duration, facts, section
+from .markup import duration, facts, section, short
 
 
 def run_facts(content: ReportContent) -> str:
@@ -34,7 +34,7 @@ def run_facts(content: ReportContent) -> str:
         ("encoder", f"{recipe.model.arch}, {recipe.model.stem} stem{parameters}"),
         ("images", f"{about.get('name', '?')}, split {about.get('split', '?')}: {_count(about)} of {size}{limit}"),
         ("fingerprint of the images", f"{str(about.get('fingerprint', 'unknown'))[:16]}…"),
-        ("length", f"{content.epochs:.4g} epochs"),
+        ("length", f"{short(content.epochs)} epochs"),
         ("steps", steps),
         ("optimizer", f"{recipe.optimizer.name}, {recipe.schedule.name} schedule{_peak(plan)}"),
         ("loss", f"NT-Xent, temperature {recipe.loss.temperature:g}"),

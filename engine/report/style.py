@@ -34,8 +34,6 @@ FALLBACK_FONTS = (
     "Malgun Gothic",
     "Arial Unicode MS",
 )
-# Okabe & Ito 2008 ("Color Universal Design"), without yellow, which vanishes on white.
-CATEGORIES = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#8C6BB1", "#7F7F7F")
 MARKERS = ("o", "^", "s", "D", "v", "P", "X", "*")
 
 
@@ -52,6 +50,7 @@ class Theme:
     scratch: str
     chance: str
     second: str
+    categories: tuple[str, ...]
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -90,8 +89,31 @@ class Theme:
             yield
 
 
-LIGHT = Theme("light", "#ffffff", "#1b2430", "#5a6675", "#e4e8ee", "#0072b2", "#98a2b0", "#d55e00", "#009e73")
-DARK = Theme("dark", "#161b22", "#e6edf3", "#9aa7b6", "#2b333e", "#58b2ea", "#76818f", "#f0a030", "#34c79a")
+# Categories after Okabe & Ito 2008 ("Color Universal Design"); yellow, which vanishes on white, only on dark.
+LIGHT = Theme(
+    name="light",
+    surface="#ffffff",
+    text="#1b2430",
+    muted="#5a6675",
+    grid="#e4e8ee",
+    trained="#0072b2",
+    scratch="#98a2b0",
+    chance="#d55e00",
+    second="#009e73",
+    categories=("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#8c6bb1", "#7f7f7f"),
+)
+DARK = Theme(
+    name="dark",
+    surface="#161b22",
+    text="#e6edf3",
+    muted="#9aa7b6",
+    grid="#2b333e",
+    trained="#58b2ea",
+    scratch="#76818f",
+    chance="#f0a030",
+    second="#34c79a",
+    categories=("#58b2ea", "#f0a030", "#34c79a", "#f0743e", "#e08fc0", "#f4e86b", "#b79ce8", "#b0b0b0"),
+)
 THEMES = (LIGHT, DARK)
 
 

@@ -123,7 +123,10 @@ footer { margin-top: 44px; font-size: 13px; color: var(--muted); }
 }
 @media print {
   :root { --page: #ffffff; }
-  body { font-size: 11pt; }
+  body { font-size: 10.5pt; }
+  table { font-size: 9pt; }
+  th, td { padding: 5px 9px 5px 0; }
+  .scroll { overflow-x: visible; background: none; }
   main { max-width: none; padding: 0; }
   .card { border-color: #cccccc; }
   .hero, tr, li { break-inside: avoid; }

@@ -9,7 +9,7 @@ from html import escape
 from ..evaluation.comparison import METHOD_NAMES, Comparison, percent, points
 from ..evaluation.result import EvaluationResult
 from .content import ReportContent, short_name
-from .markup import duration, gain, numbers, section, table
+from .markup import duration, gain, numbers, section, short, table
 
 OPEN_TABLE = 20  # classes; longer tables start folded
 
@@ -82,7 +82,7 @@ def published_table(content: ReportContent) -> str:
         )
     head = ("method", "encoder", "#published", "#this run", "#points apart")
     source = escape(str(recipe.published.get("source", recipe.origin)))
-    this = f"{content.epochs:.4g} epochs on {content.data.get('images', 0):,} images of {content.data_name}"
+    this = f"{short(content.epochs)} epochs on {content.data.get('images', 0):,} images of {content.data_name}"
     return section(
         "Beside published figures",
         f'{table(head, rows)}<p class="aside">Published: {source}. This run: {escape(this)}. '

@@ -170,12 +170,12 @@ def test_the_compressors_checksum_is_compared_though_it_lies_far_behind_the_last
 
 
 def test_reading_a_tar_keeps_nothing_of_the_members_that_are_past(tmp_path: Path) -> None:
-    (tmp_path / "set.tar").write_bytes(tar_bytes({f"{n}.png": b"x" for n in range(4000)}))
+    (tmp_path / "set.tar").write_bytes(tar_bytes({f"{n}.png": b"x" for n in range(6000)}))
     tracemalloc.start()
-    assert sum(1 for _ in ArchiveSource(tmp_path / "set.tar", "set").blobs()) == 4000
+    assert sum(1 for _ in ArchiveSource(tmp_path / "set.tar", "set").blobs()) == 6000
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 4 << 20  # tarfile's own list of 4,000 headers takes 7 MB
+    assert peak < 3 << 20  # with tarfile's own list of the headers it is 4.6 MB, and grows
 
 
 def test_a_damaged_or_encrypted_member_of_a_zip_costs_only_itself(tmp_path: Path) -> None:
