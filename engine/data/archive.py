@@ -243,7 +243,7 @@ def _open_zstd(file: IO[bytes]) -> IO[bytes]:
     except ModuleNotFoundError:
         pass
     try:
-        import zstandard  # type: ignore[import-not-found]
+        import zstandard
     except ModuleNotFoundError as error:
         raise PlatformError(
             "this Python cannot read zstd archives",
