@@ -110,7 +110,7 @@ def _gallery(title: str, drawn: Sequence[DrawnPicture]) -> str:
     figures = []
     for picture in drawn:
         light, dark = (f"data:image/png;base64,{base64.b64encode(picture.png[t]).decode()}" for t in ("light", "dark"))
-        caption = escape(picture.caption)
+        caption = escape(picture.caption).replace(" %", "&nbsp;%")
         figures.append(
             f'<figure class="card"><picture><source media="screen and (prefers-color-scheme: dark)" srcset="{dark}">'
             f'<img alt="{caption}" src="{light}"></picture><figcaption>{caption}</figcaption></figure>'

@@ -80,6 +80,12 @@ def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path: Path, monkeypatch: 
     assert sorted(p.name for p in tmp_path.iterdir()) == ["last.pt"]
 
 
+def test_a_parent_that_is_a_file_is_a_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(PlatformError, match="Not a directory"):
+        save_checkpoint(tmp_path / "file" / "a.pt", _state(1))
+
+
 def test_no_good_checkpoint_is_an_error_that_lists_them(tmp_path: Path) -> None:
     (tmp_path / "last.pt").write_bytes(b"x" * 100)
     with pytest.raises(DataError, match=r"last\.pt"):

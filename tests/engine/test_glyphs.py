@@ -65,12 +65,32 @@ def test_another_process_draws_the_same_images_and_imports_no_torch(splits: Spli
     assert there == hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()
 
 
-def test_no_image_occurs_twice_and_the_splits_share_neither_images_nor_typefaces(splits: Splits) -> None:
+def test_no_image_occurs_twice_and_the_splits_share_none(splits: Splits) -> None:
     train, test = (image_hashes(splits[split][0]) for split in ("train", "test"))
     assert len(train) == 4000 and len(test) == 1000 and not train & test
-    assert not set(TRAIN_TYPEFACES) & set(TEST_TYPEFACES)
-    # The pose comes from a stream of its own too, not only the typeface: same draws would give the same label order.
-    assert np.mean(splits["train"][1][:1000] == splits["test"][1]) < 0.2
+
+
+def test_each_split_draws_from_a_stream_and_typefaces_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[str, set[str]]] = []
+    original = glyphs._letters
+
+    def remember(
+        random: np.random.Generator, labels: NDArray[np.int64], typefaces: tuple[str, ...]
+    ) -> NDArray[np.float64]:
+        seen.append((repr(random.bit_generator.seed_seq.entropy), set(typefaces)))  # type: ignore[attr-defined]
+        return original(random, labels, typefaces)
+
+    monkeypatch.setattr(glyphs, "_letters", remember)
+    make_glyphs("train")
+    make_glyphs("test")
+    (train_seed, train_faces), (test_seed, test_faces) = seen
+    assert train_seed != test_seed
+    assert len(train_faces) == 18 and len(test_faces) == 4 and not train_faces & test_faces
+
+
+def test_no_typeface_is_a_symbol_size_or_last_resort_font() -> None:
+    unwanted = ("LastResort", "STIXNonUni", "STIXSiz", "cmsy", "cmex")
+    assert not [name for name in TRAIN_TYPEFACES + TEST_TYPEFACES if name.startswith(unwanted)]
 
 
 @pytest.mark.parametrize("typeface", TRAIN_TYPEFACES + TEST_TYPEFACES)
