@@ -89,7 +89,7 @@ def choose_platform(
     channels_last = picked.type != "mps"
     compiler = shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++") or shutil.which("clang++")
     if compile is None:
-        # On CPU the compiled ResNet was seen 3 to 7 % faster after 48 s of compilation: it repays long runs alone.
+        # On CPU the compiled ResNet was seen 2 to 19 % faster after 48 s of compilation: it repays long runs alone.
         compile = picked.type == "cuda" and compiler is not None and steps >= COMPILE_FROM_STEPS
     elif compile and compiler is None:
         raise PlatformError(
