@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import platform as host
 import resource
 import signal
@@ -12,7 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -117,6 +118,7 @@ def pretrain(
         max_minutes=max_minutes,
         saved=saved,
     )
+    recipe = trainer.recipe
     make_directory(directory, overwrite=overwrite)
     if saved is not None:
         trainer.load_state_dict(saved)
@@ -168,30 +170,54 @@ def prepare(
     saved: dict[str, Any] | None = None,
     measure: bool = False,
 ) -> tuple[Trainer, Estimate | None]:
-    """The trainer, its plan final. With `max_minutes` (or `measure`) some steps are timed first, on another trainer."""
-    plan = Plan.of(recipe, store, int(saved["total_steps"]) if saved else None)
+    """The trainer, its recipe and plan final.
+
+    With `max_minutes` (or `measure`) some steps are timed first, on another trainer. A run that comes out short takes
+    the recipe's settings for short runs, and is then timed with them. One that is resumed (`saved`) keeps its own.
+    """
+    if saved is not None:
+        plan = Plan.of(Recipe.from_toml(saved["recipe"]), store, int(saved["total_steps"]))
+    else:
+        plan = Plan.of(recipe.for_epochs(math.inf), store)
     platform = choose_platform(device, recipe.train.precision, compile, plan.total_steps)
     if platform.device.type == "cpu":
         keep_freed_memory()
     backends, notes = _backends(platform, fused, augment)
-    platform = Platform(
-        platform.device, platform.precision, platform.channels_last, platform.compile, platform.notes + notes
-    )
-    if saved is not None or (max_minutes is None and not measure):
-        return Trainer(recipe, plan, platform, store, backends), None
-    began = time.perf_counter()
-    per_step = calibrate(Trainer(recipe, plan, platform, store, backends))
+    platform = replace(platform, notes=platform.notes + notes)
+    if saved is not None:
+        return Trainer(plan.recipe, plan, platform, store, backends), None
+    began, per_step = time.perf_counter(), dict[int, float]()
+
+    def timed(plan: Plan) -> tuple[Plan, dict[int, float]]:
+        """View size → seconds of a step, and the plan cut to the time that is left."""
+        per_step = calibrate(Trainer(plan.recipe, plan, platform, store, backends))
+        if max_minutes is not None:
+            left = max_minutes * 60 * BUDGET_SHARE - (time.perf_counter() - began)
+            plan = Plan.of(plan.recipe, store, min(plan.total_steps, steps_within(plan, left, per_step)))
+        return plan, per_step
+
     if max_minutes is not None:
-        left = max_minutes * 60 * BUDGET_SHARE - (time.perf_counter() - began)
-        plan = Plan.of(recipe, store, min(plan.total_steps, steps_within(recipe, left, per_step)))
-    trainer = Trainer(recipe, plan, platform, store, backends)
+        plan, per_step = timed(plan)
+    adapted = recipe.for_epochs(plan.total_steps / plan.steps_per_epoch)
+    if adapted != plan.recipe:
+        plan, per_step = Plan.of(adapted, store), {}
+    if not per_step and (max_minutes is not None or measure):
+        plan, per_step = timed(plan)
+    changes = adapted.differences(recipe)
+    if changes:
+        taken = ", ".join(f"{key} = {value}" for key, value in changes.items())
+        note = f"a run this short takes {taken} (the recipe's short_runs; what you --set stays)"
+        platform = replace(platform, notes=(*platform.notes, note))
+    trainer = Trainer(plan.recipe, plan, platform, store, backends)
+    if not per_step:
+        return trainer, None
     seconds = sum(per_step[size] * count for size, count in plan.sizes().items())
     return trainer, Estimate(seconds, per_step, peak_memory(platform))
 
 
 def calibrate(trainer: Trainer) -> dict[int, float]:
     """View size → median seconds per step, timed on real steps; the trainer's weights are of no use afterwards."""
-    sizes = {size for _, size in trainer.recipe.train.resolution} or {trainer.plan.image_size}
+    sizes = {size for _, size in trainer.plan.phases()}
     trainer.model.train()
     seconds = {}
     for size in sorted(sizes):
@@ -206,12 +232,10 @@ def calibrate(trainer: Trainer) -> dict[int, float]:
     return seconds
 
 
-def steps_within(recipe: Recipe, seconds: float, per_step: dict[int, float]) -> int:
-    """How many steps fit into `seconds`, the recipe's resolution phases weighted by their cost."""
-    phases, previous, mean = recipe.train.resolution, 0.0, 0.0
-    if not phases:
-        mean = next(iter(per_step.values()))
-    for end, size in phases:
+def steps_within(plan: Plan, seconds: float, per_step: dict[int, float]) -> int:
+    """How many steps fit into `seconds`, the phases of progressive resolution weighted by their cost."""
+    previous, mean = 0.0, 0.0
+    for end, size in plan.phases():
         mean += (end - previous) * per_step[size]
         previous = end
     if seconds < mean:
@@ -227,7 +251,7 @@ def describe(trainer: Trainer, estimate: Estimate | None) -> list[str]:
     """The plan in a few lines."""
     r, plan, p = trainer.recipe, trainer.plan, trainer.platform
     epochs = plan.total_steps / plan.steps_per_epoch
-    sizes = " → ".join(f"{s} px" for s in dict.fromkeys([s for _, s in r.train.resolution] or [plan.image_size]))
+    sizes = " → ".join(f"{s} px" for s in dict.fromkeys(size for _, size in plan.phases()))
     scaled = " (lr × batch/256)" if r.optimizer.lr_per_256 else ""
     layout = "channels_last" if p.channels_last else "contiguous"
     count = f"{parameter_count(trainer.model):,} parameters with its head"
@@ -323,19 +347,14 @@ def _saved_state(directory: Path, recipe: Recipe) -> dict[str, Any]:
     for complaint in complaints:
         print(f"warning: {complaint}; {path.name} is taken instead", file=sys.stderr)
     theirs = Recipe.from_toml(state["recipe"])
-    if theirs.hash() != recipe.hash():
-        changed = [k for k, v in _flat(theirs).items() if _flat(recipe).get(k) != v]
+    if theirs not in recipe.variants():
+        changed = theirs.differences(recipe)
         raise UsageError(
             "the run was started with another recipe",
             saw="differs in " + ", ".join(changed),
             fix="resume with the same recipe and settings",
         )
     return state
-
-
-def _flat(recipe: Recipe) -> dict[str, Any]:
-    tree = recipe.to_tree()
-    return {f"{r}.{k}": v for r, t in tree.items() if isinstance(t, dict) for k, v in t.items()}
 
 
 def _backends(platform: Platform, fused: bool | None, augment: str) -> tuple[Backends, tuple[str, ...]]:

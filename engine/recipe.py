@@ -62,13 +62,11 @@ class LossSpec:
 
 @dataclass(frozen=True)
 class OptimizerSpec:
-    """`lr` is per 256 images where `lr_per_256` holds; `short_run_lr` (0 = none) serves up to `short_run_epochs`."""
+    """`lr` is per 256 images where `lr_per_256` holds."""
 
     name: str
     lr: float
     lr_per_256: bool
-    short_run_lr: float
-    short_run_epochs: int
     momentum: float
     nesterov: bool
     weight_decay: float
@@ -97,8 +95,8 @@ class ScheduleSpec:
 class TrainSpec:
     """The loop.
 
-    `views` V ≥ 2 per image; `resolution` lists (fraction of the run, crop output size in pixels), empty for the images'
-    own size throughout; `checkpoint_epochs` keeps a numbered checkpoint, 0 for the last one alone.
+    `views` V ≥ 2 per image; `resolution` lists (fraction of the run, crop output size in pixels, 0 for the images' own
+    size), empty for their own size throughout; `checkpoint_epochs` keeps a numbered checkpoint, 0 the last one alone.
     """
 
     epochs: int
@@ -117,6 +115,14 @@ class MonitorSpec:
     log_steps: int
     knn_epochs: int
     knn_images: int
+
+
+@dataclass(frozen=True)
+class ShortRun:
+    """What a run of at most `epochs` epochs does otherwise: `settings` as for `--set`, `{"train.views": 4}`."""
+
+    epochs: int
+    settings: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -140,6 +146,7 @@ class Recipe:
     schedule: ScheduleSpec
     train: TrainSpec
     monitor: MonitorSpec
+    short_runs: tuple[ShortRun, ...]
 
     def __post_init__(self) -> None:
         _validate(self)
@@ -190,11 +197,29 @@ class Recipe:
         """sha256 of the resolved TOML text, 64 hex digits."""
         return hashlib.sha256(self.to_toml().encode()).hexdigest()
 
-    def learning_rate(self, epochs: float) -> float:
-        """Peak learning rate of a run of `epochs` epochs, scaled by batch / 256 where the recipe says so."""
+    def learning_rate(self) -> float:
+        """Peak learning rate, scaled by batch / 256 where the recipe says so."""
         o = self.optimizer
-        base = o.short_run_lr if o.short_run_lr > 0 and epochs <= o.short_run_epochs else o.lr
-        return base * self.train.batch_size / 256 if o.lr_per_256 else base
+        return o.lr * self.train.batch_size / 256 if o.lr_per_256 else o.lr
+
+    def for_epochs(self, epochs: float) -> Recipe:
+        """The recipe of a run of `epochs` epochs: `short_runs` applied, the widest first, and none of them left."""
+        tree = self.to_tree()
+        tree["short_runs"] = []
+        for short in sorted(self.short_runs, key=lambda s: -s.epochs):
+            if epochs <= short.epochs:
+                for key, value in short.settings.items():
+                    _override(tree, key, value)
+        return Recipe.from_tree(tree)
+
+    def variants(self) -> list[Recipe]:
+        """What `for_epochs` can give, for any length of a run."""
+        return [self.for_epochs(epochs) for epochs in (math.inf, *(s.epochs for s in self.short_runs))]
+
+    def differences(self, other: Recipe) -> dict[str, Any]:
+        """Key (`train.views`) → this recipe's value, where `other` has another; text about the recipe left aside."""
+        theirs = _flat(other)
+        return {key: value for key, value in _flat(self).items() if theirs.get(key) != value}
 
 
 def recipe_names() -> list[str]:
@@ -228,6 +253,8 @@ def _read(name: str) -> dict[str, Any]:
     for key, value in tree.items():
         if isinstance(value, dict) and isinstance(merged.get(key), dict) and key != "published":
             merged[key].update(value)
+            for field in value:
+                _claim(merged, f"{key}.{field}")
         else:
             merged[key] = value
     return merged
@@ -250,6 +277,14 @@ def _override(tree: dict[str, Any], key: str, value: Any) -> None:
         tree.setdefault(room, {})[field] = value
     else:
         tree[room] = value
+    _claim(tree, key)
+
+
+def _claim(tree: dict[str, Any], key: str) -> None:
+    """A value that a user sets holds for short runs too."""
+    for short in tree.get("short_runs", ()):
+        if isinstance(short, dict) and isinstance(short.get("settings"), dict):
+            short["settings"].pop(key, None)
 
 
 def _read_value(text: str) -> Any:
@@ -345,8 +380,6 @@ def _validate(r: Recipe) -> None:
     _require(0 < r.loss.temperature <= 100, "loss.temperature", r.loss.temperature, "above 0 and at most 100")
     _require(o.name in ("lars", "sgd", "adam", "adamw"), "optimizer.name", o.name, "lars, sgd, adam or adamw")
     _require(math.isfinite(o.lr) and o.lr > 0, "optimizer.lr", o.lr, "a positive number")
-    _require(_finite(o.short_run_lr), "optimizer.short_run_lr", o.short_run_lr, "0 (none) or a positive number")
-    _require(o.short_run_epochs >= 0, "optimizer.short_run_epochs", o.short_run_epochs, "0 or more")
     _require(0 <= o.momentum < 1, "optimizer.momentum", o.momentum, "at least 0 and below 1")
     _require(_finite(o.weight_decay), "optimizer.weight_decay", o.weight_decay, "0 or more")
     _require(o.form in ("paper", "google"), "optimizer.form", o.form, "paper or google")
@@ -369,11 +402,22 @@ def _validate(r: Recipe) -> None:
     _require(t.checkpoint_epochs >= 0, "train.checkpoint_epochs", t.checkpoint_epochs, "0 or more")
     ends = [end for end, _ in t.resolution]
     good = ends == sorted(set(ends)) and all(0 < e <= 1 for e in ends) and (not ends or ends[-1] == 1)
-    good = good and all(8 <= size <= 1024 for _, size in t.resolution)
-    _require(good, "train.resolution", [list(p) for p in t.resolution], "rising fractions ending at 1, sizes 8 to 1024")
+    good = good and all(size == 0 or 8 <= size <= 1024 for _, size in t.resolution)
+    allowed = "rising fractions ending at 1, sizes 0 (the images' own) or 8 to 1024"
+    _require(good, "train.resolution", [list(p) for p in t.resolution], allowed)
     _require(w.log_steps >= 1, "monitor.log_steps", w.log_steps, "1 or more")
     _require(w.knn_epochs >= 0, "monitor.knn_epochs", w.knn_epochs, "0 (never) or more")
     _require(w.knn_images >= 20, "monitor.knn_images", w.knn_images, "20 or more")
+    for short in r.short_runs:
+        _require(short.epochs >= 1, "short_runs.epochs", short.epochs, "1 or more")
+        for key in short.settings:
+            _require("." in key, "short_runs.settings", key, 'keys within a table, such as "train.views"')
+        r.for_epochs(short.epochs)  # every setting is a key of the recipe, and its value in range
+
+
+def _flat(recipe: Recipe) -> dict[str, Any]:
+    tree = recipe.to_tree()
+    return {f"{room}.{key}": v for room, t in tree.items() if isinstance(t, dict) for key, v in t.items()}
 
 
 def _plain(value: Any) -> Any:

@@ -58,8 +58,7 @@ class Plan:
             raise DataError("the batch is larger than the data", saw=f"batch {batch}, {len(store)} images", fix=fix)
         per_epoch = len(store) // batch
         total = total_steps or recipe.train.epochs * per_epoch
-        lr = recipe.learning_rate(total / per_epoch)
-        return cls(recipe, len(store), per_epoch, total, lr, store.image_size)
+        return cls(recipe, len(store), per_epoch, total, recipe.learning_rate(), store.image_size)
 
     def lr(self, step: int) -> float:
         """Learning rate of `step` (0-based)."""
@@ -67,10 +66,14 @@ class Plan:
 
     def view_size(self, step: int) -> int:
         """Side of the views at `step`, pixels: the recipe's progressive resolution, or the images' own size."""
-        for end, size in self.recipe.train.resolution:
+        for end, size in self.phases():
             if step < round(end * self.total_steps):
                 return size
-        return self.recipe.train.resolution[-1][1] if self.recipe.train.resolution else self.image_size
+        return self.phases()[-1][1]
+
+    def phases(self) -> list[tuple[float, int]]:
+        """(end as a fraction of the run, side of the views in pixels) of each phase of progressive resolution."""
+        return [(end, size or self.image_size) for end, size in self.recipe.train.resolution or ((1.0, 0),)]
 
     def sizes(self) -> dict[int, int]:
         """View size → number of steps at it."""

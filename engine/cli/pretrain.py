@@ -88,7 +88,7 @@ def command(
             print_json(
                 {
                     "dry_run": True,
-                    "recipe": resolved.to_tree(),
+                    "recipe": trainer.recipe.to_tree(),
                     "steps": trainer.plan.total_steps,
                     "epochs": trainer.plan.total_steps / trainer.plan.steps_per_epoch,
                     "estimated_seconds": estimate.seconds,
@@ -116,7 +116,7 @@ def command(
     train = [row for row in run.metrics if row["event"] == "train"]
     environment, last = run.environment, train[-1]
     if as_json:
-        images = environment["plan"]["total_steps"] * resolved.train.batch_size
+        images = environment["plan"]["total_steps"] * run.recipe.train.batch_size
         print_json(
             {
                 "out": str(run.directory),
