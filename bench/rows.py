@@ -14,12 +14,14 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Floor:
-    """`contender` must reach `least` (unit of the rows of `name`), or `least` times `of` where a rival is named."""
+    """A bound in the rows of `name`: `field` of `contender` is `least` or `most` so much, or so many times that of `of`."""
 
     name: str
     contender: str
-    least: float
+    least: float | None = None
     of: str | None = None
+    most: float | None = None
+    field: str = "median"
 
 
 def rate_row(name: str, contender: str, items: int, timing: Timing, unit: str, **more: Any) -> Row:
@@ -36,8 +38,22 @@ def rate_row(name: str, contender: str, items: int, timing: Timing, unit: str, *
     }
 
 
-def missing_row(name: str, contender: str, unit: str) -> Row:
-    """A contender that is not installed: named, never dropped."""
+def time_row(name: str, contender: str, timing: Timing, **more: Any) -> Row:
+    """A row of milliseconds per call; p20 is the fast end."""
+    return {
+        "name": name,
+        "contender": contender,
+        "median": 1e3 * timing.median,
+        "p20": 1e3 * timing.p20,
+        "p80": 1e3 * timing.p80,
+        "unit": "ms",
+        "repeats": timing.repeats,
+        **more,
+    }
+
+
+def missing_row(name: str, contender: str, unit: str, note: str = "not installed") -> Row:
+    """A contender that cannot run here: named, with the reason, never dropped."""
     return {
         "name": name,
         "contender": contender,
@@ -45,7 +61,7 @@ def missing_row(name: str, contender: str, unit: str) -> Row:
         "p20": None,
         "p80": None,
         "unit": unit,
-        "note": "not installed",
+        "note": note,
     }
 
 
@@ -70,15 +86,25 @@ def check(rows: list[Row], floors: tuple[Floor, ...]) -> list[str]:
     Raises:
         CheckFailed: a floor is missed; all floors are named with what was measured.
     """
-    medians = {(row["name"], row["contender"]): row["median"] for row in rows}
+    found = {(row["name"], row["contender"]): row for row in rows}
     lines, missed = [], False
     for floor in floors:
-        value = medians[floor.name, floor.contender] / (medians[floor.name, floor.of] if floor.of else 1.0)
+        ours, rival = found.get((floor.name, floor.contender)), found.get((floor.name, floor.of or floor.contender))
+        if ours is None or ours.get(floor.field) is None:
+            missed = True
+            lines.append(f"MISSED: {floor.name}, {floor.contender} was not measured")
+            continue
+        if rival is None or rival.get(floor.field) is None:
+            lines.append(f"not checked: {floor.name}, {floor.contender}: the rival {floor.of} is not here")
+            continue
+        value = ours[floor.field] / (rival[floor.field] if floor.of else 1.0)
         unit = f" × {floor.of}" if floor.of else ""
-        holds = value >= floor.least
+        what = "" if floor.field == "median" else f" {floor.field}"
+        holds = (floor.least is None or value >= floor.least) and (floor.most is None or value <= floor.most)
         missed |= not holds
         verdict = "holds" if holds else "MISSED"
-        lines.append(f"{verdict}: {floor.name}, {floor.contender}: {value:,.2f}{unit} (floor {floor.least:,g})")
+        bound = f"at least {floor.least:,.4g}" if floor.most is None else f"at most {floor.most:,.4g}"
+        lines.append(f"{verdict}: {floor.name}, {floor.contender}{what}: {value:,.2f}{unit} ({bound})")
     if missed:
         raise CheckFailed(
             "a speed floor was missed",

@@ -6,6 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# How long an example takes is the machine's affair; a busy one would fail a test that is right.
+settings.register_profile("simclr-engine", deadline=None)
+settings.load_profile("simclr-engine")
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 

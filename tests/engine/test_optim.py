@@ -51,6 +51,27 @@ def test_lars_equals_the_plain_float64_loop_over_ten_steps(form: str) -> None:
         assert np.abs(p.detach().numpy() - weight).max() <= 1e-12 * max(1.0, np.abs(weight).max())
 
 
+@pytest.mark.parametrize("form", ["paper", "google"])
+def test_lars_compiles_as_one_graph_and_follows_a_rate_kept_in_a_tensor(form: str) -> None:
+    def run(compiled: bool) -> torch.Tensor:
+        module = _module()
+        rate = torch.tensor(0.0, dtype=torch.float64)
+        optimizer = build_optimizer(module, replace(Recipe.load("lars-800").optimizer, form=form), lr=1.0)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        step = torch.compile(optimizer.step, backend="aot_eager", fullgraph=True) if compiled else optimizer.step
+        for i in range(4):
+            rate.fill_(0.5 / (i + 1))
+            for p in module.parameters():
+                p.grad = torch.full_like(p, 0.1 * (i + 1))
+            step()
+        return torch.cat([p.detach().flatten() for p in module.parameters()])
+
+    torch.compiler.reset()
+    eager, compiled = run(False), run(True)
+    assert (eager - compiled).abs().max() <= 1e-12
+
+
 def test_lars_leaves_zero_weights_a_ratio_of_one() -> None:
     weight = nn.Parameter(torch.zeros(2, 2, dtype=torch.float64))
     weight.grad = torch.ones_like(weight)

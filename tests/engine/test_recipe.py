@@ -32,7 +32,7 @@ def test_a_recipe_survives_the_round_trip_through_toml(name: str) -> None:
 def test_published_figures_and_settings_of_the_systems_are_the_authors() -> None:
     a, b, c, d, e = (Recipe.load(n) for n in ("lars-800", "few-labels-50", "quick-10", "scratch-100", "two-protocols"))
     assert (a.train.epochs, a.train.batch_size, a.optimizer.name, a.loss.temperature) == (800, 512, "lars", 0.5)
-    assert a.learning_rate(800) == pytest.approx(0.3 * 512 / 256)
+    assert a.learning_rate() == pytest.approx(0.3 * 512 / 256)
     assert (a.head.hidden, a.head.dimension, a.head.batch_norm) == ((2048,), 128, "all")
     assert [r["accuracy"] for r in a.published["results"]] == [0.7965, 0.7953, 0.7768]
     assert {row["name"]: row["accuracy"] for row in a.published["per_class"]}["automobile"] == 0.918
@@ -51,11 +51,51 @@ def test_published_figures_and_settings_of_the_systems_are_the_authors() -> None
     assert [r["accuracy"] for r in e.published["results"]] == [0.4089, 0.5887, 0.8918, 0.8908]
 
 
-def test_the_short_run_rate_replaces_the_other_up_to_its_epochs() -> None:
+def test_a_short_run_takes_the_settings_of_every_limit_that_it_is_within() -> None:
     recipe = Recipe.load("cifar10-sgd", overrides={"train.batch_size": 128})
-    assert recipe.learning_rate(1000) == pytest.approx(0.03 * 128 / 256)
-    assert recipe.learning_rate(100.5) == pytest.approx(0.03 * 128 / 256)
-    assert recipe.learning_rate(100) == pytest.approx(0.06 * 128 / 256)
+    long, hundred, minutes = recipe.for_epochs(100.5), recipe.for_epochs(100), recipe.for_epochs(2.5)
+    assert long.learning_rate() == pytest.approx(0.03 * 128 / 256)
+    assert hundred.learning_rate() == minutes.learning_rate() == pytest.approx(0.06 * 128 / 256)
+    assert (long.train.views, hundred.train.views, minutes.train.views) == (2, 2, 4)
+    assert (hundred.loss.temperature, minutes.loss.temperature) == (0.5, 0.2)
+    assert minutes.train.resolution == ((0.8, 16), (1.0, 0))
+    assert minutes.differences(recipe).keys() == {
+        "optimizer.lr", "loss.temperature", "train.views", "train.resolution"
+    }  # fmt: skip
+
+
+def test_what_a_short_run_takes_is_final_and_one_of_the_variants() -> None:
+    recipe = Recipe.load("cifar10-sgd")
+    for epochs in (1000, 100, 99.9, 10, 0.1):
+        adapted = recipe.for_epochs(epochs)
+        assert adapted.short_runs == () and adapted == adapted.for_epochs(1)
+        assert adapted in recipe.variants()
+        assert Recipe.from_toml(adapted.to_toml()) == adapted
+    assert Recipe.from_toml(recipe.to_toml()) == recipe
+
+
+def test_a_value_that_was_set_holds_for_short_runs_too(tmp_path: Path) -> None:
+    by_flag = Recipe.load("cifar10-sgd", overrides={"train.views": 2, "optimizer.lr": 0.01}).for_epochs(1)
+    assert (by_flag.train.views, by_flag.optimizer.lr, by_flag.loss.temperature) == (2, 0.01, 0.2)
+    (tmp_path / "mine.toml").write_text('base = "cifar10-sgd"\n[loss]\ntemperature = 0.4\n')
+    by_file = Recipe.load(tmp_path / "mine.toml").for_epochs(1)
+    assert (by_file.loss.temperature, by_file.train.views) == (0.4, 4)
+
+
+@pytest.mark.parametrize(
+    ("short_runs", "message"),
+    [
+        ([{"epochs": 10, "settings": {"train.view": 4}}], "did you mean `train.views`"),
+        ([{"epochs": 10, "settings": {"train.views": 1}}], "train.views must be 2 to 64"),
+        ([{"epochs": 0, "settings": {}}], "short_runs.epochs must be 1 or more"),
+        ([{"epochs": 10, "settings": {"name": "x"}}], "keys within a table"),
+        ([{"epoch": 10, "settings": {}}], "did you mean `epochs`"),
+        ({"epochs": 10}, "short_runs"),
+    ],
+)
+def test_settings_for_short_runs_are_checked_like_any_other(short_runs: object, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        Recipe.load("cifar10", overrides={"short_runs": short_runs})
 
 
 @pytest.mark.parametrize(

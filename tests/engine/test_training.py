@@ -52,6 +52,8 @@ def tiny_recipe(**overrides: Any) -> Recipe:
         "monitor.knn_epochs": 1,
         "monitor.knn_images": 40,
         "train.checkpoint_epochs": 1,
+        "optimizer.lr": 0.06,
+        "short_runs": [],
     }
     return Recipe.load("cifar10-sgd", overrides=base | overrides)
 
@@ -105,7 +107,6 @@ def test_the_loss_falls_below_chance() -> None:
     adam = {
         "optimizer.name": "adam",
         "optimizer.lr": 1e-3,
-        "optimizer.short_run_lr": 0.0,
         "optimizer.lr_per_256": False,
     }
     recipe = tiny_recipe(**{"train.epochs": 10, "loss.temperature": 0.2, "head.dropout": 0.0, **adam})
@@ -369,10 +370,10 @@ def test_four_views_train() -> None:
 
 
 def test_a_time_budget_becomes_a_number_of_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = tiny_recipe(**{"train.resolution": [[0.8, 16], [1.0, 32]]})
-    assert steps_within(recipe, 100.0, {16: 0.25, 32: 1.0}) == int(100 / (0.8 * 0.25 + 0.2 * 1.0))
+    plan = Plan.of(tiny_recipe(**{"train.resolution": [[0.8, 16], [1.0, 32]]}), tiny_store())
+    assert steps_within(plan, 100.0, {16: 0.25, 32: 1.0}) == int(100 / (0.8 * 0.25 + 0.2 * 1.0))
     with pytest.raises(UsageError, match="too short"):
-        steps_within(recipe, 0.1, {16: 0.25, 32: 1.0})
+        steps_within(plan, 0.1, {16: 0.25, 32: 1.0})
     monkeypatch.setattr(pretraining, "calibrate", lambda trainer: {12: 60.0})
     run = pretrain(tiny_recipe(), tiny_store(), tmp_path / "run", device="cpu", max_minutes=8, quiet=True)
     plan = run.environment["plan"]
@@ -382,6 +383,31 @@ def test_a_time_budget_becomes_a_number_of_steps(tmp_path: Path, monkeypatch: py
     assert rows[-1]["lr"] == pytest.approx(
         plan["peak_lr"] * (1 + math.cos(math.pi * 6 / 7)) / 2
     )  # the decay fits the run
+
+
+def test_a_run_that_the_budget_makes_short_takes_the_settings_for_short_runs_and_resumes_with_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = [{"epochs": 2, "settings": {"train.views": 3, "train.resolution": [[0.5, 8], [1.0, 0]]}}]
+    recipe = tiny_recipe(short_runs=short)
+    monkeypatch.setattr(
+        pretraining,
+        "calibrate",
+        lambda trainer: {s: 30.0 * trainer.recipe.train.views for _, s in trainer.plan.phases()},
+    )
+    long = pretrain(recipe, tiny_store(), tmp_path / "long", device="cpu", quiet=True)
+    assert long.recipe.train.views == 2 and long.recipe.short_runs == ()
+    # 96 % of 400 s are 6 steps of 60 s, two epochs; with three views a step takes 90 s, and 4 steps remain.
+    run = pretrain(recipe, tiny_store(), tmp_path / "run", device="cpu", max_minutes=400 / 60, quiet=True)
+    assert run.environment["plan"]["total_steps"] == 4
+    assert (run.recipe.train.views, run.recipe.train.resolution) == (3, ((0.5, 8), (1.0, 0)))
+    assert [r["view_size"] for r in run.metrics if r["event"] == "train"][-1] == 12
+    assert any("train.views = 3" in note for note in run.environment["notes"])
+    again = pretrain(recipe, tiny_store(), tmp_path / "run", device="cpu", resume=True, quiet=True)
+    assert again.recipe == run.recipe and again.environment["plan"]["total_steps"] == 4
+    with pytest.raises(UsageError, match=r"differs in .*train\.views"):
+        other = recipe.replace(train__views=2)
+        pretrain(other, tiny_store(), tmp_path / "run", device="cpu", resume=True, quiet=True)
 
 
 def test_calibration_times_every_view_size() -> None:
