@@ -14,7 +14,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Floor:
-    """A bound in the rows of `name`: `field` of `contender` is `least` or `most` so much, or so many times that of `of`."""
+    """A bound in the rows of `name`: `field` of `contender` is at `least` or at `most` so much, or so many `of`s."""
 
     name: str
     contender: str

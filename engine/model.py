@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import cast
 
+import torch
 from torch import Tensor, nn
+
+from simclr_engine.kernels.convolution import SMALL, convolve
 
 from .recipe import ARCHITECTURES, HeadSpec, ModelSpec
 from .torchvision_shim import import_torchvision
@@ -33,11 +36,31 @@ def build_encoder(arch: str, stem: str) -> nn.Module:
         nn.init.kaiming_normal_(conv1.weight, mode="fan_out", nonlinearity="relu")  # as torchvision initialises its own
         encoder.conv1 = conv1
         encoder.maxpool = nn.Identity()
+    for module in encoder.modules():
+        # The same parameters, initialised as they are: only what `forward` calls is another function.
+        if type(module) is nn.Conv2d and module.kernel_size == (3, 3):  # of padding 1, without bias or dilation
+            module.__class__ = Convolution
     encoder.fc = nn.Identity()
     encoder.feature_dim = cast(
         Tensor, feature_dim
     )  # a plain int: nn.Module's annotations know tensors and modules only
     return encoder
+
+
+class Convolution(nn.Conv2d):
+    """torchvision's 3×3 convolution (padding 1, no bias); in CPU training, small maps take `kernels.convolution`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """`[B, C, H, W]` → `[B, K, H', W']`."""
+        stride = self.stride[0]
+        small = max(input.shape[2:]) <= SMALL * stride
+        if not (small and self.training and input.device.type == "cpu" and torch.is_grad_enabled()):
+            return super().forward(input)
+        weight = self.weight
+        if torch.is_autocast_enabled("cpu"):  # which casts only what it knows
+            dtype = torch.get_autocast_dtype("cpu")
+            input, weight = input.to(dtype), weight.to(dtype)
+        return convolve(input, weight, stride)
 
 
 def build_head(feature_dim: int, spec: HeadSpec) -> nn.Sequential:

@@ -5,7 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from simclr_engine.model import Convolution
+
 from .loss import nt_xent_eager
+
+
+def with_plain_convolutions(model: nn.Module) -> nn.Module:
+    """The same model with torchvision's own convolutions throughout."""
+    for module in model.modules():
+        if isinstance(module, Convolution):
+            module.__class__ = nn.Conv2d
+    return model
 
 
 def plain_step(model: nn.Module, optimizer: torch.optim.Optimizer, views: Tensor, temperature: float) -> Tensor:

@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import nn
 
+from simclr_engine import model
+from simclr_engine.kernels.convolution import convolve
 from simclr_engine.model import build_encoder, build_head, parameter_count
 from simclr_engine.recipe import HeadSpec
 from simclr_engine.torchvision_shim import import_torchvision
@@ -33,6 +35,43 @@ def test_the_small_stem_keeps_32_pixels_until_the_first_stride() -> None:
     assert encoder(torch.randn(2, 3, 32, 32)).shape == (2, 512)
     assert sizes == [(32, 32), (4, 4)]
     assert abs(parameter_count(encoder) / 1e6 - 11.17) < 0.01  # system C counts 11.2 M
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "resnet50"])
+def test_training_gives_the_gradients_of_torchvisions_own_network(arch: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    products: list[tuple[int, ...]] = []
+
+    def counted(x: torch.Tensor, weight: torch.Tensor, stride: int) -> torch.Tensor:
+        products.append((x.shape[2] // stride, x.shape[3] // stride))
+        return convolve(x, weight, stride)
+
+    monkeypatch.setattr(model, "convolve", counted)
+    encoder = build_encoder(arch, "small").double().train()
+    theirs = build_encoder(arch, "small").double().train()
+    theirs.load_state_dict(encoder.state_dict())
+    for module in theirs.modules():
+        if isinstance(module, model.Convolution):
+            module.__class__ = nn.Conv2d
+    x = torch.randn(4, 3, 16, 16, dtype=torch.float64)
+    for network in (encoder, theirs):
+        network(x).square().sum().backward()
+    for (name, p), q in zip(encoder.named_parameters(), theirs.parameters(), strict=True):
+        assert (p.grad - q.grad).abs().max() <= 1e-9 * q.grad.abs().max(), name
+    assert set(products) == {(4, 4), (2, 2)}  # stages three and four, and no more
+    products.clear()
+    encoder.eval()(x)
+    with torch.no_grad():
+        encoder.train()(x)
+    assert not products
+
+
+def test_every_three_by_three_convolution_has_padding_one_and_no_bias() -> None:
+    for arch in ("resnet18", "resnet34", "resnet50"):
+        for stem in ("small", "imagenet"):
+            for module in build_encoder(arch, stem).modules():
+                if isinstance(module, model.Convolution):
+                    assert (module.padding, module.dilation, module.groups, module.bias) == ((1, 1), (1, 1), 1, None)
+                    assert module.stride[0] == module.stride[1]
 
 
 def test_an_unknown_architecture_is_refused() -> None:
