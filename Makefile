@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: install demo test lint bench clean
+.PHONY: install demo test lint bench gpu sanitize clean
 
 install: $(READY)
 
@@ -18,8 +18,10 @@ $(READY): pyproject.toml setup.py constraints.txt CMakeLists.txt $(wildcard kern
 demo: $(READY)
 	$(BIN)/simclr-engine demo
 
+# Triton's interpreter is chosen when a kernel is defined: its tests run in a process of their own.
 test: $(READY)
 	$(BIN)/python -m pytest
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/interpreter
 
 # mypy follows folders, not setup.py's mapping of them: it is shown the packages under their import name, as links.
 lint: $(READY)
@@ -29,10 +31,41 @@ lint: $(READY)
 	ln -s $(CURDIR)/engine/* $(CURDIR)/kernels $(CURDIR)/export $(CURDIR)/bench build/typed/simclr_engine/
 	MYPYPATH=build/typed $(BIN)/mypy -p simclr_engine
 
-# Speed floors are ratios between contenders of one run; they are asserted here and nowhere else.
+# Floors are ratios between contenders of one run; they are asserted here and nowhere else. Peers that fail to install
+# are named in the tables.
 bench: $(READY)
+	-$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[peers]'
 	$(BIN)/simclr-engine bench epoch --check
+	$(BIN)/simclr-engine bench nt-xent --check
 	$(BIN)/simclr-engine bench augment --check
+	$(BIN)/simclr-engine bench optimizer --check
+
+# Everything that only a CUDA device can say, in nine minutes: gpu.json, gpu.md and pictures under OUT.
+#   make gpu                      in the virtual environment        make gpu DRY=1    every line at tiny sizes, on the CPU
+#   make gpu PYTHON=python3       offline, with the packages of that Python       make gpu DATA=FOLDER-OR-ARCHIVE
+#   make gpu ONLY="bench augment"
+OUT ?= build/gpu
+GPU_FLAGS := --out $(OUT) $(if $(DRY),--dry) $(if $(DATA),--data '$(DATA)') $(if $(ONLY),--only '$(ONLY)')
+ifeq ($(origin PYTHON),command line)
+gpu:
+	rm -rf build/site
+	$(PYTHON) -m pip install --quiet --no-deps --no-build-isolation --no-index --target build/site .
+	PYTHONPATH=build/site $(PYTHON) -m simclr_engine.bench.gpu $(GPU_FLAGS)
+else
+gpu: $(READY)
+	$(BIN)/python -m simclr_engine.bench.gpu $(GPU_FLAGS)
+endif
+
+# The compiled kernels under sanitizers: memory and undefined behaviour, then races (slower: fewer cases). A compiler and
+# CMake are all it needs.
+CMAKE ?= cmake
+sanitize:
+	for kinds in address,undefined thread; do \
+	  $(CMAKE) -S . -B build/sanitize-$$kinds -DSIMCLR_ENGINE_SANITIZE=$$kinds && \
+	  $(CMAKE) --build build/sanitize-$$kinds --parallel || exit 1; \
+	done
+	build/sanitize-address,undefined/native_harness 1000
+	build/sanitize-thread/native_harness 100
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -95,7 +95,12 @@ setup(
     package_data={"simclr_engine": ["py.typed", "recipes/*.toml"]},
     # The sources are named so that they travel in a source distribution; CMake reads them, not setuptools.
     ext_modules=[
-        Extension("simclr_engine.kernels._native", ["CMakeLists.txt", "kernels/native/philox.cpp"], optional=True)
+        Extension(
+            "simclr_engine.kernels._native",
+            ["CMakeLists.txt", *(path.as_posix() for path in sorted(Path("kernels/native").glob("*.cpp")))],
+            depends=[path.as_posix() for path in sorted(Path("kernels/native").glob("*.h"))],
+            optional=True,
+        )
     ],
     cmdclass={"build_ext": CMakeBuild},
 )

@@ -1,66 +1,157 @@
-"""How fast is a training step? Ours, ours with one choice undone, and a plain one."""
+"""How fast is a training step, and what is each part of it worth? Ours, ours with one part undone, and a plain one."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from simclr_engine.data.store import ImageStore
 from simclr_engine.device import Platform, choose_platform, keep_freed_memory
+from simclr_engine.kernels import pick_augment, pick_nt_xent
 from simclr_engine.model import SimCLR
 from simclr_engine.optim import build_optimizer
 from simclr_engine.recipe import Recipe
 from simclr_engine.timing import interleave
 from simclr_engine.training import Backends, Plan, Trainer
 
-from .baselines.step import plain_step
-from .rows import Floor, Row, rate_row
+from .baselines.step import plain_step, with_plain_convolutions
+from .memory import peak_extra_bytes
+from .rows import Floor, Row, missing_row, rate_row
 
+NAME, UNIT = "training step", "views/s"
+PLAIN = "plain eager fp32 NCHW"
 # 1.9 was seen with bf16 instructions; without them (plain fp32 on both sides) there is no floor to hold.
-FLOORS = (Floor("training step", "ours", 1.5, of="plain eager fp32 NCHW"),)
+FLOORS = (Floor(NAME, "ours", least=1.5, of=PLAIN),)
+EPOCH_VIEWS = 2 * 50_000  # of CIFAR-10
 
 
-def rows(views: int = 64, size: int = 32, repeats: int = 7, device: str = "auto") -> list[Row]:
-    """Views per second of a whole step (augment, forward, loss, backward, update), contenders interleaved.
+def floors() -> tuple[Floor, ...]:
+    """What must hold on this machine's device."""
+    return FLOORS
+
+
+def rows(repeats: int = 7, views: int | None = None, size: int = 32) -> list[Row]:
+    """Views per second of whole steps (draw, augment, forward, loss, backward, update), contenders interleaved.
+
+    Each row also holds `seconds_per_epoch` of CIFAR-10, `tflops` (convolutions and products, forward and backward) and
+    its `share_of_peak` (of a matrix product timed in the same run in the same precision), `peak_bytes` of a step beyond
+    model and data, and `first_call_seconds`, which is where compilation shows.
 
     Args:
-        views: rows of a batch, V·B with V = 2.
+        repeats: timed calls per contender.
+        views: rows of a batch, V·B with V = 2; by default 64 on the CPU and 1,024 on CUDA.
         size: side of images and views, pixels.
-        repeats: timed steps per contender.
-        device: auto | cuda | mps | cpu.
     """
-    recipe = Recipe.load("cifar10-sgd", overrides={"train.batch_size": views // 2, "train.epochs": 1000})
-    images = np.random.default_rng(0).integers(0, 256, (4 * views, size, size, 3), dtype=np.uint8)
-    store = ImageStore.from_arrays(images, name="noise")
-    plan = Plan.of(recipe, store)
-    best = choose_platform(device)
+    cuda = choose_platform().device.type == "cuda"
+    best = choose_platform(compile=cuda)
+    views = views or (1024 if cuda else 64)
+    steps_per_call = 10 if cuda else 1  # one step is too short to be timed alone, and steps overlap in a real run
     if best.device.type == "cpu":
         keep_freed_memory()
+    recipe = Recipe.load("cifar10-sgd", overrides={"train.batch_size": views // 2, "short_runs": []})
+    images = np.random.default_rng(0).integers(0, 256, (4 * views, size, size, 3), dtype=np.uint8)
+    store = ImageStore.from_arrays(images, name="noise")
 
-    def ours(platform: Platform) -> Callable[[], object]:
-        trainer = Trainer(recipe, plan, platform, store, Backends("auto", "auto"))
-        trainer.model.train()
-        return lambda: trainer.train_step(0)
+    calls: dict[str, Callable[[], object]] = {}
+    first: dict[str, float] = {}
+    missing: dict[str, str] = {}
+    for name, build in _contenders(recipe, store, best, size).items():
+        try:
+            step = build()
+            start = time.perf_counter()
+            step()
+            best.synchronize()
+        except Exception as reason:  # one contender's failure must not take the others along
+            missing[name] = f"{type(reason).__name__}: {str(reason).splitlines()[0] if str(reason) else ''}"
+            continue
+        first[name] = time.perf_counter() - start
+
+        def call(step: Callable[[], object] = step) -> None:
+            for _ in range(steps_per_call):
+                step()
+
+        calls[name] = call
+    timings = interleave(calls, repeats, warmup=2, synchronize=best.synchronize)
+    flops, peaks = flops_per_view(recipe, size), {p: matmul_tflops(best, p) for p in (best.precision, "fp32")}
+    found: list[Row] = []
+    for name, timing in timings.items():
+        row = rate_row(NAME, name, views * steps_per_call, timing, UNIT, views=views, size=size)
+        rate, precision = row["median"], "fp32" if "fp32" in name else best.precision
+        more: dict[str, Any] = {
+            "precision": precision,
+            "seconds_per_epoch": EPOCH_VIEWS / rate,
+            "tflops": rate * flops / 1e12,
+            "share_of_peak": rate * flops / 1e12 / peaks[precision],
+            "peak_bytes": peak_extra_bytes(calls[name], best.device),
+            "first_call_seconds": first[name],
+        }
+        found.append(row | more)
+    return found + [missing_row(NAME, name, UNIT, note) for name, note in missing.items()]
+
+
+def _contenders(recipe: Recipe, store: ImageStore, best: Platform, size: int) -> dict[str, Callable[[], Any]]:
+    """Name → what builds a call that makes one step. Only parts that are on are switched off, each in turn."""
+    dimension, temperature = recipe.head.dimension, recipe.loss.temperature
+    views_by = pick_augment("auto", best.device)[0]
+    loss_by = pick_nt_xent("auto", best.device, dimension, temperature)[0]
+    plan = Plan.of(recipe, store)
+
+    def ours(
+        platform: Platform, augment: str = views_by, nt_xent: str = loss_by, convolutions: bool = True
+    ) -> Callable[[], Callable[[], object]]:
+        def build() -> Callable[[], object]:
+            trainer = Trainer(recipe, plan, platform, store, Backends(augment, nt_xent))
+            trainer.model.train()
+            if not convolutions:
+                with_plain_convolutions(trainer.model)
+            return lambda: trainer.train_step(0)
+
+        return build
 
     def plain() -> Callable[[], object]:
         torch.manual_seed(0)
-        model = SimCLR(recipe.model, recipe.head).to(best.device).train()
+        model = with_plain_convolutions(SimCLR(recipe.model, recipe.head)).to(best.device).train()
         optimizer = build_optimizer(model, recipe.optimizer, 0.01)
-        augmenter = Trainer(
-            recipe, plan, Platform(best.device, "fp32", False, False), store, Backends("torch", "torch")
-        )
-        return lambda: plain_step(
-            model, optimizer, augmenter.views(augmenter.sample_ids(0), 0, size), recipe.loss.temperature
-        )
+        eager = Platform(best.device, "fp32", channels_last=False, compile=False)
+        augmenter = Trainer(recipe, plan, eager, store, Backends("torch", "torch"))
+        return lambda: plain_step(model, optimizer, augmenter.views(augmenter.sample_ids(0), 0, size), temperature)
 
-    contenders = {
-        "ours": ours(best),
-        "ours, fp32": ours(Platform(best.device, "fp32", best.channels_last, False)),
-        "ours, contiguous": ours(Platform(best.device, best.precision, False, False)),
-        "plain eager fp32 NCHW": plain(),
-    }
-    timings = interleave(contenders, repeats, warmup=2, synchronize=best.synchronize)
-    more = {"views": views, "size": size, "precision": best.precision}
-    return [rate_row("training step", name, views, t, "views/s", **more) for name, t in timings.items()]
+    found = {"ours": ours(best)}
+    if loss_by != "torch":
+        found["ours, loss by PyTorch"] = ours(best, nt_xent="torch")
+    if views_by != "torch":
+        found["ours, augmentation by PyTorch"] = ours(best, augment="torch")
+    if best.device.type == "cpu":
+        found["ours, all convolutions by oneDNN"] = ours(best, convolutions=False)
+    found["ours, augmentation by DALI"] = ours(best, augment="dali")
+    if best.compile:
+        found["ours, not compiled"] = ours(replace(best, compile=False))
+    if best.channels_last:
+        found["ours, contiguous"] = ours(replace(best, channels_last=False))
+    if best.precision != "fp32":
+        found["ours, fp32"] = ours(replace(best, precision="fp32"))
+    found[PLAIN] = plain
+    return found
+
+
+def flops_per_view(recipe: Recipe, size: int) -> float:
+    """Floating-point operations of convolutions and matrix products, forward and backward, of one view."""
+    model, views = SimCLR(recipe.model, recipe.head).to("meta"), 4
+    with FlopCounterMode(display=False) as counter:
+        model(torch.empty(views, 3, size, size, device="meta")).sum().backward()
+    return counter.get_total_flops() / views
+
+
+def matmul_tflops(platform: Platform, precision: str) -> float:
+    """What a large matrix product reaches on the device, TFLOP/s: the peak that a step is held against."""
+    side = 8192 if platform.device.type == "cuda" else 2048
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
+    a, b = (torch.randn(side, side, device=platform.device).to(dtype) for _ in range(2))
+    timing = interleave({"product": lambda: a @ b}, 5, warmup=2, synchronize=platform.synchronize)["product"]
+    return 2 * side**3 / timing.median / 1e12

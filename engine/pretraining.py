@@ -182,7 +182,7 @@ def prepare(
     platform = choose_platform(device, recipe.train.precision, compile, plan.total_steps)
     if platform.device.type == "cpu":
         keep_freed_memory()
-    backends, notes = _backends(platform, fused, augment)
+    backends, notes = _backends(platform, plan.recipe, fused, augment)
     platform = replace(platform, notes=platform.notes + notes)
     if saved is not None:
         return Trainer(plan.recipe, plan, platform, store, backends), None
@@ -357,13 +357,13 @@ def _saved_state(directory: Path, recipe: Recipe) -> dict[str, Any]:
     return state
 
 
-def _backends(platform: Platform, fused: bool | None, augment: str) -> tuple[Backends, tuple[str, ...]]:
+def _backends(platform: Platform, recipe: Recipe, fused: bool | None, augment: str) -> tuple[Backends, tuple[str, ...]]:
     """The kernels' implementations by what the device offers, and what there is to say about them."""
-    if fused is False:
-        return Backends("torch" if augment == "auto" else augment, "torch"), ()
+    plain = fused is False
+    dimension, temperature = recipe.head.dimension, recipe.loss.temperature
     try:
-        views, why_views = pick_augment(augment, platform.device)
-        loss, why_loss = pick_nt_xent("auto", platform.device)
+        views, why_views = pick_augment("torch" if plain and augment == "auto" else augment, platform.device)
+        loss, why_loss = pick_nt_xent("torch" if plain else "auto", platform.device, dimension, temperature)
     except ValueError as error:
         raise UsageError(
             "the kernel backend is not to be had", saw=error, fix="--augment auto takes the best there is"

@@ -3,64 +3,118 @@
 from __future__ import annotations
 
 from importlib import import_module
+from pathlib import Path
+from typing import Any
 
 import click
 
 from .options import print_json
 
-BENCHES = ("epoch", "augment")
+# Each is a module of bench/ with `rows(repeats, …)` and `floors()`; what it takes to see every line of it run quickly.
+BENCHES: dict[str, dict[str, Any]] = {
+    "epoch": {"views": 8, "size": 16},
+    "nt-xent": {"sizes": (64, 128)},
+    "augment": {"views": 32, "size": 16},
+    "optimizer": {},
+}
 
 
 @click.command(name="bench")
-@click.argument("name", type=click.Choice(BENCHES))
+@click.argument("name", type=click.Choice(list(BENCHES)))
 @click.option(
     "--repeats", type=click.IntRange(min=1), default=7, show_default=True, help="Timed calls of each contender."
 )
-@click.option("--check", is_flag=True, help="Exit 1 where a speed floor is missed.")
-@click.option("--out", type=click.Path(dir_okay=False), metavar="FILE", help="Write the JSON document here too.")
+@click.option("--small", is_flag=True, help="Tiny sizes: to see every line run, not to compare anything.")
+@click.option("--check", is_flag=True, help="Exit 1 where a floor is missed.")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Write the JSON here too.")
+@click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE.png", help="Draw the rows.")
+@click.option(
+    "--sheet",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE.png",
+    help="augment: one image, 16 views of it, a row for each backend.",
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
-def command(name: str, repeats: int, check: bool, out: str | None, as_json: bool) -> None:
+def command(
+    name: str,
+    repeats: int,
+    small: bool,
+    check: bool,
+    out: Path | None,
+    plot: Path | None,
+    sheet: Path | None,
+    as_json: bool,
+) -> None:
     """Measure this machine: contenders interleaved, median with p20 and p80.
 
     \b
-    epoch    a training step, ours and with parts switched off, beside a plain one
-    augment  views per second of the augmentation beside its peers
+    epoch      a training step, ours and with each part switched off, beside a plain one
+    nt-xent    the loss: time, memory and error beside the usual ways to write it
+    augment    views per second of each backend beside other libraries
+    optimizer  an update of LARS beside a plain loop
     """
-    module = import_module(f"simclr_engine.bench.{name}")
     from simclr_engine.bench.rows import bench_document
     from simclr_engine.bench.rows import check as check_floors
 
-    document = bench_document(module.rows(repeats=repeats))
-    if out:
+    from ..errors import UsageError
+
+    if sheet is not None and name != "augment":
+        raise UsageError("--sheet belongs to bench augment", saw=name, fix="simclr-engine bench augment --sheet FILE")
+    if small and check:
+        raise UsageError("--check has no meaning at --small sizes", fix="give one of them")
+    module = import_module(f"simclr_engine.bench.{name.replace('-', '_')}")
+    document = bench_document(module.rows(repeats=repeats, **(BENCHES[name] if small else {})))
+    if out is not None:
         import json
-        from pathlib import Path
 
         from ..run import write_text_atomic
 
-        write_text_atomic(Path(out), json.dumps(document, indent=2) + "\n")
+        write_text_atomic(out, json.dumps(document, indent=2) + "\n")
+    if plot is not None:
+        from simclr_engine.bench.plot import draw
+
+        draw(document).savefig(plot, dpi=120)
+    if sheet is not None:
+        from ..data import load_data
+
+        module.sheet(load_data("glyphs", split="test").images[7], 16, sheet)
     if as_json:
         print_json(document)
     else:
         _table(document)
     if check:
-        for line in check_floors(document["rows"], module.FLOORS):
+        for line in check_floors(document["rows"], module.floors()):
             click.echo(line, err=True)
 
 
-def _table(document: dict[str, object]) -> None:
+def _table(document: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    rows = document["rows"]
-    assert isinstance(rows, list)
     table = Table(title=str(document["device"]), box=None, pad_edge=False, header_style="bold", title_justify="left")
-    for column in ("measured", "contender", "median", "p20", "p80", "unit"):
+    for column in ("measured", "contender", "median", "p20", "p80", "unit", "also"):
         table.add_column(column, justify="right" if column in ("median", "p20", "p80") else "left")
-    for row in rows:
+    for row in document["rows"]:
         if row["median"] is None:
-            figures = [row.get("note", "–"), "", ""]
-        else:
-            figures = [f"{row[k]:,.0f}" for k in ("median", "p20", "p80")]
-        table.add_row(row["name"], row["contender"], *figures, row["unit"])
+            table.add_row(row["name"], row["contender"], "–", "", "", "", row.get("note", ""))
+            continue
+        figures = [f"{row[k]:,.0f}" if row[k] >= 100 else f"{row[k]:.3g}" for k in ("median", "p20", "p80")]
+        table.add_row(row["name"], row["contender"], *figures, row["unit"], _also(row))
     console = Console()
-    (console if console.is_terminal else Console(width=120)).print(table)
+    (console if console.is_terminal else Console(width=200)).print(table)
+
+
+def _also(row: dict[str, Any]) -> str:
+    """What a row holds beside its time."""
+    shown = {
+        "peak_bytes": lambda v: f"peak {v / 2**20:,.1f} MiB",
+        "gradient_error": lambda v: f"gradient error {v:.1e}",
+        "max_error": lambda v: f"max error {v:.1e}",
+        "mean_error": lambda v: f"mean difference {v:.1e}",
+        "gigabytes_per_second": lambda v: f"{v:,.0f} GB/s",
+        "seconds_per_epoch": lambda v: f"{v:,.1f} s/epoch",
+        "tflops": lambda v: f"{v:,.3g} TFLOP/s",
+        "share_of_peak": lambda v: f"{100 * v:.0f} % of peak",
+        "first_call_seconds": lambda v: f"first call {v:.1f} s",
+    }
+    return ", ".join(show(row[key]) for key, show in shown.items() if key in row)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import os
 import platform
 import shutil
@@ -70,6 +69,7 @@ def _torch_findings() -> list[tuple[str, bool, str]]:
     import torch
 
     from simclr_engine.kernels import pick_augment, pick_nt_xent
+    from simclr_engine.kernels.augmentation.dispatch import BACKENDS
 
     from ..device import choose_platform
     from ..torchvision_shim import import_torchvision, is_shimmed
@@ -80,11 +80,16 @@ def _torch_findings() -> list[tuple[str, bool, str]]:
         ("torch", True, torch.__version__),
         ("device", True, f"{about['device']}: {about['device_name']}"),
         ("precision", True, f"{chosen.precision}, {'channels_last' if chosen.channels_last else 'contiguous'}"),
-        ("augmentation", True, ": ".join(pick_augment("auto", chosen.device))),
         ("NT-Xent", True, ": ".join(pick_nt_xent("auto", chosen.device))),
+        ("augmentation", True, ": ".join(pick_augment("auto", chosen.device))),
     ]
-    native = importlib.util.find_spec("simclr_engine.kernels._native") is not None
-    rows.append(("native module", True, "built" if native else "not built: PyTorch serves in its place"))
+    for backend in BACKENDS:
+        try:
+            pick_augment(backend, chosen.device)
+        except ValueError as reason:
+            rows.append((f"  {backend}", True, str(reason).partition(" here: ")[2]))
+        else:
+            rows.append((f"  {backend}", True, f"--augment {backend} serves {chosen.device.type}"))
     try:
         import_torchvision()
         detail = (

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from importlib import import_module
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from . import reference
 from .params import COLUMNS
 from .spec import AugmentSpec
 
-# Same signature for all: (images, params, spec, size, dtype) -> views.
-BACKENDS: dict[str, Callable[[Tensor, Tensor, AugmentSpec, int, torch.dtype], Tensor]] = {"torch": reference.augment}
+# Backend → module of this package. Each has `why_not(device)`, which says what keeps it from serving there ("" if
+# nothing does), and `augment(images, params, spec, size, dtype)`. Modules are loaded when first asked for.
+BACKENDS = {"triton": "triton", "native": "native", "dali": "dali", "torch": "reference"}
+# What `auto` tries, in this order, by kind of device; the last one serves everywhere. DALI is taken only by name: its
+# hue and the order of its jitter are its own.
+PREFERENCE = {"cuda": ("triton", "torch"), "cpu": ("native", "torch"), "mps": ("native", "torch")}
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
@@ -24,16 +28,26 @@ def pick_augment(backend: str = "auto", device: torch.device | str = "cpu") -> t
         (name, reason).
 
     Raises:
-        ValueError: a backend that this build does not have.
+        ValueError: no backend of this name, or one that cannot serve this device; the message says what is missing.
     """
-    if backend == "auto":
-        return "torch", f"batched PyTorch, the only augmentation of this build on {torch.device(device).type}"
-    if backend not in BACKENDS:
-        raise ValueError(
-            f"augmentation backend {backend!r} is not in this build; it has {', '.join(BACKENDS)} "
-            "(or auto, to let it pick)"
-        )
-    return backend, "asked for by name"
+    device = torch.device(device)
+    if backend != "auto":
+        if backend not in BACKENDS:
+            raise ValueError(f"there is no augmentation backend {backend!r}; there are auto, {', '.join(BACKENDS)}")
+        if reason := _module(backend).why_not(device):
+            raise ValueError(f"the augmentation backend {backend!r} cannot serve {device.type} here: {reason}")
+        return backend, "asked for by name"
+    missing = []
+    for name in PREFERENCE.get(device.type, ("torch",)):
+        reason = _module(name).why_not(device)
+        if not reason:
+            return name, f"the fastest for {device.type}" + "".join(f"; no {other}: {why}" for other, why in missing)
+        missing.append((name, reason))
+    raise AssertionError("the PyTorch backend serves every device")
+
+
+def _module(backend: str) -> ModuleType:
+    return import_module(f".{BACKENDS[backend]}", __package__)
 
 
 def augment(
@@ -70,7 +84,8 @@ def augment(
     size = spec.image_size if size is None else size
     _check(images, params, spec, size, dtype)
     name, _ = pick_augment(backend, images.device)
-    return BACKENDS[name](images, params, spec, size, dtype)
+    views: Tensor = _module(name).augment(images, params, spec, size, dtype)
+    return views
 
 
 def _check(images: Tensor, params: Tensor, spec: AugmentSpec, size: int, dtype: torch.dtype) -> None:

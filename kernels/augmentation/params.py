@@ -74,7 +74,25 @@ def draw_params(
     # Drawn in float64, with additions, multiplications, divisions and square roots only: IEEE 754 fixes their last
     # bit, so the same table comes out of every machine. MPS has no float64: its table is drawn on the CPU.
     source = torch.device("cpu") if target.type == "mps" else target
-    words = _words(seed, epoch, sample_ids.to(source, torch.int64), views)
+    ids = sample_ids.to(source, torch.int64)
+    if source.type == "cpu":
+        from . import native  # here, because it imports this file
+
+        if native.can_draw():
+            return native.draw(spec, seed, epoch, ids, views).to(target)
+    if source.type == "cuda":
+        from . import triton  # here, because it is loaded only where there is a device for it
+
+        if not triton.why_not(source):
+            from .draw_triton import draw_params as draw_in_one_launch
+
+            return draw_in_one_launch(spec, seed, epoch, ids, views)
+    return _drawn_by_torch(spec, seed, epoch, ids, views).to(target)
+
+
+def _drawn_by_torch(spec: AugmentSpec, seed: int, epoch: int, sample_ids: Tensor, views: int) -> Tensor:
+    """The table, by torch operations in float64, on the device of the ids (int64)."""
+    words = _words(seed, epoch, sample_ids, views)
     chance = uniform(words, torch.float64)
 
     columns: list[Tensor] = [torch.empty(0)] * len(COLUMNS)
@@ -83,14 +101,14 @@ def draw_params(
     columns[X] = _position(words[_WORD_X], spec.image_size - columns[W], found)
     columns[FLIP] = chance[_WORD_FLIP] < spec.flip
     columns[JITTER_ON] = chance[_WORD_JITTER] < spec.jitter
-    columns[BRIGHTNESS] = _between(chance[_WORD_BRIGHTNESS], *_factor_range(spec.brightness))
-    columns[CONTRAST] = _between(chance[_WORD_CONTRAST], *_factor_range(spec.contrast))
-    columns[SATURATION] = _between(chance[_WORD_SATURATION], *_factor_range(spec.saturation))
+    columns[BRIGHTNESS] = _between(chance[_WORD_BRIGHTNESS], *factor_range(spec.brightness))
+    columns[CONTRAST] = _between(chance[_WORD_CONTRAST], *factor_range(spec.contrast))
+    columns[SATURATION] = _between(chance[_WORD_SATURATION], *factor_range(spec.saturation))
     columns[HUE] = _between(chance[_WORD_HUE], -spec.hue, spec.hue)
     columns[ORDER] = _whole_below(words[_WORD_ORDER], 24)
     columns[GRAY] = chance[_WORD_GRAY] < spec.gray
     columns[SIGMA] = _between(chance[_WORD_SIGMA], *spec.blur_sigma) * (chance[_WORD_BLUR] < spec.blur)
-    return torch.stack([column.to(torch.float32) for column in columns], dim=1).to(target)
+    return torch.stack([column.to(torch.float32) for column in columns], dim=1)
 
 
 def _words(seed: int, epoch: int, sample_ids: Tensor, views: int) -> Tensor:
@@ -121,15 +139,21 @@ def _crop_sides(spec: AugmentSpec, chance: Tensor) -> tuple[Tensor, Tensor, Tens
     fits = (width > 0) & (width <= size) & (height > 0) & (height <= size)
     first = fits.to(torch.int8).argmax(0, keepdim=True)
     found = fits.any(0)
-    # torchvision's fallback for a square image: as large as the ratio's range allows.
-    narrowest, widest = spec.crop_ratio
-    fallback_width = max(1, round(size * widest)) if widest < 1 else size
-    fallback_height = max(1, round(size / narrowest)) if narrowest > 1 else size
+    fallback_height, fallback_width = fallback_sides(spec)
     return (
         torch.where(found, height.gather(0, first)[0], float(fallback_height)),
         torch.where(found, width.gather(0, first)[0], float(fallback_width)),
         found,
     )
+
+
+def fallback_sides(spec: AugmentSpec) -> tuple[int, int]:
+    """Height and width of the crop where no attempt fits: torchvision's for a square image, as large as the ratio's
+    range allows."""
+    narrowest, widest = spec.crop_ratio
+    width = max(1, round(spec.image_size * widest)) if widest < 1 else spec.image_size
+    height = max(1, round(spec.image_size / narrowest)) if narrowest > 1 else spec.image_size
+    return height, width
 
 
 def _exp(x: Tensor) -> Tensor:
@@ -149,7 +173,8 @@ def _exp(x: Tensor) -> Tensor:
     return total
 
 
-def _factor_range(strength: float) -> tuple[float, float]:
+def factor_range(strength: float) -> tuple[float, float]:
+    """Smallest and largest factor of brightness, contrast or saturation at a strength, as torchvision's ColorJitter."""
     return max(0.0, 1.0 - strength), 1.0 + strength
 
 

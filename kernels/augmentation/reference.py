@@ -18,6 +18,11 @@ from .spec import AugmentSpec
 BLOCK_PIXELS = 2**16
 
 
+def why_not(device: torch.device) -> str:
+    """Nothing keeps it from serving any device."""
+    return ""
+
+
 @torch.no_grad()
 def augment(images: Tensor, params: Tensor, spec: AugmentSpec, size: int, dtype: torch.dtype) -> Tensor:
     """Apply drawn parameters. Arguments as `dispatch.augment`, which checks them.

@@ -3,33 +3,45 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from . import reference
+from . import reference, triton
 
-# Same signature for all: (z, views, temperature) -> loss.
-BACKENDS: dict[str, Callable[[Tensor, int, float], Tensor]] = {"torch": reference.nt_xent}
+# Backend → module. Each has `why_not(device, dimension, temperature)`, which says what keeps it from
+# serving that ("" if nothing does), and `nt_xent(z, views, temperature)`. None of them imports what may be missing.
+BACKENDS: dict[str, ModuleType] = {"triton": triton, "torch": reference}
+# What `auto` tries, in this order, by kind of device; the last one serves everywhere.
+PREFERENCE = {"cuda": ("triton", "torch")}
 
 
-def pick_nt_xent(backend: str = "auto", device: torch.device | str = "cpu") -> tuple[str, str]:
-    """The backend that `nt_xent` would use, and why: for a run to say and to record.
+def pick_nt_xent(
+    backend: str = "auto", device: torch.device | str = "cpu", dimension: int = 128, temperature: float = 0.5
+) -> tuple[str, str]:
+    """The backend that `nt_xent` would use for projections of this width, and why: for a run to say and to record.
 
     Returns:
         (name, reason).
 
     Raises:
-        ValueError: a backend that this build does not have.
+        ValueError: no backend of this name, or one that cannot serve this; the message says what keeps it.
     """
-    if backend == "auto":
-        return "torch", f"chunked PyTorch, the only NT-Xent of this build on {torch.device(device).type}"
-    if backend not in BACKENDS:
-        raise ValueError(
-            f"NT-Xent backend {backend!r} is not in this build; it has {', '.join(BACKENDS)} (or auto, to let it pick)"
-        )
-    return backend, "asked for by name"
+    device = torch.device(device)
+    if backend != "auto":
+        if backend not in BACKENDS:
+            raise ValueError(f"there is no NT-Xent backend {backend!r}; there are auto, {', '.join(BACKENDS)}")
+        if reason := BACKENDS[backend].why_not(device, dimension, temperature):
+            raise ValueError(f"the NT-Xent backend {backend!r} cannot serve {device.type} here: {reason}")
+        return backend, "asked for by name"
+    missing: list[tuple[str, str]] = []
+    for name in PREFERENCE.get(device.type, ("torch",)):
+        reason = BACKENDS[name].why_not(device, dimension, temperature)
+        if not reason:
+            return name, f"the fastest for {device.type}" + "".join(f"; no {other}: {why}" for other, why in missing)
+        missing.append((name, reason))
+    raise AssertionError("the PyTorch backend serves every device")
 
 
 def nt_xent(z: Tensor, views: int = 2, temperature: float = 0.5, backend: str = "auto") -> Tensor:
@@ -56,8 +68,9 @@ def nt_xent(z: Tensor, views: int = 2, temperature: float = 0.5, backend: str = 
         >>> nt_xent(z, views=2, temperature=0.5).backward()
     """
     check_projections(z, views, temperature)
-    name, _ = pick_nt_xent(backend, z.device)
-    return BACKENDS[name](z, views, float(temperature))
+    name, _ = pick_nt_xent(backend, z.device, z.shape[1], temperature)
+    loss: Tensor = BACKENDS[name].nt_xent(z, views, float(temperature))
+    return loss
 
 
 def check_projections(z: Tensor, views: int, temperature: float) -> None:

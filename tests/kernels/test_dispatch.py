@@ -35,9 +35,8 @@ PARAMS = draw_params(SPEC, 0, 0, torch.arange(4), 2)
         ({"size": 8.0}, "not 8.0"),
         ({"spec": AugmentSpec(image_size=8, blur=0.5, blur_kernel=17)}, "too small for a blur kernel of 17"),
         ({"dtype": torch.int32}, "dtype must be one of torch.float32, .*, not torch.int32"),
-        ({"backend": "triton"}, "augmentation backend 'triton' is not in this build; it has torch"),
-        ({"backend": "dali"}, "'dali' is not in this build"),
-        ({"backend": "native"}, "'native' is not in this build"),
+        ({"backend": "cudnn"}, "there is no augmentation backend 'cudnn'; there are auto, triton, native, dali, torch"),
+        ({"backend": "triton"}, "the augmentation backend 'triton' cannot serve cpu here: it needs"),
     ],
 )
 def test_augment_names_what_it_cannot_use(change: dict[str, Any], message: str) -> None:
@@ -60,7 +59,8 @@ def test_augment_names_what_it_cannot_use(change: dict[str, Any], message: str) 
         (torch.zeros(4, 2), 2, -1.0, "auto", "not -1.0"),
         (torch.zeros(4, 2), 2, float("nan"), "auto", "not nan"),
         (torch.zeros(4, 2), 2, float("inf"), "auto", "not inf"),
-        (torch.zeros(4, 2), 2, 0.5, "triton", "NT-Xent backend 'triton' is not in this build; it has torch"),
+        (torch.zeros(4, 2), 2, 0.5, "triton", "the NT-Xent backend 'triton' cannot serve cpu here: it needs"),
+        (torch.zeros(4, 2), 2, 0.5, "native", "there is no NT-Xent backend 'native'; there are auto, triton, torch"),
     ],
 )
 def test_nt_xent_names_what_it_cannot_use(
@@ -103,22 +103,45 @@ def test_a_spec_from_lists_and_whole_numbers_is_the_spec_from_tuples_and_floats(
 @pytest.mark.parametrize("device", ["cpu", "cuda", "mps"])
 def test_auto_says_what_it_picks_and_why(pick: Any, device: str) -> None:
     name, reason = pick("auto", torch.device(device))
-    assert name == "torch" and device in reason
+    assert device in reason
+    assert pick(name, device) == (name, "asked for by name")
     assert pick("torch", device) == ("torch", "asked for by name")
+
+
+def test_auto_takes_the_first_that_serves_and_says_what_kept_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    from simclr_engine.kernels.augmentation import native
+    from simclr_engine.kernels.augmentation import triton as augmentation
+    from simclr_engine.kernels.ntxent import triton as loss
+
+    monkeypatch.setattr(native, "why_not", lambda device: "")
+    assert pick_augment("auto", "cpu")[0] == "native"
+    monkeypatch.setattr(native, "why_not", lambda device: "no compiler was there")
+    assert pick_augment("auto", "cpu") == ("torch", "the fastest for cpu; no native: no compiler was there")
+    for module in (augmentation, loss):
+        monkeypatch.setattr(module, "why_not", lambda *a: "")
+    assert (pick_augment("auto", "cuda")[0], pick_nt_xent("auto", "cuda")[0]) == ("triton", "triton")
+    for module in (augmentation, loss):
+        monkeypatch.setattr(module, "why_not", lambda *a: "an old card")
+    assert pick_augment("auto", "cuda") == ("torch", "the fastest for cuda; no triton: an old card")
+    assert pick_nt_xent("auto", "cuda") == ("torch", "the fastest for cuda; no triton: an old card")
 
 
 @pytest.mark.parametrize("backend", ["auto", "torch"])
 def test_the_backend_that_is_picked_is_the_one_that_runs(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from simclr_engine.kernels.augmentation import dispatch as augmentation
-    from simclr_engine.kernels.ntxent import dispatch as ntxent
+    from simclr_engine.kernels.augmentation import native
+    from simclr_engine.kernels.augmentation import reference as augmentation
+    from simclr_engine.kernels.ntxent import reference as loss
 
     calls: list[tuple[Any, ...]] = []
-    monkeypatch.setitem(augmentation.BACKENDS, "torch", lambda *a: calls.append(a))  # type: ignore[arg-type]
-    monkeypatch.setitem(ntxent.BACKENDS, "torch", lambda *a: calls.append(a))  # type: ignore[arg-type]
+    for module in (augmentation, native):
+        monkeypatch.setattr(module, "why_not", lambda device: "")
+        monkeypatch.setattr(module, "augment", lambda *a, name=module.__name__: calls.append((*a, name)))
+    monkeypatch.setattr(loss, "nt_xent", lambda *a: calls.append(a))
     z = torch.zeros(4, 2)
     augment(IMAGES, PARAMS, SPEC, backend=backend)
     nt_xent(z, 2, 1, backend=backend)
-    assert calls[0][3:] == (8, torch.float32) and calls[1] == (z, 2, 1.0)
+    assert calls[0][3:5] == (8, torch.float32) and calls[1] == (z, 2, 1.0)
+    assert calls[0][5].endswith("native" if backend == "auto" else "reference")
 
 
 def test_the_spec_and_its_package_are_read_without_torch() -> None:

@@ -1,0 +1,66 @@
+"""What the benchmarks compare with computes the same thing, and what they count is counted right."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from reference import ntxent_truth
+from simclr_engine.bench.baselines.lars import LoopLARS
+from simclr_engine.bench.baselines.loss import nt_xent_boolean_mask, nt_xent_eager
+from simclr_engine.bench.epoch import flops_per_view
+from simclr_engine.bench.memory import peak_extra_bytes
+from simclr_engine.optim import LARS, parameter_groups
+from simclr_engine.recipe import Recipe
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("loss", [nt_xent_eager, nt_xent_boolean_mask])
+def test_the_usual_losses_are_nt_xent(loss: object) -> None:
+    z = torch.randn(12, 5, dtype=torch.float64, requires_grad=True)
+    assert callable(loss)
+    value = loss(z, 0.3)
+    truth, gradient = ntxent_truth.loss_and_gradient(z, 2, 0.3)
+    assert float(value.detach()) == pytest.approx(float(truth), rel=1e-12)
+    assert torch.allclose(torch.autograd.grad(value, z)[0], gradient, rtol=1e-10, atol=1e-14)
+
+
+def test_the_plain_loop_is_our_lars() -> None:
+    def module() -> nn.Module:
+        torch.manual_seed(0)
+        made = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5)).double()
+        for i, p in enumerate(made.parameters()):
+            p.grad = torch.full_like(p, 0.1 * (i + 1))
+        return made
+
+    ours, loop = module(), module()
+    groups = parameter_groups(ours, 0.01)
+    groups[1]["adapt"] = False
+    first = LARS(groups, 0.3, 0.9, 0.0, 0.02)
+    second = LoopLARS(parameter_groups(loop, 0.01), 0.3, 0.9, 0.02)
+    for _ in range(3):
+        first.step()
+        second.step()
+    for p, q in zip(ours.parameters(), loop.parameters(), strict=True):
+        assert (p - q).abs().max() <= 1e-12
+
+
+def test_peak_memory_counts_what_is_alive_together() -> None:
+    mebibyte = 2**18  # floats
+
+    def call() -> torch.Tensor:
+        first = torch.empty(8 * mebibyte)
+        second = torch.empty(4 * mebibyte)
+        del first
+        third = torch.empty(2 * mebibyte)
+        return second[:1] + third[:1]
+
+    call()
+    assert peak_extra_bytes(call, CPU) / 2**20 == pytest.approx(12, abs=0.1)
+
+
+def test_a_resnet18_of_32_pixels_costs_what_is_published() -> None:
+    # 3.329 GFLOP forward and backward is the figure for CIFAR's ResNet-18; the head's products come on top.
+    assert flops_per_view(Recipe.load("cifar10-sgd"), 32) == pytest.approx(3.329e9, rel=0.01)

@@ -1,0 +1,162 @@
+"""The augmentation's kernels compiled for real devices, without one: registers, shared memory, instructions. And what
+the host side decides: which device is served, and how a view is cut."""
+
+from __future__ import annotations
+
+import re
+from itertools import product
+from typing import Any
+
+import pytest
+import torch
+
+from simclr_engine.kernels.augmentation import triton as backend
+
+pytest.importorskip("triton", reason="Triton exists for Linux only")
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from reference.aot import SHARED_LIMIT, TENSOR_CORE_OPCODES, Resources, _usage
+from simclr_engine.kernels.augmentation import draw_triton
+from simclr_engine.kernels.augmentation.apply_triton import apply
+
+CAPABILITIES = (75, 80, 90, 100)
+# (image, size, blur's reach, type): each size at which the kernel is cut differently, with and without a blur, with
+# crops that are never shrunk and with crops that are (image > size). The type decides the last instruction only, so
+# the 16-bit ones stand for themselves where registers are scarcest.
+CONFIGURATIONS = [
+    *[
+        (image, size, reach, "fp32")
+        for size, reach in product((16, 24, 32, 64, 96), (0, 1))
+        for image in (size, 32 if size < 32 else 96 if size < 96 else 224)
+    ],
+    *[(32, size, reach, half) for size, reach, half in product((32, 64), (0, 1), ("fp16", "bf16"))],
+    *[(224, 224, 0, "bf16"), (224, 224, 11, "bf16"), (224, 96, 4, "bf16")],
+]
+
+
+def compiled(
+    kernel: Any, signature: dict[str, str], constants: dict[str, object], capability: int, **options: object
+) -> Any:
+    """The kernel for a device; pointers may have any address, as the kernels ask for."""
+    types = {name: "constexpr" if name in constants else signature[name] for name in kernel.arg_names}
+    target = GPUTarget("cuda", capability, 32)
+    return triton.compile(ASTSource(kernel, types, constants), target=target, options=options)
+
+
+def resources(kernel: Any) -> Resources:
+    registers, stack = _usage(kernel.asm["cubin"])
+    opcodes = frozenset(name for name in TENSOR_CORE_OPCODES if name in kernel.asm["ptx"])
+    return Resources(registers, stack, kernel.metadata.shared, opcodes)
+
+
+def compiled_apply(image: int, size: int, reach: int, output: str, cut: backend.Tiling, capability: int) -> Any:
+    """As `backend.augment` launches it."""
+    numbers = {f"{name}_{channel}": "fp32" for name in ("mean", "scale") for channel in "rgb"}
+    signature = {"images": "*u8", "params": "*fp32", "views": f"*{output}", "batch": "i32", **numbers}
+    constants = {
+        "IMAGE": image, "SIZE": size, "WINDOW": cut.window, "INNER": cut.inner, "BLOCK": cut.block, "REACH": reach,
+        "WITH_JITTER": True, "WITH_GRAY": True,
+    }  # fmt: skip
+    options = {"num_warps": cut.warps, "num_stages": 1, "maxnreg": cut.registers}
+    return compiled(apply, signature, constants, capability, **options)
+
+
+def compiled_draw(capability: int, **options: object) -> Any:
+    """As `draw_triton.draw_params` launches it, with those options."""
+    annotated = {p.name: p.annotation_type or "i32" for p in draw_triton.draw.params if not p.is_constexpr}
+    signature = {**annotated, "ids": "*i64", "params": "*fp32"}
+    constants: dict[str, object] = {"BLOCK": draw_triton.ROWS_PER_PROGRAM}
+    return compiled(draw_triton.draw, signature, constants, capability, num_warps=draw_triton.WARPS, **options)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_no_configuration_spills_or_asks_for_more_memory_than_there_is(
+    capability: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines, wrong = [], []
+    for image, size, reach, output in CONFIGURATIONS:
+        cut = backend.tiling(size, reach, image > size)
+        assert cut is not None
+        used = resources(compiled_apply(image, size, reach, output, cut, capability))
+        lines.append(
+            f"sm_{capability}  {image:3d} → {size:3d}  blur {2 * reach + 1 if reach else '–':>2}  {output}  "
+            f"window {cut.window:2d}  warps {cut.warps:2d}  registers {used.registers:3d}  "
+            f"stack {used.stack_bytes}  shared {used.shared_bytes:5d}"
+        )
+        # 65,536 registers per multiprocessor must hold the program at all.
+        fits = used.registers * 32 * cut.warps <= 65_536 and used.shared_bytes <= SHARED_LIMIT[capability]
+        if used.stack_bytes or used.opcodes or not fits:
+            wrong.append(lines[-1])
+    with capsys.disabled():
+        print("", *lines, sep="\n")
+    assert not wrong
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_the_draw_does_not_spill(capability: int, capsys: pytest.CaptureFixture[str]) -> None:
+    used = resources(compiled_draw(capability, **draw_triton.OPTIONS))
+    with capsys.disabled():
+        print(f"\nsm_{capability}  draw  registers {used.registers}  shared {used.shared_bytes}")
+    assert used.stack_bytes == 0 and used.shared_bytes == 0 and not used.opcodes
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_the_draw_rounds_after_every_operation(capability: int) -> None:
+    # What makes its table the CPU's, bit for bit: IEEE operations in float64, none of them contracted to another.
+    operations = r"\b((?:add|sub|mul|div|sqrt|fma|mad|neg|rcp)\.[a-z.]*f64)\b"
+    exact, contracted = (compiled_draw(capability, **options) for options in (draw_triton.OPTIONS, {}))
+    assert set(re.findall(operations, exact.asm["ptx"])) == {"add.rn.f64", "mul.rn.f64", "div.rn.f64", "sqrt.rn.f64"}
+    assert "fma.rn.f64" in re.findall(operations, contracted.asm["ptx"])  # the option is what does it
+
+
+def test_windows_cover_every_pixel_with_room_for_the_blur() -> None:
+    for size, reach, shrinks in product(range(1, 257), (0, 1, 4, 11, 14), (False, True)):
+        cut = backend.tiling(size, reach, shrinks)
+        assert cut is not None
+        assert cut.window**2 <= cut.block <= 4096 and cut.block & (cut.block - 1) == 0
+        assert cut.window <= size and 1 <= cut.warps <= 16
+        assert cut.inner == size or cut.inner + 2 * reach <= cut.window
+        covered = set()
+        for number in range(-(-size // cut.inner)):
+            first = min(max(number * cut.inner - reach, 0), size - cut.window)
+            kept = range(number * cut.inner, min((number + 1) * cut.inner, size))
+            needed = {abs(p) if p < size else 2 * (size - 1) - p for k in kept for p in (k - reach, k, k + reach)}
+            if reach < size:  # what dispatch allows
+                assert needed <= set(range(first, first + cut.window)), (size, reach, cut)
+            covered |= set(kept)
+        assert covered == set(range(size))
+
+
+def test_a_blur_too_wide_for_windows_has_no_tiling() -> None:
+    assert backend.tiling(64, 31, False) is not None
+    assert backend.tiling(65, 14, False) is not None and backend.tiling(65, 15, False) is None
+
+
+@pytest.mark.parametrize(
+    ("device", "capability", "reason"),
+    [
+        ("cpu", (9, 0), "it needs a CUDA device"),
+        ("mps", (9, 0), "it needs a CUDA device"),
+        ("cuda", None, "PyTorch sees no CUDA device"),
+        ("cuda", (7, 0), "the device has compute capability 7.0, it needs 7.5"),
+        ("cuda:1", (7, 5), ""),  # T4
+        ("cuda", (10, 0), ""),
+    ],
+)
+def test_devices_that_are_not_served_are_told_why(
+    device: str, capability: tuple[int, int] | None, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: capability is not None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    assert backend.why_not(torch.device(device)) == reason
+
+
+def test_without_triton_no_device_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "_triton_found", lambda: False)
+    assert "triton is not installed" in backend.why_not(torch.device("cuda"))
