@@ -23,13 +23,17 @@ test: $(READY)
 	$(BIN)/python -m pytest
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/interpreter
 
-# mypy follows folders, not setup.py's mapping of them: it is shown the packages under their import name, as links.
+# The packages under their import name, as links: for what follows folders and not setup.py's mapping of them.
+define LINKED
+	rm -rf build/linked && mkdir -p build/linked/simclr_engine
+	ln -s $(CURDIR)/engine/* $(CURDIR)/kernels $(CURDIR)/export $(CURDIR)/bench build/linked/simclr_engine/
+endef
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	rm -rf build/typed && mkdir -p build/typed/simclr_engine
-	ln -s $(CURDIR)/engine/* $(CURDIR)/kernels $(CURDIR)/export $(CURDIR)/bench build/typed/simclr_engine/
-	MYPYPATH=build/typed $(BIN)/mypy -p simclr_engine
+	$(LINKED)
+	MYPYPATH=build/linked $(BIN)/mypy -p simclr_engine
 
 # Floors are ratios between contenders of one run; they are asserted here and nowhere else. Peers that fail to install
 # are named in the tables.
@@ -48,9 +52,11 @@ OUT ?= build/gpu
 GPU_FLAGS := --out $(OUT) $(if $(DRY),--dry) $(if $(DATA),--data '$(DATA)') $(if $(ONLY),--only '$(ONLY)')
 ifeq ($(origin PYTHON),command line)
 gpu:
+	$(LINKED)
 	rm -rf build/site
-	$(PYTHON) -m pip install --quiet --no-deps --no-build-isolation --no-index --target build/site .
-	PYTHONPATH=build/site $(PYTHON) -m simclr_engine.bench.gpu $(GPU_FLAGS)
+	$(PYTHON) -m pip install --quiet --no-deps --no-build-isolation --no-index --target build/site . || \
+	  echo "not installed (setuptools ≥ 77 can); running from the checkout, without the compiled module"
+	PYTHONPATH=build/site:build/linked $(PYTHON) -m simclr_engine.bench.gpu $(GPU_FLAGS)
 else
 gpu: $(READY)
 	$(BIN)/python -m simclr_engine.bench.gpu $(GPU_FLAGS)

@@ -6,11 +6,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
 
-# How long an example takes is the machine's affair; a busy one would fail a test that is right.
-settings.register_profile("simclr-engine", deadline=None)
-settings.load_profile("simclr-engine")
+try:  # tests/gpu needs nothing but pytest
+    from hypothesis import settings
+except ModuleNotFoundError:
+    pass
+else:
+    # How long an example takes is the machine's affair; a busy one would fail a test that is right.
+    settings.register_profile("simclr-engine", deadline=None)
+    settings.load_profile("simclr-engine")
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 

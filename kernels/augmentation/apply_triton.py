@@ -237,10 +237,10 @@ def _window(number, COUNT: tl.constexpr, INNER: tl.constexpr, REACH: tl.constexp
 @triton.jit(
     # A last, smaller batch, or a table at an odd address, must not compile again: least of all within a graph capture.
     do_not_specialize=["batch"],
-    do_not_specialize_on_alignment=["images", "params", "views"],
+    do_not_specialize_on_alignment=["images", "drawn", "views"],
 )
 def apply(
-    images, params, views, batch, mean_r, mean_g, mean_b, scale_r, scale_g, scale_b,
+    images, drawn, views, batch, mean_r, mean_g, mean_b, scale_r, scale_g, scale_b,
     IMAGE: tl.constexpr, SIZE: tl.constexpr, WINDOW: tl.constexpr, INNER: tl.constexpr, BLOCK: tl.constexpr,
     REACH: tl.constexpr, WITH_JITTER: tl.constexpr, WITH_GRAY: tl.constexpr,
 ):  # fmt: skip
@@ -248,7 +248,7 @@ def apply(
 
     Args:
         images: uint8 `[batch, IMAGE, IMAGE, 3]`, contiguous.
-        params: float32 `[V·batch, ROW]`, contiguous.
+        drawn: float32 `[V·batch, ROW]`, contiguous.
         views: `[V·batch, SIZE, SIZE, 3]`, contiguous: what is called `[V·batch, 3, SIZE, SIZE]`, channels_last.
         mean_r … scale_b: of the normalisation (x − mean) · scale.
         WINDOW: side of the square that is computed at once; SIZE if that is the view.
@@ -259,7 +259,7 @@ def apply(
     COUNT: tl.constexpr = (SIZE + INNER - 1) // INNER
     ROOM: tl.constexpr = SIZE - WINDOW
     number = tl.program_id(0)
-    row = params + number.to(tl.int64) * ROW
+    row = drawn + number.to(tl.int64) * ROW
     view = views + number.to(tl.int64) * (SIZE * SIZE * 3)
     h, w = tl.load(row + H).to(tl.int32), tl.load(row + W).to(tl.int32)
     corner = images + (number % batch).to(tl.int64) * (IMAGE * IMAGE * 3)

@@ -82,10 +82,10 @@ def _attempted(word_area, word_ratio, height, width, size, area, area_low, area_
 @triton.jit(
     # Every epoch, and a last, smaller batch, are served by the same compiled kernel.
     do_not_specialize=["seed", "epoch", "rows", "batch", "size", "fallback_height", "fallback_width"],
-    do_not_specialize_on_alignment=["ids", "params"],
+    do_not_specialize_on_alignment=["ids", "drawn"],
 )
 def draw(
-    ids, params, seed: tl.int64, epoch: tl.int64, rows, batch, size, fallback_height, fallback_width,
+    ids, drawn, seed: tl.int64, epoch: tl.int64, rows, batch, size, fallback_height, fallback_width,
     area: tl.float64, area_low: tl.float64, area_span: tl.float64, ratio_low: tl.float64, ratio_span: tl.float64,
     flip: tl.float64, jitter: tl.float64, gray: tl.float64, blur: tl.float64,
     brightness_low: tl.float64, brightness_span: tl.float64, contrast_low: tl.float64, contrast_span: tl.float64,
@@ -96,7 +96,7 @@ def draw(
 
     Args:
         ids: int64 `[batch]`.
-        params: float32 `[rows, ROW]`, contiguous, written.
+        drawn: float32 `[rows, ROW]`, contiguous, written.
         area: of the image in pixels; ratio_low and ratio_span are of half the logarithm of width / height.
     """
     row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -124,7 +124,7 @@ def draw(
     x = tl.where(found, _below(word_x, size - w + 1), (size - w) // 2)
     sigma = tl.where(_chance(word_blur) < blur, _chance(word_sigma) * sigma_span + sigma_low, 0.0)
 
-    at = params + row * ROW
+    at = drawn + row * ROW
     tl.store(at + Y, y.to(tl.float32), mask=there)
     tl.store(at + X, x.to(tl.float32), mask=there)
     tl.store(at + H, h.to(tl.float32), mask=there)

@@ -25,7 +25,8 @@ _WINDOW = 45  # others in windows of at most this side (45² is just below 2,048
 _LEAST_WINDOW = 26  # not much smaller ones (they would keep too few threads busy between two barriers),
 _LEAST_KEPT = 16  # of which this much is kept beside what the blur needs
 # (pixels per thread, sixteen warps?) → registers of a thread, at most: enough for everything, and for as many programs
-# at a time as that leaves room for. None: ptxas's own choice, which is good there; elsewhere it would spill a few.
+# at a time as that leaves room for. None: ptxas's own choice, which is good there; elsewhere it would spill a few to
+# make room for another program.
 _REGISTERS = {(2, False): 64, (2, True): 64, (4, False): 80, (4, True): 128, (8, False): None, (8, True): 128}
 _LARGEST = 2**14  # side of images and views up to which the kernel's 32-bit places within one of them suffice
 
@@ -56,7 +57,7 @@ def _triton_found() -> bool:
 
 @dataclass(frozen=True)
 class Tiling:
-    """How a view is cut: see the arguments of `apply_triton.apply`."""
+    """How a view is cut and launched: arguments of `apply_triton.apply`, and of its compiler."""
 
     window: int
     inner: int
@@ -73,8 +74,10 @@ def tiling(size: int, reach: int, shrinks: bool) -> Tiling | None:
     A rule in place of trying configurations out on the device: the first step of a run is as fast as the others, and
     the same everywhere. What fixes the rule are registers, of which neighbours and loops over taps take the most.
     """
-    pixels = 2 if shrinks else 4 if reach or size > _WHOLE else 8  # of one thread, three values each
-    if size <= (_WINDOW if shrinks else _WHOLE):
+    at_once = size <= (_WINDOW if shrinks else _WHOLE)
+    loops = 2 * shrinks + (reach > 0) + (not at_once)
+    pixels = 8 >> min(loops, 2)  # of one thread, three values each
+    if at_once:
         return _tiling(size, size, pixels)
     tilings = []
     for widest in range(_WINDOW, max(2 * reach + _LEAST_KEPT, _LEAST_WINDOW) - 1, -1):

@@ -214,7 +214,7 @@ class _NTXent(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None]:
         z, unit, inverse = ctx.saved_tensors
-        # A compiler traces this with gradients enabled, though what it compiles is differentiated once only.
+        # What a compiler traces is differentiated once, whether or not it traces with gradients enabled.
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             # create_graph=True: the gradient must itself be differentiable, so it is taken from the plain formula.
             with torch.autocast(z.device.type, enabled=False):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from simclr_engine.bench.gpu import Part, parts, run_part, table
+from simclr_engine.bench.gpu import SECONDS, Part, run_part, table
 from simclr_engine.cli.bench import BENCHES, command
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -79,19 +79,22 @@ def test_without_a_device_it_says_how_to_see_it_run(tmp_path: Path) -> None:
 
 def test_a_part_that_fails_or_hangs_is_told_from_one_that_is_done(tmp_path: Path) -> None:
     def run(code: str, seconds: int = 30) -> dict[str, object]:
-        return run_part(Part([sys.executable, "-c", code], seconds), tmp_path / "log")
+        return run_part(Part([sys.executable, "-c", code], seconds), tmp_path / "log", left=600)
 
     assert run("print(1)")["status"] == "done"
     assert run("raise SystemExit(3)")["status"] == "failed (exit 3)"
     assert run("import time; time.sleep(60)", seconds=1)["status"] == "stopped after 1 s"
+    assert run_part(Part(["never started"], 60), tmp_path / "log", left=0.3)["status"].startswith("not run")
     log = run_part(
-        Part([sys.executable, "-c", "import sys; print('a'); print('b', file=sys.stderr)"], 30), tmp_path / "l"
+        Part([sys.executable, "-c", "import sys; print('a'); print('b', file=sys.stderr)"], 30), tmp_path / "l", left=9
     )
     assert log["summary"] == "a" and sorted((tmp_path / "l").read_text().split()) == ["a", "b"]
 
 
-def test_all_parts_together_end_within_nine_minutes() -> None:
-    assert sum(part.seconds for part in parts(Path("x"), "glyphs", Path("tests/gpu"), dry=False).values()) <= 540
+def test_a_part_gets_no_more_than_what_is_left_of_nine_minutes(tmp_path: Path) -> None:
+    assert SECONDS <= 540
+    sleeper = Part([sys.executable, "-c", "import time; time.sleep(60)"], 30)
+    assert run_part(sleeper, tmp_path / "log", left=1.2)["status"] == "stopped after 1 s"
 
 
 def test_a_row_that_was_not_measured_reads_so_in_the_table() -> None:

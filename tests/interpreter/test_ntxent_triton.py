@@ -55,18 +55,18 @@ def ours(z: torch.Tensor, views: int, temperature: float, scale: float = 1.0) ->
     return loss.detach(), gradient.double() / scale
 
 
-def check(
-    z: torch.Tensor, views: int, temperature: float, products: str = "", loss_tolerance: float | None = None
-) -> None:
+def check(z: torch.Tensor, views: int, temperature: float, products: str = "") -> None:
     products = products or {torch.float32: "fp32", torch.float16: "fp16"}[z.dtype]
     loss, gradient = ours(z, views, temperature, 1024.0)
     expected_loss, expected = truth.loss_and_gradient(z, views, temperature)
     assert loss.dtype == torch.float32 and loss.shape == ()
     off = abs(float(loss.double() - expected_loss)) / max(1.0, float(expected_loss))
-    assert off < (loss_tolerance or LOSS_TOLERANCE[products]), f"loss {float(loss)}, should be {float(expected_loss)}"
-    # Where the gradient vanishes (one sample of two views) the error counts in itself, in tenths.
-    error = float((gradient - expected).norm() / (expected.norm() if expected.norm() > 1e-9 else 0.1))
-    assert error < GRADIENT_TOLERANCE[products]
+    # Whatever the products: a similarity is a float32 number of about 1, and is divided by τ.
+    assert off < LOSS_TOLERANCE[products] + 5e-7 / temperature, f"loss {float(loss)}, should be {float(expected_loss)}"
+    # Where the gradient vanishes (one sample of two views), two pulls of this size cancel.
+    pull = 2 / (len(z) * temperature) * (1 / z.double().norm(dim=1)).norm()
+    error = float((gradient - expected).norm() / (expected.norm() if expected.norm() > 1e-9 else pull))
+    assert error < GRADIENT_TOLERANCE[products], f"gradient off by {error}"
 
 
 # Every pair of values of two parameters occurs (and so does every dtype with each); M ≤ 600, which is 0.5 s here.
@@ -209,16 +209,18 @@ def test_gradient_late_in_training_is_as_good_as_the_frameworks_own(temperature:
     eager = z.clone().requires_grad_()
     (eager_gradient,) = torch.autograd.grad(truth.nt_xent(eager, 2, temperature), eager, torch.tensor(2.0**14))
     eager_error = (eager_gradient.double() / 2**14 - expected).norm() / expected.norm()
-    assert float((gradient - expected).norm() / expected.norm()) < 1.5 * float(eager_error) + 1e-6
+    error = float((gradient - expected).norm() / expected.norm())
+    assert error < 1.5 * float(eager_error) + 1e-6
+    # Eager fp16 is far off here. Ours is not, because the weights, of 1e-6 and less, are scaled before they are fp16.
+    assert dtype == torch.float32 or error < GRADIENT_TOLERANCE["fp16"]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["fp32", "fp16"])
 def test_opposite_vectors_at_the_lowest_temperature_stay_finite(dtype: torch.dtype) -> None:
     # 1/ℓ reaches exp(2/τ); a tile's columns past the end, where s counts as 0, would weigh exp(1/τ), too much for fp16.
     z = projections(3, 16, dtype=dtype)
-    # The loss is the difference of two numbers of about 2/τ = 67, of which float32 has six decimals.
-    check(torch.cat((z, -z)), 2, 0.03, loss_tolerance=1e-3 if dtype == torch.float16 else 2e-5)
-    check(torch.cat((z[:1], -z[:1])), 2, 0.03, loss_tolerance=2e-5)
+    check(torch.cat((z, -z)), 2, 0.03)
+    check(torch.cat((z[:1], -z[:1])), 2, 0.03)
 
 
 def test_duplicates_and_zero_rows_are_as_in_the_truth() -> None:

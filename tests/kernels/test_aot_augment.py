@@ -4,6 +4,7 @@ the host side decides: which device is served, and how a view is cut."""
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from itertools import product
 from typing import Any
 
@@ -16,9 +17,12 @@ pytest.importorskip("triton", reason="Triton exists for Linux only")
 
 import triton
 from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import CUDABackend
 from triton.compiler import ASTSource
+from triton.runtime.jit import create_function_from_signature
 
 from reference.aot import SHARED_LIMIT, TENSOR_CORE_OPCODES, Resources, _usage
+from simclr_engine.kernels import AugmentSpec
 from simclr_engine.kernels.augmentation import draw_triton
 from simclr_engine.kernels.augmentation.apply_triton import apply
 
@@ -55,7 +59,7 @@ def resources(kernel: Any) -> Resources:
 def compiled_apply(image: int, size: int, reach: int, output: str, cut: backend.Tiling, capability: int) -> Any:
     """As `backend.augment` launches it."""
     numbers = {f"{name}_{channel}": "fp32" for name in ("mean", "scale") for channel in "rgb"}
-    signature = {"images": "*u8", "params": "*fp32", "views": f"*{output}", "batch": "i32", **numbers}
+    signature = {"images": "*u8", "drawn": "*fp32", "views": f"*{output}", "batch": "i32", **numbers}
     constants = {
         "IMAGE": image, "SIZE": size, "WINDOW": cut.window, "INNER": cut.inner, "BLOCK": cut.block, "REACH": reach,
         "WITH_JITTER": True, "WITH_GRAY": True,
@@ -67,7 +71,7 @@ def compiled_apply(image: int, size: int, reach: int, output: str, cut: backend.
 def compiled_draw(capability: int, **options: object) -> Any:
     """As `draw_triton.draw_params` launches it, with those options."""
     annotated = {p.name: p.annotation_type or "i32" for p in draw_triton.draw.params if not p.is_constexpr}
-    signature = {**annotated, "ids": "*i64", "params": "*fp32"}
+    signature = {**annotated, "ids": "*i64", "drawn": "*fp32"}
     constants: dict[str, object] = {"BLOCK": draw_triton.ROWS_PER_PROGRAM}
     return compiled(draw_triton.draw, signature, constants, capability, num_warps=draw_triton.WARPS, **options)
 
@@ -111,6 +115,41 @@ def test_the_draw_rounds_after_every_operation(capability: int) -> None:
     exact, contracted = (compiled_draw(capability, **options) for options in (draw_triton.OPTIONS, {}))
     assert set(re.findall(operations, exact.asm["ptx"])) == {"add.rn.f64", "mul.rn.f64", "div.rn.f64", "sqrt.rn.f64"}
     assert "fma.rn.f64" in re.findall(operations, contracted.asm["ptx"])  # the option is what does it
+
+
+class Binding:
+    """In a kernel's place: binds the arguments of each launch as a launch on a device would, and keeps what Triton
+    would compile for (types, constants, options)."""
+
+    def __init__(self, kernel: Any) -> None:
+        self.bind = create_function_from_signature(
+            kernel.signature, kernel.params, CUDABackend(GPUTarget("cuda", 90, 32))
+        )
+        self.launches: list[tuple[object, ...]] = []
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        def launch(*arguments: object, **options: object) -> None:
+            _, *compiled_for = self.bind(*arguments, **options)
+            self.launches.append(tuple(compiled_for))
+
+        return launch
+
+
+def test_a_smaller_last_batch_and_another_epoch_compile_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawing, applying = Binding(draw_triton.draw), Binding(apply)
+    monkeypatch.setattr(draw_triton, "draw", drawing)
+    monkeypatch.setattr("simclr_engine.kernels.augmentation.apply_triton.apply", applying)
+    spec = AugmentSpec(image_size=16)
+    images, ids = torch.zeros(65, 16, 16, 3, dtype=torch.uint8), torch.arange(65)
+    # Divisible by 16 and not, one, at odd addresses; seeds and epochs that need 32 bits, 64, or a sign.
+    for first, count, seed, epoch in ((0, 64, 0, 0), (1, 1, 2**63 + 5, 2**32 - 1), (1, 17, -1, 16), (0, 16, 1, 1)):
+        draw_triton.draw_params(spec, seed, epoch, ids[first : first + count], views=2)
+        table = torch.zeros(2 * count + 1, 13)[first : first + 2 * count]
+        backend.augment(images[first : first + count], table, spec, 16, torch.bfloat16)
+    for kernel in (drawing, applying):
+        assert len(kernel.launches) == 4 and all(launch == kernel.launches[0] for launch in kernel.launches)
+    types = [kind for kind, *_ in drawing.launches[0][0]]  # type: ignore[attr-defined]
+    assert types.count("fp64") == 19 and types[2:4] == ["i64", "i64"]
 
 
 def test_windows_cover_every_pixel_with_room_for_the_blur() -> None:
