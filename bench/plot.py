@@ -18,8 +18,8 @@ def draw(document: dict[str, Any]) -> Figure:
     names = list(dict.fromkeys(row["name"] for row in document["rows"] if row["median"] is not None))
     heights = [sum(row["name"] == name and row["median"] is not None for row in document["rows"]) for name in names]
     figure = Figure(figsize=(9, 1.1 + sum(0.32 * n + 0.5 for n in heights)), layout="constrained")
-    axes = figure.subplots(len(names), 1, squeeze=False, height_ratios=heights)[:, 0] if names else []
-    for axis, name in zip(axes, names, strict=True):
+    panels = figure.subplots(len(names), 1, squeeze=False, height_ratios=heights)[:, 0] if names else ()
+    for axis, name in zip(panels, names, strict=True):
         rows = [row for row in document["rows"] if row["name"] == name and row["median"] is not None]
         medians = [row["median"] for row in rows]
         spread = [

@@ -106,7 +106,7 @@ def build_optimizer(module: nn.Module, spec: OptimizerSpec, lr: float) -> torch.
         return LARS(groups, lr, spec.momentum, 0.0, spec.trust_coefficient, spec.form)
     # On CUDA one kernel updates everything; elsewhere the foreach form is the faster one.
     fused = all(p.is_cuda for group in groups for p in group["params"])
-    how = {"fused": True} if fused else {"foreach": True}
+    how: dict[str, Any] = {"fused": True} if fused else {"foreach": True}
     if spec.name == "sgd":
         return torch.optim.SGD(groups, lr, momentum=spec.momentum, nesterov=spec.nesterov, **how)
     if spec.name == "adam":

@@ -1,8 +1,8 @@
 """3×3 convolutions of small maps as matrix products: what training on a CPU spends most of its time on.
 
-The last stages of a ResNet see maps of 4 × 4 pixels and less, for which oneDNN's convolutions are far from what the same
-processor reaches in a matrix product. 512 → 512 channels, 128 images, bf16, one core with AMX, milliseconds of forward,
-gradient of the input and gradient of the weight:
+The last stages of a ResNet see maps of 4 × 4 pixels and less, for which oneDNN's convolutions are far from what the
+same processor reaches in a matrix product. 512 → 512 channels, 128 images, bf16, one core with AMX, milliseconds of
+forward, gradient of the input and gradient of the weight:
 
     2 × 2 pixels     25, 28, 60 as convolutions     2, 4, 3 as products, and 1 to gather the neighbourhoods
     4 × 4 pixels     31, 34, 88                     10, 14, 24, and 4

@@ -37,7 +37,7 @@ def pick_augment(backend: str = "auto", device: torch.device | str = "cpu") -> t
         if reason := _module(backend).why_not(device):
             raise ValueError(f"the augmentation backend {backend!r} cannot serve {device.type} here: {reason}")
         return backend, "asked for by name"
-    missing = []
+    missing: list[tuple[str, str]] = []
     for name in PREFERENCE.get(device.type, ("torch",)):
         reason = _module(name).why_not(device)
         if not reason:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from . import reference, triton
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 # Backend → module. Each has `why_not(device, dimension, temperature)`, which says what keeps it from
 # serving that ("" if nothing does), and `nt_xent(z, views, temperature)`. None of them imports what may be missing.
@@ -44,7 +48,13 @@ def pick_nt_xent(
     raise AssertionError("the PyTorch backend serves every device")
 
 
-def nt_xent(z: Tensor, views: int = 2, temperature: float = 0.5, backend: str = "auto") -> Tensor:
+def nt_xent(
+    z: Tensor,
+    views: int = 2,
+    temperature: float = 0.5,
+    backend: str = "auto",
+    group: ProcessGroup | None = None,
+) -> Tensor:
     """NT-Xent, the normalised temperature-scaled cross entropy, of two or more views of each sample.
 
     Vectors are normalised inside. Each row is told from all other rows; its positives are the other views of the same
@@ -55,6 +65,8 @@ def nt_xent(z: Tensor, views: int = 2, temperature: float = 0.5, backend: str = 
         views: V ≥ 2.
         temperature: τ > 0.
         backend: "auto" or a name; see `pick_nt_xent`.
+        group: of torch.distributed, such as `dist.group.WORLD`: negatives then come from all its ranks, and the
+            gradient is what DistributedDataParallel averages; see `distributed`. None: this process alone.
 
     Returns:
         Scalar, float32 (float64 for float64 input): the mean over rows. The gradient has z's dtype, and is itself
@@ -67,6 +79,10 @@ def nt_xent(z: Tensor, views: int = 2, temperature: float = 0.5, backend: str = 
         >>> z = torch.randn(2 * 64, 128, requires_grad=True)
         >>> nt_xent(z, views=2, temperature=0.5).backward()
     """
+    if group is not None:
+        from . import distributed
+
+        return distributed.nt_xent(z, views, temperature, group, backend)
     check_projections(z, views, temperature)
     name, _ = pick_nt_xent(backend, z.device, z.shape[1], temperature)
     loss: Tensor = BACKENDS[name].nt_xent(z, views, float(temperature))

@@ -9,7 +9,8 @@ from simclr_engine.kernels import AugmentSpec
 from simclr_engine.kernels.augmentation import draw_triton, params
 
 # The defaults with everything on; often failing attempts, down to the tenth and beyond; an image of another size and
-# ranges that are no round numbers; never fitting, wide and narrow (the fallback alone); one pixel.
+# ranges that are no round numbers; never fitting, wide and narrow (the fallback alone); one pixel;
+# sides exactly between two pixels.
 SPECS = {
     "everything": AugmentSpec(flip=0.3, jitter=0.6, saturation=1.5, hue=0.2, gray=0.25, blur=0.5),
     "failing": AugmentSpec(image_size=32, crop_scale=(0.8, 1.0), crop_ratio=(0.3, 3.0)),
@@ -18,6 +19,7 @@ SPECS = {
     "wide": AugmentSpec(image_size=20, crop_scale=(1.0, 1.0), crop_ratio=(2.0, 2.5)),
     "narrow": AugmentSpec(image_size=20, crop_scale=(1.0, 1.0), crop_ratio=(0.4, 0.5)),
     "one pixel": AugmentSpec(image_size=1),
+    "halves": AugmentSpec(image_size=5, crop_scale=(0.25, 0.25), crop_ratio=(1.0, 1.0)),  # 2.5 pixels: rounds to 2
 }
 
 

@@ -4,7 +4,6 @@ the host side decides: which device is served, and how a view is cut."""
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from itertools import product
 from typing import Any
 
@@ -17,11 +16,9 @@ pytest.importorskip("triton", reason="Triton exists for Linux only")
 
 import triton
 from triton.backends.compiler import GPUTarget
-from triton.backends.nvidia.compiler import CUDABackend
 from triton.compiler import ASTSource
-from triton.runtime.jit import create_function_from_signature
 
-from reference.aot import SHARED_LIMIT, TENSOR_CORE_OPCODES, Resources, _usage
+from reference.aot import SHARED_LIMIT, TENSOR_CORE_OPCODES, Binding, Resources, usage
 from simclr_engine.kernels import AugmentSpec
 from simclr_engine.kernels.augmentation import draw_triton
 from simclr_engine.kernels.augmentation.apply_triton import apply
@@ -51,7 +48,7 @@ def compiled(
 
 
 def resources(kernel: Any) -> Resources:
-    registers, stack = _usage(kernel.asm["cubin"])
+    registers, stack = usage(kernel.asm["cubin"])
     opcodes = frozenset(name for name in TENSOR_CORE_OPCODES if name in kernel.asm["ptx"])
     return Resources(registers, stack, kernel.metadata.shared, opcodes)
 
@@ -115,24 +112,6 @@ def test_the_draw_rounds_after_every_operation(capability: int) -> None:
     exact, contracted = (compiled_draw(capability, **options) for options in (draw_triton.OPTIONS, {}))
     assert set(re.findall(operations, exact.asm["ptx"])) == {"add.rn.f64", "mul.rn.f64", "div.rn.f64", "sqrt.rn.f64"}
     assert "fma.rn.f64" in re.findall(operations, contracted.asm["ptx"])  # the option is what does it
-
-
-class Binding:
-    """In a kernel's place: binds the arguments of each launch as a launch on a device would, and keeps what Triton
-    would compile for (types, constants, options)."""
-
-    def __init__(self, kernel: Any) -> None:
-        self.bind = create_function_from_signature(
-            kernel.signature, kernel.params, CUDABackend(GPUTarget("cuda", 90, 32))
-        )
-        self.launches: list[tuple[object, ...]] = []
-
-    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
-        def launch(*arguments: object, **options: object) -> None:
-            _, *compiled_for = self.bind(*arguments, **options)
-            self.launches.append(tuple(compiled_for))
-
-        return launch
 
 
 def test_a_smaller_last_batch_and_another_epoch_compile_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ import torch
 
 triton = pytest.importorskip("triton", reason="Triton is not installed")
 
-from reference.aot import SHARED_LIMIT, Resources, compile_for  # noqa: E402
+from reference.aot import SHARED_LIMIT, Binding, Resources, compile_for  # noqa: E402
 from simclr_engine.kernels.ntxent import triton as ntxent  # noqa: E402
 from simclr_engine.kernels.ntxent import triton_kernels  # noqa: E402
 
@@ -166,3 +166,26 @@ def test_the_table_has_every_width_and_type_for_every_family() -> None:
 )  # fmt: skip
 def test_every_capability_has_tiles(capability: tuple[int, int], family: int) -> None:
     assert ntxent.family(capability) == family
+
+
+@pytest.mark.parametrize("products", list(DTYPES))
+def test_batches_of_any_size_bind_to_the_same_compiled_kernels(
+    products: str, precision: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The arguments are bound by Triton's own code for launches, which has locals of its own and says so."""
+    precision(products)
+    monkeypatch.setattr(ntxent, "plan", lambda *_: ntxent.TILES[90][products, 128])
+    bindings = {name: Binding(getattr(triton_kernels, name)) for name in KERNELS}
+    for name, binding in bindings.items():
+        monkeypatch.setattr(triton_kernels, name, binding)
+    sizes = ((1, 2), (16, 2), (17, 3), (1000, 4))
+    for batch, views in sizes:
+        z = torch.zeros(batch * views, 128, dtype=DTYPES[products])
+        unit, positive = ntxent.prepare(z, views)
+        part = ntxent.symmetric_sums(unit, 0.5)
+        ntxent.row_sums(unit, 0, len(z), 0.1)
+        inverse, loss = ntxent.finish(part, positive, views, 0.5)
+        ntxent.gradients(loss, z, unit, inverse, 0, views, 0.5)
+    for name, binding in bindings.items():
+        assert len(binding.launches) == len(sizes), name
+        assert all(launch == binding.launches[0] for launch in binding.launches), name

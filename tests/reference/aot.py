@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import subprocess
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -17,7 +18,9 @@ from typing import Any
 import triton
 import triton.backends.nvidia
 from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import CUDABackend
 from triton.compiler import ASTSource
+from triton.runtime.jit import create_function_from_signature
 
 # KiB of shared memory that one block can have (CUDA programming guide, "technical specifications per capability").
 _SHARED_KIBIBYTES = {75: 64, 80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 103: 227, 120: 99}
@@ -68,14 +71,14 @@ def compile_for(
         target=GPUTarget("cuda", capability, 32),
         options={"num_warps": num_warps, "num_stages": num_stages},
     )
-    registers, stack = _usage(compiled.asm["cubin"])
+    registers, stack = usage(compiled.asm["cubin"])
     ptx = compiled.asm["ptx"]
     opcodes = frozenset(name for name in TENSOR_CORE_OPCODES if re.search(rf"\b{re.escape(name)}\b", ptx))
     return Resources(registers, stack, compiled.metadata.shared, opcodes)
 
 
 @cache
-def _usage(cubin: bytes) -> tuple[int, int]:
+def usage(cubin: bytes) -> tuple[int, int]:
     """Registers per thread, and bytes of stack and other local memory per thread."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
@@ -85,3 +88,21 @@ def _usage(cubin: bytes) -> tuple[int, int]:
         ).stdout
     found = {name: int(number) for name, number in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", said)}
     return found["REG"], found["STACK"] + found["LOCAL"]
+
+
+class Binding:
+    """In a kernel's place: binds the arguments of each launch as a launch on a device would, and keeps what Triton
+    would compile for (types, constants, options)."""
+
+    def __init__(self, kernel: Any) -> None:
+        self.bind = create_function_from_signature(
+            kernel.signature, kernel.params, CUDABackend(GPUTarget("cuda", 90, 32))
+        )
+        self.launches: list[tuple[object, ...]] = []
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        def launch(*arguments: object, **options: object) -> None:
+            _, *compiled_for = self.bind(*arguments, **options)
+            self.launches.append(tuple(compiled_for))
+
+        return launch

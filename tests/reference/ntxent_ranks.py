@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from simclr_engine.kernels.ntxent import distributed
+from simclr_engine.kernels import nt_xent
 
 
 def run(ranks: int, cases: list[dict[str, Any]], folder: Path) -> list[list[dict[str, Any]]]:
@@ -46,7 +46,7 @@ def _forward(case: dict[str, Any], index: int, group: Any) -> tuple[dict[str, An
     z = (x[:, index].flatten(0, 1) @ weight).requires_grad_()
     z.retain_grad()
     backend = case.get("backend", "auto")
-    loss = distributed.nt_xent(z, case["views"], case["temperature"], group=group, backend=backend)
+    loss = nt_xent(z, case["views"], case["temperature"], backend, group or dist.group.WORLD)
     return case, z, weight, loss
 
 
