@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from itertools import accumulate
 
 import torch
-
-os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it announces every start and stop on stderr
 
 
 def peak_extra_bytes(call: Callable[[], object], device: torch.device) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,10 @@ def command(
     augment    views per second of each backend beside other libraries
     optimizer  an update of LARS beside a plain loop
     """
+    # Before torch is loaded: its profiler announces every start and stop on stderr, and warns of what was there before.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
     from simclr_engine.bench.rows import bench_document
     from simclr_engine.bench.rows import check as check_floors
 
