@@ -18,10 +18,16 @@ $(READY): pyproject.toml setup.py constraints.txt CMakeLists.txt $(wildcard kern
 demo: $(READY)
 	$(BIN)/simclr-engine demo
 
-# Triton's interpreter is chosen when a kernel is defined: its tests run in a process of their own.
+# The Triton suites run beside the others, in processes of their own: the interpreter is chosen when a kernel is defined,
+# and the compiler needs no torch threads. One thread each, because two cores are all that is asked for.
 test: $(READY)
-	$(BIN)/python -m pytest
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/interpreter
+	@mkdir -p build; export OMP_NUM_THREADS=1; \
+	{ TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/interpreter; interpreter=$$?; \
+	  $(BIN)/python -m pytest tests/aot && exit $$interpreter; } > build/triton-tests.log 2>&1 & triton=$$!; \
+	$(BIN)/python -m pytest; others=$$?; \
+	echo "Triton kernels: in the interpreter, then compiled for devices that are not here"; \
+	wait $$triton; triton=$$?; cat build/triton-tests.log; \
+	exit $$(( others || triton ))
 
 # The packages under their import name, as links: for what follows folders and not setup.py's mapping of them.
 define LINKED

@@ -14,6 +14,7 @@ def draw(document: dict[str, Any]) -> Figure:
     Contenders without a figure are named in the margin with their reason.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import NullFormatter
 
     names = list(dict.fromkeys(row["name"] for row in document["rows"] if row["median"] is not None))
     heights = [sum(row["name"] == name and row["median"] is not None for row in document["rows"]) for name in names]
@@ -35,6 +36,7 @@ def draw(document: dict[str, Any]) -> Figure:
         axis.set_ylim(len(rows) - 0.5, -0.5)
         axis.grid(axis="x", color="#e2e8f0")
         axis.set_xscale("log")
+        axis.xaxis.set_minor_formatter(NullFormatter())
         axis.set_title(f"{name} ({rows[0]['unit']})", fontsize="small", loc="left")
         for index, median in enumerate(medians):
             text = f"{median:,.0f}" if median >= 100 else f"{median:.3g}"

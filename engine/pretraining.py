@@ -368,7 +368,9 @@ def _backends(platform: Platform, recipe: Recipe, fused: bool | None, augment: s
         raise UsageError(
             "the kernel backend is not to be had", saw=error, fix="--augment auto takes the best there is"
         ) from error
-    notes = (f"augmentation by {views}: {why_views}", f"NT-Xent by {loss}: {why_loss}") if fused else ()
+    said = {f"augmentation by {views}": why_views, f"NT-Xent by {loss}": why_loss}
+    # Asked for, everything is said; otherwise what keeps a faster kernel from serving ("…; no native: …").
+    notes = tuple(f"{what}: {why}" for what, why in said.items() if fused or "; no " in why)
     return Backends(views, loss), notes
 
 

@@ -22,6 +22,8 @@ from simclr_engine.checkpoint import newest_checkpoint
 from simclr_engine.data.store import ImageStore
 from simclr_engine.device import Platform
 from simclr_engine.errors import CheckFailed, DataError, PlatformError, UsageError
+from simclr_engine.kernels import pick_augment
+from simclr_engine.kernels.augmentation import native
 from simclr_engine.model import SimCLR
 from simclr_engine.optim import build_optimizer
 from simclr_engine.pretraining import Interrupted, calibrate, pretrain, steps_within
@@ -408,6 +410,45 @@ def test_a_run_that_the_budget_makes_short_takes_the_settings_for_short_runs_and
     with pytest.raises(UsageError, match=r"differs in .*train\.views"):
         other = recipe.replace(train__views=2)
         pretrain(other, tiny_store(), tmp_path / "run", device="cpu", resume=True, quiet=True)
+
+
+def test_kernels_are_chosen_by_the_flags_and_what_ran_is_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def backends(**flags: Any) -> tuple[dict[str, str], str]:
+        run = pretrain(tiny_recipe(), tiny_store(), tmp_path / "run", device="cpu", quiet=True, overwrite=True, **flags)
+        return run.environment["backends"], "\n".join(run.environment["notes"])
+
+    monkeypatch.setattr(native, "why_not", lambda device: "there was no compiler")
+    assert backends() == (
+        {"augment": "torch", "nt_xent": "torch"},
+        "augmentation by torch: the fastest for cpu; no native: there was no compiler",
+    )
+    assert backends(fused=False) == ({"augment": "torch", "nt_xent": "torch"}, "")
+    monkeypatch.undo()
+    if why_not := native.why_not(torch.device("cpu")):
+        pytest.skip(why_not)
+    assert backends() == ({"augment": "native", "nt_xent": "torch"}, "")
+    assert backends(fused=False, augment="native")[0]["augment"] == "native"
+    chosen, said = backends(fused=True)
+    assert chosen["augment"] == "native" and "NT-Xent by torch: the fastest for cpu" in said
+    with pytest.raises(UsageError, match="cannot serve cpu here"):
+        backends(augment="triton")
+
+
+def test_training_sees_the_same_views_from_every_backend() -> None:
+    recipe, store = tiny_recipe(), tiny_store()
+    plan = Plan.of(recipe, store)
+    by_torch = Trainer(recipe, plan, FP32, store, Backends("torch", "torch")).views(torch.arange(16), 1, 12)
+    for backend in ("native", "dali"):
+        try:
+            pick_augment(backend, "cpu")
+        except ValueError:
+            continue
+        views = Trainer(recipe, plan, FP32, store, Backends(backend, "torch")).views(torch.arange(16), 1, 12)
+        assert views.shape == by_torch.shape and views.is_contiguous(memory_format=torch.channels_last)
+        difference = (views - by_torch).abs()
+        assert difference.max() <= 1e-5 if backend == "native" else difference.mean() < 0.3
 
 
 def test_calibration_times_every_view_size() -> None:

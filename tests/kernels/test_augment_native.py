@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -248,8 +249,10 @@ def test_read_only_memory_maps_serve(tmp_path: Path) -> None:
     images, drawn = pictures(20, 32), table(STRONG, 20)
     np.save(tmp_path / "images.npy", images.numpy())
     mapped = np.load(tmp_path / "images.npy", mmap_mode="r")
-    with pytest.warns(UserWarning, match="not writable"):
+    with warnings.catch_warnings():  # torch warns of it, once in a process
+        warnings.simplefilter("ignore", UserWarning)
         borrowed = torch.from_numpy(mapped)
+    assert not mapped.flags.writeable
     expected = native.augment(images, drawn, STRONG, 32, torch.float32)
     assert torch.equal(native.augment(borrowed, drawn, STRONG, 32, torch.float32), expected)
 
@@ -328,6 +331,7 @@ FORK = """
 import os, sys, torch
 from simclr_engine.kernels import AugmentSpec, draw_params
 from simclr_engine.kernels.augmentation import native
+torch.set_num_threads(1)  # torch's own threads do not survive a fork
 torch.get_num_threads = lambda: 4
 spec = AugmentSpec(blur=0.5)
 images = torch.arange(64 * 32 * 32 * 3).remainder(251).view(64, 32, 32, 3).to(torch.uint8)
