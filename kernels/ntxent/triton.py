@@ -56,7 +56,7 @@ class Plan(NamedTuple):
     gradients: Tile
 
 
-# Chosen by compiling ahead of time with Triton 3.6 and 3.7 (tests/kernels/test_aot_ntxent.py): no spills, within the
+# Chosen by compiling ahead of time with Triton 3.6 and 3.7 (tests/aot/test_aot_ntxent.py): no spills, within the
 # shared memory, on tensor cores. Which of those that pass is fastest, only a GPU can say.
 # Without tensor cores operands live in registers; the same tiles do everywhere.
 _FP32 = {
