@@ -64,6 +64,13 @@ def test_a_short_run_takes_the_settings_of_every_limit_that_it_is_within() -> No
     }  # fmt: skip
 
 
+def test_the_narrowest_limit_has_the_last_word_in_any_order_of_the_list() -> None:
+    wide, narrow = ({"epochs": e, "settings": {"optimizer.lr": lr}} for e, lr in ((100, 0.5), (10, 0.25)))
+    for listed in ([wide, narrow], [narrow, wide]):
+        recipe = Recipe.load("cifar10", overrides={"short_runs": listed})
+        assert [recipe.for_epochs(e).optimizer.lr for e in (5, 50, 500)] == [0.25, 0.5, 4.0]
+
+
 def test_what_a_short_run_takes_is_final_and_one_of_the_variants() -> None:
     recipe = Recipe.load("cifar10-sgd")
     for epochs in (1000, 100, 99.9, 10, 0.1):
