@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from simclr_engine.errors import CheckFailed
@@ -65,8 +65,8 @@ def missing_row(name: str, contender: str, unit: str, note: str = "not installed
     }
 
 
-def bench_document(rows: list[Row]) -> dict[str, Any]:
-    """`{device, versions, rows}` of this machine."""
+def bench_document(rows: list[Row], floors: tuple[Floor, ...] = ()) -> dict[str, Any]:
+    """`{device, versions, rows, floors}` of this machine."""
     import numpy
     import torch
 
@@ -77,34 +77,49 @@ def bench_document(rows: list[Row]) -> dict[str, Any]:
         "device": str(chosen.describe()["device_name"]),
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": numpy.__version__},
         "rows": rows,
+        "floors": judge(rows, floors),
     }
 
 
-def check(rows: list[Row], floors: tuple[Floor, ...]) -> list[str]:
-    """One line per floor that holds.
+def judge(rows: list[Row], floors: tuple[Floor, ...]) -> list[dict[str, Any]]:
+    """Each floor with the `value` that was measured (a ratio where there is a rival) and whether it `holds`.
 
-    Raises:
-        CheckFailed: a floor is missed; all floors are named with what was measured.
+    Without a value, of ours or of the rival, both are None, and `note` says who was not measured.
     """
     found = {(row["name"], row["contender"]): row for row in rows}
-    lines, missed = [], False
+    judged = []
     for floor in floors:
-        ours, rival = found.get((floor.name, floor.contender)), found.get((floor.name, floor.of or floor.contender))
-        if ours is None or ours.get(floor.field) is None:
-            missed = True
-            lines.append(f"MISSED: {floor.name}, {floor.contender} was not measured")
+        verdict: dict[str, Any] = {**asdict(floor), "value": None, "holds": None}
+        ours, rival = (found.get((floor.name, who), {}).get(floor.field) for who in (floor.contender, floor.of))
+        if ours is None or (floor.of and rival is None):
+            verdict["note"] = f"{floor.contender if ours is None else floor.of} was not measured"
+        else:
+            value = verdict["value"] = ours / rival if floor.of else ours
+            low, high = floor.least is None or value >= floor.least, floor.most is None or value <= floor.most
+            verdict["holds"] = low and high
+        judged.append(verdict)
+    return judged
+
+
+def check(rows: list[Row], floors: tuple[Floor, ...]) -> list[str]:
+    """One line per floor that holds, or whose rival is not here.
+
+    Raises:
+        CheckFailed: a floor is missed, or ours was not measured; all floors are named with what was.
+    """
+    lines, missed = [], False
+    for verdict in judge(rows, floors):
+        what = f"{verdict['name']}, {verdict['contender']}"
+        if verdict["value"] is None:
+            ours = verdict["note"].startswith(verdict["contender"])
+            missed |= ours
+            lines.append(f"{'MISSED' if ours else 'not checked'}: {what}: {verdict['note']}")
             continue
-        if rival is None or rival.get(floor.field) is None:
-            lines.append(f"not checked: {floor.name}, {floor.contender}: the rival {floor.of} is not here")
-            continue
-        value = ours[floor.field] / (rival[floor.field] if floor.of else 1.0)
-        unit = f" × {floor.of}" if floor.of else ""
-        what = "" if floor.field == "median" else f" {floor.field}"
-        holds = (floor.least is None or value >= floor.least) and (floor.most is None or value <= floor.most)
-        missed |= not holds
-        verdict = "holds" if holds else "MISSED"
-        bound = f"at least {floor.least:,.4g}" if floor.most is None else f"at most {floor.most:,.4g}"
-        lines.append(f"{verdict}: {floor.name}, {floor.contender}{what}: {value:,.2f}{unit} ({bound})")
+        missed |= not verdict["holds"]
+        what += "" if verdict["field"] == "median" else f" {verdict['field']}"
+        unit = f" × {verdict['of']}" if verdict["of"] else ""
+        bound = f"at least {verdict['least']:,.4g}" if verdict["most"] is None else f"at most {verdict['most']:,.4g}"
+        lines.append(f"{'holds' if verdict['holds'] else 'MISSED'}: {what}: {verdict['value']:,.2f}{unit} ({bound})")
     if missed:
         raise CheckFailed(
             "a speed floor was missed",

@@ -68,7 +68,8 @@ def command(
     if small and check:
         raise UsageError("--check has no meaning at --small sizes", fix="give one of them")
     module = import_module(f"simclr_engine.bench.{name.replace('-', '_')}")
-    document = bench_document(module.rows(repeats=repeats, **(BENCHES[name] if small else {})))
+    sizes, floors = (BENCHES[name], ()) if small else ({}, module.floors())
+    document = bench_document(module.rows(repeats=repeats, **sizes), floors)
     if out is not None:
         import json
 
@@ -88,7 +89,7 @@ def command(
     else:
         _table(document)
     if check:
-        for line in check_floors(document["rows"], module.floors()):
+        for line in check_floors(document["rows"], floors):
             click.echo(line, err=True)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from simclr_engine.bench.rows import Floor, check, missing_row, rate_row, time_row
+from simclr_engine.bench.rows import Floor, check, judge, missing_row, rate_row, time_row
 from simclr_engine.errors import CheckFailed
 from simclr_engine.timing import Timing
 
@@ -47,10 +47,25 @@ def test_a_floor_compares_medians_or_another_figure(floor: Floor, holds: bool) -
             check(rows, (floor,))
 
 
+def test_the_document_holds_the_ratios() -> None:
+    rows = [row("ours", 50.0), row("theirs", 20.0)]
+    held, missed, unknown = judge(
+        rows,
+        (
+            Floor("a thing", "ours", of="theirs", least=2),
+            Floor("a thing", "ours", most=49),
+            Floor("a thing", "ours", of="nobody", least=2),
+        ),
+    )
+    assert (held["value"], held["holds"], held["of"]) == (2.5, True, "theirs")
+    assert (missed["value"], missed["holds"]) == (50.0, False)
+    assert (unknown["value"], unknown["holds"], unknown["note"]) == (None, None, "nobody was not measured")
+
+
 def test_a_rival_that_is_absent_is_said_and_one_of_ours_that_is_absent_is_a_failure() -> None:
     rows = [row("ours", 50.0), missing_row("a thing", "theirs", "ms")]
     (line,) = check(rows, (Floor("a thing", "ours", of="theirs", least=3),))
-    assert line.startswith("not checked") and "theirs" in line
+    assert line.startswith("not checked") and "theirs was not measured" in line
     for absent in ([missing_row("a thing", "ours", "ms", "no compiler")], []):
         with pytest.raises(CheckFailed, match="ours was not measured"):
             check([*absent, row("theirs", 20.0)], (Floor("a thing", "ours", of="theirs", least=3),))
