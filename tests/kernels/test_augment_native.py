@@ -463,6 +463,7 @@ def test_the_module_itself_converts_nothing(change: dict[str, Any]) -> None:
 
 # Ordinary; failing often; never fitting (the fallback), from below and from above; tiny; every probability in use.
 DRAWN = [
+    AugmentSpec(image_size=5, crop_scale=(0.25, 0.25), crop_ratio=(1.0, 1.0)),  # 2.5 pixels: half to even, 2
     AugmentSpec(),
     AugmentSpec(image_size=11, crop_scale=(0.5, 1.0), crop_ratio=(0.2, 5.0)),
     AugmentSpec(image_size=20, crop_scale=(1.0, 1.0), crop_ratio=(0.4, 0.5)),
