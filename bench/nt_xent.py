@@ -105,7 +105,7 @@ def _contenders(total: int, z: Tensor) -> tuple[dict[str, Loss], dict[str, str]]
         except ValueError as reason:
             missing[f"ours ({backend})"] = str(reason)
         else:
-            running[f"ours ({backend})"] = lambda x, b=backend: nt_xent(x, VIEWS, TEMPERATURE, backend=b)  # type: ignore[misc]
+            running[f"ours ({backend})"] = lambda x, b=backend: nt_xent(x, VIEWS, TEMPERATURE, backend=b)  # type: ignore[misc]  # b binds early
     usual: dict[str, Loss] = {
         "eager": lambda x: nt_xent_eager(x, TEMPERATURE),
         "boolean-mask eager": lambda x: nt_xent_boolean_mask(x, TEMPERATURE),

@@ -182,15 +182,19 @@ def prepare(
     platform = choose_platform(device, recipe.train.precision, compile, plan.total_steps)
     if platform.device.type == "cpu":
         keep_freed_memory()
-    backends, notes = _backends(platform, plan.recipe, fused, augment)
-    platform = replace(platform, notes=platform.notes + notes)
+
+    def trainer_of(plan: Plan) -> Trainer:
+        """With the kernels that serve this plan's recipe: a short run may have another temperature."""
+        backends, notes = _backends(platform, plan.recipe, fused, augment)
+        return Trainer(plan.recipe, plan, replace(platform, notes=platform.notes + notes), store, backends)
+
     if saved is not None:
-        return Trainer(plan.recipe, plan, platform, store, backends), None
+        return trainer_of(plan), None
     began, per_step = time.perf_counter(), dict[int, float]()
 
     def timed(plan: Plan) -> tuple[Plan, dict[int, float]]:
         """View size → seconds of a step, and the plan cut to the time that is left."""
-        per_step = calibrate(Trainer(plan.recipe, plan, platform, store, backends))
+        per_step = calibrate(trainer_of(plan))
         if max_minutes is not None:
             left = max_minutes * 60 * BUDGET_SHARE - (time.perf_counter() - began)
             plan = Plan.of(plan.recipe, store, min(plan.total_steps, steps_within(plan, left, per_step)))
@@ -208,7 +212,7 @@ def prepare(
         taken = ", ".join(f"{key} = {value}" for key, value in changes.items())
         note = f"a run this short takes {taken} (the recipe's short_runs; what you --set stays)"
         platform = replace(platform, notes=(*platform.notes, note))
-    trainer = Trainer(plan.recipe, plan, platform, store, backends)
+    trainer = trainer_of(plan)
     if not per_step:
         return trainer, None
     seconds = sum(per_step[size] * count for size, count in plan.sizes().items())

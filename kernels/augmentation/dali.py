@@ -54,7 +54,7 @@ def why_not(device: torch.device) -> str:
     if not sys.platform.startswith("linux"):
         return f"NVIDIA publishes DALI for Linux, not for {sys.platform}"
     try:
-        import nvidia.dali  # noqa: F401
+        import nvidia.dali  # noqa: F401 (whether it loads is the question)
     except (ImportError, OSError) as error:
         missing = isinstance(error, ModuleNotFoundError) and error.name in ("nvidia", "nvidia.dali")
         return f"{PACKAGE} {'is not installed' if missing else f'does not load ({error})'}: pip install {PACKAGE}"

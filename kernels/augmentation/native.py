@@ -22,7 +22,7 @@ _why_not_loaded = ""
 try:
     from .. import _native
 except ImportError as error:
-    _native = None  # type: ignore[assignment]
+    _native = None  # type: ignore[assignment]  # a module, or nothing
     _why_not_loaded = str(error)
 
 # "" for the best instruction set of this machine, or one of _native.instruction_sets(), for tests and benchmarks.

@@ -436,6 +436,19 @@ def test_kernels_are_chosen_by_the_flags_and_what_ran_is_recorded(
         backends(augment="triton")
 
 
+def test_kernels_are_chosen_for_what_a_short_run_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[float] = []
+
+    def pick(backend: str, device: torch.device, dimension: int, temperature: float) -> tuple[str, str]:
+        asked.append(temperature)
+        return "torch", "the only one"
+
+    monkeypatch.setattr(pretraining, "pick_nt_xent", pick)
+    recipe = tiny_recipe(short_runs=[{"epochs": 5, "settings": {"loss.temperature": 0.01}}])
+    trainer, _ = pretraining.prepare(recipe, tiny_store(), device="cpu")
+    assert trainer.recipe.loss.temperature == 0.01 and asked[-1] == 0.01
+
+
 def test_training_sees_the_same_views_from_every_backend() -> None:
     recipe, store = tiny_recipe(), tiny_store()
     plan = Plan.of(recipe, store)

@@ -35,7 +35,7 @@ from simclr_engine.kernels.augmentation.params import (
 
 CPU = torch.device("cpu")
 try:  # asked of Python, not of `why_not`, which is tested here
-    import nvidia.dali  # noqa: F401
+    import nvidia.dali  # noqa: F401 (whether it loads is the question)
 
     MISSING = ""
 except ImportError as error:
