@@ -13,7 +13,7 @@ import math
 import tomllib
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -23,6 +23,7 @@ from simclr_engine.kernels.augmentation.spec import AugmentSpec
 
 from .errors import UsageError
 
+DEFAULT = "cifar10"
 ARCHITECTURES = ("resnet18", "resnet34", "resnet50")
 
 
@@ -118,6 +119,49 @@ class MonitorSpec:
 
 
 @dataclass(frozen=True)
+class LabelledSpec:
+    """Training with labels, for an evaluation.
+
+    `crop_scale` is the share of an image's area that a random crop covers, [1, 1] for whole images; `flip` the
+    probability of mirroring. The other names mean what they mean for pretraining; lengths in epochs.
+    """
+
+    epochs: int
+    batch_size: int
+    crop_scale: tuple[float, float]
+    flip: float
+    optimizer: str
+    lr: float
+    momentum: float
+    weight_decay: float
+    schedule: str
+    gamma: float
+    phase_epochs: float
+    gamma_late: float
+
+    def optimizer_spec(self) -> OptimizerSpec:
+        """As pretraining knows it; LARS has no place here."""
+        return OptimizerSpec(self.optimizer, self.lr, False, self.momentum, False, self.weight_decay, "paper", 0.001)
+
+    def schedule_spec(self) -> ScheduleSpec:
+        """As pretraining knows it, without warm-up."""
+        return ScheduleSpec(self.schedule, 0.0, 0.0, 1.0, self.gamma, self.phase_epochs, self.gamma_late)
+
+
+@dataclass(frozen=True)
+class EvaluationSpec:
+    """The evaluation methods that train.
+
+    `head`: a linear layer on the frozen encoder; `finetune`: encoder and layer end to end; `supervised`: the same
+    network from scratch, for as long as the pretraining took where its `epochs` are 0.
+    """
+
+    head: LabelledSpec
+    finetune: LabelledSpec
+    supervised: LabelledSpec
+
+
+@dataclass(frozen=True)
 class ShortRun:
     """What a run of at most `epochs` epochs does otherwise: `settings` as for `--set`, `{"train.views": 4}`."""
 
@@ -146,6 +190,7 @@ class Recipe:
     schedule: ScheduleSpec
     train: TrainSpec
     monitor: MonitorSpec
+    evaluation: EvaluationSpec
     short_runs: tuple[ShortRun, ...]
 
     def __post_init__(self) -> None:
@@ -167,9 +212,12 @@ class Recipe:
     def from_toml(cls, text: str) -> Recipe:
         """The recipe that `to_toml` wrote."""
         try:
-            return cls.from_tree(tomllib.loads(text))
+            tree = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
             raise UsageError("the recipe is not valid TOML", saw=error, fix="mend the line named above") from error
+        if "evaluation" not in tree:  # a run written before recipes said how to train with labels
+            tree["evaluation"] = _read(DEFAULT)["evaluation"]
+        return cls.from_tree(tree)
 
     @classmethod
     def from_tree(cls, tree: Mapping[str, Any]) -> Recipe:
@@ -178,9 +226,13 @@ class Recipe:
 
     def replace(self, **overrides: Any) -> Recipe:
         """A copy with overrides, their dots written as double underscores: `replace(train__epochs=2)`."""
+        return self.override({key.replace("__", "."): value for key, value in overrides.items()})
+
+    def override(self, values: Mapping[str, Any]) -> Recipe:
+        """A copy with `values` such as `{"train.epochs": 200}` laid over it; errors as of `load`."""
         tree = self.to_tree()
-        for key, value in overrides.items():
-            _override(tree, key.replace("__", "."), value)
+        for key, value in values.items():
+            _override(tree, key, value)
         return Recipe.from_tree(tree)
 
     def to_tree(self) -> dict[str, Any]:
@@ -250,14 +302,20 @@ def _read(name: str) -> dict[str, Any]:
         raise UsageError("`base` must name a recipe of the package", saw=base, fix=_nearest(str(base), recipe_names()))
     merged = _read(base)
     merged["published"] = {}
+    published = tree.pop("published", {})
+    for key, value in _leaves(tree):
+        _set(merged, key, value)
+        _claim(merged, key)
+    return merged | {"published": published}
+
+
+def _leaves(tree: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    """(`a.b`, value) of everything in nested tables."""
     for key, value in tree.items():
-        if isinstance(value, dict) and isinstance(merged.get(key), dict) and key != "published":
-            merged[key].update(value)
-            for field in value:
-                _claim(merged, f"{key}.{field}")
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{path}{key}.")
         else:
-            merged[key] = value
-    return merged
+            yield path + key, value
 
 
 def _nearest(word: str, known: Iterable[str]) -> str:
@@ -267,17 +325,19 @@ def _nearest(word: str, known: Iterable[str]) -> str:
 
 def _override(tree: dict[str, Any], key: str, value: Any) -> None:
     """Sets `a.b` in the tree; the key must exist. Text is read as a TOML value where it is one."""
-    room, _, field = key.partition(".")
-    known = _known_keys()
+    known = _known_keys(Recipe)
     if key not in known:
         raise UsageError("the recipe has no such key", saw=key, fix=_nearest(key, known))
-    if isinstance(value, str):
-        value = _read_value(value)
-    if field:
-        tree.setdefault(room, {})[field] = value
-    else:
-        tree[room] = value
+    _set(tree, key, _read_value(value) if isinstance(value, str) else value)
     _claim(tree, key)
+
+
+def _set(tree: dict[str, Any], key: str, value: Any) -> None:
+    """`tree["a"]["b"] = value` for the key `a.b`."""
+    *rooms, field = key.split(".")
+    for name in rooms:
+        tree = tree.setdefault(name, {})
+    tree[field] = value
 
 
 def _claim(tree: dict[str, Any], key: str) -> None:
@@ -298,15 +358,15 @@ def _read_value(text: str) -> Any:
             return text
 
 
-def _known_keys() -> list[str]:
+def _known_keys(cls: type[Any], path: str = "") -> list[str]:
+    """Every key that `--set` takes: `train.epochs`, `evaluation.head.lr`."""
     keys: list[str] = []
-    hints = typing.get_type_hints(Recipe)
-    for field in dataclasses.fields(Recipe):
-        hint = hints[field.name]
-        if dataclasses.is_dataclass(hint):
-            keys += [f"{field.name}.{f.name}" for f in dataclasses.fields(hint) if f.name != "image_size"]
-        else:
-            keys.append(field.name)
+    hints = typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        if dataclasses.is_dataclass(hints[field.name]):
+            keys += _known_keys(hints[field.name], f"{path}{field.name}.")
+        elif field.name != "image_size":
+            keys.append(path + field.name)
     return keys
 
 
@@ -408,6 +468,8 @@ def _validate(r: Recipe) -> None:
     _require(w.log_steps >= 1, "monitor.log_steps", w.log_steps, "1 or more")
     _require(w.knn_epochs >= 0, "monitor.knn_epochs", w.knn_epochs, "0 (never) or more")
     _require(w.knn_images >= 20, "monitor.knn_images", w.knn_images, "20 or more")
+    for method in ("head", "finetune", "supervised"):
+        _validate_labelled(getattr(r.evaluation, method), f"evaluation.{method}", least=int(method != "supervised"))
     for short in r.short_runs:
         _require(short.epochs >= 1, "short_runs.epochs", short.epochs, "1 or more")
         for key in short.settings:
@@ -415,9 +477,26 @@ def _validate(r: Recipe) -> None:
         r.for_epochs(short.epochs)  # every setting is a key of the recipe, and its value in range
 
 
+def _validate_labelled(s: LabelledSpec, at: str, least: int) -> None:
+    _require(least <= s.epochs <= 100_000, f"{at}.epochs", s.epochs, f"{least} to 100,000")
+    _require(1 <= s.batch_size <= 1_000_000, f"{at}.batch_size", s.batch_size, "1 or more")
+    low, high = s.crop_scale
+    _require(0 < low <= high <= 1, f"{at}.crop_scale", list(s.crop_scale), "two shares, 0 < low ≤ high ≤ 1")
+    _require(0 <= s.flip <= 1, f"{at}.flip", s.flip, "a probability")
+    _require(s.optimizer in ("sgd", "adam", "adamw"), f"{at}.optimizer", s.optimizer, "sgd, adam or adamw")
+    _require(math.isfinite(s.lr) and s.lr > 0, f"{at}.lr", s.lr, "a positive number")
+    _require(0 <= s.momentum < 1, f"{at}.momentum", s.momentum, "at least 0 and below 1")
+    _require(_finite(s.weight_decay), f"{at}.weight_decay", s.weight_decay, "0 or more")
+    names = ("cosine", "step", "exponential", "constant")
+    _require(s.schedule in names, f"{at}.schedule", s.schedule, ", ".join(names))
+    for key in ("gamma", "gamma_late"):
+        _require(0 < getattr(s, key) <= 1, f"{at}.{key}", getattr(s, key), "above 0 and at most 1")
+    _require(_finite(s.phase_epochs), f"{at}.phase_epochs", s.phase_epochs, "0 or more epochs")
+
+
 def _flat(recipe: Recipe) -> dict[str, Any]:
-    tree = recipe.to_tree()
-    return {f"{room}.{key}": v for room, t in tree.items() if isinstance(t, dict) for key, v in t.items()}
+    rooms = {room: t for room, t in recipe.to_tree().items() if isinstance(t, dict) and room != "published"}
+    return dict(_leaves(rooms))
 
 
 def _plain(value: Any) -> Any:
@@ -446,10 +525,12 @@ def _toml_value(value: Any) -> str:
     return repr(value)
 
 
-def _toml(tree: Mapping[str, Any]) -> str:
-    """A TOML file of one level of tables (the standard library reads TOML but does not write it)."""
+def _toml(tree: Mapping[str, Any], path: str = "") -> str:
+    """A TOML file of nested tables (the standard library reads TOML but does not write it)."""
     lines = [f"{k} = {_toml_value(v)}" for k, v in tree.items() if not isinstance(v, dict)]
     for name, table in tree.items():
         if isinstance(table, dict):
-            lines += ["", f"[{name}]", *(f"{k} = {_toml_value(v)}" for k, v in table.items())]
+            only_tables = bool(table) and all(isinstance(v, dict) for v in table.values())
+            head = [] if only_tables else ["", f"[{path}{name}]"]
+            lines += [*head, _toml(table, f"{path}{name}.").rstrip("\n")]
     return "\n".join(lines) + "\n"

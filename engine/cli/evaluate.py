@@ -15,17 +15,18 @@ if TYPE_CHECKING:
     from ..evaluation import EvaluationResult
     from ..evaluation.comparison import Comparison
 
+METHOD_CHOICES = ("linear", "knn", "head", "finetune", "supervised", "probe")
 FULL_TABLE = 30  # classes; with more, the five best and the five worst are listed
 
 
 @click.command(name="evaluate")
-@click.argument("target", metavar="RUN|FILE.onnx")
+@click.argument("target", metavar="RUN|FILE.onnx|WEIGHTS")
 @click.option("--data", metavar="NAME|PATH", help="Labelled images; a run's own by default.")
 @click.option(
     "--method",
     "methods",
     multiple=True,
-    type=click.Choice(["linear", "knn"]),
+    type=click.Choice(METHOD_CHOICES),
     help="May be repeated.  [default: linear]",
 )
 @click.option(
@@ -33,10 +34,31 @@ FULL_TABLE = 30  # classes; with more, the five best and the five worst are list
     "inits",
     multiple=True,
     type=click.Choice(["pretrained", "scratch"]),
-    help="May be repeated.  [default: both; of a file, pretrained]",
+    help="May be repeated.  [default: both; of an exported file, pretrained]",
+)
+@click.option(
+    "--label-fraction",
+    "fraction",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=1.0,
+    metavar="F",
+    help="Learn from this share of the train labels, 0.1 for a tenth; stratified.",
+)
+@click.option(
+    "--folds",
+    type=click.IntRange(min=2),
+    metavar="K",
+    help="Cross-validate on the labelled train images: per fold, and mean ± sd.",
 )
 @click.option(
     "--limit", type=click.IntRange(min=2), metavar="N", help="At most N images of each split, balanced over classes."
+)
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Of the methods that train, such as evaluation.finetune.epochs=3; may be repeated.",
 )
 @click.option("--out", metavar="DIR", help="Write results and pictures there instead of into the run.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
@@ -45,25 +67,49 @@ def command(
     data: str | None,
     methods: tuple[str, ...],
     inits: tuple[str, ...],
+    fraction: float,
+    folds: int | None,
     limit: int | None,
+    settings: tuple[str, ...],
     out: str | None,
     as_json: bool,
 ) -> None:
-    """Score the frozen encoder of a run or an ONNX file, beside the same network with random weights.
+    """Score an encoder beside the same network with random weights.
+
+    \b
+    linear      frozen features, scikit-learn logistic regression
+    knn         frozen features, vote of the nearest train images
+    head        frozen encoder, linear layer trained by torch
+    finetune    encoder and layer trained end to end
+    supervised  the same network from scratch, for as long as the pretraining took
+    probe       the probe inside a file that was exported with one
 
     \b
     simclr-engine evaluate runs/cifar10 --method linear --method knn
+    simclr-engine evaluate runs/cifar10 --method finetune --label-fraction 0.1
     simclr-engine evaluate encoder.onnx --data photos/ --json
+    simclr-engine evaluate resnet18.pth --data photos/
     """
     from pathlib import Path
 
     from ..evaluation import evaluate
     from ..evaluation.comparison import compare
-    from ..evaluation.target import INITS, open_target
+    from ..evaluation.target import open_target
+    from .options import parse_overrides
 
     subject = open_target(target)
-    inits = inits or (INITS if subject.run is not None else INITS[:1])
-    results = evaluate(target, data, list(methods or ("linear",)), list(inits), limit=limit, out=out, progress=True)
+    results = evaluate(
+        target,
+        data,
+        list(methods or ("linear",)),
+        list(inits or subject.inits),
+        label_fraction=fraction,
+        folds=folds or 0,
+        limit=limit,
+        overrides=parse_overrides(settings),
+        out=out,
+        progress=True,
+    )
     assert isinstance(results, list)
     comparisons = compare(results)
     written = _write(target, comparisons, Path(out) if out else None, subject.run is not None)
@@ -127,20 +173,36 @@ def _table(title: str | None, *columns: str) -> Table:
 def _methods_table(comparisons: Sequence[Comparison]) -> Table:
     from ..evaluation.comparison import percent, points, standard_error
 
-    table = _table(None, "method", "pretrained", "random", "difference", "±", "macro F1", "mean IoU", "ECE")
+    table = _table(None, "method", "pretrained", "random", "difference", "±", "loss", "macro F1", "mean IoU", "ECE")
     for one in comparisons:
         shown, n = one.shown, one.shown.test_images
         accuracies = [percent(r.accuracy, n) if r else "–" for r in one.both]
         gain = points(one.difference, n).removesuffix(" points") if one.difference is not None else "–"
         error = f"{100 * standard_error(shown):.1f}"
-        scores = (f"{shown.f1_macro:.4f}", f"{shown.mean_iou:.4f}", f"{shown.ece:.3f}")
+        loss = f"{shown.loss:.3f}" if shown.loss is not None else "–"
+        scores = (loss, f"{shown.f1_macro:.4f}", f"{shown.mean_iou:.4f}", f"{shown.ece:.3f}")
         table.add_row(one.name, *accuracies, gain, error, *scores)
+        if shown.folds:
+            spreads = [_mean_and_spread(r) for r in one.both]
+            table.add_row("  mean ± sd of the folds", *spreads, style="dim")
         for variant in shown.also:
             values = [percent(r.also[variant], n) if r and variant in r.also else "–" for r in one.both]
             table.add_row(f"  {variant}", *values, style="dim")
-    table.caption = "accuracy on the test split; ± one standard error; ECE: expected calibration error"
+        if one.epochs_to_baseline is not None:
+            table.add_row("  epochs to the random start's final accuracy", str(one.epochs_to_baseline), style="dim")
+    table.caption = (
+        "accuracy on the test split, or on the held-out folds; ± one standard error; loss in nats; "
+        "ECE: expected calibration error"
+    )
     table.caption_justify = "left"
     return table
+
+
+def _mean_and_spread(result: EvaluationResult | None) -> str:
+    if result is None or result.fold_spread is None:
+        return "–"
+    mean, spread = result.fold_spread
+    return f"{100 * mean:.1f} ± {100 * spread:.1f} %"
 
 
 def _class_table(one: Comparison) -> Table:

@@ -10,11 +10,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..errors import CheckFailed
 from ..model import build_encoder
+from .guards import require_unchanged
+from .target import SCRATCH_SEED
 
 BATCH = 64  # larger ones are no faster on a CPU
-SCRATCH_SEED = 0
 
 
 def scratch_encoder(arch: str, stem: str, seed: int = SCRATCH_SEED) -> nn.Module:
@@ -80,13 +80,7 @@ def extract_features(
             if advance is not None:
                 advance(len(rows[-1]))
     features = torch.cat(rows).numpy()
-    after = encoder_hash(encoder)
-    if after != before:
-        raise CheckFailed(
-            "the encoder was changed by its own evaluation: a weight or buffer differs",
-            saw=f"sha256 {before[:12]}… before, {after[:12]}… after",
-            fix="a frozen protocol must not train: find what writes to the encoder in eval mode",
-        )
+    require_unchanged(before, encoder_hash(encoder))
     return features
 
 

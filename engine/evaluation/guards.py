@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data.store import ImageStore
-from ..errors import DataError
+from ..errors import CheckFailed, DataError
 
 REFUSED_OVERLAP = 0.01  # of the test images
 
@@ -82,4 +82,14 @@ def require_finite(features: NDArray[np.float32]) -> None:
             "the features are not finite",
             saw=f"{rows:,} of {len(features):,} rows with NaN or infinity",
             fix="the encoder has diverged: pretrain again with a lower learning rate",
+        )
+
+
+def require_unchanged(before: str, after: str) -> None:
+    """Refuses an encoder whose weights and buffers differ after a frozen protocol (CheckFailed); both sha256."""
+    if after != before:
+        raise CheckFailed(
+            "the encoder was changed by its own evaluation: a weight or buffer differs",
+            saw=f"sha256 {before[:12]}… before, {after[:12]}… after",
+            fix="a frozen protocol must not train: find what writes to the encoder in eval mode",
         )

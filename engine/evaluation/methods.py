@@ -1,49 +1,85 @@
-"""The methods on frozen features: each learns on train features, predicts the test split and says how.
+"""The evaluation methods: each learns from labelled images, predicts others, and says how.
 
-None of them is given the labels of the test split.
+None of them is given the labels of what it predicts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from importlib import import_module
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import UsageError
+from ..recipe import EvaluationSpec
 from .knn import TEMPERATURE, classify_knn
 from .linear import HELD_OUT, LinearProbe, fit_linear
+from .progress import Advance, show_progress
+from .target import Encoder
+from .task import SEED, Task
 
-Features = NDArray[np.float32]
-Labels = NDArray[np.int64]
+
+@dataclass(frozen=True)
+class Training:
+    """How the methods that train do it.
+
+    Attributes:
+        spec: the recipe's settings.
+        precision: auto | bf16 | fp16 | fp32, of end-to-end training.
+        seconds: what the pretraining took; 0 if unknown.
+        progress: show bars on a terminal.
+        seed: of the weights of the linear layer, the order of the images and their crops.
+    """
+
+    spec: EvaluationSpec
+    precision: str
+    seconds: float
+    progress: bool
+    seed: int = SEED
+
+    def bar(self, what: str, total: int) -> AbstractContextManager[Advance | None]:
+        """A progress bar over `total` images."""
+        return show_progress(what, total, self.progress)
 
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """What a method says about the test images.
+    """What a method says about the queries of a task.
 
     Attributes:
         protocol: how, as the beginning of the protocol sentence.
-        classes: int64 `[N]`, the predicted class.
-        probabilities: float32 `[N, C]`.
+        classes: int64 `[Q]`, the predicted class.
+        probabilities: float32 `[Q, C]`.
+        votes: whether these are shares of votes rather than probabilities, so that their cross-entropy means nothing.
         notes: what the method has to say about itself.
-        also: int64 `[N]` by name: what variants of the method predict.
+        also: int64 `[Q]` by name: what variants of the method predict.
         probe: the fitted linear probe, where there is one.
+        history, steps: rows per epoch and per step of a method that trains (see `EvaluationResult.history`).
     """
 
     protocol: str
-    classes: Labels
-    probabilities: Features
+    classes: NDArray[np.int64]
+    probabilities: NDArray[np.float32]
+    votes: bool = False
     notes: tuple[str, ...] = ()
-    also: Mapping[str, Labels] = field(default_factory=dict)
+    also: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
     probe: LinearProbe | None = None
+    history: tuple[Mapping[str, float], ...] = ()
+    steps: tuple[Mapping[str, float], ...] = ()
 
 
-def predict_linear(train: Features, labels: Labels, test: Features, classes: int) -> Prediction:
-    """The linear probe, fitted on train features float32 `[N, D]` with their labels int64 `[N]`."""
-    probe = fit_linear(train, labels)
+Method = Callable[[Encoder, Task, Training], Prediction]
+
+
+def predict_linear(encoder: Encoder, task: Task, training: Training) -> Prediction:
+    """The linear probe on frozen features."""
+    of_train, of_test = encoder.features(task.train), encoder.features(task.test)
+    probe = fit_linear(of_train[task.rows], task.labels)
     how = f"C={probe.C:g}" + (f" chosen on {100 * HELD_OUT:.0f} % of train" if probe.chosen else "")
-    probabilities = probe.predict_proba(test, classes)
+    probabilities = probe.predict_proba(task.of_queries(of_train, of_test), task.classes)
     return Prediction(
         protocol=f"linear probe (scikit-learn LogisticRegression, lbfgs, {how}, standardised)",
         classes=probabilities.argmax(1),
@@ -53,18 +89,54 @@ def predict_linear(train: Features, labels: Labels, test: Features, classes: int
     )
 
 
-def predict_knn(train: Features, labels: Labels, test: Features, classes: int) -> Prediction:
+def predict_knn(encoder: Encoder, task: Task, training: Training) -> Prediction:
     """The vote of the nearest train features."""
-    found = classify_knn(train, labels, test, classes)
+    of_train, of_test = encoder.features(task.train), encoder.features(task.test)
+    found = classify_knn(of_train[task.rows], task.labels, task.of_queries(of_train, of_test), task.classes)
     return Prediction(
         protocol=f"kNN (cosine, k={found.k} majority; variant: k={found.weighted_k} weighted, T={TEMPERATURE:g})",
         classes=found.majority,
         probabilities=found.probabilities,
+        votes=True,
         also={f"weighted k={found.weighted_k}": found.weighted},
     )
 
 
-METHODS: dict[str, Callable[[Features, Labels, Features, int], Prediction]] = {
+def predict_probe(encoder: Encoder, task: Task, training: Training) -> Prediction:
+    """What an exported file says by the probe inside it; nothing is learnt."""
+    if encoder.probe is None:
+        raise UsageError(
+            "there is no probe inside this encoder",
+            saw="--method probe",
+            fix="name a file that was exported with --probe, or take --method linear",
+        )
+    if task.fold or len(task.rows) < len(task.train):
+        raise UsageError(
+            "the probe of a file learns nothing, so neither a share of the labels nor folds mean anything to it",
+            saw="--method probe with --label-fraction or --folds",
+            fix="leave them away, or take --method linear",
+        )
+    probabilities, labels = encoder.probe.predict(task.test)
+    return Prediction(
+        protocol=encoder.probe.words, classes=labels, probabilities=probabilities, notes=encoder.probe.notes
+    )
+
+
+def _trained(name: str) -> Method:
+    """A method of `classifier.py`, which imports torch when it is first called."""
+
+    def method(encoder: Encoder, task: Task, training: Training) -> Prediction:
+        found: Prediction = getattr(import_module(".classifier", __package__), name)(encoder, task, training)
+        return found
+
+    return method
+
+
+METHODS: dict[str, Method] = {
     "linear": predict_linear,
     "knn": predict_knn,
+    "head": _trained("predict_head"),
+    "finetune": _trained("predict_finetune"),
+    "supervised": _trained("predict_supervised"),
+    "probe": predict_probe,
 }

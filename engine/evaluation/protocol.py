@@ -1,27 +1,23 @@
-"""evaluate(): frozen features, a probe, its scores, and the sentence that says how they were made."""
+"""evaluate(): an encoder, a method, its scores, and the sentence that says how they were made."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import overload
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any, overload
 
 from ..data.store import ImageStore
 from ..errors import DataError, UsageError
 from ..run import Run
-from .collapse import FeatureStatistics, feature_statistics
-from .guards import check_splits, require_finite
-from .linear import LinearProbe
-from .methods import METHODS
-from .metrics import confusion_matrix, expected_calibration_error, score
-from .records import save_embeddings, save_result
+from .comparison import FROZEN
+from .guards import check_splits
+from .keeping import keep_features, keep_outcome, keep_scalars
+from .methods import METHODS, Training
 from .result import EvaluationResult
+from .scoring import Assignment, run_method
 from .target import INITS, Target, open_target
+from .task import tasks
 
 Splits = tuple[ImageStore, ImageStore]
 
@@ -33,7 +29,10 @@ def evaluate(
     method: str = "linear",
     init: str = "pretrained",
     *,
+    label_fraction: float = 1.0,
+    folds: int = 0,
     limit: int | None = None,
+    overrides: Mapping[str, Any] | None = None,
     out: str | Path | None = None,
     progress: bool = False,
 ) -> EvaluationResult: ...
@@ -44,7 +43,10 @@ def evaluate(
     method: str | Sequence[str] = "linear",
     init: str | Sequence[str] = "pretrained",
     *,
+    label_fraction: float = 1.0,
+    folds: int = 0,
     limit: int | None = None,
+    overrides: Mapping[str, Any] | None = None,
     out: str | Path | None = None,
     progress: bool = False,
 ) -> EvaluationResult | list[EvaluationResult]: ...
@@ -54,60 +56,99 @@ def evaluate(
     method: str | Sequence[str] = "linear",
     init: str | Sequence[str] = "pretrained",
     *,
+    label_fraction: float = 1.0,
+    folds: int = 0,
     limit: int | None = None,
+    overrides: Mapping[str, Any] | None = None,
     out: str | Path | None = None,
     progress: bool = False,
 ) -> EvaluationResult | list[EvaluationResult]:
-    """Scores frozen features: the method learns on the train split and is scored on the test split.
+    """Scores an encoder: the method learns on the train split and is scored on the test split.
 
     Args:
-        target: a run, its directory, or an .onnx file that `export` wrote (then no torch is imported).
+        target: a run, its directory, an .onnx file that `export` wrote (then no torch is imported by `linear`, `knn`
+            and `probe`), or a file of weights of a ResNet from elsewhere.
         data: a name or path as `load_splits` takes it, or (train, test) stores; default: what the run
             was pretrained on.
-        method: `linear` or `knn`, or several.
-        init: `pretrained`, `scratch` (the same network with random weights), or several.
+        method: `linear`, `knn`, `head`, `finetune`, `supervised`, `probe` (the one inside a file), or several.
+        init: `pretrained`, `scratch` (the same network with random weights), or several. `supervised` starts from
+            scratch whatever is asked, and is run once.
+        label_fraction: learn from this share of the train labels alone, stratified.
+        folds: K ≥ 2: cross-validate on the (share of the) train split; the scores are those of the held-out folds.
         limit: at most so many images of each split, class-balanced.
+        overrides: settings of the methods that train, `{"evaluation.finetune.epochs": 3}`, over the recipe's.
         out: where to write the results; default: `evaluation/` of the run (and the features in
             `embeddings/`), nowhere for a file.
-        progress: show a bar on a terminal.
+        progress: show bars on a terminal.
 
     Returns:
         One result where `method` and `init` are one word each, else a list in the order init × method.
 
     Raises:
-        UsageError: unknown method or init, no data named, nothing at `target`.
+        UsageError: unknown method or init, no data named, nothing at `target`, a method that it does not allow.
         DataError: data without labels or with one class, splits that overlap, images of another size than the
-            encoder's, an encoder pretrained on this very test split.
-        CheckFailed: the encoder was changed by its evaluation.
+            encoder's, an encoder pretrained on this very test split, a class with too few images.
+        CheckFailed: a frozen encoder was changed by its evaluation, or training with labels diverged.
     """
     methods = _known("method", method, tuple(METHODS))
     inits = _known("init", init, INITS)
     subject = open_target(target)
+    for one in inits:
+        if one not in subject.inits:
+            raise UsageError(
+                "an exported file has no random counterpart",
+                saw=f"--init {one} for {subject.path.name}",
+                fix="evaluate the run it came from, or leave --init away",
+            )
+    recipe = subject.recipe.override(_evaluation_only(overrides or {}))
+    training = Training(recipe.evaluation, recipe.train.precision, subject.seconds, progress)
     train, test = _splits(subject, data, progress)
-    notes = check_splits(train, test)
-    notes += _seen_in_pretraining(subject, test)
+    notes = (*check_splits(train, test), *_seen_in_pretraining(subject, test), *subject.notes)
     train, test = train.limit(limit), test.limit(limit)
+    asked = Assignment(train, test, tasks(train, test, label_fraction, folds), training, label_fraction, limit, notes)
     directory = Path(out) if out is not None else subject.path / "evaluation" if subject.run is not None else None
     results = []
-    for one in inits:
-        encoded = _encode(subject, one, train, test, progress)
-        for name in methods:
-            result, probe = _score(name, encoded, train, test, subject.path, limit, notes)
-            results.append(result)
+    for one, names in _order(inits, methods, subject.inits):
+        start = time.perf_counter()
+        encoder = subject.encoder(one, progress)
+        for name in names:
+            outcome = run_method(name, encoder, asked, subject.path, start)
+            results.append(outcome.result)
             if directory is not None:
-                save_result(directory, result, probe)
-        if subject.run is not None and out is None:
-            _keep_features(subject.path / "embeddings", encoded, train, test)
+                keep_outcome(directory, outcome, test)
+                if subject.run is not None and out is None:
+                    keep_scalars(subject.path / "tensorboard", outcome)
+            start = time.perf_counter()
+        if subject.run is not None and out is None and any(name in FROZEN for name in names):
+            keep_features(subject.path / "embeddings", encoder, train, test)
     return results[0] if isinstance(method, str) and isinstance(init, str) else results
 
 
-def _keep_features(directory: Path, encoded: _Encoded, train: ImageStore, test: ImageStore) -> None:
-    """The features of both splits by the pretrained encoder; of the random one only those that the report draws."""
-    if encoded.init == "pretrained":
-        save_embeddings(directory, "train", train, encoded.train)
-        save_embeddings(directory, "test", test, encoded.test)
-    else:
-        save_embeddings(directory, "test_scratch", test, encoded.test)
+def _order(inits: Sequence[str], methods: Sequence[str], possible: Sequence[str]) -> list[tuple[str, list[str]]]:
+    """Each init with its methods; `supervised` belongs to the random encoder, and runs whichever init was asked."""
+    supervised = "supervised" in methods
+    if supervised and "scratch" not in possible:
+        raise UsageError(
+            "supervised training needs the network, and an exported file is none that can be trained",
+            saw="--method supervised",
+            fix="evaluate the run it came from",
+        )
+    others = [name for name in methods if name != "supervised"]
+    order = [(one, methods if one == "scratch" else others) for one in inits]
+    if supervised and "scratch" not in inits:
+        order.append(("scratch", ["supervised"]))
+    return [(one, list(names)) for one, names in order if names]
+
+
+def _evaluation_only(overrides: Mapping[str, Any]) -> Mapping[str, Any]:
+    for key in overrides:
+        if not key.startswith("evaluation."):
+            raise UsageError(
+                "an evaluation can set its own values alone: the encoder is what it is",
+                saw=key,
+                fix="keys such as evaluation.head.epochs, evaluation.finetune.lr; see `simclr-engine recipes NAME`",
+            )
+    return overrides
 
 
 def _known(what: str, asked: str | Sequence[str], known: tuple[str, ...]) -> list[str]:
@@ -139,7 +180,7 @@ def _splits(subject: Target, data: str | Path | Splits | None, progress: bool) -
 
         train, test = load_splits(str(source), size=subject.image_size, progress=progress)
     for store in (train, test):
-        if store.image_size != subject.image_size:
+        if subject.image_size is not None and store.image_size != subject.image_size:
             raise DataError(
                 "the images have another size than the encoder was trained on",
                 saw=f"{store.image_size} px in {store.name}, {subject.image_size} px in the encoder",
@@ -160,62 +201,3 @@ def _seen_in_pretraining(subject: Target, test: ImageStore) -> tuple[str, ...]:
     if about.get("split") == "all" and about.get("name") == test.name:
         return ("pretraining saw all images of this source, without labels: the held-out ones are among them",)
     return ()
-
-
-@dataclass(frozen=True, eq=False)
-class _Encoded:
-    """Both splits through one encoder; `seconds` is what that took, `words` describe the encoder in the protocol."""
-
-    init: str
-    train: NDArray[np.float32]
-    test: NDArray[np.float32]
-    words: str
-    seconds: float
-    statistics: FeatureStatistics
-
-
-def _encode(subject: Target, init: str, train: ImageStore, test: ImageStore, progress: bool) -> _Encoded:
-    """The features of both splits, checked."""
-    start = time.perf_counter()
-    words, features = subject.encoder(init, progress)
-    of_train, of_test = features(train), features(test)
-    require_finite(of_train)
-    require_finite(of_test)
-    return _Encoded(init, of_train, of_test, words, time.perf_counter() - start, feature_statistics(of_train))
-
-
-def _score(
-    method: str,
-    encoded: _Encoded,
-    train: ImageStore,
-    test: ImageStore,
-    target: Path,
-    limit: int | None,
-    notes: tuple[str, ...],
-) -> tuple[EvaluationResult, LinearProbe | None]:
-    """One method on the features of one encoder."""
-    assert train.labels is not None and test.labels is not None  # check_splits has refused anything else
-    start = time.perf_counter()
-    predicted = METHODS[method](encoded.train, train.labels, encoded.test, len(test.class_names))
-    confusion = confusion_matrix(test.labels, predicted.classes, len(test.class_names))
-    counted = f"{len(train):,} {train.split} / {len(test):,} {test.split} images of {Path(train.name).name}"
-    collapse = encoded.statistics.note()
-    result = EvaluationResult.from_scores(
-        score(confusion, test.class_names),
-        notes=(*notes, *([collapse] if collapse else []), *predicted.notes),
-        method=method,
-        init=encoded.init,
-        protocol=f"{predicted.protocol}; {counted}, {test.image_size} px, {encoded.words}",
-        confusion=confusion,
-        ece=expected_calibration_error(predicted.probabilities, test.labels),
-        seconds=round(encoded.seconds + time.perf_counter() - start, 3),
-        also={name: float((guess == test.labels).mean()) for name, guess in predicted.also.items()},
-        target=str(target),
-        data=train.name,
-        train_images=len(train),
-        test_images=len(test),
-        image_size=test.image_size,
-        limit=limit,
-        features=asdict(encoded.statistics),
-    )
-    return result, predicted.probe

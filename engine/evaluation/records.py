@@ -1,10 +1,13 @@
-"""Results on disk: RUN/evaluation/ID.json and ID.safetensors, RUN/embeddings/*.npy. Imports no torch."""
+"""Results on disk: RUN/evaluation/ID.{json,safetensors,npz,jsonl}, RUN/embeddings/*.npy. Imports no torch."""
 
 from __future__ import annotations
 
+import json
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any, TypeVar
 from zipfile import BadZipFile
 
 import numpy as np
@@ -12,16 +15,20 @@ from numpy.typing import NDArray
 
 from ..data.store import ImageStore
 from ..errors import DataError, PlatformError
-from ..run import write_text_atomic
+from ..run import read_rows, write_text_atomic
 from .linear import LinearProbe
 from .result import EvaluationResult
 
 
 def result_id(result: EvaluationResult) -> str:
-    """`data-method-init`, such as `cifar10-linear-pretrained`; with a limit its number stands behind the data."""
+    """`data-method-init`, such as `cifar10-linear-pretrained`, or `cifar10-n500-finetune-scratch-30pct-5folds`: a limit
+    on the images stands behind the data, a share of the labels and the number of folds at the end."""
     name = re.sub(r"\.(tar(\.\w+)?|tgz|zip)$", "", Path(result.data).name, flags=re.IGNORECASE)
     name = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40].strip("-") or "data"
-    return "-".join([name, *([f"n{result.limit}"] if result.limit else []), result.method, result.init])
+    limit = [f"n{result.limit}"] if result.limit else []
+    part = [f"{100 * result.label_fraction:g}pct"] if result.label_fraction < 1 else []
+    folds = [f"{len(result.folds)}folds"] if result.folds else []
+    return "-".join([name, *limit, result.method, result.init, *part, *folds])
 
 
 def save_result(directory: Path, result: EvaluationResult, probe: LinearProbe | None = None) -> str:
@@ -98,6 +105,144 @@ def load_embeddings(directory: Path, name: str) -> Embeddings | None:
         return None
     whole = features.ndim == 2 and features.shape[:1] == labels.shape and len(labels)
     return Embeddings(features, labels, class_names, data) if whole and labels.max() < len(class_names) else None
+
+
+THUMBNAIL = 64  # pixels; what a picture of many images can show
+SAMPLES = 100  # images kept beside the predictions, for galleries of up to so many
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """What a method said of each test image, and a random sample of those images.
+
+    Attributes:
+        truth, predicted: int64 `[N]`.
+        confidence: float32 `[N]`, the probability (or share of votes) of the predicted class.
+        rows: int64 `[n]`, which of the N the sample shows, in random order.
+        images: uint8 `[n, S, S, 3]`, S at most 64.
+    """
+
+    truth: NDArray[np.int64]
+    predicted: NDArray[np.int64]
+    confidence: NDArray[np.float32]
+    rows: NDArray[np.int64]
+    images: NDArray[np.uint8]
+
+    @classmethod
+    def sampled(
+        cls,
+        truth: NDArray[np.int64],
+        predicted: NDArray[np.int64],
+        confidence: NDArray[np.float32],
+        images: NDArray[np.uint8],
+    ) -> Predictions:
+        """With a sample of `images` uint8 `[N, S, S, 3]`, the same for every method on the same images."""
+        rows = np.random.default_rng(0).permutation(len(truth))[:SAMPLES]
+        return cls(truth, predicted, confidence.astype(np.float32), rows, thumbnails(images[rows]))
+
+
+def thumbnails(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """uint8 `[..., S, S, 3]` → the same with S at most 64."""
+    side = images.shape[-2]
+    if side <= THUMBNAIL:
+        return np.ascontiguousarray(images)
+    from PIL import Image
+
+    flat = images.reshape(-1, side, side, 3)
+    small = [np.asarray(Image.fromarray(one).resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)) for one in flat]
+    return np.stack(small).reshape(*images.shape[:-3], THUMBNAIL, THUMBNAIL, 3)
+
+
+def save_predictions(directory: Path, name: str, predictions: Predictions) -> None:
+    """Writes `NAME.npz` beside the result of that ID.
+
+    Raises:
+        PlatformError: the directory cannot be written.
+    """
+    _save_arrays(directory / f"{name}.npz", predictions)
+
+
+def load_predictions(directory: Path, name: str) -> Predictions | None:
+    """What `save_predictions` wrote for a result; None where it is not there or not whole."""
+    found = _load_arrays(directory / f"{name}.npz", Predictions)
+    if (
+        found is None
+        or not len(found.truth)
+        or not found.truth.shape == found.predicted.shape == found.confidence.shape
+    ):
+        return None
+    fits = found.images.ndim == 4 and found.images.dtype == np.uint8 and len(found.images) == len(found.rows)
+    return found if fits and (not len(found.rows) or int(found.rows.max()) < len(found.truth)) else None
+
+
+@dataclass(frozen=True, eq=False)
+class Neighbours:
+    """Test images with the train images nearest to them (cosine), best first.
+
+    Attributes:
+        queries: uint8 `[q, S, S, 3]`, S at most 64; `query_labels` int64 `[q]`.
+        images: uint8 `[q, k, S, S, 3]`; `labels` int64 `[q, k]`; `cosines` float32 `[q, k]`.
+        class_names: str `[C]`.
+    """
+
+    queries: NDArray[np.uint8]
+    query_labels: NDArray[np.int64]
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    cosines: NDArray[np.float32]
+    class_names: NDArray[np.str_]
+
+
+def save_neighbours(directory: Path, name: str, neighbours: Neighbours) -> None:
+    """Writes `NAME.npz`: `neighbours` for the trained encoder, `neighbours_scratch` for the random one.
+
+    Raises:
+        PlatformError: the directory cannot be written.
+    """
+    _save_arrays(directory / f"{name}.npz", neighbours)
+
+
+def load_neighbours(directory: Path, name: str) -> Neighbours | None:
+    """What `save_neighbours` wrote under a name; None where it is not there or not whole."""
+    found = _load_arrays(directory / f"{name}.npz", Neighbours)
+    if found is None or found.images.ndim != 5 or found.queries.ndim != 4 or not len(found.class_names):
+        return None
+    whole = found.labels.shape == found.cosines.shape == found.images.shape[:2]
+    whole = whole and len(found.queries) == len(found.query_labels) == len(found.images)
+    highest = max(int(found.labels.max(initial=0)), int(found.query_labels.max(initial=0)))
+    return found if whole and highest < len(found.class_names) else None
+
+
+def save_steps(directory: Path, name: str, rows: Sequence[Mapping[str, float]]) -> None:
+    """Writes `NAME.jsonl`: `fold`, `step`, `epoch`, `train_loss` and `lr` of the steps of a method that trains."""
+    write_text_atomic(directory / f"{name}.jsonl", "".join(json.dumps(dict(row)) + "\n" for row in rows))
+
+
+def load_steps(directory: Path, name: str) -> list[dict[str, Any]]:
+    """The rows that `save_steps` wrote; none where there are none."""
+    return list(read_rows(directory / f"{name}.jsonl"))
+
+
+Record = TypeVar("Record", Predictions, Neighbours)
+
+
+def _save_arrays(path: Path, record: Predictions | Neighbours) -> None:
+    arrays = {field.name: getattr(record, field.name) for field in fields(record)}
+    temporary = path.with_name(f".{path.name}.tmp.npz")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez_compressed(temporary, **arrays)
+        temporary.replace(path)
+    except OSError as error:
+        raise _unwritable(path.parent, error) from error
+
+
+def _load_arrays(path: Path, kind: type[Record]) -> Record | None:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return kind(**{field.name: file[field.name] for field in fields(kind)})
+    except (OSError, ValueError, EOFError, KeyError, BadZipFile):
+        return None
 
 
 def _unwritable(directory: Path, error: OSError) -> PlatformError:

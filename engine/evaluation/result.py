@@ -15,12 +15,32 @@ from ..errors import DataError
 from .metrics import ClassScores, Scores
 
 
+@dataclass(frozen=True)
+class FoldScores:
+    """One fold of a cross-validation: it trained on the others and was scored on itself and on the test split.
+
+    Attributes:
+        fold: 1-based.
+        accuracy: on the held-out fold, 0..1.
+        loss: mean cross-entropy there, nats.
+        test_accuracy: on the test split.
+        train_images, held_out_images: sizes.
+    """
+
+    fold: int
+    accuracy: float
+    loss: float
+    test_accuracy: float
+    train_images: int
+    held_out_images: int
+
+
 @dataclass(frozen=True, eq=False)
 class EvaluationResult:
     """What one evaluation found; all scores are fractions in 0..1.
 
     Attributes:
-        method: `linear` or `knn`.
+        method: `linear`, `knn`, `head`, `finetune`, `supervised`, or `probe` (the one inside an ONNX file).
         init: `pretrained`, or `scratch` for the randomly initialised encoder under the same protocol.
         protocol: one sentence that says how the numbers were made; it is printed beside them everywhere.
         per_class: one row per class, in label order.
@@ -34,7 +54,16 @@ class EvaluationResult:
         train_images, test_images: how many images the method learnt from and was scored on.
         image_size: side in pixels.
         limit: at most so many images of each split were taken; None for all.
-        features: `dim`, `std` and `effective_rank` of the train features (see `collapse.py`).
+        features: `dim`, `std` and `effective_rank` of the train features (see `collapse.py`); empty where the encoder
+            was trained on labels.
+        encoder: sha256 of the weights and buffers that the method started from, or of the ONNX file; 64 hex digits.
+        loss: mean cross-entropy of the scored images, nats; None where a method gives votes, not probabilities.
+        label_fraction: share of the train labels that the method saw, stratified; 1.0 for all.
+        folds: one entry per fold of a cross-validation, empty without one. Then the scores above are those of the
+            held-out predictions of all folds together: every labelled image is scored once, by a model that had not
+            seen it; `train_images` is what one fold trained on.
+        history: one row per epoch of a method that trains: `fold` (0 without folds), `epoch` (1-based), `step`,
+            `train_loss`, `test_loss`, `test_accuracy` (of the held-out fold with folds), `lr`.
     """
 
     method: str
@@ -58,6 +87,11 @@ class EvaluationResult:
     image_size: int = 0
     limit: int | None = None
     features: Mapping[str, float] = field(default_factory=dict)
+    encoder: str = ""
+    loss: float | None = None
+    label_fraction: float = 1.0
+    folds: tuple[FoldScores, ...] = ()
+    history: tuple[Mapping[str, float], ...] = ()
 
     @classmethod
     def from_scores(cls, scores: Scores, *, notes: tuple[str, ...] = (), **rest: Any) -> EvaluationResult:
@@ -78,6 +112,14 @@ class EvaluationResult:
         """Names in label order."""
         return tuple(row.name for row in self.per_class)
 
+    @property
+    def fold_spread(self) -> tuple[float, float] | None:
+        """Mean and sample standard deviation (n − 1) of the folds' accuracies; None without a cross-validation."""
+        if len(self.folds) < 2:
+            return None
+        of_folds = np.array([one.accuracy for one in self.folds])
+        return float(of_folds.mean()), float(of_folds.std(ddof=1))
+
     def to_dict(self) -> dict[str, Any]:
         """Plain lists, numbers and text, ready for `json.dumps`."""
         plain = {name: getattr(self, name) for name in self.__dataclass_fields__}
@@ -87,6 +129,8 @@ class EvaluationResult:
             "notes": list(self.notes),
             "also": dict(self.also),
             "features": dict(self.features),
+            "folds": [asdict(one) for one in self.folds],
+            "history": [dict(row) for row in self.history],
         }
 
     def to_json(self) -> str:
@@ -105,6 +149,8 @@ class EvaluationResult:
             known["per_class"] = tuple(ClassScores(**row) for row in plain["per_class"])
             known["confusion"] = np.asarray(plain["confusion"], dtype=np.int64)
             known["notes"] = tuple(str(note) for note in plain.get("notes", ()))
+            known["folds"] = tuple(FoldScores(**row) for row in plain.get("folds", ()))
+            known["history"] = tuple(dict(row) for row in plain.get("history", ()))
             result = cls(**known)
             numbers = (result.accuracy, result.f1_macro, result.f1_weighted, result.mean_iou, result.ece)
             classes = len(result.per_class)

@@ -1,123 +1,288 @@
-"""What can be evaluated: the encoder of a run, its random counterpart, or an exported file."""
+"""What can be evaluated: the encoder of a run, its random counterpart, an exported file, or weights from elsewhere."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import hashlib
+import platform
+from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..data.cache import cache_root
 from ..data.store import ImageStore
-from ..errors import UsageError
-from ..run import Run
+from ..errors import PlatformError, UsageError
+from ..recipe import DEFAULT, Recipe, recipe_names
+from ..run import Run, write_text_atomic
 from .feature_cache import cached_features
+from .progress import show_progress
+
+if TYPE_CHECKING:
+    from torch import nn
 
 INITS = ("pretrained", "scratch")
+WEIGHTS = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
+SCRATCH_SEED = 0
 
 Features = Callable[[ImageStore], NDArray[np.float32]]
-Advance = Callable[[int], None] | None
+Build = Callable[[], "nn.Module"]
+Colour = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class FileProbe:
+    """The probe inside an exported file: `predict` gives probabilities `[N, C]` and labels int64 `[N]` of a store."""
+
+    words: str
+    notes: tuple[str, ...]
+    predict: Callable[[ImageStore], tuple[NDArray[np.float32], NDArray[np.int64]]]
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """One encoder as the methods see it.
+
+    Attributes:
+        init: `pretrained` or `scratch`.
+        words: how its features are made, for the protocol.
+        start: what a method that trains starts from, for the protocol.
+        sha256: of its weights and buffers, or of the file.
+        features: images to frozen features float32 `[N, D]`, kept on disk.
+        mean, std: of its normalisation.
+        build: a fresh copy of the network; None for a file.
+        probe: the probe inside a file, if there is one.
+    """
+
+    init: str
+    words: str
+    start: str
+    sha256: str
+    features: Features
+    mean: Colour
+    std: Colour
+    build: Build | None
+    probe: FileProbe | None = None
 
 
 @dataclass(frozen=True)
 class Target:
-    """An encoder to evaluate.
+    """Something to evaluate.
 
     Attributes:
-        path: the run directory or the .onnx file.
-        image_size: side in pixels of the images it takes.
+        path: the run directory, the .onnx file or the file of weights.
+        image_size: side in pixels of the images it takes; None for any.
         data: what it was pretrained on, if known: the default of `--data`.
         pretrained_on: fingerprint of those images, "" if unknown.
+        seconds: what the pretraining took; 0 if unknown.
+        recipe: whose settings the methods that train take.
         run: the run; None for a file.
+        inits: which encoders it has.
+        encoder: the encoder of an init; the flag shows progress bars.
+        notes: what a reader must know of every result.
     """
 
     path: Path
-    image_size: int
+    image_size: int | None
     data: str | None
     pretrained_on: str
+    seconds: float
+    recipe: Recipe
     run: Run | None
-
-    def encoder(self, init: str, progress: bool = False) -> tuple[str, Features]:
-        """The encoder with this `init`: words for the protocol, and a function from images to features `[N, D]`.
-
-        Raises:
-            UsageError: a random counterpart of an exported file is asked for.
-        """
-        if self.run is not None:
-            return _torch_encoder(self.run, init, progress)
-        if init != "pretrained":
-            raise UsageError(
-                "an exported file has no random counterpart",
-                saw=f"--init {init} for {self.path.name}",
-                fix="evaluate the run it came from, or leave --init away",
-            )
-        return _onnx_encoder(self.path, progress)
+    inits: tuple[str, ...]
+    encoder: Callable[[str, bool], Encoder]
+    notes: tuple[str, ...] = ()
 
 
 def open_target(target: str | Path | Run) -> Target:
-    """The run directory or .onnx file at `target`.
+    """The run directory, .onnx file or file of weights at `target`.
 
     Raises:
-        UsageError: it is neither.
-        DataError: it cannot be read, or the file is not one of ours.
+        UsageError: it is none of them.
+        DataError: it cannot be read, or is not what its name says.
     """
     if isinstance(target, Run) or Path(target).is_dir():
-        run = target if isinstance(target, Run) else Run.open(target)
-        about = run.environment.get("data", {})
-        return Target(run.directory, run.image_size, about.get("name"), str(about.get("fingerprint", "")), run)
+        return _open_run(target if isinstance(target, Run) else Run.open(target))
     path = Path(target)
-    if path.suffix.lower() != ".onnx" or not path.is_file():
-        raise UsageError(
-            "this is neither a run nor an .onnx file" if path.exists() else "there is nothing to evaluate here",
-            saw=path,
-            fix="name a directory that `pretrain` wrote, or a file that `export` wrote",
-        )
+    if path.is_file() and path.suffix.lower() == ".onnx":
+        return _open_file(path)
+    if path.is_file() and path.suffix.lower() in WEIGHTS:
+        return _open_weights(path)
+    raise UsageError(
+        "this is neither a run, an .onnx file nor a file of weights"
+        if path.exists()
+        else "there is nothing to evaluate here",
+        saw=path,
+        fix=f"name a directory that `pretrain` wrote, a file that `export` wrote, or weights ({', '.join(WEIGHTS)})",
+    )
+
+
+def _open_run(run: Run) -> Target:
+    about, recipe = run.environment.get("data", {}), run.recipe
+
+    def encoder(init: str, progress: bool) -> Encoder:
+        colours = recipe.augment.mean, recipe.augment.std
+        if init == "scratch":
+            return _scratch(recipe.model.arch, recipe.model.stem, *colours, progress)
+        return _torch_encoder(init, _hash_of_run(run), run.encoder, *colours, "the trained encoder", progress)
+
+    return Target(
+        path=run.directory,
+        image_size=run.image_size,
+        data=about.get("name"),
+        pretrained_on=str(about.get("fingerprint", "")),
+        seconds=float(run.environment.get("seconds") or 0.0),
+        recipe=recipe,
+        run=run,
+        inits=INITS,
+        encoder=encoder,
+    )
+
+
+def _open_file(path: Path) -> Target:
+    from simclr_engine.export.evaluator import onnx_features
     from simclr_engine.export.runtime import OnnxEncoder
 
-    encoder = OnnxEncoder(path)
-    return Target(path, encoder.image_size, None, encoder.metadata.data_fingerprint, None)
+    onnx = OnnxEncoder(path)
+    about = onnx.metadata
+    known = about.recipe if about.recipe in recipe_names() else DEFAULT
+
+    def encoder(init: str, progress: bool) -> Encoder:
+        def features(store: ImageStore) -> NDArray[np.float32]:
+            with show_progress(f"features ({path.name}, {store.split})", len(store), progress) as advance:
+                return onnx_features(path, store, advance=advance)
+
+        words = "fp32, eval BN, features by onnxruntime"
+        mean, std = (about.mean[0], about.mean[1], about.mean[2]), (about.std[0], about.std[1], about.std[2])
+        return Encoder(init, words, "the exported encoder", onnx.sha256, features, mean, std, None)
+
+    return Target(
+        path=path,
+        image_size=onnx.image_size,
+        data=None,
+        pretrained_on=about.data_fingerprint,
+        seconds=0.0,
+        recipe=Recipe.load(known),
+        run=None,
+        inits=INITS[:1],
+        encoder=encoder,
+    )
 
 
-def _torch_encoder(run: Run, init: str, progress: bool) -> tuple[str, Features]:
-    from .features import SCRATCH_SEED, default_device, encoder_hash, extract_features, scratch_encoder
-
-    recipe = run.recipe
-    encoder = run.encoder() if init == "pretrained" else scratch_encoder(recipe.model.arch, recipe.model.stem)
-    mean, std = recipe.augment.mean, recipe.augment.std
-    key = f"torch {encoder_hash(encoder)}, mean {mean}, std {std}, fp32, eval"
+def _torch_encoder(
+    init: str, sha256: str, build: Build, mean: Colour, std: Colour, start: str, progress: bool, words: str = ""
+) -> Encoder:
+    """An encoder that torch runs, when its features are not on disk."""
+    held: dict[str, NDArray[np.float32]] = {}  # of this evaluation, by fingerprint
 
     def compute(store: ImageStore) -> NDArray[np.float32]:
-        with _bar(f"features ({init}, {store.split})", len(store), progress) as advance:
-            return extract_features(encoder, store.images, mean, std, device=default_device(), advance=advance)
+        from .features import default_device, extract_features
 
-    words = "fp32, eval BN"
-    if init == "scratch":
-        words += f" at its initial statistics, random encoder of seed {SCRATCH_SEED}"
-    return words, lambda store: cached_features(key, store, compute)
-
-
-def _onnx_encoder(path: Path, progress: bool) -> tuple[str, Features]:
-    from simclr_engine.export.evaluator import onnx_features
+        with show_progress(f"features ({init}, {store.split})", len(store), progress) as advance:
+            return extract_features(build(), store.images, mean, std, device=default_device(), advance=advance)
 
     def features(store: ImageStore) -> NDArray[np.float32]:
-        with _bar(f"features ({path.name}, {store.split})", len(store), progress) as advance:
-            return onnx_features(path, store, advance=advance)
+        if store.fingerprint not in held:
+            key = f"torch {sha256}, mean {mean}, std {std}, fp32, eval"
+            held[store.fingerprint] = cached_features(key, store, compute)
+        return held[store.fingerprint]
 
-    return "fp32, eval BN, features by onnxruntime", features
+    return Encoder(init, f"fp32, eval BN{words}", start, sha256, features, mean, std, build)
 
 
-@contextmanager
-def _bar(what: str, total: int, progress: bool) -> Iterator[Advance]:
-    """A progress bar on a terminal's stderr, as a function that takes the number of images just done; else None."""
-    if not progress or not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import Progress
+def _scratch(arch: str, stem: str, mean: Colour, std: Colour, progress: bool) -> Encoder:
+    """The random counterpart. Its hash is kept on disk: building it only to know it takes seconds of `import torch`."""
 
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=total)
-        yield lambda images: bar.advance(task, images)
+    def build() -> nn.Module:
+        from .features import scratch_encoder
+
+        return scratch_encoder(arch, stem, SCRATCH_SEED)
+
+    drawn_by = f"{arch}-{stem}-{SCRATCH_SEED}-torch-{version('torch')}-{platform.machine()}"
+    path = cache_root() / "features" / f"scratch-{drawn_by}.sha256"
+    try:
+        sha256 = path.read_text("utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        sha256 = ""
+    if len(sha256) != 64:
+        from .features import encoder_hash
+
+        sha256 = encoder_hash(build())
+        _keep(path, sha256)
+    return _random(build, sha256, mean, std, progress)
+
+
+def _random(build: Build, sha256: str, mean: Colour, std: Colour, progress: bool) -> Encoder:
+    words = f" at its initial statistics, random encoder of seed {SCRATCH_SEED}"
+    start = f"the random encoder of seed {SCRATCH_SEED}"
+    return _torch_encoder("scratch", sha256, build, mean, std, start, progress, words)
+
+
+def _keep(path: Path, text: str) -> None:
+    """A cache that cannot be written costs time, never the evaluation."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text_atomic(path, text + "\n")
+    except (OSError, PlatformError):
+        pass
+
+
+def _hash_of_run(run: Run) -> str:
+    """`encoder_hash` of the run's encoder, from its file and without torch; of a run that was stopped, with it."""
+    path = run.directory / "encoder.safetensors"
+    if not path.exists():
+        from .features import encoder_hash
+
+        return encoder_hash(run.encoder())
+    from safetensors import SafetensorError, safe_open
+
+    digest = hashlib.sha256()
+    try:
+        with safe_open(path, framework="np") as file:
+            for name in sorted(file.keys()):
+                values = file.get_tensor(name)
+                digest.update(f"{name} torch.{values.dtype} {list(values.shape)}".encode())
+                digest.update(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
+    except (OSError, SafetensorError):
+        from .features import encoder_hash
+
+        return encoder_hash(run.encoder())  # says what is wrong with the file
+    return digest.hexdigest()
+
+
+def _open_weights(path: Path) -> Target:
+    from ..foreign import load_foreign
+    from .features import encoder_hash, scratch_encoder
+
+    found = load_foreign(path)
+    sha256 = encoder_hash(found.encoder)
+
+    def encoder(init: str, progress: bool) -> Encoder:
+        from copy import deepcopy
+
+        if init == "scratch":
+            # Its hash is not worth keeping: torch is here already.
+            def build() -> nn.Module:
+                return found.adapt(scratch_encoder(found.arch, found.stem, SCRATCH_SEED))
+
+            return _random(build, encoder_hash(build()), found.mean, found.std, progress)
+        words, start = f", {found.sentence()}", f"the encoder of {path.name}"
+        return _torch_encoder(
+            init, sha256, lambda: deepcopy(found.encoder), found.mean, found.std, start, progress, words
+        )
+
+    return Target(
+        path=path,
+        image_size=found.image_size,
+        data=None,
+        pretrained_on="",
+        seconds=0.0,
+        recipe=Recipe.load(DEFAULT),
+        run=None,
+        inits=INITS,
+        encoder=encoder,
+        notes=found.notes(),
+    )

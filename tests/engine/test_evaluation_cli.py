@@ -124,7 +124,19 @@ def test_the_table_shows_trained_beside_random_every_class_and_the_protocol(run:
         run.directory, "--method", "linear", "--method", "knn", "--init", "scratch", "--init", "pretrained"
     ).stdout
     header = next(line for line in text.splitlines() if line.startswith("method"))
-    assert header.split() == ["method", "pretrained", "random", "difference", "±", "macro", "F1", "mean", "IoU", "ECE"]
+    assert header.split() == [
+        "method",
+        "pretrained",
+        "random",
+        "difference",
+        "±",
+        "loss",
+        "macro",
+        "F1",
+        "mean",
+        "IoU",
+        "ECE",
+    ]
     assert all(f"\n{name} " in text for name in COLOURS)
     assert text.count("scikit-learn LogisticRegression") == 2
     assert "kNN (cosine, k=10 majority" in text
@@ -171,7 +183,9 @@ def test_an_onnx_file_is_evaluated_where_torch_cannot_be_imported(
     assert "features by onnxruntime" in results[0]["protocol"]
     assert sorted(p.name for p in out.iterdir()) == [
         "colours-knn-pretrained.json",
+        "colours-knn-pretrained.npz",
         "colours-linear-pretrained.json",
+        "colours-linear-pretrained.npz",
         "colours-linear-pretrained.safetensors",
         "confusion-colours-knn-pretrained.png",
         "confusion-colours-linear-pretrained.png",

@@ -23,6 +23,7 @@ from simclr_engine.run import Run
 
 COLOURS = np.array([[200, 40, 40], [40, 200, 40], [40, 40, 200]])
 NAMES = ("red", "green", "blue")
+KINDS = ("json", "npz")
 CONTRACT = {"method", "init", "protocol", "accuracy", "per_class", "confusion"}
 CONTRACT |= {"f1_micro", "f1_macro", "f1_weighted", "mean_iou"}
 
@@ -76,7 +77,7 @@ def test_both_inits_and_methods_are_written_into_the_run(run: Run, splits: tuple
     assert "random encoder of seed 0" in results[2].protocol
     written = sorted(p.name for p in (run.directory / "evaluation").iterdir())
     assert written == sorted(
-        [f"colours-{m}-{i}.json" for m in ("linear", "knn") for i in ("pretrained", "scratch")]
+        [f"colours-{m}-{i}.{kind}" for m in ("linear", "knn") for i in ("pretrained", "scratch") for kind in KINDS]
         + [f"colours-linear-{i}.safetensors" for i in ("pretrained", "scratch")]
     )
     read = EvaluationResult.from_json((run.directory / "evaluation" / "colours-knn-pretrained.json").read_text())
@@ -204,8 +205,11 @@ def test_an_unknown_word_is_refused_with_the_known_ones(
 
 
 def test_what_is_neither_a_run_nor_a_file_of_ours_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "weights.bin").write_bytes(b"x")
-    with pytest.raises(UsageError, match="neither a run nor"):
+    for name in ("weights.bin", "notes.txt"):
+        (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(UsageError, match=r"neither a run, an \.onnx file nor"):
+        evaluate(tmp_path / "notes.txt", "digits")
+    with pytest.raises(DataError, match="no checkpoint"):
         evaluate(tmp_path / "weights.bin", "digits")
     with pytest.raises(UsageError, match="nothing to evaluate"):
         evaluate(tmp_path / "absent.onnx", "digits")
