@@ -7,13 +7,24 @@ import click
 
 @click.command(name="report")
 @click.argument("run", metavar="RUN")
-def command(run: str) -> None:
+@click.option(
+    "--n",
+    "images",
+    type=click.IntRange(1, 100),
+    default=24,
+    show_default=True,
+    metavar="N",
+    help="Test images in each prediction gallery, at most 100.",
+)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Which test images these are.")
+def command(run: str, images: int, seed: int) -> None:
     """Draw a run's pictures again and write its report.html; prints where.
 
     \b
     simclr-engine report runs/cifar10
+    simclr-engine report runs/cifar10 --n 60 --seed 1
     """
     from ..report import write_report
     from ..run import Run
 
-    click.echo(str(write_report(Run.open(run))))
+    click.echo(str(write_report(Run.open(run), gallery=images, seed=seed)))

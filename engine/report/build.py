@@ -10,12 +10,19 @@ from ..evaluation.comparison import Comparison
 from ..run import Run, write_text_atomic
 from .content import gather
 from .page import DrawnPicture, render_page
-from .pictures import Picture, classifier_pictures, run_pictures
+from .picture import Picture
+from .pictures import GALLERY, run_pictures
+from .result_pictures import classifier_pictures
 from .style import THEMES, to_png
 
 
-def write_report(run: Run) -> Path:
+def write_report(run: Run, *, gallery: int = GALLERY, seed: int = 0) -> Path:
     """Draws every picture that the run's log and results allow and writes `figures/*.png` and `report.html`.
+
+    Args:
+        run: the run.
+        gallery: images of a prediction gallery, at most 100.
+        seed: which of the stored test images the galleries show; the same for the same seed.
 
     Returns:
         The path of the page.
@@ -25,7 +32,7 @@ def write_report(run: Run) -> Path:
         PlatformError: the run directory cannot be written.
     """
     content = gather(run)
-    drawn = _draw(run_pictures(content), run.directory / "figures")
+    drawn = _draw(run_pictures(content, images=gallery, seed=seed), run.directory / "figures")
     page = run.directory / "report.html"
     write_text_atomic(page, render_page(content, drawn))
     return page

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
-from html import escape
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
+from ..evaluation.comparison import Comparison
+from . import markup
 from .content import ReportContent
-from .markup import duration, facts, section, short
+from .markup import duration, facts, short
 
 
 def run_facts(content: ReportContent) -> str:
@@ -40,6 +42,8 @@ def run_facts(content: ReportContent) -> str:
         ("loss", f"NT-Xent, temperature {recipe.loss.temperature:g}"),
         ("seed", str(recipe.train.seed)),
         ("time", duration(float(env["seconds"])) if env.get("seconds") else "unknown"),
+        ("started", _moment(env["ended"] - env["seconds"]) if env.get("ended") and env.get("seconds") else ""),
+        ("ended", _moment(env["ended"]) if env.get("ended") else ""),
         ("throughput", f"{float(speeds[-1]):,.0f} images/s at the end" if speeds else ""),
         ("device", ", ".join(str(part) for part in device if part)),
         ("peak memory", f"{float(env['peak_bytes']) / 2**30:.2f} GiB" if env.get("peak_bytes") else ""),
@@ -47,8 +51,13 @@ def run_facts(content: ReportContent) -> str:
         ("versions", ", ".join(f"{what} {which}" for what, which in versions.items())),
         ("commit", str(env.get("commit") or "")[:12]),
     ]
-    notes = "".join(f"<li>{escape(str(note))}</li>" for note in env.get("notes", ()))
-    return section("What was run", facts(pairs) + (f'<ul class="after">{notes}</ul>' if notes else ""))
+    notes = "".join(f"<li>{markup.text(note)}</li>" for note in env.get("notes", ()))
+    return markup.card(facts(pairs) + (f'<ul class="after">{notes}</ul>' if notes else ""))
+
+
+def _moment(seconds: float) -> str:
+    """Seconds since 1970 as `2025-11-22 02:30 UTC`."""
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
 def _count(about: Mapping[str, Any]) -> str:
@@ -61,7 +70,7 @@ def _peak(plan: Mapping[str, Any]) -> str:
 
 def export_facts(record: Mapping[str, Any] | None) -> str:
     """What the last export said of itself; empty without one."""
-    return section("Exported file", facts(_flat(record))) if record else ""
+    return markup.card(facts(_flat(record))) if record else ""
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
@@ -87,22 +96,46 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
 
 
 def reproduce(content: ReportContent) -> str:
-    """The commands that give this run and its numbers again, and the resolved recipe."""
+    """The commands that give this run, its numbers and its page again, and the resolved recipe."""
+    recipe = content.run.recipe
+    return markup.card(
+        markup.code(commands(content))
+        + markup.folded(
+            f"The resolved recipe ({recipe.hash()[:12]}…)", markup.code(recipe.to_toml().splitlines()), opened=False
+        )
+    )
+
+
+def commands(content: ReportContent) -> list[str]:
+    """`pretrain`, `evaluate` for each kind of result, `report`."""
     run = content.run
     where = shlex.quote(str(run.directory))
     command = run.environment.get("command")
     if not command:  # started from Python: the same through the command line
         limit = f" --limit {content.data['limit']}" if content.data.get("limit") else ""
         source = shlex.quote(str(content.data.get("name", run.recipe.data.source)))
-        command = f"simclr-engine pretrain --recipe {where}/recipe.toml --data {source}{limit} --out {where}-again"
-    commands = [str(command)]
-    for data in dict.fromkeys(one.shown.data for one in content.comparisons):
-        methods = dict.fromkeys(one.method for one in content.comparisons if one.shown.data == data)
-        flags = " ".join(f"--method {method}" for method in methods)
-        commands.append(f"simclr-engine evaluate {where} --data {shlex.quote(data)} {flags}")
-    return section(
-        "Reproduce",
-        f"<pre>{escape(chr(10).join(commands))}</pre>"
-        f"<details><summary>The resolved recipe ({escape(run.recipe.hash()[:12])}…)</summary>"
-        f"<pre>{escape(run.recipe.to_toml())}</pre></details>",
-    )
+        again = shlex.quote(f"{run.directory}-again")
+        recipe = shlex.quote(f"{run.directory}/recipe.toml")
+        command = f"simclr-engine pretrain --recipe {recipe} --data {source}{limit} --out {again}"
+    return [str(command), *_evaluations(where, content.comparisons), f"simclr-engine report {where}"]
+
+
+def _evaluations(where: str, comparisons: Sequence[Comparison]) -> list[str]:
+    """One `evaluate` for all methods that have the same data, share of the labels, folds and inits."""
+    methods: dict[tuple[str, ...], list[str]] = {}
+    for one in comparisons:
+        shown = one.shown
+        both = all(one.both) or one.method == "supervised"  # which has no other init than random weights
+        options: tuple[str, ...] = (
+            f"--data {shlex.quote(shown.data)}",
+            f"--limit {shown.limit}" if shown.limit else "",
+            f"--label-fraction {shown.label_fraction:g}" if shown.label_fraction < 1 else "",
+            f"--folds {len(shown.folds)}" if shown.folds else "",
+            "" if both else f"--init {shown.init}",
+        )
+        methods.setdefault(options, []).append(one.method)
+    lines = []
+    for (data, *rest), names in methods.items():
+        flags = [f"--method {method}" for method in dict.fromkeys(names)]
+        lines.append(" ".join(["simclr-engine evaluate", where, data, *flags, *filter(None, rest)]))
+    return lines

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import io
+import logging
 import unicodedata
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import matplotlib
-from matplotlib import font_manager
+import numpy as np
+from matplotlib import font_manager, ft2font
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ft2font import FT2Font
+from numpy.typing import NDArray
 
 DPI = 180  # twice the size on the page, sharp on dense screens
-LONGEST_NAME = 18
-# Searched in order for letters that DejaVu (which comes with matplotlib) does not have.
+LONGEST_NAME = 18  # columns of a terminal: a Chinese letter counts as two
+# Searched first, and in this order, for letters that DejaVu (which comes with matplotlib) does not have; then whatever
+# else is installed.
 FALLBACK_FONTS = (
     "Noto Sans CJK JP",
     "Noto Sans CJK SC",
@@ -27,13 +29,25 @@ FALLBACK_FONTS = (
     "Noto Sans Devanagari",
     "Noto Sans Thai",
     "WenQuanYi Micro Hei",
+    "WenQuanYi Zen Hei",
+    "Droid Sans Fallback",
     "Hiragino Sans",
     "PingFang SC",
     "Microsoft YaHei",
     "Yu Gothic",
     "Malgun Gothic",
+    "Nirmala UI",
+    "Leelawadee UI",
     "Arial Unicode MS",
 )
+# These draw a box for every letter, only symbols, or nothing that matplotlib can show (coloured bitmaps).
+NO_LETTERS = ("last resort", "lastresort", "color", "stix", "emoji", "symbol", "math", "dingbats", "wingdings", "icon")
+# matplotlib 3.11 lays text out with libraqm: right-to-left order, joined letters, Indic clusters. Before, letters were
+# put down one by one in the order of memory, which is wrong for these scripts.
+LAYS_OUT = getattr(ft2font, "__libraqm_version__", None) is not None
+CLUSTERED = ((0x0900, 0x0DFF), (0x0F00, 0x109F), (0x1780, 0x17FF), (0xA8E0, 0xA8FF), (0xAA60, 0xAA7F))
+JOINERS = "\u200c\u200d"  # invisible, and part of how Persian and Indic words are spelt
+LEFT_TO_RIGHT = "\u200e"
 MARKERS = ("o", "^", "s", "D", "v", "P", "X", "*")
 
 
@@ -53,10 +67,10 @@ class Theme:
     categories: tuple[str, ...]
 
     @contextmanager
-    def applied(self) -> Iterator[None]:
-        """matplotlib's settings for the pictures made inside."""
+    def applied(self, names: Iterable[str] = ()) -> Iterator[None]:
+        """matplotlib's settings for the pictures made inside, with the fonts that these names of classes need."""
         settings: dict[Any, Any] = {
-            "font.family": _families(),
+            "font.family": _families(names),
             "font.size": 9.0,
             "text.parse_math": False,  # a `$` in a class name is a dollar sign
             "text.color": self.text,
@@ -89,7 +103,8 @@ class Theme:
             yield
 
 
-# Categories after Okabe & Ito 2008 ("Color Universal Design"); yellow, which vanishes on white, only on dark.
+# Categories after Okabe & Ito 2008 ("Color Universal Design"), the last two of light after Tol 2021 ("muted"); yellow,
+# which vanishes on white, only on dark.
 LIGHT = Theme(
     name="light",
     surface="#ffffff",
@@ -97,10 +112,21 @@ LIGHT = Theme(
     muted="#5a6675",
     grid="#e4e8ee",
     trained="#0072b2",
-    scratch="#98a2b0",
+    scratch="#7f8a99",
     chance="#d55e00",
     second="#009e73",
-    categories=("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#8c6bb1", "#7f7f7f"),
+    categories=(
+        "#0072b2",
+        "#e69f00",
+        "#009e73",
+        "#d55e00",
+        "#cc79a7",
+        "#56b4e9",
+        "#8c6bb1",
+        "#7f7f7f",
+        "#332288",
+        "#882255",
+    ),
 )
 DARK = Theme(
     name="dark",
@@ -112,7 +138,18 @@ DARK = Theme(
     scratch="#76818f",
     chance="#f0a030",
     second="#34c79a",
-    categories=("#58b2ea", "#f0a030", "#34c79a", "#f0743e", "#e08fc0", "#f4e86b", "#b79ce8", "#b0b0b0"),
+    categories=(
+        "#58b2ea",
+        "#f0a030",
+        "#34c79a",
+        "#f0743e",
+        "#e08fc0",
+        "#f4e86b",
+        "#b79ce8",
+        "#b0b0b0",
+        "#f5f5f5",
+        "#8f6b3a",
+    ),
 )
 THEMES = (LIGHT, DARK)
 
@@ -125,45 +162,190 @@ def new_figure(width: float = 5.4, height: float = 3.3) -> tuple[Figure, Axes]:
 
 def to_png(figure: Figure) -> bytes:
     """The figure as PNG; the same figure gives the same bytes."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
+    buffer, told = io.BytesIO(), logging.getLogger("matplotlib.font_manager")
+    before = told.level
+    told.setLevel(logging.ERROR)  # a fallback font that has no bold face is no news for the reader
+    try:
+        figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
+    finally:
+        told.setLevel(before)
     return buffer.getvalue()
 
 
-@lru_cache(maxsize=1)
-def _families() -> list[str]:
-    """DejaVu Sans and whichever fallback fonts are installed."""
-    installed = {font.name for font in font_manager.fontManager.ttflist}
-    return ["DejaVu Sans", *(name for name in FALLBACK_FONTS if name in installed)]
+def first_capital(words: str) -> str:
+    """`Linear probe`, and `kNN` as it is."""
+    return words if words[:1].islower() and words[1:2].isupper() else words[:1].upper() + words[1:]
+
+
+def titled(title: str, rest: str) -> str:
+    """`Linear probe: scores per class`, or the rest alone."""
+    return first_capital(f"{title}: {rest}" if title else rest)
+
+
+def show_image(axes: Axes, image: NDArray[np.uint8], colour: str | None = None, *, dashed: bool = False) -> None:
+    """A small picture, uint8 `[S, S, 3]`, without ticks; with a frame where a colour is given."""
+    axes.imshow(image, interpolation="nearest" if image.shape[0] <= 96 else "antialiased")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.grid(False)
+    axes.spines[:].set_visible(colour is not None)
+    if colour is not None:
+        axes.spines[:].set(
+            color=colour, linewidth=2.0, linestyle=(0, (1.5, 1.0)) if dashed else "solid", capstyle="butt"
+        )
+
+
+def mark_image(axes: Axes, right: bool, theme: Theme) -> None:
+    """A tick or a cross in the corner of a picture: colour alone must not say what is right."""
+    axes.text(
+        0.0,
+        1.0,
+        "✓" if right else "✗",
+        transform=axes.transAxes,
+        ha="left",
+        va="top",
+        fontsize=7.5,
+        weight="bold",
+        color=theme.surface,
+        bbox={"facecolor": theme.second if right else theme.chance, "edgecolor": "none", "boxstyle": "square,pad=0.18"},
+    )
+
+
+def _families(names: Iterable[str]) -> list[str]:
+    """DejaVu Sans, and an installed font for the letters of `names` that it lacks."""
+    needed = (_fonts_for(_beyond_dejavu(_spelt(name))) or () for name in names)
+    return list(dict.fromkeys(["DejaVu Sans", *(family for families in needed for family in families)]))
 
 
 @lru_cache(maxsize=1)
-def _drawable() -> frozenset[int]:
-    """Code points that one of the fonts in use has a glyph for."""
-    points: set[int] = set()
-    for family in _families():
-        path = font_manager.findfont(font_manager.FontProperties(family=[family]), fallback_to_default=True)
-        points.update(FT2Font(str(Path(path))).get_charmap())
-    return frozenset(points)
+def _dejavu() -> frozenset[int]:
+    """Code points that DejaVu Sans has a glyph for."""
+    return frozenset(_face(font_manager.findfont("DejaVu Sans")).get_charmap())
+
+
+def _beyond_dejavu(text: str) -> frozenset[str]:
+    return frozenset(letter for letter in text if ord(letter) not in _dejavu())
+
+
+@lru_cache(maxsize=1)
+def _installed() -> dict[str, Any]:
+    """One file per family, by name: the preferred ones first."""
+    plain: dict[str, Any] = {}
+    entries = [one for one in font_manager.fontManager.ttflist if one.style == "normal" and one.variant == "normal"]
+    for entry in sorted(entries, key=lambda one: (one.name, abs(_weight(one.weight) - 400), str(one.fname))):
+        if not entry.name.startswith(".") and not any(word in entry.name.lower() for word in NO_LETTERS):
+            plain.setdefault(entry.name, entry.fname)
+    first = [name for name in FALLBACK_FONTS if name in plain]
+    return {name: plain[name] for name in dict.fromkeys([*first, *plain])}
+
+
+def _weight(weight: object) -> int:
+    return weight if isinstance(weight, int) else 400
+
+
+def _face(path: Any) -> Any:
+    return font_manager.get_font(path)
+
+
+@lru_cache(maxsize=4096)
+def _fonts_for(letters: frozenset[str]) -> tuple[str, ...] | None:
+    """Families that have all these letters between them, each the first with a letter that those before it lack."""
+    missing, families = set(letters), []
+    for family, path in _installed().items() if missing else ():
+        try:
+            face = _face(path)
+            found = {letter for letter in missing if face.get_char_index(ord(letter))}
+        except (OSError, RuntimeError, ValueError):  # a font file that is listed and gone, or broken
+            continue
+        if found:
+            missing -= found
+            families.append(family)
+        if not missing:
+            break
+    return None if missing else tuple(families)
+
+
+def _spelt(name: str) -> str:
+    """The name in composed letters, without its invisible joiners, which need no glyph."""
+    return "".join(c for c in unicodedata.normalize("NFC", name) if c not in JOINERS)
 
 
 def can_draw(name: str) -> bool:
-    """Whether a picture can show this text: every letter has a glyph, and none is written right to left
-    (older matplotlib neither orders nor joins such letters)."""
-    letters = unicodedata.normalize("NFC", name)
-    if not letters.strip() or any(unicodedata.bidirectional(c) in ("R", "AL") for c in letters):
+    """Whether a picture can show this text: every letter has a glyph in some font, and matplotlib can lay it out."""
+    letters = _spelt(name)
+    if not letters.strip() or not all(c.isprintable() for c in letters):
         return False
-    return all(c.isprintable() and ord(c) in _drawable() for c in letters)
+    if not LAYS_OUT and (JOINERS[0] in name or JOINERS[1] in name or any(_needs_layout(c) for c in letters)):
+        return False
+    return _fonts_for(_beyond_dejavu(letters)) is not None
 
 
-def label(name: str, index: int) -> str:
-    """The name of class `index` as a picture shows it: shortened, or `class 7` where no font has its letters."""
+def _needs_layout(letter: str) -> bool:
+    return _right_to_left(letter) or any(first <= ord(letter) <= last for first, last in CLUSTERED)
+
+
+def _right_to_left(text: str) -> bool:
+    return any(unicodedata.bidirectional(c) in ("R", "AL", "AN") for c in text)
+
+
+def label(name: str, index: int, longest: int = LONGEST_NAME) -> str:
+    """The name of class `index` as a picture shows it: shortened, or `class 7` where no font has its letters.
+
+    A name that is written right to left comes between two left-to-right marks: what stands beside it, such as an arrow
+    to another name or a number, then stays on its side.
+    """
     if not can_draw(name):
         return f"class {index}"
-    name = unicodedata.normalize("NFC", name)
-    return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"
+    name = _shortened(unicodedata.normalize("NFC", name), longest)
+    return f"{LEFT_TO_RIGHT}{name}{LEFT_TO_RIGHT}" if _right_to_left(name) else name
 
 
-def labels(names: Iterable[str]) -> list[str]:
+def _shortened(name: str, longest: int) -> str:
+    """At most `longest` columns, cut between letters with their marks, `…` for what was cut off."""
+    widths = [0 if unicodedata.combining(c) or c in JOINERS else _columns(c) for c in name]
+    if sum(widths) <= longest:
+        return name
+    end, total = 0, 0
+    while total + widths[end] <= longest - 1:
+        total += widths[end]
+        end += 1
+    return name[:end].rstrip() + "…"
+
+
+def _columns(letter: str) -> int:
+    return 2 if unicodedata.east_asian_width(letter) in "WF" else 1
+
+
+def printable(text: str) -> str:
+    """Words that name no class, such as those of a file: `?` stands for what cannot be drawn."""
+    words = "".join(c if can_draw(c) or c == " " else "?" for c in unicodedata.normalize("NFC", text))
+    return f"{LEFT_TO_RIGHT}{words}{LEFT_TO_RIGHT}" if _right_to_left(words) else words
+
+
+def labels(names: Iterable[str], longest: int = LONGEST_NAME) -> list[str]:
     """`label` of all class names."""
-    return [label(name, i) for i, name in enumerate(names)]
+    return [label(name, i, longest) for i, name in enumerate(names)]
+
+
+def new_grid(rows: int, columns: int, side: float, below: float, title: str) -> tuple[Figure, NDArray[Any]]:
+    """A figure of `rows` × `columns` square axes for small pictures, the title above them.
+
+    Args:
+        rows, columns: how many.
+        side: of a picture, in inches.
+        below: room for the words under each, in inches.
+        title: may be wider than a narrow grid; the figure grows with it.
+
+    Places are computed: matplotlib's own layout takes a second for a hundred axes.
+    """
+    gap, top = 0.13, 0.40
+    needed = 0.088 * len(title) + 0.2  # inches of bold letters at 10.5 points
+    width = max(columns * (side + gap) + gap, needed)
+    height = top + rows * (side + below)
+    figure = Figure(figsize=(width, height))
+    figure.text(gap / width, 1 - 0.10 / height, title, ha="left", va="top", fontsize=10.5, weight="bold")
+    grid = np.empty((rows, columns), dtype=object)
+    for row, column in np.ndindex(rows, columns):
+        left, bottom = gap + column * (side + gap), height - top - row * (side + below) - side
+        grid[row, column] = figure.add_axes((left / width, bottom / height, side / width, side / height))
+    return figure, grid

@@ -25,7 +25,22 @@ body {
 main { max-width: 1120px; margin: 0 auto; padding: 40px 24px 56px; }
 h1 { margin: 6px 0 10px; font-size: 34px; line-height: 1.15; letter-spacing: -.02em; overflow-wrap: anywhere; }
 h2 { margin: 44px 0 14px; font-size: 21px; line-height: 1.3; letter-spacing: -.01em; }
+h3.of-table { margin: 22px 0 6px; font-size: 15px; line-height: 1.4; }
+h3.of-table:first-child { margin-top: 0; }
 p { margin: 0 0 12px; }
+a { color: var(--trained); }
+.contents { margin-top: 26px; }
+.contents ul { display: flex; flex-wrap: wrap; gap: 6px 8px; padding: 0; list-style: none; font-size: 14px; }
+.contents li { margin: 0; }
+.contents a {
+  display: block; padding: 5px 13px; border: 1px solid var(--line); border-radius: 99px; background: var(--card);
+  color: var(--text); text-decoration: none;
+}
+.contents a:hover { border-color: var(--trained); color: var(--trained); }
+a:focus-visible, summary:focus-visible, .scroll:focus-visible {
+  outline: 2px solid var(--trained); outline-offset: 2px; border-radius: 4px;
+}
+section[id] { scroll-margin-top: 8px; }
 .eyebrow { margin: 0; color: var(--muted); font-size: 14px; font-weight: 600; }
 .lead { max-width: 76ch; margin: 0; color: var(--muted); }
 .lead b { color: var(--text); font-weight: 600; }
@@ -36,6 +51,7 @@ p { margin: 0 0 12px; }
 }
 .pill.off { color: var(--bad); }
 .card { background: var(--card); border: 1px solid var(--line); border-radius: 14px; padding: 22px 24px; }
+.alarm { margin: 22px 0 0; border-color: var(--bad); border-left-width: 5px; font-size: 14.5px; color: var(--bad); }
 .hero {
   display: grid; grid-template-columns: minmax(0, 5fr) minmax(0, 7fr); gap: 22px 44px; align-items: center;
   margin-top: 26px; padding: 28px;
@@ -73,21 +89,33 @@ p { margin: 0 0 12px; }
     linear-gradient(to left, var(--edge), transparent) right / 12px 100% no-repeat scroll;
 }
 table { border-collapse: collapse; width: 100%; font-size: 14.5px; font-variant-numeric: tabular-nums; }
-th, td { padding: 8px 18px 8px 0; text-align: left; vertical-align: baseline; border-bottom: 1px solid var(--line); }
-th { font-size: 13px; font-weight: 600; color: var(--muted); white-space: nowrap; }
+th, td { padding: 8px 16px 8px 0; text-align: left; vertical-align: baseline; border-bottom: 1px solid var(--line); }
+th { font-size: 13px; font-weight: 600; color: var(--muted); vertical-align: bottom; line-height: 1.35; }
+td:first-child { min-width: 11.5em; }
+td.n small { white-space: nowrap; }
 tbody tr:last-child td { border-bottom: 0; }
-.n { text-align: right; white-space: nowrap; }
+.n { text-align: right; }
+td.n { white-space: nowrap; }
 td:last-child, th:last-child { padding-right: 0; }
 td small { color: var(--muted); font-size: 12.5px; }
 td b { font-weight: 650; }
+tr.group th { padding-top: 16px; color: var(--text); }
+tbody tr.group:first-child th { padding-top: 8px; }
 tr.sub td { color: var(--muted); }
 tr.sub td:first-child { padding-left: 14px; }
 .cell { display: inline-block; width: 84px; height: 9px; margin-right: 10px; border-radius: 3px; overflow: hidden; }
 .cell i { position: absolute; inset: 0 auto 0 0; background: var(--trained); print-color-adjust: exact; }
 .pictures { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 16px; }
+.card + .pictures { margin-top: 16px; }
 figure { margin: 0; break-inside: avoid; }
 figure.card { padding: 16px 16px 14px; }
-figure img { display: block; width: 100%; height: auto; }
+figure img { display: block; width: 100%; max-width: var(--drawn, 100%); height: auto; margin: 0 auto; }
+figure img.dark { display: none; }
+@media screen and (prefers-color-scheme: dark) {
+  figure img.dark { display: block; }
+  figure img.light { display: none; }
+}
+figure.wide, figure:only-child { grid-column: 1 / -1; }
 figcaption { margin-top: 10px; font-size: 13.5px; line-height: 1.5; color: var(--muted); }
 dl { display: grid; grid-template-columns: max-content minmax(0, 1fr); gap: 7px 28px; margin: 0; font-size: 14.5px; }
 dt { color: var(--muted); }
@@ -101,6 +129,7 @@ summary { cursor: pointer; color: var(--trained); font-size: 14.5px; }
 details[open] summary { margin-bottom: 10px; }
 ul { margin: 0; padding-left: 20px; font-size: 14.5px; }
 ul.after { margin-top: 14px; }
+ul.warnings { margin: 26px 0 0; padding: 16px 24px 16px 42px; border-left: 5px solid var(--bad); }
 li { margin: 6px 0; overflow-wrap: anywhere; }
 li.warn { color: var(--bad); }
 footer { margin-top: 44px; font-size: 13px; color: var(--muted); }
@@ -114,22 +143,31 @@ footer { margin-top: 44px; font-size: 13px; color: var(--muted); }
   .pictures { grid-template-columns: minmax(0, 1fr); }
   figure.card { padding: 10px 8px 12px; }
   figcaption { padding: 0 6px; }
+  figure.wide { overflow-x: auto; }
+  figure.wide img { width: 560px; max-width: none; }
+  .contents ul { gap: 6px; }
+  .contents a { padding: 7px 12px; }
   dl { grid-template-columns: minmax(0, 1fr); gap: 0; }
   dd { margin-bottom: 9px; }
   .cell { display: none; }
   table { font-size: 14px; }
   th, td { padding-right: 12px; }
-  th.n { white-space: normal; vertical-align: bottom; }
+  td:first-child { min-width: 8.5em; }
 }
 @media print {
   :root { --page: #ffffff; }
   body { font-size: 10.5pt; }
   table { font-size: 9pt; }
   th, td { padding: 5px 9px 5px 0; }
+  td:first-child { min-width: 8em; }
   .scroll { overflow-x: visible; background: none; }
+  figure img { width: auto; max-width: min(100%, var(--drawn, 100%)); max-height: 17cm; }
   main { max-width: none; padding: 0; }
   .card { border-color: #cccccc; }
-  .hero, tr, li { break-inside: avoid; }
+  .contents { display: none; }
+  .hero, .alarm, tr, li { break-inside: avoid; }
+  thead { display: table-header-group; }
+  h3, tr.group { break-after: avoid; }
   h2 { break-after: avoid; margin-top: 22px; }
   .pictures { grid-template-columns: repeat(2, minmax(0, 1fr)); }
   details::details-content { content-visibility: visible; block-size: auto; }

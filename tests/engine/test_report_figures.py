@@ -145,12 +145,23 @@ def test_the_map_draws_every_point_of_a_class_under_its_name() -> None:
     assert [t.get_text() for t in figure.legends[0].get_texts()] == list(NAMES)
 
 
-def test_a_large_map_is_thinned_and_says_so() -> None:
+def test_a_large_map_draws_every_point_and_names_the_largest_classes() -> None:
     coordinates = np.random.default_rng(0).normal(size=(6000, 2)).astype(np.float32)
-    figure = embedding.embedding_figure(coordinates, np.arange(6000) % 30, [f"c{i}" for i in range(30)])
-    assert sum(len(c.get_offsets()) for c in figure.axes[0].collections) == 5000
-    assert "5,000 of n = 6,000" in texts(figure)
-    assert len(figure.legends[0].get_texts()) == embedding.MOST_CLASSES
+    labels = np.append(np.arange(5990) % 30, [25] * 10)
+    figure = embedding.embedding_figure(coordinates, labels, [f"c{i}" for i in range(30)], total=9000)
+    drawn = np.concatenate([np.asarray(c.get_offsets()) for c in figure.axes[0].collections])
+    np.testing.assert_array_equal(np.sort(drawn, axis=0), np.sort(coordinates.astype(np.float64), axis=0))
+    assert "n = 6,000 of 9,000" in texts(figure)
+    named = [t.get_text() for t in figure.legends[0].get_texts()]
+    assert named == ["the other 10 classes", *(f"c{i}" for i in range(19)), "c25"]
+
+
+def test_no_class_of_a_large_map_lies_on_top_of_all_others() -> None:
+    labels = np.arange(2000) % 2
+    figure = embedding.embedding_figure(np.zeros((2000, 2), np.float32), labels, ("a", "b"))
+    colours = [tuple(c.get_facecolor()[0]) for c in figure.axes[0].collections]
+    assert len(set(colours)) == 2
+    assert colours[::2] == [colours[0]] * embedding.LAYERS
 
 
 @pytest.mark.parametrize("views", [1, 4, 16])
@@ -196,9 +207,10 @@ def test_drawing_changes_no_setting_of_matplotlib() -> None:
         ("cat", "cat"),
         ("Čáp", "Čáp"),
         ("$x^2$ & <b>", "$x^2$ & <b>"),
-        ("a very long name of a class", "a very long name …"),
+        ("a very long name of a class", "a very long name…"),
         ("\U0001f9ff\U00013080", "class 4"),  # no font has both
-        ("كلب", "class 4"),  # right to left
+        ("中" * 4 + "\U0001f9ff", "class 4"),
+        ("a\u202eb", "class 4"),  # turns the rest of the line around
         ("", "class 4"),
         ("a\nb", "class 4"),
     ],
