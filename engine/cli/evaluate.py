@@ -147,15 +147,14 @@ def _print(target: str, results: Sequence[EvaluationResult], comparisons: Sequen
     if not console.is_terminal:
         console = Console(highlight=False, width=120)
     console.print(f"{target} on {results[0].data}\n", markup=False)
-    console.print(_methods_table(comparisons))
-    for one in comparisons:
-        console.print()
-        console.print(_class_table(one))
-    console.print()
     for result in results:
         console.print(f"{result.method}, {result.init}: {result.protocol}", style="dim", markup=False)
         for note in result.notes:
             console.print(f"  note: {note}", style="yellow", markup=False)
+    console.print()
+    console.print(_class_table(comparisons[0]))
+    console.print()
+    console.print(_methods_table(comparisons))
 
 
 def _table(title: str | None, *columns: str) -> Table:

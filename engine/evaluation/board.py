@@ -32,8 +32,8 @@ def write_scalars(
     Args:
         directory: `tensorboard/` of the run; the events go to `directory/group`, those of the folds above one to
             `directory/group/fold-2` and so on.
-        history_rows: one per epoch: `fold` (0 without folds, else from 1), `step`, and any of `train_loss`, `test_loss`, `test_accuracy`,
-            `lr`. A value that is missing or None gives no point.
+        history_rows: one per epoch: `fold` (0 without folds, else from 1), `step`, and any of `train_loss`,
+            `test_loss`, `test_accuracy`, `lr`. A value that is missing or None gives no point.
         step_rows: one per logged step: `fold`, `step`, and any of `train_loss`, `lr`.
         group: name of the protocol, such as `finetune-pretrained`.
 

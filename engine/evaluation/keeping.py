@@ -12,6 +12,8 @@ from .knn import nearest
 from .records import (
     Neighbours,
     Predictions,
+    load_embeddings,
+    protocol_id,
     save_embeddings,
     save_neighbours,
     save_predictions,
@@ -42,12 +44,17 @@ def keep_scalars(directory: Path, outcome: Outcome) -> None:
     from .board import write_scalars
 
     if outcome.result.history:
-        group = f"{outcome.result.method}-{outcome.result.init}"
-        write_scalars(directory, outcome.result.history, outcome.steps, group)
+        write_scalars(directory, outcome.result.history, outcome.steps, protocol_id(outcome.result))
 
 
 def keep_features(directory: Path, encoder: Encoder, train: ImageStore, test: ImageStore) -> None:
-    """The features of both splits by the pretrained encoder; of the random one only those that the report draws."""
+    """The features of both splits by the pretrained encoder; of the random one only those that the report draws.
+
+    Those of more images, kept by an earlier evaluation of the same data, stay.
+    """
+    earlier = load_embeddings(directory, "test" if encoder.init == "pretrained" else "test_scratch")
+    if earlier is not None and earlier.data == test.name and len(earlier.features) > len(test):
+        return
     of_train, of_test = encoder.features(train), encoder.features(test)
     if encoder.init == "pretrained":
         save_embeddings(directory, "train", train, of_train)

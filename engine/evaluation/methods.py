@@ -117,9 +117,7 @@ def predict_probe(encoder: Encoder, task: Task, training: Training) -> Predictio
             fix="leave them away, or take --method linear",
         )
     probabilities, labels = encoder.probe.predict(task.test)
-    return Prediction(
-        protocol=encoder.probe.words, classes=labels, probabilities=probabilities, notes=encoder.probe.notes
-    )
+    return Prediction(protocol=encoder.probe.words, classes=labels, probabilities=probabilities)
 
 
 def _trained(name: str) -> Method:

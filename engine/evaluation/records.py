@@ -25,10 +25,14 @@ def result_id(result: EvaluationResult) -> str:
     on the images stands behind the data, a share of the labels and the number of folds at the end."""
     name = re.sub(r"\.(tar(\.\w+)?|tgz|zip)$", "", Path(result.data).name, flags=re.IGNORECASE)
     name = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40].strip("-") or "data"
-    limit = [f"n{result.limit}"] if result.limit else []
+    return "-".join([name, *([f"n{result.limit}"] if result.limit else []), protocol_id(result)])
+
+
+def protocol_id(result: EvaluationResult) -> str:
+    """`linear-pretrained`, or `finetune-scratch-30pct-5folds`."""
     part = [f"{100 * result.label_fraction:g}pct"] if result.label_fraction < 1 else []
     folds = [f"{len(result.folds)}folds"] if result.folds else []
-    return "-".join([name, *limit, result.method, result.init, *part, *folds])
+    return "-".join([result.method, result.init, *part, *folds])
 
 
 def save_result(directory: Path, result: EvaluationResult, probe: LinearProbe | None = None) -> str:

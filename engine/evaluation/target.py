@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 INITS = ("pretrained", "scratch")
-WEIGHTS = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
+WEIGHTS = (".safetensors", ".pt", ".pth", ".tar", ".ckpt", ".bin")  # .pth.tar is MoCo's
 SCRATCH_SEED = 0
 
 Features = Callable[[ImageStore], NDArray[np.float32]]
@@ -38,7 +38,6 @@ class FileProbe:
     """The probe inside an exported file: `predict` gives probabilities `[N, C]` and labels int64 `[N]` of a store."""
 
     words: str
-    notes: tuple[str, ...]
     predict: Callable[[ImageStore], tuple[NDArray[np.float32], NDArray[np.int64]]]
 
 
@@ -143,21 +142,28 @@ def _open_run(run: Run) -> Target:
 
 
 def _open_file(path: Path) -> Target:
-    from simclr_engine.export.evaluator import onnx_features
+    from simclr_engine.export.evaluator import difference_to_pytorch, onnx_features, probe_predictions
     from simclr_engine.export.runtime import OnnxEncoder
 
     onnx = OnnxEncoder(path)
     about = onnx.metadata
-    known = about.recipe if about.recipe in recipe_names() else DEFAULT
+    mean, std = (about.mean[0], about.mean[1], about.mean[2]), (about.std[0], about.std[1], about.std[2])
 
     def encoder(init: str, progress: bool) -> Encoder:
         def features(store: ImageStore) -> NDArray[np.float32]:
             with show_progress(f"features ({path.name}, {store.split})", len(store), progress) as advance:
                 return onnx_features(path, store, advance=advance)
 
-        words = "fp32, eval BN, features by onnxruntime"
-        mean, std = (about.mean[0], about.mean[1], about.mean[2]), (about.std[0], about.std[1], about.std[2])
-        return Encoder(init, words, "the exported encoder", onnx.sha256, features, mean, std, None)
+        def predict(store: ImageStore) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+            with show_progress(f"classes ({path.name}, {store.split})", len(store), progress) as advance:
+                return probe_predictions(path, store, advance=advance)
+
+        probe = None
+        if onnx.has_probe:
+            fitted = f"{about.probe.get('train_images', 0):,} images of {Path(str(about.probe.get('data'))).name}"
+            probe = FileProbe(f"the probe inside the file (fitted at its export's run on {fitted})", predict)
+        words = f"{about.precision}, eval BN, features by onnxruntime"
+        return Encoder(init, words, "the exported encoder", onnx.sha256, features, mean, std, None, probe)
 
     return Target(
         path=path,
@@ -165,10 +171,11 @@ def _open_file(path: Path) -> Target:
         data=None,
         pretrained_on=about.data_fingerprint,
         seconds=0.0,
-        recipe=Recipe.load(known),
+        recipe=Recipe.load(about.recipe if about.recipe in recipe_names() else DEFAULT),
         run=None,
         inits=INITS[:1],
         encoder=encoder,
+        notes=(difference_to_pytorch(about),),
     )
 
 

@@ -1,4 +1,4 @@
-"""Linear head, fine-tuning, supervised training: they learn, they keep to their protocol, and the frozen stay frozen."""
+"""Linear head, fine-tuning, supervised training: they learn, keep to their protocol, and the frozen stay frozen."""
 
 from __future__ import annotations
 
