@@ -1,17 +1,21 @@
-"""Features of a data set through an ONNX file, cached by what they depend on. Imports neither torch nor onnx."""
+"""What an ONNX file says about a data set, cached by what it depends on. Imports neither torch nor onnx."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from simclr_engine.data.store import ImageStore
+from simclr_engine.errors import DataError
 from simclr_engine.evaluation.feature_cache import cached_features
 
+from .metadata import ModelMetadata
 from .runtime import OnnxEncoder
+
+SHOWN = 5  # class names in an error
 
 
 def onnx_features(
@@ -39,3 +43,86 @@ def onnx_features(
     if not cache:
         return encoder.embed(store, advance=advance)
     return cached_features(f"onnx {encoder.sha256}", store, lambda images: encoder.embed(images, advance=advance))
+
+
+def probe_predictions(
+    path: str | Path,
+    store: ImageStore,
+    cache: bool = True,
+    advance: Callable[[int], None] | None = None,
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Classes of every image of `store` by the probe inside the file at `path`; nothing is trained.
+
+    Args:
+        path, cache, advance: as `onnx_features` takes them.
+        store: images of the size that the file takes. Where they are labelled, their classes must be the file's.
+
+    Returns:
+        probabilities float32 `[N, C]`, labels int64 `[N]` (the file's own output), in the order of the store.
+
+    Raises:
+        UsageError: the file was exported without a probe.
+        DataError: the file is not usable, the images do not fit it, or their classes are others.
+    """
+    encoder = OnnxEncoder(path)
+
+    def compute(images: ImageStore) -> NDArray[np.float32]:
+        probabilities, labels = encoder.predict(images, advance=advance)
+        # One array for the cache: a float32 holds every label below 2^24 exactly.
+        return np.concatenate([probabilities, labels[:, None].astype(np.float32)], axis=1)
+
+    if encoder.has_probe and store.labels is not None:
+        check_class_names(encoder.metadata, store.class_names, store.name)
+    if cache and encoder.has_probe:
+        both = cached_features(f"onnx probe {encoder.sha256}", store, compute)
+    else:
+        both = compute(store)
+    return np.ascontiguousarray(both[:, :-1]), both[:, -1].astype(np.int64)
+
+
+def check_class_names(metadata: ModelMetadata, class_names: Sequence[str], data: str) -> None:
+    """Refuses labelled data whose classes are not those that the file's probe knows, in the same order: label 3 would
+    mean two things.
+
+    Args:
+        metadata: of the file.
+        class_names: of the data, in label order.
+        data: what the user calls the data.
+
+    Raises:
+        DataError: names the classes that only one side has, or the first label that means two classes.
+    """
+    ours, theirs = tuple(metadata.class_names), tuple(class_names)
+    if ours == theirs:
+        return
+    known, given = set(ours), set(theirs)
+    only_file, only_data = [n for n in ours if n not in given], [n for n in theirs if n not in known]
+    if only_file or only_data:
+        saw = f"only in the file: {_listed(only_file)}; only in {data}: {_listed(only_data)}"
+    elif len(ours) != len(theirs):
+        saw = f"{len(ours)} classes in the file, {len(theirs)} in {data}: a name stands twice"
+    else:
+        at = next(i for i, (one, other) in enumerate(zip(ours, theirs, strict=True)) if one != other)
+        saw = f"the same names in another order: label {at} is {ours[at]!r} in the file, {theirs[at]!r} in {data}"
+    raise DataError(
+        "the file's probe knows other classes than the data has",
+        saw=saw,
+        fix="name the data that the probe was fitted on, or evaluate the features: --method linear",
+    )
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(repr(name) for name in names[:SHOWN]) or "none"
+    return shown + (f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else "")
+
+
+def difference_to_pytorch(metadata: ModelMetadata) -> str:
+    """How far the file's features lie from those of the PyTorch encoder it was made from: a note for a protocol."""
+    if metadata.precision == "fp32":
+        return metadata.difference()
+    said, p = f"{metadata.precision} file: {metadata.difference()}", metadata.parity
+    if "agreement" in p:
+        said += f"; {100 * p['agreement']:.1f} % of {p['images_compared']:,} images get the label that they get in fp32"
+    if "accuracy" in p:
+        said += f", {100 * p['accuracy']:.1f} % get the right one ({100 * p['accuracy_fp32']:.1f} % in fp32)"
+    return said

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from simclr_engine.errors import DataError
 from simclr_engine.evaluation.linear import LinearProbe
 
+from .probe import saved_probes
+
 
 @dataclass(frozen=True)
 class Labeller:
@@ -23,21 +25,26 @@ class Labeller:
 
 
 def labeller(run_directory: Path, feature_dim: int, truth: NDArray[np.int64] | None) -> Labeller:
-    """The run's newest linear probe of the pretrained encoder; without one, the nearest neighbour among the images.
+    """The run's newest linear probe of the pretrained encoder, one fitted on all images before one fitted on some;
+    without any, the nearest neighbour among the images.
 
     Args:
         run_directory: probes lie in `evaluation/*-linear-pretrained.safetensors`.
         feature_dim: D; a probe for another width is passed over.
         truth: labels of the images that will be labelled, int64 `[N]`; None makes each image a class of its own.
     """
-    found = (run_directory / "evaluation").glob("*-linear-pretrained.safetensors")
-    for path in sorted(found, key=lambda p: (p.stat().st_mtime, p.name), reverse=True):
+    for name, path in saved_probes(run_directory):
         try:
             probe = LinearProbe.load(path)
         except DataError:
             continue
         if probe.coef.shape[1] == feature_dim:
-            return Labeller(partial(_by_probe, probe), f"linear probe {path.stem}")
+            return Labeller(partial(_by_probe, probe), f"linear probe {name}")
+    return nearest_neighbour(truth)
+
+
+def nearest_neighbour(truth: NDArray[np.int64] | None) -> Labeller:
+    """The label of the nearest other image; without labels each image is a class of its own."""
     return Labeller(partial(_nearest, truth), "nearest neighbour (cosine) among these images")
 
 

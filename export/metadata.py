@@ -10,7 +10,7 @@ import hashlib
 import json
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,9 @@ from simclr_engine.errors import DataError, PlatformError
 
 from .wire import MalformedError, scan
 
-SCHEMA = 1
+SCHEMA = 2
+PRECISIONS = ("fp32", "fp16", "int8")
+ADDED_LATER: Mapping[str, tuple[int, Any]] = {"precision": (2, "fp32"), "probe": (2, {})}  # schema, value before it
 PREFIX = "simclr_engine."
 DIGEST = PREFIX + "content_sha256"
 # https://github.com/onnx/onnx/blob/main/docs/MetadataProps.md
@@ -46,12 +48,17 @@ class ModelMetadata:
         image_size: S in pixels; the input `images` is uint8 `[batch, S, S, 3]`.
         mean, std: per RGB channel, in units of pixel / 255; applied inside the graph.
         interpolation: how images of another size were brought to S.
-        class_names: of the data it was trained on, in label order; empty where that had no labels.
+        class_names: of the probe, in label order, where there is one; else of the data it was trained on, empty where
+            that had no labels.
         data_fingerprint: sha256 of the training images (`ImageStore.fingerprint`).
         recipe: name of the training recipe.
         recipe_hash: sha256 of the resolved recipe.
         parity: difference to PyTorch as bounds, each rounded up to a power of ten, so that a second export gives the
-            same bytes: `max_abs`, `max_relative`, `min_cosine`; then the number of `images` and the `batches`.
+            same bytes: `max_abs`, `max_relative`, `min_cosine`; then the number of `images` and the `batches`. With a
+            probe also `max_probability`; of an int8 or fp16 file also what its gate found (see `quantize.py`).
+        precision: of the convolutions: `fp32`, `fp16` or `int8` (since schema 2; earlier files are fp32).
+        probe: of a file with the outputs `probabilities` and `label`: `id`, `data`, `accuracy`, `train_images`,
+            `test_images`, `class_names`, and `data_fingerprint` if known; empty without (since schema 2).
     """
 
     schema: int
@@ -68,6 +75,8 @@ class ModelMetadata:
     recipe: str
     recipe_hash: str
     parity: Mapping[str, Any]
+    precision: str = "fp32"
+    probe: Mapping[str, Any] = field(default_factory=dict)
 
     def to_properties(self) -> dict[str, str]:
         """Key and text of every property but the digest, in a fixed order."""
@@ -87,9 +96,13 @@ class ModelMetadata:
             raise DataError("the ONNX file was not written by simclr-engine", saw=where, fix=EXPORT_AGAIN)
         values: dict[str, Any] = {}
         hints = typing.get_type_hints(cls)
-        for field in fields(cls):
-            values[field.name] = _read_field(field.name, hints[field.name], properties, where)
-            if field.name == "schema" and values["schema"] > SCHEMA:
+        for each in fields(cls):
+            since, before = ADDED_LATER.get(each.name, (1, None))
+            if values.get("schema", SCHEMA) < since:
+                values[each.name] = before
+                continue
+            values[each.name] = _read_field(each.name, hints[each.name], properties, where)
+            if each.name == "schema" and values["schema"] > SCHEMA:
                 raise DataError(
                     "the ONNX file was written by a newer simclr-engine",
                     saw=f"{where}: metadata schema {values['schema']}; this version reads up to {SCHEMA}",
@@ -98,7 +111,12 @@ class ModelMetadata:
         for key, expected in IMAGE_PROPERTIES.items():
             if properties.get(key) != expected:
                 raise _field_error(where, key, properties.get(key), expected)
-        return cls(**values)
+        if values["precision"] not in PRECISIONS:
+            raise _field_error(where, PREFIX + "precision", values["precision"], " or ".join(PRECISIONS))
+        metadata = cls(**values)
+        if metadata.probe and metadata.probe.get("class_names") != list(metadata.class_names):
+            raise _field_error(where, PREFIX + "probe", metadata.probe.get("class_names"), list(metadata.class_names))
+        return metadata
 
     def difference(self) -> str:
         """How far the features may lie from PyTorch's, in one sentence."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -17,6 +20,18 @@ from .metadata import FETCH_AGAIN, ModelFile, ModelMetadata, read_model, require
 
 CPU = "CPUExecutionProvider"
 INPUT, OUTPUT = "images", "features"
+PROBABILITIES, LABEL = "probabilities", "label"  # of a file that was exported with its probe
+
+PROVIDERS = {
+    "cpu": CPU,
+    "cuda": "CUDAExecutionProvider",
+    "coreml": "CoreMLExecutionProvider",
+    "openvino": "OpenVINOExecutionProvider",
+}
+# Providers whose tensors live in a memory of their own, and what onnxruntime calls that memory.
+DEVICES = {"CUDAExecutionProvider": "cuda"}
+# TF32 keeps 10 bits of a product's mantissa: the features would miss the parity that the file states.
+OPTIONS = {"CUDAExecutionProvider": {"use_tf32": "0"}}
 
 
 def available_threads() -> int:
@@ -26,31 +41,47 @@ def available_threads() -> int:
     return os.cpu_count() or 1
 
 
+def provider_name(name: str) -> str:
+    """onnxruntime's name of an execution provider: `cuda`, `CUDA` and `CUDAExecutionProvider` are the same."""
+    return PROVIDERS.get(name.lower().removesuffix("executionprovider"), name)
+
+
 def open_session(
-    model: bytes, providers: Sequence[str] = (CPU,), threads: int | None = None
+    model: bytes, providers: str | Sequence[str] = (CPU,), threads: int | None = None
 ) -> onnxruntime.InferenceSession:
     """An onnxruntime session over the bytes of a model.
 
     Threads that wait are put to sleep, not spun: the encoder shares its processors with whatever feeds it.
 
+    Args:
+        model: the file.
+        providers: one name or several in order of preference, as `provider_name` takes them.
+        threads: intra-op threads; None takes the processors of the affinity mask.
+
     Raises:
         PlatformError: a provider that was asked for is not there or did not become active.
     """
+    wanted = [provider_name(p) for p in ([providers] if isinstance(providers, str) else providers)]
     known = onnxruntime.get_available_providers()
-    for provider in providers:
+    for provider in wanted:
         if provider not in known:
             raise PlatformError(
                 "onnxruntime has no such execution provider here",
                 saw=provider,
                 fix=f"choose from {', '.join(known)}, or install the onnxruntime build that has it",
             )
+    if PROVIDERS["cuda"] in wanted:
+        with contextlib.redirect_stdout(sys.stderr):  # it prints what it cannot load
+            onnxruntime.preload_dlls()  # CUDA's libraries as pip installs them lie where no loader looks
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = available_threads() if threads is None else threads
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3  # errors: what matters of the warnings is checked below
-    session = onnxruntime.InferenceSession(model, options, providers=list(providers))
-    inactive = [p for p in providers if p not in session.get_providers()]
+    session = onnxruntime.InferenceSession(
+        model, options, providers=wanted, provider_options=[OPTIONS.get(p, {}) for p in wanted]
+    )
+    inactive = [p for p in wanted if p not in session.get_providers()]
     if inactive:
         raise PlatformError(
             "an execution provider did not become active",
@@ -60,12 +91,56 @@ def open_session(
     return session
 
 
+Run = Callable[[Sequence[str], NDArray[np.uint8]], list[np.ndarray]]
+
+
+def runner(session: onnxruntime.InferenceSession) -> Run:
+    """A function from output names and a batch to those outputs, good until it is called again: bound to the device of
+    the first active provider where that has a memory of its own, else plain."""
+    device = DEVICES.get(session.get_providers()[0])
+    return _plain(session) if device is None else _bound(session, device)
+
+
+def _plain(session: onnxruntime.InferenceSession) -> Run:
+    def run(names: Sequence[str], batch: NDArray[np.uint8]) -> list[np.ndarray]:
+        return list(session.run(list(names), {INPUT: batch}))
+
+    return run
+
+
+def _bound(session: onnxruntime.InferenceSession, device: str) -> Run:
+    """Input and outputs in the device's memory, the input allocated once per batch size; each is copied once a batch.
+
+    https://onnxruntime.ai/docs/api/python/api_summary.html#data-on-device
+    """
+    ready: dict[tuple[str, ...], tuple[onnxruntime.IOBinding, onnxruntime.OrtValue]] = {}
+
+    def run(names: Sequence[str], batch: NDArray[np.uint8]) -> list[np.ndarray]:
+        key = tuple(names)
+        if key not in ready or ready[key][1].shape() != list(batch.shape):
+            binding = session.io_binding()
+            images = onnxruntime.OrtValue.ortvalue_from_shape_and_type(batch.shape, np.uint8, device, 0)
+            binding.bind_ortvalue_input(INPUT, images)
+            for name in names:
+                binding.bind_output(name, device, 0)
+            ready[key] = binding, images
+        binding, images = ready[key]
+        images.update_inplace(batch)
+        binding.synchronize_inputs()
+        session.run_with_iobinding(binding)
+        binding.synchronize_outputs()
+        return list(binding.copy_outputs_to_cpu())
+
+    return run
+
+
 class OnnxEncoder:
     """The encoder in an ONNX file: uint8 images in, features out.
 
     Args:
         path: a file that `export_onnx` wrote; every check of `read_model` is made first.
-        providers: onnxruntime execution providers, in order of preference; each must become active.
+        providers: onnxruntime execution providers, in order of preference; each must become active. `"cpu"`,
+            `"cuda"`, `"coreml"`, `"openvino"`, or onnxruntime's own names.
         threads: intra-op threads; None takes the processors of the affinity mask.
 
     Raises:
@@ -79,7 +154,7 @@ class OnnxEncoder:
         (1000, 512)
     """
 
-    def __init__(self, path: str | Path, providers: Sequence[str] = (CPU,), threads: int | None = None) -> None:
+    def __init__(self, path: str | Path, providers: str | Sequence[str] = (CPU,), threads: int | None = None) -> None:
         if not providers:
             raise UsageError("at least one execution provider is needed", saw="()", fix=f'("{CPU}",)')
         if threads is not None and threads < 1:
@@ -97,6 +172,7 @@ class OnnxEncoder:
                 fix="update onnxruntime, or export again with a lower --opset",
             ) from error
         _check_graph(file, self._session)
+        self._run = runner(self._session)
 
     @property
     def image_size(self) -> int:
@@ -110,8 +186,13 @@ class OnnxEncoder:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Of the data it was trained on, in label order."""
+        """In label order: of the probe where the file holds one, else of the data that the encoder was trained on."""
         return self.metadata.class_names
+
+    @property
+    def has_probe(self) -> bool:
+        """Whether the file gives probabilities and labels too."""
+        return bool(self.metadata.probe)
 
     @property
     def providers(self) -> tuple[str, ...]:
@@ -138,18 +219,75 @@ class OnnxEncoder:
             DataError: no images, or not of the type and shape above (the error names it).
             UsageError: batch size below 1.
         """
+        return self._all([OUTPUT], images, batch_size, advance)[0]
+
+    def embed_batches(
+        self, batches: Iterable[NDArray[np.uint8]], batch_size: int = 64
+    ) -> Iterator[NDArray[np.float32]]:
+        """Features of batch after batch, each computed when it is asked for: nothing is kept.
+
+        Args:
+            batches: uint8 `[n, S, S, 3]` each, of any n above 0; one that decodes files as it goes streams a folder.
+            batch_size: images per call of onnxruntime.
+
+        Yields:
+            float32 `[n, D]` for each batch, in order.
+
+        Raises:
+            DataError, UsageError: as `embed`, when the batch is reached.
+        """
+        for batch in batches:
+            yield self.embed(batch, batch_size)
+
+    def predict(
+        self,
+        images: NDArray[np.uint8] | ImageStore,
+        batch_size: int = 64,
+        advance: Callable[[int], None] | None = None,
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Classes of images by the probe in the file.
+
+        Args:
+            images, batch_size, advance: as `embed` takes them.
+
+        Returns:
+            probabilities float32 `[N, C]` in the order of `class_names`, labels int64 `[N]` (the most probable class).
+
+        Raises:
+            UsageError: the file was exported without a probe, or batch size below 1.
+            DataError: no images, or not of the type and shape.
+        """
+        if not self.has_probe:
+            raise UsageError(
+                "this file gives features only: it was exported without a probe",
+                saw=self.path,
+                fix="export it with one: simclr-engine export FILE.onnx --run RUN --probe",
+            )
+        probabilities, labels = self._all([PROBABILITIES, LABEL], images, batch_size, advance)
+        return probabilities, labels
+
+    def _all(
+        self,
+        names: Sequence[str],
+        images: NDArray[np.uint8] | ImageStore,
+        batch_size: int,
+        advance: Callable[[int], None] | None,
+    ) -> list[Any]:
+        """The named outputs for all images, batch by batch."""
         pixels = images.images if isinstance(images, ImageStore) else images
         self._check_images(pixels)
         if batch_size < 1:
             raise UsageError("batch_size must be at least 1", saw=batch_size, fix="32 to 64 is fastest")
+        wide = {OUTPUT: (self.feature_dim,), PROBABILITIES: (len(self.class_names),), LABEL: ()}
         total = len(pixels)
-        features = np.empty((total, self.feature_dim), dtype=np.float32)
+        found = [np.empty((total, *wide[n]), dtype=np.int64 if n == LABEL else np.float32) for n in names]
         for start in range(0, total, batch_size):
             batch = np.ascontiguousarray(pixels[start : start + batch_size])
-            features[start : start + len(batch)] = self._session.run([OUTPUT], {INPUT: batch})[0]
+            for whole, part in zip(found, self._run(names, batch), strict=True):
+                whole[start : start + len(batch)] = part
             if advance is not None:
                 advance(len(batch))
-        return features
+        return found
 
     def _check_images(self, images: object) -> None:
         side = self.image_size
@@ -195,3 +333,22 @@ def _check_graph(file: ModelFile, session: onnxruntime.InferenceSession) -> None
     _, height, width, _ = inputs[INPUT][1]
     require(file.path, metadata, {"image_size": height, "feature_dim": outputs[OUTPUT][1][-1]})
     require(file.path, metadata, {"image_size": width})
+    if metadata.probe:
+        _check_probe(file, outputs)
+
+
+def _check_probe(file: ModelFile, outputs: dict[str, tuple[str, list[int | str]]]) -> None:
+    """The outputs of the probe that the metadata speaks of."""
+    kinds = {name: outputs.get(name, ("absent", [])) for name in (PROBABILITIES, LABEL)}
+    classes = len(file.metadata.class_names)
+    if (
+        kinds[PROBABILITIES][0] != "tensor(float)"
+        or kinds[PROBABILITIES][1][1:] != [classes]
+        or kinds[LABEL][0] != "tensor(int64)"
+        or len(kinds[LABEL][1]) != 1
+    ):
+        raise DataError(
+            f"a file with a probe must give float `{PROBABILITIES}` [batch, {classes}] and int64 `{LABEL}` [batch]",
+            saw=f"{file.path}: {kinds}",
+            fix=FETCH_AGAIN,
+        )

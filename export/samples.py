@@ -1,14 +1,17 @@
-"""The images that an export is checked on: the run's own where they are at hand, else made up from a seed."""
+"""The images that an export is checked and calibrated on: the run's own where they are at hand, else made up."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from simclr_engine.data.cache import DamagedError, cache_root, read_meta, read_split
+from simclr_engine.data import load_data, load_splits
+from simclr_engine.data.cache import DamagedError, Meta, cache_root, read_meta, read_split
 from simclr_engine.data.store import ImageStore
+from simclr_engine.errors import DataError
 from simclr_engine.run import Run
 
 SEED = 0
@@ -23,22 +26,76 @@ class Samples:
     source: str
 
 
-def parity_samples(run: Run, count: int) -> Samples:
-    """`count` images at the run's size.
+@dataclass(frozen=True)
+class Images:
+    """Real images at the run's size.
 
-    Those that it was trained on, evenly spread and repeated where there are fewer, if they lie in the cache: an export
-    neither downloads nor unpacks anything. Otherwise `natural_images`.
+    Attributes:
+        train: what the run was trained on, or the training images of `--data`.
+        test: images held out of it, with labels; None where there are none.
+        source: a phrase that says what `train` is.
     """
-    store = cached_training_images(run)
-    if store is None:
+
+    train: ImageStore
+    test: ImageStore | None
+    source: str
+
+    def spread(self, count: int) -> ImageStore:
+        """`count` of the training images, evenly spread over all classes; all of them where there are fewer."""
+        return replace(self.train.subset(spread(len(self.train), min(count, len(self.train)))), split="training images")
+
+    def held_out(self, count: int, calibrated: int) -> ImageStore | None:
+        """`count` test images, evenly spread; without a test split, training images that `spread(calibrated)` leaves.
+
+        None where there are no labels, or no image is left.
+        """
+        store, rows = self.test, None
+        if store is None:
+            store, total = self.train, len(self.train)
+            rows = np.setdiff1d(np.arange(total), spread(total, min(calibrated, total)))
+        rows = np.arange(len(store)) if rows is None else rows
+        if store.labels is None or not len(rows):
+            return None
+        split = "test images" if store is self.test else "training images that it was not calibrated on"
+        return replace(store.subset(rows[spread(len(rows), min(count, len(rows)))]), split=split)
+
+
+def spread(total: int, count: int) -> NDArray[np.int64]:
+    """`count` rows of `total`, evenly spread, first and last among them; repeated where there are fewer."""
+    return np.linspace(0, total - 1, count).round().astype(np.int64)
+
+
+def images_of(run: Run, data: str | Path | None = None) -> Images | None:
+    """The images of `data`, or the very ones that the run was trained on, if they lie in the cache.
+
+    Without `data` an export neither downloads nor unpacks anything: None where the cache does not have them.
+
+    Raises:
+        DataError, UsageError, PlatformError: `data` cannot be read; see `load_data`.
+    """
+    if data is None:
+        return _cached(run)
+    name = data if isinstance(data, str) else str(data)
+    try:
+        train, test = load_splits(data, run.image_size)
+        return Images(train, test, f"training images of {Path(name).name}")
+    except DataError:  # without labels, or too few to hold any out: enough to calibrate on
+        return Images(load_data(data, "train", run.image_size), None, f"images of {Path(name).name}")
+
+
+def parity_samples(run: Run, count: int, images: Images | None) -> Samples:
+    """`count` images at the run's size: real ones, evenly spread and repeated where there are fewer, or else
+    `natural_images`."""
+    if images is None:
         return Samples(natural_images(count, run.image_size), None, f"synthetic (1/f noise, seed {SEED})")
-    at = np.linspace(0, len(store) - 1, count).round().astype(np.int64)
+    store = images.train
+    at = spread(len(store), count)
     labels = None if store.labels is None else store.labels[at]
-    return Samples(np.ascontiguousarray(store.images[at]), labels, "images that it was trained on")
+    return Samples(np.ascontiguousarray(store.images[at]), labels, images.source)
 
 
-def cached_training_images(run: Run) -> ImageStore | None:
-    """The very images that the run was trained on, found in the cache by their fingerprint; None if not there."""
+def _cached(run: Run) -> Images | None:
+    """The training images in the cache, found by their fingerprint, and the test images beside them."""
     stated = run.environment["data"]
     wanted, limit = stated["fingerprint"], stated.get("limit")
     for entry in sorted((cache_root() / "data").glob("[0-9a-f]*")):
@@ -52,10 +109,15 @@ def cached_training_images(run: Run) -> ImageStore | None:
                     continue
                 store = read_split(entry, meta, split, stated["name"]).limit(limit)
                 if store.fingerprint == wanted and store.image_size == run.image_size:
-                    return store
+                    return Images(store, _test_split(entry, meta, stated["name"]), "images that it was trained on")
         except DamagedError:
             continue
     return None
+
+
+def _test_split(entry: Path, meta: Meta, name: str) -> ImageStore | None:
+    split = next((s for s in ("test", "val") if s in meta.splits and meta.splits[s].labelled), None)
+    return None if split is None else read_split(entry, meta, split, name)
 
 
 def natural_images(count: int, size: int, seed: int = SEED) -> NDArray[np.uint8]:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,13 +15,21 @@ from tiny_model import TINY, MakeTiny, tiny_model
 from torch import Tensor, nn
 
 from simclr_engine.checkpoint import encoder_metadata, save_weights
+from simclr_engine.data import ImageStore, load_data
+from simclr_engine.evaluation.features import encoder_hash, extract_features
+from simclr_engine.evaluation.linear import fit_linear
+from simclr_engine.evaluation.metrics import confusion_matrix, score
+from simclr_engine.evaluation.records import save_result
+from simclr_engine.evaluation.result import EvaluationResult
 from simclr_engine.export import writer
+from simclr_engine.export.agreement import SpeedUp
 from simclr_engine.export.graph import OPSET, Traced, trace_encoder
 from simclr_engine.export.samples import natural_images
 from simclr_engine.export.writer import ExportResult, seal
 from simclr_engine.model import build_encoder
 from simclr_engine.recipe import Recipe
 from simclr_engine.run import Run
+from simclr_engine.timing import Timing
 
 
 def _write_run(directory: Path, arch: str = "resnet18", stem: str = "small", size: int = 32) -> Run:
@@ -110,6 +119,62 @@ def little_run(shared_run: Run, little_trace: Traced, monkeypatch: pytest.Monkey
 def little_file(little_run: Run, tmp_path: Path) -> Path:
     """Its export in a folder of its own, to do anything with."""
     return writer.export_onnx(little_run, tmp_path / "encoder.onnx").file
+
+
+@pytest.fixture(scope="session")
+def digits_run(shared_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run on scikit-learn's digits (in the cache, labelled) with a linear probe of the little encoder. Not to be
+    changed."""
+    store = load_data("digits")
+    directory = tmp_path_factory.mktemp("runs") / "digits"
+    directory.mkdir()
+    for name in ("recipe.toml", "encoder.safetensors"):
+        (directory / name).symlink_to(shared_run.directory / name)
+    data = {"name": "digits", "split": store.split, "fingerprint": store.fingerprint, "images": len(store)}
+    data |= {"limit": None, "image_size": store.image_size, "class_names": list(store.class_names)}
+    (directory / "environment.json").write_text(json.dumps({"finished": True, "ended": 1.0, "data": data}), "utf-8")
+    run = Run.open(directory)
+    _write_probe(run, store)
+    return run
+
+
+def _write_probe(
+    run: Run, store: ImageStore, limit: int | None = None, classes: tuple[int, ...] = tuple(range(10))
+) -> str:
+    """Fits the little encoder's probe on images of some of the classes, writes it as `evaluate` would; its ID."""
+    assert store.labels is not None
+    encoder, spec = _little_encoder(), run.recipe.augment
+    rows = np.flatnonzero(np.isin(store.labels, classes))[:300]
+    features = extract_features(encoder, store.images[rows], spec.mean, spec.std)
+    labels = store.labels[rows]
+    probe = fit_linear(features, labels, C=1.0)
+    confusion = confusion_matrix(labels, probe.predict_proba(features, 10).argmax(1), 10)
+    about = {"method": "linear", "init": "pretrained", "protocol": "a test's", "ece": 0.0, "seconds": 0.0}
+    about |= {"data": "digits", "train_images": 300, "test_images": 300, "limit": limit}
+    scores = score(confusion, store.class_names)
+    result = EvaluationResult.from_scores(scores, confusion=confusion, encoder=encoder_hash(encoder), **about)
+    return save_result(run.directory / "evaluation", result, probe)
+
+
+@pytest.fixture
+def write_probe() -> Callable[..., str]:
+    """`_write_probe`."""
+    return _write_probe
+
+
+@pytest.fixture
+def little_digits(digits_run: Run, little_run: Run) -> Run:
+    """That run, its encoder the little one, already traced."""
+    return digits_run
+
+
+@pytest.fixture
+def fast_int8(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few images, and no gate of speed: two small convolutions gain nothing from int8."""
+    monkeypatch.setattr(writer, "CALIBRATION_IMAGES", 64)
+    monkeypatch.setattr(writer, "compared_images", lambda *_: 200)
+    timing = Timing(1.0, 1.0, 1.0, 5)
+    monkeypatch.setattr(writer, "measure_speed", lambda *_: SpeedUp(64, timing, replace(timing, median=0.5)))
 
 
 @pytest.fixture

@@ -50,15 +50,28 @@ def test_another_program_s_model_is_refused(tmp_path: Path) -> None:
 
 def test_a_newer_schema_is_refused_by_its_number(make_tiny: MakeTiny) -> None:
     path = make_tiny()
-    rewrite(path, schema="2", mean='"of a kind this version does not know"')
+    rewrite(path, schema="3", mean='"of a kind this version does not know"')
     with pytest.raises(DataError, match="newer simclr-engine") as caught:
         read_model(path)
-    assert "schema 2" in str(caught.value) and caught.value.exit_code == 4
+    assert "schema 3" in str(caught.value) and caught.value.exit_code == 4
+
+
+def test_a_file_of_the_first_schema_is_fp32_without_a_probe(make_tiny: MakeTiny) -> None:
+    path = make_tiny()
+    rewrite(path, schema="1", precision=None, probe=None)
+    assert read_metadata(path) == ModelMetadata(**{**TINY.__dict__, "schema": 1, "precision": "fp32", "probe": {}})
+    rewrite(path, schema="2")
+    with pytest.raises(DataError, match="precision"):
+        read_model(path)
 
 
 @pytest.mark.parametrize(
     ("key", "value"),
     [
+        ("precision", '"int4"'),
+        ("precision", "8"),
+        ("probe", "[]"),
+        ("probe", '{"class_names": ["bee", "ant"]}'),
         ("image_size", None),
         ("image_size", "true"),
         ("image_size", '"32"'),

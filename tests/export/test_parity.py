@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,8 +16,8 @@ from numpy.typing import NDArray
 from simclr_engine.data import load_data
 from simclr_engine.evaluation.linear import fit_linear
 from simclr_engine.export.labels import labeller
-from simclr_engine.export.parity import BATCHES, Parity, measure
-from simclr_engine.export.samples import natural_images, parity_samples
+from simclr_engine.export.parity import BATCHES, FP16, Parity, measure
+from simclr_engine.export.samples import images_of, natural_images, parity_samples
 from simclr_engine.run import Run
 
 N = sum(BATCHES)
@@ -28,9 +31,9 @@ def _measure(candidate: NDArray[np.float32], reference: NDArray[np.float32] = FE
     table = {image.tobytes(): row for image, row in zip(IMAGES, candidate, strict=True)}
     sizes: list[int] = []
 
-    def embed(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def embed(images: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
         sizes.append(len(images))
-        return np.stack([table[image.tobytes()] for image in images])
+        return [np.stack([table[image.tobytes()] for image in images])]
 
     parity = measure(
         reference, embed, lambda f: f.argmax(1), IMAGES, label_source="largest feature", image_source="noise"
@@ -52,6 +55,60 @@ def test_the_measures_are_those_of_their_definition() -> None:
     cosine = (a * b).sum(1) / norms / np.linalg.norm(b, axis=1)
     assert p.min_cosine == pytest.approx(cosine.min(), abs=1e-12)
     assert p.label_agreement == (FEATURES.argmax(1) == other.argmax(1)).mean() < 1
+
+
+PROBABLE = (FEATURES / FEATURES.sum(1, keepdims=True)).astype(np.float32)
+
+
+def _measure_probe(probabilities: NDArray[np.float32], labels: NDArray[np.int64]) -> Parity:
+    """Parity of a file whose features are exact and whose probe gives these, against `PROBABLE`."""
+    cuts = iter(np.split(np.arange(N), np.cumsum(BATCHES)[:-1]))
+
+    def run(images: NDArray[np.uint8]) -> list[NDArray[Any]]:
+        rows = next(cuts)
+        return [FEATURES[rows], probabilities[rows], labels[rows]]
+
+    return measure(
+        FEATURES, run, lambda f: f.argmax(1), IMAGES, label_source="", image_source="", probabilities=PROBABLE
+    )
+
+
+def test_probabilities_have_a_limit_of_their_own() -> None:
+    for off, holds in ((0.9e-4, True), (1.1e-4, False)):
+        other = PROBABLE.copy()
+        other[70, 2] -= np.float32(off)
+        p = _measure_probe(other, other.argmax(1))
+        assert p.max_probability == pytest.approx(off, rel=1e-2) and p.wrong_labels == 0 and p.holds() is holds
+    assert _measure_probe(PROBABLE, PROBABLE.argmax(1)).bounds()["max_probability"] == 1e-9
+
+
+def test_a_label_must_be_the_most_probable_class() -> None:
+    labels = PROBABLE.argmax(1)
+    assert _measure_probe(PROBABLE, labels).holds()
+    for wrong in ((labels[3] + 1) % 8, -1, 8):
+        spoilt = labels.copy()
+        spoilt[3] = wrong
+        p = _measure_probe(PROBABLE, spoilt)
+        assert p.wrong_labels == 1 and not p.holds()
+
+
+def test_two_classes_closer_than_the_limit_may_change_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    close, other = PROBABLE.copy(), PROBABLE.copy()
+    close[9] = other[9] = 0
+    close[9, :2], other[9, :2] = (0.50004, 0.49996), (0.49996, 0.50004)
+    monkeypatch.setattr(sys.modules[__name__], "PROBABLE", close)
+    assert _measure_probe(other, other.argmax(1)).holds()
+    other[9, :2] = (0.4997, 0.5003)
+    close[9, :2] = (0.5003, 0.4997)
+    assert _measure_probe(other, other.argmax(1)).wrong_labels == 1
+
+
+def test_fp16_is_held_to_its_own_stated_limits() -> None:
+    within = _measure(FEATURES * np.float32(1 + 2.5e-3))
+    assert not within.holds() and within.holds(FP16)
+    assert not _measure(FEATURES * np.float32(1 + 4e-3)).holds(FP16)
+    turned = FEATURES + np.float32(0.02) * RNG.standard_normal(FEATURES.shape).astype(np.float32)
+    assert not _measure(turned).holds(FP16)
 
 
 def _off(scale: float, by: float) -> bool:
@@ -119,7 +176,7 @@ def _run_over(run: Run, store: object, limit: int | None) -> Run:
 @pytest.mark.parametrize("limit", [None, 300])
 def test_images_are_the_run_s_own_if_the_cache_has_them(shared_run: Run, limit: int | None) -> None:
     store = load_data("digits").limit(limit)
-    samples = parity_samples(_run_over(shared_run, store, limit), 74)
+    samples = parity_samples(shared_run, 74, images_of(_run_over(shared_run, store, limit)))
     assert samples.source == "images that it was trained on" and samples.labels is not None
     at = np.linspace(0, len(store) - 1, 74).round().astype(int)
     assert np.array_equal(samples.images, store.images[at])
@@ -130,7 +187,8 @@ def test_images_are_the_run_s_own_if_the_cache_has_them(shared_run: Run, limit: 
 def test_other_images_of_the_same_name_are_not_taken(shared_run: Run, limit: int | None) -> None:
     store = load_data("digits")
     run = _run_over(shared_run, replace(store, fingerprint="00" * 32), limit)
-    assert parity_samples(run, 74).source.startswith("synthetic")
+    assert images_of(run) is None
+    assert parity_samples(run, 74, None).source.startswith("synthetic")
 
 
 def test_labels_come_from_the_newest_probe_that_fits(tmp_path: Path) -> None:
@@ -145,6 +203,18 @@ def test_labels_come_from_the_newest_probe_that_fits(tmp_path: Path) -> None:
     assert found.source == "linear probe toys-linear-pretrained"
     scores = (FEATURES - probe.mean) / probe.scale @ probe.coef.T + probe.intercept
     assert np.array_equal(found.label(FEATURES), probe.classes[scores.argmax(1)])
+
+
+def test_a_probe_on_all_images_is_taken_before_a_newer_one_on_some(tmp_path: Path) -> None:
+    truth = (FEATURES[:, 0] > FEATURES[:, 1]).astype(np.int64)
+    folder = tmp_path / "evaluation"
+    folder.mkdir()
+    for age, name in enumerate(("a-linear-pretrained", "b-n40-linear-pretrained", "c-n9-linear-pretrained")):
+        fit_linear(FEATURES, truth, C=1.0).save(folder / f"{name}.safetensors")
+        os.utime(folder / f"{name}.safetensors", (1000 + age, 1000 + age))
+    assert labeller(tmp_path, 8, None).source == "linear probe a-linear-pretrained"
+    (folder / "a-linear-pretrained.safetensors").unlink()
+    assert labeller(tmp_path, 8, None).source == "linear probe c-n9-linear-pretrained"
 
 
 def test_without_a_probe_the_nearest_neighbour_answers(tmp_path: Path) -> None:

@@ -5,18 +5,24 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 from numpy.typing import NDArray
-from tiny_model import TINY, MakeTiny, tiny_features
+from onnx import TensorProto, helper
+from tiny_model import TINY, MakeTiny, tiny_features, tiny_model
+from tiny_probe import CLASSES, tiny_probabilities, tiny_probe_model, write_tiny_probe
 
 from simclr_engine.data.store import ImageStore
 from simclr_engine.errors import DataError, PlatformError, UsageError
-from simclr_engine.export import OnnxEncoder, onnx_features
-from simclr_engine.export.writer import ExportResult
+from simclr_engine.export import OnnxEncoder, runtime
+from simclr_engine.export.metadata import SCHEMA, sidecar_path
+from simclr_engine.export.writer import ExportResult, seal
 
 
 def _images(count: int, size: int = 4) -> NDArray[np.uint8]:
@@ -58,10 +64,53 @@ def test_a_store_a_memory_map_and_a_strided_view_give_the_same(make_tiny: MakeTi
         ([[1]], "numpy array"),
     ],
 )
-def test_what_does_not_fit_is_refused_with_the_expected_shape(make_tiny: MakeTiny, images: object, says: str) -> None:
+def test_what_does_not_fit_is_refused_with_the_expected_shape(
+    make_tiny: MakeTiny, tmp_path: Path, images: object, says: str
+) -> None:
     with pytest.raises(DataError, match=says) as caught:
         OnnxEncoder(make_tiny()).embed(images)  # type: ignore[arg-type]
     assert "uint8 [N, 4, 4, 3]" in str(caught.value)
+    with pytest.raises(DataError, match=says):
+        OnnxEncoder(write_tiny_probe(tmp_path / "probe.onnx")).predict(images)  # type: ignore[arg-type]
+
+
+def _tiny(path: Path, probe: bool, **changes: object) -> Path:
+    if probe:
+        return write_tiny_probe(path, **changes)
+    path.write_bytes(seal(tiny_model(), replace(TINY, **changes)))  # type: ignore[arg-type]
+    return path
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("probe", [False, True])
+def test_a_file_that_cannot_be_trusted_is_refused_with_or_without_a_probe(
+    tmp_path: Path, probe: bool, precision: str
+) -> None:
+    path = tmp_path / "encoder.onnx"
+    whole = _tiny(path, probe, precision=precision).read_bytes()
+    OnnxEncoder(path)
+
+    def refused(data: bytes, says: str) -> None:
+        path.write_bytes(data)
+        with pytest.raises(DataError, match=says):
+            OnnxEncoder(path)
+
+    model = onnx.load_from_string(whole)
+    bare = onnx.ModelProto()
+    bare.CopyFrom(model)
+    del bare.metadata_props[:]
+    refused(bare.SerializeToString(), "not written by simclr-engine")
+    refused(whole[: len(whole) // 2], "truncated")
+    refused(whole[:-1], "truncated")
+    weight = model.graph.initializer[1].raw_data
+    refused(whole.replace(weight, bytes([weight[0] ^ 1]) + weight[1:]), "altered")
+    outside = onnx.ModelProto()
+    outside.CopyFrom(model)
+    onnx.external_data_helper.set_external_data(outside.graph.initializer[1], "../../secrets.bin")
+    refused(outside.SerializeToString(), "keeps weights in other files")
+    refused(_tiny(path, probe, schema=SCHEMA + 1).read_bytes(), "newer simclr-engine")
+    sidecar_path(path).write_text("0" * 64 + "  encoder.onnx\n")
+    refused(whole, "checksum disagree")
 
 
 def test_an_unknown_provider_is_an_error_not_a_silent_cpu_run(make_tiny: MakeTiny) -> None:
@@ -78,13 +127,157 @@ def test_a_provider_that_does_not_become_active_is_an_error(
         pytest.skip("CUDA is active here")
     real = onnxruntime.InferenceSession
 
-    def without_cuda(model: bytes, options: object, providers: list[str]) -> object:
+    asked: list[object] = []
+
+    def without_cuda(model: bytes, options: object, providers: list[str], provider_options: list[object]) -> object:
+        asked.extend(zip(providers, provider_options, strict=True))
         return real(model, options, providers=[p for p in providers if p != "CUDAExecutionProvider"] or None)
 
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: known)
     monkeypatch.setattr(onnxruntime, "InferenceSession", without_cuda)
     with pytest.raises(PlatformError, match="did not become active"):
-        OnnxEncoder(make_tiny(), providers=("CUDAExecutionProvider", "CPUExecutionProvider"))
+        OnnxEncoder(make_tiny(), providers=("cuda", "CPUExecutionProvider"))
+    # In TF32 the features would miss the parity that the file states.
+    assert asked == [("CUDAExecutionProvider", {"use_tf32": "0"}), ("CPUExecutionProvider", {})]
+
+
+@pytest.mark.parametrize(
+    ("name", "full"),
+    [
+        ("cpu", "CPUExecutionProvider"),
+        ("CPU", "CPUExecutionProvider"),
+        ("CPUExecutionProvider", "CPUExecutionProvider"),
+        ("cuda", "CUDAExecutionProvider"),
+        ("CoreML", "CoreMLExecutionProvider"),
+        ("OpenVINO", "OpenVINOExecutionProvider"),
+        ("openvinoexecutionprovider", "OpenVINOExecutionProvider"),
+        ("DmlExecutionProvider", "DmlExecutionProvider"),
+    ],
+)
+def test_providers_go_by_short_names_too(name: str, full: str) -> None:
+    assert runtime.provider_name(name) == full
+
+
+def test_one_provider_needs_no_tuple(make_tiny: MakeTiny) -> None:
+    assert OnnxEncoder(make_tiny(), providers="cpu").providers == ("CPUExecutionProvider",)
+    with pytest.raises(PlatformError, match="NoSuch"):
+        OnnxEncoder(make_tiny(), providers="NoSuch")
+
+
+@pytest.fixture
+def bound(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Binds tensors to the CPU as they are bound to a GPU; the list fills with what was allocated."""
+    allocated: list[str] = []
+    real = onnxruntime.OrtValue.ortvalue_from_shape_and_type
+
+    def counted(shape: tuple[int, ...], *args: object) -> object:
+        allocated.append(str(shape))
+        return real(shape, *args)
+
+    monkeypatch.setattr(runtime, "DEVICES", {"CPUExecutionProvider": "cpu"})
+    monkeypatch.setattr(onnxruntime.OrtValue, "ortvalue_from_shape_and_type", staticmethod(counted))
+    return allocated
+
+
+def test_bound_tensors_give_the_features_of_a_plain_run(make_tiny: MakeTiny, bound: list[str]) -> None:
+    images, path = _images(53), make_tiny()
+    kept = images.copy()
+    encoder = OnnxEncoder(path)
+    found = encoder.embed(images, batch_size=16)
+    np.testing.assert_allclose(found, tiny_features(images), rtol=1e-6, atol=1e-4)
+    assert bound == ["(16, 4, 4, 3)", "(5, 4, 4, 3)"]  # one buffer for all whole batches, one for the rest
+    assert np.array_equal(images, kept)
+    # What was given out before must not change when the same buffers are written again.
+    first = found.copy()
+    again = encoder.embed(images[::-1], batch_size=16)
+    assert np.array_equal(found, first) and np.array_equal(again, first[::-1])
+
+
+def test_bound_tensors_give_probabilities_and_labels_too(tmp_path: Path, bound: list[str]) -> None:
+    encoder, images = OnnxEncoder(write_tiny_probe(tmp_path / "probe.onnx")), _images(37)
+    probabilities, labels = encoder.predict(images, batch_size=8)
+    np.testing.assert_allclose(probabilities, tiny_probabilities(images), atol=1e-5)
+    assert np.array_equal(labels, tiny_probabilities(images).argmax(1))
+    np.testing.assert_allclose(encoder.embed(images, batch_size=8), tiny_features(images), rtol=1e-6, atol=1e-4)
+    assert len(bound) == 4
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 64, 65])
+def test_a_probe_in_the_file_gives_its_probabilities_and_labels(tmp_path: Path, count: int) -> None:
+    encoder, images = OnnxEncoder(write_tiny_probe(tmp_path / "probe.onnx")), _images(count)
+    done: list[int] = []
+    probabilities, labels = encoder.predict(images, batch_size=16, advance=done.append)
+    assert encoder.has_probe and encoder.class_names == CLASSES
+    assert (probabilities.dtype, labels.dtype) == (np.float32, np.int64)
+    np.testing.assert_allclose(probabilities, tiny_probabilities(images), atol=1e-5)
+    assert np.array_equal(labels, tiny_probabilities(images).argmax(1)) and labels.shape == (count,)
+    assert sum(done) == count
+    np.testing.assert_allclose(encoder.embed(images), tiny_features(images), rtol=1e-6, atol=1e-4)
+    store = ImageStore.from_arrays(images)
+    assert all(map(np.array_equal, encoder.predict(store, batch_size=16), (probabilities, labels)))
+
+
+def test_a_file_without_a_probe_names_no_classes(make_tiny: MakeTiny) -> None:
+    encoder = OnnxEncoder(make_tiny())
+    assert not encoder.has_probe
+    with pytest.raises(UsageError, match="--probe"):
+        encoder.predict(_images(1))
+
+
+def _without(name: str) -> object:
+    model = tiny_probe_model()
+    del model.graph.output[[o.name for o in model.graph.output].index(name)]
+    return model
+
+
+def _labels_as_floats() -> object:
+    model = tiny_probe_model(label="index")
+    model.graph.node.append(helper.make_node("Cast", ["index"], ["label"], to=TensorProto.FLOAT))
+    del model.graph.output[2]
+    model.graph.output.append(helper.make_tensor_value_info("label", TensorProto.FLOAT, ["batch"]))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("model", "changes"),
+    [
+        (tiny_model(), {}),
+        (_without("probabilities"), {}),
+        (_without("label"), {}),
+        (_labels_as_floats(), {}),
+        (None, {"class_names": ("ant", "bee")}),
+    ],
+    ids=["neither", "no probabilities", "no label", "label is float", "classes fewer than columns"],
+)
+def test_outputs_that_do_not_fit_the_stated_probe_are_refused(
+    tmp_path: Path, model: object, changes: dict[str, object]
+) -> None:
+    if changes:
+        changes["probe"] = {"class_names": list(changes["class_names"])}  # type: ignore[call-overload]
+    path = write_tiny_probe(tmp_path / "probe.onnx", model, **changes)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="a file with a probe must give"):
+        OnnxEncoder(path)
+
+
+def test_batches_are_embedded_one_at_a_time_as_they_come(make_tiny: MakeTiny) -> None:
+    encoder = OnnxEncoder(make_tiny())
+    batches, taken = [_images(n) for n in (3, 1, 70)], 0
+
+    def source() -> Iterator[NDArray[np.uint8]]:
+        nonlocal taken
+        for batch in batches:
+            taken += 1
+            yield batch
+
+    for index, features in enumerate(encoder.embed_batches(source())):
+        assert taken == index + 1
+        np.testing.assert_allclose(features, tiny_features(batches[index]), rtol=1e-6, atol=1e-4)
+    assert taken == 3
+    assert list(encoder.embed_batches([])) == []
+    stream = encoder.embed_batches([batches[0], batches[1].astype(np.float32)])
+    next(stream)
+    with pytest.raises(DataError, match="scaling and normalisation"):
+        next(stream)
 
 
 def test_threads_follow_the_affinity_mask(make_tiny: MakeTiny, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,36 +302,6 @@ def test_what_the_file_says_is_at_hand(make_tiny: MakeTiny) -> None:
     assert encoder.metadata == TINY
     assert encoder.providers == ("CPUExecutionProvider",)
     assert "at most 1e-05" in encoder.metadata.difference()
-
-
-def test_cached_features_are_reused_and_keyed_by_file_and_data(
-    make_tiny: MakeTiny, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setenv("SIMCLR_ENGINE_CACHE", str(tmp_path / "cache"))
-    path, store = make_tiny(), ImageStore.from_arrays(_images(20))
-    first = onnx_features(path, store)
-    calls: list[int] = []
-    assert np.array_equal(onnx_features(path, store, advance=calls.append), first)
-    assert calls == []
-    other = ImageStore.from_arrays(_images(21))
-    assert len(onnx_features(path, other, advance=calls.append)) == 21 and calls == [21]
-    onnx_features(make_tiny(recipe="another"), store, advance=calls.append)
-    assert calls == [21, 20]
-    onnx_features(path, store, cache=False, advance=calls.append)
-    assert calls == [21, 20, 20]
-
-
-def test_cached_features_do_not_hide_an_altered_file_or_images_that_do_not_fit(
-    make_tiny: MakeTiny, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setenv("SIMCLR_ENGINE_CACHE", str(tmp_path / "cache"))
-    path, store = make_tiny(), ImageStore.from_arrays(_images(3))
-    onnx_features(path, store)
-    with pytest.raises(DataError, match="resize"):
-        onnx_features(path, ImageStore.from_arrays(_images(3, size=8)))
-    path.write_bytes(path.read_bytes()[:-1] + b"!")
-    with pytest.raises(DataError):
-        onnx_features(path, store)
 
 
 TORCH_FREE = """

@@ -259,7 +259,7 @@ def test_the_command_writes_the_same_bytes_from_another_process_and_folder(
 ) -> None:
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "first").symlink_to(shared_run.directory)
-    command = [sys.executable, "-m", "simclr_engine", "export", "encoder.onnx", "--json"]
+    command = [sys.executable, "-m", "simclr_engine", "export", "encoder.onnx", "--json", "--no-card"]
     environment = os.environ | {"PYTHONHASHSEED": "77"}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -273,7 +273,7 @@ def test_the_command_writes_the_same_bytes_from_another_process_and_folder(
 def test_the_command_prints_checksum_size_and_parity(
     little_run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command.main(["--run", str(little_run.directory), str(tmp_path / "e.onnx")], standalone_mode=False)
+    command.main(["--run", str(little_run.directory), "--no-card", str(tmp_path / "e.onnx")], standalone_mode=False)
     shown = capsys.readouterr().out
     assert hashlib.sha256((tmp_path / "e.onnx").read_bytes()).hexdigest() in shown
     for words in (

@@ -1,0 +1,82 @@
+"""`simclr-engine embed`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from .options import print_json
+
+if TYPE_CHECKING:
+    from simclr_engine.export.embed import EmbedResult
+
+SHOWN_SKIPPED = 10
+
+
+@click.command(name="embed")
+@click.argument("target", metavar="RUN|FILE.onnx")
+@click.argument("sources", metavar="IMAGES|FOLDER|DATA", nargs=-1, required=True)
+@click.option("--out", required=True, metavar="NAME.npy", help="The vectors; paths and classes go into NAME.csv.")
+@click.option(
+    "--split",
+    type=click.Choice(["train", "test", "val", "unlabeled", "all"]),
+    default="all",
+    show_default=True,
+    help="Of folders and data sets that have splits.",
+)
+@click.option("--images/--no-images", default=False, help="Also keep the pictures, for galleries.  [default: no]")
+@click.option("--overwrite", is_flag=True, help="Replace an index of something else.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+def command(
+    target: str, sources: tuple[str, ...], out: str, split: str, images: bool, overwrite: bool, as_json: bool
+) -> None:
+    """Embed images: float32 vectors in NAME.npy, row, path and class in NAME.csv.
+
+    Killed at any moment, the same command goes on where it stopped. Unreadable files are reported and left out.
+
+    \b
+    simclr-engine embed encoder.onnx photos/ --out photos.npy
+    simclr-engine embed encoder.onnx cifar10 --split train --images --out encoder.index.npy
+    """
+    from simclr_engine.export.embed import embed_to_index, gather, open_embedder
+
+    from ..data.progress import progress_bar, say
+
+    embedder = open_embedder(target)
+    parts = gather(embedder, sources, split, progress=True)
+    total = sum(len(part) for part in parts)
+    done = 0
+    try:
+        with progress_bar("embedding", total, "images", show=True) as show:
+
+            def advance(count: int) -> None:
+                nonlocal done
+                done += count
+                show(count)
+
+            result = embed_to_index(embedder, parts, out, pictures=images, overwrite=overwrite, advance=advance)
+    except KeyboardInterrupt:
+        say(f"stopped after {done:,} of {total:,} images; the same command goes on from there")
+        raise
+    if as_json:
+        print_json(result.to_json())
+    else:
+        _show(result, total)
+
+
+def _show(result: EmbedResult, total: int) -> None:
+    from ..data.progress import say
+
+    went_on = f" (going on after {result.images - result.embedded:,})" if 0 < result.embedded < result.images else ""
+    if result.embedded:
+        rate = result.embedded / result.seconds
+        click.echo(f"{result.embedded:,} images in {result.seconds:.1f} s, {rate:,.0f} images/s{went_on}")
+    else:
+        click.echo("already embedded, nothing to do; --overwrite does it again")
+    click.echo(f"{result.out}  float32 [{result.images:,}, {result.dim}]")
+    click.echo(f"{result.csv}  row, path, class")
+    for path, reason in result.skipped[:SHOWN_SKIPPED]:
+        say(f"left out: {path}: {reason}")
+    if len(result.skipped) > SHOWN_SKIPPED:
+        say(f"… {len(result.skipped) - SHOWN_SKIPPED:,} more (--json lists them)")

@@ -1,0 +1,468 @@
+"""A page on this machine: drop an image, see its classes, its nearest neighbours and its place among them.
+
+`Service` answers; it knows nothing of the page. `start_page` builds the page with Gradio (extra `[serve]`). Neither
+imports torch. The page asks for nothing outside its own address, and reads no file but those that are uploaded to it.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from simclr_engine.data.decode import decode_image
+from simclr_engine.errors import DataError, PlatformError, UsageError
+from simclr_engine.evaluation.threads import one_thread
+
+from .embed import Embedder
+from .index import NO_CLASS, EmbeddingIndex
+from .predict import no_probe
+
+MAX_BYTES = 10 << 20  # gradio counts in these megabytes too
+SHOWN_CLASSES = 5
+NEIGHBOURS = 8
+THUMBNAIL = 96  # pixels of a neighbour's picture, at most
+MAP_POINTS = 2_000
+MAP_CLASSES = 20  # with more, the largest are coloured and the rest stays grey
+MAP_WIDTH, MAP_HEIGHT, MAP_MARGIN = 640.0, 420.0, 16.0
+FORMATS = "PNG, JPEG, WebP or BMP"
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+INSTALL = "pip install 'simclr-engine[serve]' (in a checkout: pip install '.[serve]')"
+# The browser itself refuses whatever a library's page might ask for elsewhere: fonts, scripts, counters.
+CONTENT_POLICY = (
+    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; worker-src 'self' blob:; "
+    "object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'none'"
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """What the page shows of one image.
+
+    Attributes:
+        seen: uint8 `[S, S, 3]`, the pixels that the encoder gets.
+        classes: the most probable ones with their probabilities, best first; empty without a probe.
+        neighbours: pictures uint8 `[S, S, 3]` with captions, nearest first; empty without an index.
+        place: position on the map; None without an index.
+    """
+
+    seen: NDArray[np.uint8]
+    classes: Mapping[str, float]
+    neighbours: tuple[tuple[NDArray[np.uint8], str], ...]
+    place: tuple[float, float] | None
+
+
+@dataclass(frozen=True, eq=False)
+class EmbeddingMap:
+    """The index along the two directions in which a sample of it varies most (PCA).
+
+    Attributes:
+        points: float64 `[n, 2]`, n at most `MAP_POINTS`; `labels` int64 `[n]`.
+        mean, directions: float64 `[D]` and `[D, 2]`: a vector's place is `(vector − mean) · directions`.
+        share: of the variance that the two directions hold, 0..1.
+    """
+
+    points: NDArray[np.float64]
+    labels: NDArray[np.int64]
+    mean: NDArray[np.float64]
+    directions: NDArray[np.float64]
+    share: float
+
+    @classmethod
+    def of(cls, index: EmbeddingIndex) -> EmbeddingMap:
+        """The map of an index, from a random sample that is always the same."""
+        rows = np.sort(np.random.default_rng(0).permutation(len(index))[:MAP_POINTS])
+        sample = np.asarray(index.vectors[rows], dtype=np.float64)
+        mean = sample.mean(0)
+        with one_thread():
+            values, vectors = np.linalg.eigh((sample - mean).T @ (sample - mean))
+        directions = np.zeros((index.dim, 2))
+        top = vectors[:, ::-1][:, :2]
+        directions[:, : top.shape[1]] = top
+        share = float(values[::-1][:2].sum() / max(float(values.sum()), 1e-300))
+        return cls((sample - mean) @ directions, index.labels[rows], mean, directions, min(1.0, max(0.0, share)))
+
+    def place(self, vector: NDArray[np.float32]) -> tuple[float, float]:
+        """Where a vector float32 `[D]` falls."""
+        x, y = (vector.astype(np.float64) - self.mean) @ self.directions
+        return float(x), float(y)
+
+
+class Service:
+    """Answers for one image at a time.
+
+    Raises:
+        UsageError: the encoder has no probe and there is no index: there would be nothing to show.
+    """
+
+    def __init__(self, embedder: Embedder, index: EmbeddingIndex | None) -> None:
+        if embedder.predict is None and index is None:
+            raise no_probe(embedder)
+        self.embedder, self.index = embedder, index
+        self.map = EmbeddingMap.of(index) if index is not None else None
+
+    def answer(self, source: bytes | Path) -> Answer:
+        """What is said of an encoded image.
+
+        Raises:
+            DataError: it cannot be read, or has more than `MAX_BYTES` bytes.
+        """
+        count = len(source) if isinstance(source, bytes) else source.stat().st_size
+        if count > MAX_BYTES:
+            raise DataError(
+                f"the file has {count / (1 << 20):.1f} MB; at most {MAX_BYTES >> 20} MB are taken",
+                fix="shrink the image first",
+            )
+        pixels = decode_image(source, self.embedder.image_size)
+        classes: dict[str, float] = {}
+        if self.embedder.predict is not None:
+            row = self.embedder.predict(pixels[None])[0]
+            best = np.argsort(-row, kind="stable")[:SHOWN_CLASSES]
+            classes = {self.embedder.class_names[i]: float(row[i]) for i in best}
+        if self.index is None or self.map is None:
+            return Answer(pixels, classes, (), None)
+        vector = self.embedder.embed(pixels[None])
+        cosines, rows = self.index.search(vector, NEIGHBOURS)
+        near = [
+            (self._picture(r), self._caption(r, c)) for r, c in zip(rows[0].tolist(), cosines[0].tolist(), strict=True)
+        ]
+        return Answer(pixels, classes, tuple(near), self.map.place(vector[0]))
+
+    def _picture(self, row: int) -> NDArray[np.uint8]:
+        """The picture of a row; a grey square where the index was made without pictures."""
+        assert self.index is not None
+        if self.index.images is None:
+            return np.full((8, 8, 3), 128, dtype=np.uint8)
+        return np.asarray(self.index.images[row])
+
+    def _caption(self, row: int, cosine: float) -> str:
+        assert self.index is not None
+        return f"{self.index.class_of(row) or Path(self.index.paths[row]).name} {cosine:.3f}"
+
+    def draw_map(self, place: tuple[float, float] | None = None) -> str:
+        """The map as SVG, in colours that the page's theme decides; `place` is marked. "" without an index."""
+        return "" if self.map is None or self.index is None else _svg(self.map, self.index.class_names, place)
+
+
+def _svg(chart: EmbeddingMap, names: tuple[str, ...], place: tuple[float, float] | None) -> str:
+    every = chart.points if place is None else np.vstack([chart.points, place])
+    low, high = every.min(0), every.max(0)
+    spread = np.where(high > low, high - low, 1.0)
+    room = np.array([MAP_WIDTH, MAP_HEIGHT]) - 2 * MAP_MARGIN
+
+    def at(points: NDArray[np.float64]) -> NDArray[np.float64]:
+        xy = (points - low) / spread * room + MAP_MARGIN
+        return np.stack([xy[..., 0], MAP_HEIGHT - xy[..., 1]], axis=-1)
+
+    counts = np.bincount(chart.labels[chart.labels != NO_CLASS], minlength=len(names))
+    coloured = sorted(np.argsort(-counts, kind="stable")[:MAP_CLASSES].tolist()) if names else []
+    rest = ~np.isin(chart.labels, coloured)
+    parts, legend = [_dots(at(chart.points[rest]), "dots rest")] if rest.any() else [], []
+    for k, label in enumerate(i for i in coloured if counts[i]):
+        parts.append(_dots(at(chart.points[chart.labels == label]), f"dots c{k % 8}{' ring' if k >= 8 else ''}"))
+        mark = f'<i class="c{k % 8}{" ring" if k >= 8 else ""}"></i>'
+        legend.append(f"<span>{mark}{escape(names[label])}</span>")
+    if place is not None:
+        x, y = at(np.array(place)).round(1).tolist()
+        parts.append(
+            f'<g class="you"><circle cx="{x}" cy="{y}" r="9"/><circle class="core" cx="{x}" cy="{y}" r="3.5"/></g>'
+        )
+        legend.insert(0, '<span><i class="mark"></i><b>your image</b></span>')
+    said = f"{len(chart.points):,} images of the index, {100 * chart.share:.0f} % of their variance"
+    return (
+        f'<figure class="map"><svg viewBox="0 0 {MAP_WIDTH:g} {MAP_HEIGHT:g}" role="img" '
+        f'aria-label="map of the index">{"".join(parts)}</svg>'
+        f'<figcaption><div class="legend">{"".join(legend)}</div><p>{said} (PCA)</p></figcaption></figure>'
+    )
+
+
+def _dots(points: NDArray[np.float64], css: str) -> str:
+    """Points as one path of strokes without length, which round caps make dots: ten bytes each."""
+    steps = "".join(f"M{x:.0f} {y:.0f}h0" for x, y in points)
+    return f'<path class="{css}" d="{steps}"/>'
+
+
+def notice(message: str) -> str:
+    """A line that says what is wrong, as HTML."""
+    return f'<p class="notice" role="alert">{escape(message)}</p>'
+
+
+def gallery(neighbours: tuple[tuple[NDArray[np.uint8], str], ...]) -> str:
+    """Pictures with their captions, as HTML; "" without any."""
+    cells = [
+        f'<figure><img src="{_data_address(image)}" alt=""><figcaption>{escape(caption)}</figcaption></figure>'
+        for image, caption in neighbours
+    ]
+    return f'<h2>Nearest in the index, by cosine</h2><div class="near">{"".join(cells)}</div>' if cells else ""
+
+
+def _data_address(image: NDArray[np.uint8]) -> str:
+    picture, buffer = Image.fromarray(image), io.BytesIO()
+    picture.thumbnail((THUMBNAIL, THUMBNAIL))
+    picture.save(buffer, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def headline(embedder: Embedder, index: EmbeddingIndex | None) -> str:
+    """What the page says of itself, as HTML."""
+    facts = []
+    if embedder.about is not None:
+        m = embedder.about
+        facts.append(f"{m.architecture}, {m.image_size} × {m.image_size} pixels, {m.precision}")
+    if embedder.predict is not None:
+        facts.append(f"{len(embedder.class_names)} classes" + _stated_accuracy(embedder))
+    if index is not None:
+        facts.append(f"{len(index):,} images to compare with")
+    return (
+        f"<header><h1>{escape(embedder.path.name)}</h1><p>{escape(' · '.join(facts))}</p>"
+        f"<p>{FORMATS}, up to {MAX_BYTES >> 20} MB. What you drop here stays on this machine.</p></header>"
+    )
+
+
+def _stated_accuracy(embedder: Embedder) -> str:
+    probe = embedder.about.probe if embedder.about is not None else {}
+    accuracy = probe.get("accuracy")
+    return f", {100 * accuracy:.1f} % right on its test images" if isinstance(accuracy, float) else ""
+
+
+def require_gradio() -> Any:
+    """The gradio module; PlatformError with the line that installs it."""
+    try:
+        import gradio
+    except ImportError as error:
+        raise PlatformError("the page needs gradio, which is not installed", saw=str(error), fix=INSTALL) from error
+    return gradio
+
+
+@contextmanager
+def start_page(service: Service, host: str = "127.0.0.1", port: int = 7860) -> Iterator[str]:
+    """Serves the page while the context lasts; gives its address. Uploads go into a folder that ends with it.
+
+    Raises:
+        PlatformError: gradio is missing, or the port is taken.
+        UsageError: a port that cannot be.
+    """
+    if not 0 < port < 1 << 16:
+        raise UsageError("a port is 1 to 65535", saw=port, fix="--port 7860")
+    with tempfile.TemporaryDirectory(prefix="simclr-engine-serve-") as folder, _own_environment(folder):
+        gradio = require_gradio()
+        page, look = _build(gradio, service, Path(folder).resolve())
+        try:
+            _, address, _ = page.launch(
+                server_name=host,
+                server_port=port,
+                share=False,
+                inbrowser=False,
+                quiet=True,
+                prevent_thread_lock=True,
+                show_error=True,
+                allowed_paths=[],
+                max_file_size=MAX_BYTES,
+                footer_links=[],
+                run_history=False,
+                enable_monitoring=False,
+                ssr_mode=False,
+                pwa=False,
+                mcp_server=False,
+                app_kwargs={"middleware": _middleware(host), "docs_url": None, "redoc_url": None, "openapi_url": None},
+                **look,
+            )
+        except OSError as error:
+            page.close(verbose=False)
+            raise PlatformError(
+                "the page cannot be served there", saw=f"{host}:{port}: {error}", fix="choose another with --port"
+            ) from error
+        try:
+            yield address
+        finally:
+            page.close(verbose=False)
+
+
+@contextmanager
+def _own_environment(folder: str) -> Iterator[None]:
+    """Gradio's settings are ours alone inside: no variable of the user's opens a path or a tunnel."""
+    before = {k: v for k, v in os.environ.items() if k.startswith("GRADIO_") or k == "HF_HUB_DISABLE_TELEMETRY"}
+    for name in before:
+        del os.environ[name]
+    ours = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1", "GRADIO_TEMP_DIR": folder}
+    os.environ.update(ours)
+    try:
+        yield
+    finally:
+        for name in ours:
+            os.environ.pop(name, None)
+        os.environ.update(before)
+
+
+def _middleware(host: str) -> list[Any]:
+    """The content policy on every answer, and no answer under a foreign name where only this machine is served."""
+    from starlette.middleware import Middleware
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+    found = [Middleware(_WithPolicy)]
+    if host in LOOPBACK:
+        found.append(Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost", "[::1]"]))
+    return found
+
+
+class _WithPolicy:
+    """Adds headers to every HTTP answer (ASGI)."""
+
+    HEADERS = (
+        (b"content-security-policy", CONTENT_POLICY.encode()),
+        (b"x-content-type-options", b"nosniff"),
+        (b"referrer-policy", b"no-referrer"),
+    )
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        async def with_policy(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", []), *self.HEADERS]
+            await send(message)
+
+        await self._app(scope, receive, with_policy if scope["type"] == "http" else send)
+
+
+def _build(gradio: Any, service: Service, uploads: Path) -> tuple[Any, dict[str, Any]]:
+    """The page, and what `launch` takes of its look."""
+    named, compared = service.embedder.predict is not None, service.index is not None
+    with gradio.Blocks(title="simclr-engine", analytics_enabled=False, delete_cache=(60, 300)) as page:
+        gradio.HTML(headline(service.embedder, service.index), elem_id="head", padding=False)
+        with gradio.Row(equal_height=False):
+            with gradio.Column(min_width=280):
+                upload = gradio.Image(
+                    label="Your image", sources=["upload", "clipboard"], buttons=[], height=320, elem_id="upload"
+                )
+                _guard(gradio, upload, uploads)
+                said = gradio.HTML("", elem_id="said", padding=False, visible=False)
+            with gradio.Column(min_width=280):
+                classes = gradio.Label(label="Class", num_top_classes=SHOWN_CLASSES, elem_id="classes", visible=named)
+        near = gradio.HTML("", elem_id="near", padding=False, visible=False)
+        chart = gradio.HTML(service.draw_map(), elem_id="map", padding=False, visible=compared)
+        outputs = [upload, said, classes, near, chart]
+        how = {"show_progress": "minimal", "concurrency_limit": 1}
+        respond = _respond(service, gradio)
+        upload.upload(respond, upload, outputs, api_name="classify", **how)
+        upload.clear(lambda: respond(None), None, outputs, api_name=False, **how)
+    return page, {"theme": _theme(gradio), "css": CSS}
+
+
+def _respond(service: Service, gradio: Any) -> Callable[[str | None], tuple[Any, ...]]:
+    def block(html: str) -> Any:
+        """An HTML block that takes no room while it is empty."""
+        return gradio.HTML(html, visible=bool(html))
+
+    def respond(path: str | None) -> tuple[Any, ...]:
+        """What the page shows of an uploaded file; of one that cannot be read, the reason and nothing else."""
+        cause = ""
+        if path is not None:
+            try:
+                answer = service.answer(Path(path))
+            except DataError as error:
+                cause = f"{error.cause[:1].upper()}{error.cause[1:]}."
+            else:
+                near = block(gallery(answer.neighbours))
+                return gradio.skip(), block(""), dict(answer.classes) or None, near, service.draw_map(answer.place)
+        return None, block(notice(cause) if cause else ""), None, block(""), service.draw_map()
+
+    return respond
+
+
+def _guard(gradio: Any, upload: Any, uploads: Path) -> None:
+    """Lets Gradio's image box hand `decode_image` the file as it came, and nothing else that is on the machine or not.
+
+    On the instance: for a class derived from its components Gradio writes a stub file beside this module.
+    """
+    move = upload.async_move_resource_to_block_cache
+
+    def preprocess(payload: Any) -> str | None:
+        if payload is None:
+            return None
+        path = Path(payload.path or "/").resolve()
+        if not path.is_relative_to(uploads) or not path.is_file():
+            raise gradio.Error("Only an uploaded file is read.")
+        return str(path)
+
+    async def keep(address: Any) -> Any:
+        if str(address).lower().startswith(("http:", "https:", "data:")):
+            raise gradio.Error("Addresses are not fetched: upload the file itself.")
+        return await move(address)
+
+    upload.preprocess, upload.async_move_resource_to_block_cache = preprocess, keep
+
+
+def _theme(gradio: Any) -> Any:
+    """The report's colours and the system's own fonts: none is fetched."""
+    sans = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Noto Sans", "DejaVu Sans", "sans-serif"]
+    mono = ["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "DejaVu Sans Mono", "monospace"]
+    return gradio.themes.Default(primary_hue="blue", neutral_hue="slate", font=sans, font_mono=mono).set(
+        body_background_fill="#f5f7fa",
+        body_background_fill_dark="#0d1117",
+        block_background_fill="#ffffff",
+        block_background_fill_dark="#161b22",
+        block_border_color="#dfe4eb",
+        block_border_color_dark="#2b333e",
+        block_radius="14px",
+        block_label_background_fill="#ffffff",
+        block_label_background_fill_dark="#161b22",
+    )
+
+
+# Categories as in the report: after Okabe & Ito 2008, yellow only on dark.
+CSS = """
+.gradio-container {
+  --c0: #0072b2; --c1: #e69f00; --c2: #009e73; --c3: #d55e00; --c4: #cc79a7; --c5: #56b4e9; --c6: #8c6bb1;
+  --c7: #7f7f7f; --quiet: #5a6675; --strong: #1b2430; --card: #ffffff; --line: #dfe4eb; --bad: #b3410e;
+  max-width: 1060px !important; margin: 0 auto !important;
+}
+.dark .gradio-container, .gradio-container.dark {
+  --c0: #58b2ea; --c1: #f0a030; --c2: #34c79a; --c3: #f0743e; --c4: #e08fc0; --c5: #f4e86b; --c6: #b79ce8;
+  --c7: #b0b0b0; --quiet: #9aa7b6; --strong: #e6edf3; --card: #161b22; --line: #2b333e; --bad: #f0883e;
+}
+#head, #said, #near, #map, .html-container { padding: 0 !important; }
+#head h1 { margin: 4px 0 2px; font-size: 30px; font-weight: 700; letter-spacing: -.02em; overflow-wrap: anywhere; }
+#head h1, #map b, #near h2 { color: var(--strong); }
+#head p { margin: 0; color: var(--quiet); }
+#near h2 { margin: 0 0 10px; font-size: 15px; font-weight: 600; }
+.near { display: grid; gap: 10px; grid-template-columns: repeat(8, minmax(0, 1fr)); }
+@media (max-width: 720px) { .near { grid-template-columns: repeat(4, minmax(0, 1fr)); } }
+.near figure { margin: 0; }
+.near img { display: block; width: 100%; aspect-ratio: 1; margin: 0; border-radius: 8px; image-rendering: pixelated; }
+.near figcaption { margin-top: 3px; font-size: 12.5px; line-height: 1.35; color: var(--quiet); }
+.near figcaption, .legend span { overflow-wrap: anywhere; }
+.notice { margin: 0; padding: 12px 16px; border-radius: 12px; border: 1px solid currentColor; color: var(--bad); }
+.map { margin: 0; padding: 16px; background: var(--card); border: 1px solid var(--line); border-radius: 14px; }
+.map svg { display: block; width: 100%; height: auto; }
+.map figcaption { font-size: 14px; }
+.map figcaption, .map p { color: var(--quiet); }
+.map p { margin: 8px 0 0; }
+.dots { fill: none; stroke-width: 5; stroke-linecap: round; opacity: .55; }
+.dots.ring { stroke-width: 7; opacity: .3; }
+.dots.rest { stroke: var(--quiet); opacity: .3; }
+.you circle { fill: none; stroke: var(--strong); stroke-width: 2.5; }
+.you .core { fill: var(--strong); }
+.legend { display: flex; flex-wrap: wrap; gap: 4px 16px; margin-top: 10px; }
+.legend span { display: inline-flex; align-items: center; gap: 7px; }
+.legend i { width: 10px; height: 10px; border-radius: 50%; background: currentColor; flex: none; }
+.legend i.ring { opacity: .55; }
+.legend i.mark { background: none; border: 2.5px solid var(--strong); width: 12px; height: 12px; }
+.c0 { stroke: var(--c0); color: var(--c0); } .c1 { stroke: var(--c1); color: var(--c1); }
+.c2 { stroke: var(--c2); color: var(--c2); } .c3 { stroke: var(--c3); color: var(--c3); }
+.c4 { stroke: var(--c4); color: var(--c4); } .c5 { stroke: var(--c5); color: var(--c5); }
+.c6 { stroke: var(--c6); color: var(--c6); } .c7 { stroke: var(--c7); color: var(--c7); }
+"""

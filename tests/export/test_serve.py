@@ -1,0 +1,301 @@
+"""The page: what it answers, what it gives away, and what a real browser shows of a dropped image."""
+
+from __future__ import annotations
+
+import base64
+import importlib.util
+import io
+import json
+import re
+import shutil
+import socket
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+from tiny_model import tiny_features
+from tiny_probe import CLASSES, tiny_probabilities, write_tiny_probe
+
+from reference.image_files import encode
+from simclr_engine.cli.serve import command
+from simclr_engine.data.decode import decode_image
+from simclr_engine.errors import DataError, PlatformError, UsageError
+from simclr_engine.export import serve as module
+from simclr_engine.export.embed import Embedder, open_embedder
+from simclr_engine.export.index import EmbeddingIndex
+from simclr_engine.export.serve import EmbeddingMap, Service, gallery, headline, start_page
+
+SIZE = 8
+CHROMIUM, DRIVER = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
+needs_gradio = pytest.mark.skipif(importlib.util.find_spec("gradio") is None, reason="gradio is not installed")
+FLAGS = (
+    "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync --window-size=1280,1000"
+)
+
+
+def picture(colour: tuple[int, int, int], seed: int = 0) -> bytes:
+    pixels = np.random.default_rng(seed).normal(colour, 15, (20, 26, 3)).clip(0, 255).astype(np.uint8)
+    return encode(pixels)
+
+
+@pytest.fixture(scope="module")
+def embedder(tmp_path_factory: pytest.TempPathFactory) -> Embedder:
+    return open_embedder(write_tiny_probe(tmp_path_factory.mktemp("model") / "encoder.onnx", image_size=SIZE))
+
+
+def make_index(embedder: Embedder, names: tuple[str, ...] = CLASSES, count: int = 12) -> EmbeddingIndex:
+    colours = [(220, 60, 40), (60, 200, 60), (40, 60, 220)]
+    images = np.stack([decode_image(picture(colours[i % 3], i), SIZE) for i in range(count)])
+    classes = [names[i % len(names)] for i in range(count)]
+    paths = [f"photos/{i}.png" for i in range(count)]
+    return EmbeddingIndex.build(embedder.embed(images), paths, classes, names, images, embedder.identity)
+
+
+@pytest.fixture(scope="module")
+def service(embedder: Embedder) -> Service:
+    return Service(embedder, make_index(embedder))
+
+
+def test_an_answer_has_the_file_s_probabilities_and_the_nearest_of_the_index(service: Service) -> None:
+    data = picture((60, 200, 60), seed=1)
+    answer = service.answer(data)
+    pixels = decode_image(data, SIZE)
+    np.testing.assert_array_equal(answer.seen, pixels)
+    expected = tiny_probabilities(pixels[None])[0]
+    assert list(answer.classes) == [CLASSES[i] for i in np.argsort(-expected)]
+    np.testing.assert_allclose(list(answer.classes.values()), np.sort(expected)[::-1], atol=1e-5)
+    index = service.index
+    assert index is not None and index.images is not None
+    bank, query = tiny_features(index.images), tiny_features(pixels[None])[0]
+    cosines = bank @ query / np.linalg.norm(bank, axis=1) / np.linalg.norm(query)
+    nearest = np.argsort(-cosines)[: module.NEIGHBOURS]
+    assert [caption for _, caption in answer.neighbours] == [f"{CLASSES[i % 3]} {cosines[i]:.3f}" for i in nearest]
+    rows = index.search(service.embedder.embed(pixels[None]), module.NEIGHBOURS)[1][0]  # two features: nearly ties
+    np.testing.assert_array_equal(np.stack([shown for shown, _ in answer.neighbours]), index.images[rows])
+
+
+def test_the_map_is_the_pca_of_the_index_and_places_a_vector_as_one_of_its_points(embedder: Embedder) -> None:
+    vectors = np.random.default_rng(0).normal(size=(40, 6)).astype(np.float32) * [9, 5, 1, 1, 1, 1]
+    index = EmbeddingIndex.build(vectors.astype(np.float32), [str(i) for i in range(40)])
+    chart = EmbeddingMap.of(index)
+    centred = vectors - vectors.mean(0)
+    left, values, _ = np.linalg.svd(centred, full_matrices=False)
+    expected = left[:, :2] * values[:2]
+    np.testing.assert_allclose(np.abs(chart.points), np.abs(expected), atol=1e-4)
+    assert chart.share == pytest.approx((values[:2] ** 2).sum() / (values**2).sum(), rel=1e-5)
+    np.testing.assert_allclose(chart.place(index.vectors[7]), chart.points[7], atol=1e-4)
+
+
+def test_the_map_draws_every_point_once_and_marks_the_image(service: Service) -> None:
+    svg = service.draw_map((0.0, 0.0))
+    assert svg.count("h0") == 12 and svg.count('class="you"') == 1
+    assert "you" not in service.draw_map()
+    numbers = [float(n) for pair in re.findall(r"M(-?[\d.]+) (-?[\d.]+)h0", svg) for n in pair]
+    assert min(numbers) >= 0 and max(numbers) <= 640
+    far = service.draw_map((1e6, -1e6))
+    x, y = map(float, re.findall(r'cx="([\d.]+)" cy="([\d.]+)"', far)[0])
+    assert 0 <= x <= 640 and 0 <= y <= 420
+
+
+def test_an_index_of_one_image_without_class_or_picture_can_be_served(embedder: Embedder) -> None:
+    one = EmbeddingIndex.build(np.array([[1, 2]], np.float32), ["photos/only.png"])
+    answer = Service(embedder, one).answer(picture((10, 20, 30)))
+    assert [caption.split()[0] for _, caption in answer.neighbours] == ["only.png"]
+    assert Service(embedder, one).draw_map(answer.place).count("h0") == 1
+
+
+def test_names_from_the_data_never_become_markup(embedder: Embedder) -> None:
+    names = ("<img src=x onerror=alert(1)>", "${alert(2)}", "{{7*7}}")
+    service = Service(embedder, make_index(embedder, names))
+    answer = service.answer(picture((220, 60, 40)))  # near the images of the first class
+    for html in (service.draw_map(), gallery(answer.neighbours), headline(embedder, service.index)):
+        assert "<img src=x" not in html
+    assert "&lt;img src=x" in service.draw_map() and "&lt;img src=x" in gallery(answer.neighbours)
+
+
+def test_the_gallery_holds_the_pictures_themselves(service: Service) -> None:
+    answer = service.answer(picture((60, 200, 60)))
+    first = re.findall(r'src="data:image/png;base64,([^"]+)"', gallery(answer.neighbours))[0]
+    with Image.open(io.BytesIO(base64.b64decode(first))) as shown:
+        np.testing.assert_array_equal(np.asarray(shown), answer.neighbours[0][0])
+
+
+def test_uploads_that_cannot_be_read_are_refused_in_words(service: Service) -> None:
+    with pytest.raises(DataError, match="not a readable"):
+        service.answer(b"text")
+    with pytest.raises(DataError, match="at most 10 MB"):
+        service.answer(bytes(module.MAX_BYTES + 1))
+
+
+def test_without_probe_and_index_there_is_nothing_to_show(tmp_path: Path) -> None:
+    plain = open_embedder(write_tiny_probe(tmp_path / "plain.onnx", image_size=SIZE, probe={}))
+    with pytest.raises(UsageError, match="no probe"):
+        Service(plain, None)
+    answer = Service(plain, make_index(plain)).answer(picture((1, 2, 3)))
+    assert answer.classes == {} and len(answer.neighbours) == module.NEIGHBOURS
+
+
+def test_without_gradio_the_error_has_the_line_that_installs_it(
+    embedder: Embedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    error = CliRunner().invoke(command, [str(embedder.path)]).exception
+    assert isinstance(error, PlatformError) and "pip install" in (error.fix or "")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def page(service: Service) -> Iterator[tuple[str, list[Any]]]:
+    """The address of a running page, and every address that this process connected to meanwhile."""
+    reached: list[Any] = []
+    with pytest.MonkeyPatch.context() as patch:
+        real: Callable[..., Any] = socket.socket.connect
+
+        def connect(self: socket.socket, address: Any) -> Any:
+            reached.append(address)
+            return real(self, address)
+
+        patch.setattr(socket.socket, "connect", connect)
+        patch.setenv("GRADIO_ALLOWED_PATHS", "/")  # a user's own setting must not open anything
+        with start_page(service, port=free_port()) as address:
+            yield address, reached
+
+
+def fetch(url: str, body: object = None, **headers: str) -> tuple[int, str, dict[str, str]]:
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json", **headers})
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return answer.status, answer.read().decode("utf-8", "replace"), dict(answer.headers)
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode("utf-8", "replace"), dict(error.headers)
+
+
+@needs_gradio
+def test_the_page_reads_no_file_and_no_address_but_uploads(page: tuple[str, list[Any]], embedder: Embedder) -> None:
+    address, _ = page
+    secret = embedder.path.with_name("secret.png")
+    secret.write_bytes(picture((1, 2, 3)))
+    for path in ("/etc/passwd", "../../etc/passwd", str(secret), str(embedder.path)):
+        assert fetch(f"{address}gradio_api/file={path}")[0] in (403, 404)
+    marked = {"meta": {"_type": "gradio.FileData"}}
+    payloads = [
+        {"path": str(secret), **marked},
+        {"path": str(secret)},
+        {"path": str(secret), "url": "data:image/png;base64,aaaa"},
+        {"path": f"{address}theme.css", **marked},
+    ]
+    for payload in payloads:
+        _, begun, _ = fetch(f"{address}gradio_api/call/classify", {"data": [payload]})
+        _, said, _ = fetch(f"{address}gradio_api/call/classify/{json.loads(begun)['event_id']}")
+        assert ("event: error" in said and "not uploaded" in said) or "upload" in said, said
+        assert "event: complete" not in said
+
+
+@needs_gradio
+def test_the_page_answers_this_machine_only_and_asks_for_nothing_elsewhere(page: tuple[str, list[Any]]) -> None:
+    address, reached = page
+    status, html, headers = fetch(address)
+    assert status == 200 and "default-src 'self'" in headers["content-security-policy"]
+    assert fetch(address, Host="evil.example")[0] == 400
+    assert not re.findall(r"""(?:<script[^>]+src|<link[^>]+href)=["'](?:https?:)?//(?!127\.0\.0\.1)[^"']+""", html)
+    assert {a[0] for a in reached if isinstance(a, tuple)} <= {"127.0.0.1", "::1"}
+
+
+@needs_gradio
+def test_a_port_that_is_taken_is_a_platform_error(page: tuple[str, list[Any]], service: Service) -> None:
+    port = int(page[0].rstrip("/").rsplit(":", 1)[1])
+    with pytest.raises(PlatformError, match="cannot be served"), start_page(service, port=port):
+        pass
+
+
+def wait_for(found: Callable[[], Any], seconds: float = 60) -> Any:
+    """What `found` gives as soon as it is true."""
+    end = time.monotonic() + seconds
+    while not (value := found()):
+        assert time.monotonic() < end, "the page did not come to it"
+        time.sleep(0.05)
+    return value
+
+
+DROP = """
+const [zone, name, text] = arguments, data = new DataTransfer();
+const bytes = Uint8Array.from(atob(text), c => c.charCodeAt(0));
+data.items.add(new File([bytes], name, {type: "image/png"}));
+for (const kind of ["dragenter", "dragover", "drop"])
+  zone.dispatchEvent(new DragEvent(kind, {bubbles: true, cancelable: true, dataTransfer: data}));
+"""
+
+
+@needs_gradio
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None or DRIVER is None, reason="chromium and chromedriver are not installed")
+def test_a_browser_shows_the_class_of_a_dropped_image(
+    page: tuple[str, list[Any]], service: Service, tmp_path: Path
+) -> None:
+    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+    from selenium.webdriver.chrome.service import Service as Driver
+    from selenium.webdriver.common.by import By
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for flag in [*FLAGS.split(), f"--user-data-dir={tmp_path / 'profile'}"]:
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options=options, service=Driver(DRIVER))
+
+    def text(part: str) -> str:
+        return " ".join(one.text for one in driver.find_elements(By.ID, part))
+
+    def drop(data: bytes) -> None:
+        zone = wait_for(lambda: driver.find_elements(By.CSS_SELECTOR, "#upload button[aria-label*='rop']"))[0]
+        driver.execute_script(DROP, zone, "dropped.png", base64.b64encode(data).decode())
+
+    try:
+        driver.get(page[0])
+        data = picture((60, 200, 60), seed=1)
+        answer = service.answer(data)
+        name, confidence = next(iter(answer.classes.items()))
+        drop(data)
+        wait_for(lambda: "%" in text("classes"))
+        lines = text("classes").splitlines()
+        assert lines[lines.index("Class") + 1] == name and f"{100 * confidence:.0f}%" in lines
+        assert answer.neighbours[0][1] in text("near") and "your image" in text("map")
+        assert len(driver.find_elements(By.CSS_SELECTOR, "#near img")) == module.NEIGHBOURS
+        driver.find_element(By.CSS_SELECTOR, "#upload button[aria-label='Remove Image']").click()
+        wait_for(lambda: "%" not in text("classes") and "your image" not in text("map"))
+        drop(b"no image at all")
+        wait_for(lambda: "Not a readable PNG" in text("said"))
+        assert "%" not in text("classes")
+        drop(data)  # and the page goes on
+        wait_for(lambda: "%" in text("classes") and "Not a readable" not in text("said"))
+        for width in (1280, 390):
+            size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
+            driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+            assert driver.execute_script("return document.documentElement.scrollWidth") <= width
+        events = [json.loads(row["message"])["message"] for row in driver.get_log("performance")]
+        asked = {e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"}
+        assert len(asked) > 10
+        assert {url for url in asked if not url.startswith((page[0], "data:", "blob:", "chrome:"))} == set()
+        assert [row for row in driver.get_log("browser") if row["level"] == "SEVERE"] == []
+    finally:
+        driver.quit()
+
+
+def test_the_features_of_the_tiny_model_are_what_the_index_holds(service: Service) -> None:
+    assert service.index is not None and service.index.images is not None
+    np.testing.assert_allclose(service.index.vectors, tiny_features(service.index.images), rtol=1e-6, atol=1e-4)

@@ -1,0 +1,225 @@
+"""The evaluator works in an environment that has nothing but its light dependencies.
+
+Not a process in which imports are blocked: a virtual environment of its own, with numpy, Pillow, onnxruntime,
+scikit-learn, click, rich, matplotlib and what those need. The distributions are linked from the running environment, so
+that nothing is downloaded; the package is linked as `setup.py` maps it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import venv
+from collections.abc import Iterator
+from importlib.metadata import Distribution, PackageNotFoundError, distribution
+from pathlib import Path
+
+import numpy as np
+import pytest
+from packaging.requirements import Requirement
+from tiny_probe import CLASSES, write_tiny_probe
+
+from reference.image_files import encode, write_tree
+from simclr_engine.evaluation.linear import LinearProbe
+from simclr_engine.export import OnnxEncoder, onnx_features
+
+ROOT = Path(__file__).resolve().parents[2]
+LIGHT = ("numpy", "Pillow", "onnxruntime", "scikit-learn", "click", "rich", "matplotlib")
+ABSENT = ("torch", "torchvision", "onnx", "onnxscript", "safetensors", "tensorboard", "triton", "pip", "pytest")
+
+# In rooms that otherwise need no torch: what trains, and what runs a torch encoder.
+NEEDS_TORCH = {"simclr_engine.evaluation.classifier", "simclr_engine.evaluation.features"}
+# The rooms of the light install: of export/ only these, of the rest of engine/ likewise.
+ROOMS = ("cli", "data", "evaluation", "report")
+SINGLE = ("recipe", "errors", "timing", "run")
+EXPORT = ("card", "embed", "evaluator", "index", "metadata", "predict", "runtime", "serve", "wire")
+
+
+def _closure(names: tuple[str, ...]) -> dict[str, Distribution]:
+    """The named distributions and everything that they require here, by normalised name."""
+    found: dict[str, Distribution] = {}
+    waiting = list(names)
+    while waiting:
+        name = waiting.pop()
+        key = re.sub(r"[-_.]+", "-", name).lower()
+        if key in found:
+            continue
+        found[key] = distribution(name)
+        needs = map(Requirement, found[key].requires or ())
+        waiting += [n.name for n in needs if n.marker is None or n.marker.evaluate({"extra": ""})]
+    return found
+
+
+def _link(one: Distribution, site: Path) -> None:
+    """Links what the distribution put into site-packages: packages, modules, libraries, metadata."""
+    tops = {Path(f).parts[0] for f in one.files or () if Path(f).parts[0] not in ("..", "__pycache__")}
+    assert tops, f"{one.name} does not list its files"
+    for top in tops:
+        if not (site / top).exists():
+            (site / top).symlink_to(Path(str(one.locate_file(top))).resolve())
+
+
+@pytest.fixture(scope="module")
+def light(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Python of an environment with the light dependencies and the package."""
+    home = tmp_path_factory.mktemp("light")
+    venv.create(home, symlinks=True, with_pip=False)
+    site = next(home.glob("lib/python*/site-packages")) if os.name != "nt" else home / "Lib" / "site-packages"
+    try:
+        distributions = _closure(LIGHT)
+    except PackageNotFoundError as missing:
+        pytest.skip(f"{missing.name} is not installed, so that it cannot be linked")
+    for one in distributions.values():
+        _link(one, site)
+    package = site / "simclr_engine"
+    package.mkdir()
+    for source in [*(ROOT / "engine").iterdir(), *(ROOT / n for n in ("kernels", "export", "bench"))]:
+        if source.name != "__pycache__":
+            (package / source.name).symlink_to(source)
+    return home / ("Scripts" if os.name == "nt" else "bin") / "python"
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`probe.onnx`, and `photos/CLASS/N.png`: three classes of bright, dark and red images."""
+    home = tmp_path_factory.mktemp("files")
+    write_tiny_probe(home / "probe.onnx", image_size=8)
+    rng, images = np.random.default_rng(0), dict[str, bytes]()
+    for label, (name, colour) in enumerate(zip(CLASSES, ((200, 200, 200), (40, 40, 40), (220, 30, 30)), strict=True)):
+        for n in range(30):
+            noise = rng.integers(-30, 31, (6 + label, 8, 3))
+            images[f"{name}/{n}.png"] = encode((np.array(colour) + noise).clip(0, 255).astype(np.uint8))
+    write_tree(home / "photos", images)
+    return home
+
+
+def _run(python: Path | str, *args: str | Path, cwd: Path, **more: str) -> subprocess.CompletedProcess[str]:
+    keep = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "COV_", "VIRTUAL_ENV"))}
+    cache = str(cwd / "cache" / Path(python).parts[-3])  # what one environment computed must not serve the other
+    return subprocess.run(
+        [str(python), *map(str, args)],
+        cwd=cwd, capture_output=True, text=True, env=keep | {"SIMCLR_ENGINE_CACHE": cache} | more, timeout=300,
+    )  # fmt: skip
+
+
+def _ok(done: subprocess.CompletedProcess[str]) -> str:
+    assert done.returncode == 0, done.stderr + done.stdout
+    return done.stdout
+
+
+def _modules() -> Iterator[str]:
+    """Every module of the light rooms, as the files lie there."""
+    for room in ROOMS:
+        yield from (f"simclr_engine.{room}.{f.stem}" for f in sorted((ROOT / "engine" / room).glob("*.py")))
+    yield from (f"simclr_engine.{name}" for name in SINGLE)
+    yield from (f"simclr_engine.export.{name}" for name in EXPORT if (ROOT / "export" / f"{name}.py").is_file())
+
+
+def test_the_environment_has_the_light_dependencies_and_nothing_heavy(light: Path, tmp_path: Path) -> None:
+    script = """
+import sys
+from importlib.util import find_spec
+print([name for name in sys.argv[1:] if find_spec(name)])
+import simclr_engine, numpy, PIL, onnxruntime, sklearn, click, rich, matplotlib
+print({m.__file__.startswith(sys.prefix) for m in (simclr_engine, numpy, PIL, onnxruntime, sklearn)})
+"""
+    assert _ok(_run(light, "-c", script, *ABSENT, cwd=tmp_path)).splitlines() == ["[]", "{True}"]
+
+
+def test_every_module_of_the_light_rooms_is_imported(light: Path, tmp_path: Path) -> None:
+    script = """
+import sys
+from importlib import import_module
+for name in sys.argv[1:]:
+    try:
+        import_module(name.removesuffix(".__init__"))
+    except ImportError as error:
+        print(name, error.name)
+"""
+    names = list(_modules())
+    assert len(names) > 60 and {"simclr_engine.export.runtime", "simclr_engine.report.page"} <= set(names)
+    lines = _ok(_run(light, "-c", script, *names, cwd=tmp_path)).splitlines()
+    assert dict(line.split(" ", 1) for line in lines) == dict.fromkeys(NEEDS_TORCH, "torch")
+
+
+def test_importing_every_light_package_loads_none_of_what_is_absent_where_it_is_installed(tmp_path: Path) -> None:
+    # The other half: that nothing asks for torch softly, in a try block, and is slowed down where it is there.
+    names = [name.removesuffix(".__init__") for name in _modules() if name not in NEEDS_TORCH]
+    script = f"""
+import sys
+from importlib import import_module
+for name in sys.argv[1:]:
+    import_module(name)
+print(sorted({{name.split(".")[0] for name in sys.modules}} & {set(ABSENT)!r}))
+"""
+    assert _ok(_run(sys.executable, "-c", script, *names, cwd=tmp_path)).strip() == "[]"
+
+
+METHODS = ("linear", "knn", "probe")
+EVALUATE = ("-m", "simclr_engine", "evaluate", "probe.onnx", "--data", "photos", *(f"--method={m}" for m in METHODS))
+
+
+def test_evaluate_gives_the_same_scores_as_in_the_full_environment(light: Path, files: Path) -> None:
+    documents = [json.loads(_ok(_run(python, *EVALUATE, "--json", cwd=files))) for python in (light, sys.executable)]
+    for results in zip(*(document["results"] for document in documents), strict=True):
+        ours, full = ({k: v for k, v in r.items() if k != "seconds"} for r in results)
+        assert ours == full
+    methods = {r["method"]: r for r in documents[0]["results"]}
+    assert set(methods) == set(METHODS)
+    assert methods["linear"]["accuracy"] == 1.0 and len(methods["linear"]["per_class"]) == 3
+
+
+def test_the_table_is_printed_and_results_probe_and_pictures_are_written_too(light: Path, files: Path) -> None:
+    said = _ok(_run(light, *EVALUATE, "--out", "results", cwd=files))
+    assert "linear" in said and all(name in said for name in CLASSES)
+    written = {path.name for path in (files / "results").rglob("*")}
+    assert {f"photos-{method}-pretrained.json" for method in METHODS} <= written
+    assert any(name.endswith(".png") for name in written)
+    assert "photos-linear-pretrained.safetensors" in written
+    probe = LinearProbe.load(files / "results" / "photos-linear-pretrained.safetensors")
+    assert probe.coef.shape == (3, 2) and np.isfinite(probe.coef).all() and probe.classes.tolist() == [0, 1, 2]
+
+
+def test_embed_and_predict_give_what_they_give_in_the_full_environment(light: Path, files: Path) -> None:
+    found = []
+    for python, out in ((light, "light.npy"), (Path(sys.executable), "full.npy")):
+        _ok(_run(python, "-m", "simclr_engine", "embed", "probe.onnx", "photos", "--out", out, "--json", cwd=files))
+        arguments = ("predict", "probe.onnx", "photos/ant/0.png", "photos/cat/1.png", "--neighbours", "2", "--json")
+        done = _ok(_run(python, "-m", "simclr_engine", *arguments, "--index", out, cwd=files))
+        found.append(json.loads(done)["images"])
+    assert found[0] == found[1] and len(found[0]) == 2
+    assert np.array_equal(np.load(files / "light.npy"), np.load(files / "full.npy"))
+
+
+def test_features_are_those_of_the_full_environment(light: Path, files: Path, tmp_path: Path) -> None:
+    images = np.random.default_rng(1).integers(0, 256, (5, 8, 8, 3), dtype=np.uint8)
+    np.save(tmp_path / "images.npy", images)
+    script = """
+import sys
+import numpy as np
+from simclr_engine import OnnxEncoder
+from simclr_engine.data.store import ImageStore
+from simclr_engine.export.evaluator import onnx_features, probe_predictions
+images, path = np.load("images.npy"), sys.argv[1]
+store = ImageStore.from_arrays(images)
+features = OnnxEncoder(path).embed(images)
+assert np.array_equal(features, onnx_features(path, store))
+probabilities, labels = probe_predictions(path, store)
+np.savez("found.npz", features=features, probabilities=probabilities, labels=labels)
+"""
+    _ok(_run(light, "-c", script, files / "probe.onnx", cwd=tmp_path))
+    encoder = OnnxEncoder(files / "probe.onnx")
+    probabilities, labels = encoder.predict(images)
+    with np.load(tmp_path / "found.npz") as found:
+        np.testing.assert_allclose(found["features"], encoder.embed(images), rtol=1e-6)
+        np.testing.assert_allclose(found["probabilities"], probabilities, atol=1e-6)
+        assert np.array_equal(found["labels"], labels)
+    assert onnx_features.__module__ == "simclr_engine.export.evaluator"
+
+
+def test_what_needs_torch_says_so_without_a_traceback(light: Path, files: Path) -> None:
+    done = _run(light, "-m", "simclr_engine", "pretrain", "--data", "photos", "--dry-run", cwd=files)
+    assert done.returncode != 0 and "torch" in done.stderr
