@@ -13,8 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from simclr_engine.data.store import ImageStore
 from simclr_engine.device import Platform, choose_platform, keep_freed_memory
-from simclr_engine.kernels import pick_augment, pick_nt_xent
+from simclr_engine.kernels import contrastive_metrics, pick_augment, pick_nt_xent
 from simclr_engine.model import SimCLR
+from simclr_engine.monitor import OnlineMonitor
 from simclr_engine.optim import build_optimizer
 from simclr_engine.recipe import Recipe
 from simclr_engine.timing import interleave
@@ -26,8 +27,9 @@ from .rows import Floor, Row, missing_row, rate_row
 
 NAME, UNIT = "training step", "views/s"
 PLAIN = "plain eager fp32 NCHW"
+WATCHED, SHARE = "online monitoring of `cifar10`", "% of training time"
 # 1.9 was seen with bf16 instructions; without them (plain fp32 on both sides) there is no floor to hold.
-FLOORS = (Floor(NAME, "ours", least=1.5, of=PLAIN),)
+FLOORS = (Floor(NAME, "ours", least=1.5, of=PLAIN), Floor(WATCHED, "log rows and kNN", most=2.0))
 EPOCH_VIEWS = 2 * 50_000  # of CIFAR-10
 
 
@@ -36,7 +38,7 @@ def floors() -> tuple[Floor, ...]:
     return FLOORS
 
 
-def rows(repeats: int = 7, views: int | None = None, size: int = 32) -> list[Row]:
+def rows(repeats: int = 7, views: int | None = None, size: int = 32, monitored: int | None = None) -> list[Row]:
     """Views per second of whole steps (draw, augment, forward, loss, backward, update), contenders interleaved.
 
     Each row also holds `seconds_per_epoch` of CIFAR-10, `tflops` (convolutions and products, forward and backward) and
@@ -47,6 +49,7 @@ def rows(repeats: int = 7, views: int | None = None, size: int = 32) -> list[Row
         repeats: timed calls per contender.
         views: rows of a batch, V·B with V = 2; by default 64 on the CPU and 1,024 on CUDA.
         size: side of images and views, pixels.
+        monitored: images of the online kNN; by default as many as the recipe says.
     """
     cuda = choose_platform().device.type == "cuda"
     best = choose_platform(compile=cuda)
@@ -92,7 +95,55 @@ def rows(repeats: int = 7, views: int | None = None, size: int = 32) -> list[Row
             "first_call_seconds": first[name],
         }
         found.append(row | more)
-    return found + [missing_row(NAME, name, UNIT, note) for name, note in missing.items()]
+    missing_rows = [missing_row(NAME, name, UNIT, note) for name, note in missing.items()]
+    return found + missing_rows + _monitoring_rows(best, views // 2, size, min(3, repeats), monitored)
+
+
+def _monitoring_rows(best: Platform, batch: int, size: int, repeats: int, monitored: int | None) -> list[Row]:
+    """What watching costs at the default recipe's intervals on CIFAR-10: a log row every few steps (`p_pos`, top-1, the
+    reading of the loss) and the kNN of a sample every few epochs, each timed beside the training step of this run.
+
+    `batch` images a step, of which the recipe has more: a log row then weighs more here than it does there.
+    """
+    recipe = Recipe.load("cifar10", overrides={"train.batch_size": batch, "short_runs": []})
+    if monitored is not None:
+        recipe = recipe.replace(monitor__knn_images=monitored)
+    watch, rng = recipe.monitor, np.random.default_rng(0)
+    count = max(watch.knn_images, batch)
+    labels = np.arange(count) % 10
+    images = rng.integers(0, 256, (count, size, size, 3), dtype=np.uint8)
+    store = ImageStore.from_arrays(images, labels, name="noise")
+    eager = replace(best, compile=False)
+    plan = Plan.of(recipe, store)
+    views_by = pick_augment("auto", best.device)[0]
+    loss_by = pick_nt_xent("auto", best.device, recipe.head.dimension, recipe.loss.temperature)[0]
+    trainer = Trainer(recipe, plan, eager, store, Backends(views_by, loss_by))
+    trainer.model.train()
+    monitor = OnlineMonitor(store, recipe.augment, watch.knn_images, eager)
+    z = torch.randn(2 * batch, recipe.head.dimension, device=best.device)
+
+    def log_row() -> None:
+        torch.stack(contrastive_metrics(z, views=2, temperature=recipe.loss.temperature)).tolist()
+
+    calls: dict[str, Callable[[], object]] = {
+        "step": lambda: trainer.train_step(0),
+        "log": log_row,
+        "kNN": lambda: monitor(trainer.model),
+    }
+    seconds = {k: t.median for k, t in interleave(calls, repeats, warmup=1, synchronize=best.synchronize).items()}
+    steps = EPOCH_VIEWS // 2 / batch  # of an epoch of CIFAR-10
+    log = seconds["log"] / watch.log_steps / seconds["step"]
+    knn = seconds["kNN"] / (watch.knn_epochs * steps) / seconds["step"]
+    about = {"repeats": repeats, "views": 2 * batch, "size": size, "unit": SHARE, "knn_seconds": seconds["kNN"]}
+    shares = {
+        "log rows and kNN": log + knn,
+        f"a log row every {watch.log_steps} steps": log,
+        f"kNN of {watch.knn_images:,} images every {watch.knn_epochs} epochs": knn,
+    }
+    return [
+        {"name": WATCHED, "contender": who, "median": 100 * share, "p20": 100 * share, "p80": 100 * share, **about}
+        for who, share in shares.items()
+    ]
 
 
 def _contenders(recipe: Recipe, store: ImageStore, best: Platform, size: int) -> dict[str, Callable[[], Any]]:

@@ -13,10 +13,12 @@ from .options import print_json
 
 # Each is a module of bench/ with `rows(repeats, …)` and `floors()`; what it takes to see every line of it run quickly.
 BENCHES: dict[str, dict[str, Any]] = {
-    "epoch": {"views": 8, "size": 16},
+    "epoch": {"views": 8, "size": 16, "monitored": 40},
     "nt-xent": {"sizes": (64, 128)},
     "augment": {"views": 32, "size": 16},
     "optimizer": {},
+    "evaluate": {"train": 300, "test": 100, "dim": 16},
+    "export": {"size": 16, "batches": (1, 4), "compile": False, "processes": 1},
 }
 
 
@@ -35,6 +37,8 @@ BENCHES: dict[str, dict[str, Any]] = {
     metavar="FILE.png",
     help="augment: one image, 16 views of it, a row for each backend.",
 )
+@click.option("--run", metavar="RUN", help="export, evaluate: measure this run.  [default: random weights, synthetic features]")
+@click.option("--compile/--no-compile", default=None, help="export: torch.compile too.  [default: yes]")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 def command(
     name: str,
@@ -44,6 +48,8 @@ def command(
     out: Path | None,
     plot: Path | None,
     sheet: Path | None,
+    run: str | None,
+    compile: bool | None,
     as_json: bool,
 ) -> None:
     """Measure this machine: contenders interleaved, median with p20 and p80.
@@ -53,6 +59,8 @@ def command(
     nt-xent    the loss: time, memory and error beside the usual ways to write it
     augment    views per second of each backend beside other libraries
     optimizer  an update of LARS beside a plain loop
+    evaluate   probe, kNN and maps over 50,000 x 512 features beside scikit-learn
+    export     the exported files beside PyTorch: speed, memory, size, start-up
     """
     # Before torch is loaded: its profiler announces every start and stop on stderr, and warns of what was there before.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
@@ -65,11 +73,19 @@ def command(
 
     if sheet is not None and name != "augment":
         raise UsageError("--sheet belongs to bench augment", saw=name, fix="simclr-engine bench augment --sheet FILE")
+    given = {k: v for k, v in (("run", run), ("compile", compile)) if v is not None}
+    for option, belongs_to in (("run", ("export", "evaluate")), ("compile", ("export",))):
+        if option in given and name not in belongs_to:
+            fix = f"simclr-engine bench {belongs_to[0]}"
+            raise UsageError(f"--{option} belongs to bench {' and bench '.join(belongs_to)}", saw=name, fix=fix)
     if small and check:
         raise UsageError("--check has no meaning at --small sizes", fix="give one of them")
     module = import_module(f"simclr_engine.bench.{name.replace('-', '_')}")
-    sizes, floors = (BENCHES[name], ()) if small else ({}, module.floors())
+    floors = () if small else module.floors(run) if name == "export" else module.floors()
+    sizes = (BENCHES[name] if small else {}) | given
     document = bench_document(module.rows(repeats=repeats, **sizes), floors)
+    if name == "export":
+        document |= module.about()
     if out is not None:
         import json
 
@@ -122,5 +138,6 @@ def _also(row: dict[str, Any]) -> str:
         "tflops": lambda v: f"{v:,.3g} TFLOP/s",
         "share_of_peak": lambda v: f"{100 * v:.0f} % of peak",
         "first_call_seconds": lambda v: f"first call {v:.1f} s",
+        "lost_points": lambda v: f"{v:.2f} points lost",
     }
     return ", ".join(show(row[key]) for key, show in shown.items() if key in row)
