@@ -6,10 +6,9 @@ import hashlib
 import io
 import json
 import os
-import pickle
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -72,15 +71,44 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     body, footer = raw[:-FOOTER_BYTES], raw[-FOOTER_BYTES:]
     if footer != FOOTER + hashlib.sha256(body).digest():
         raise DataError("the checkpoint is truncated or was altered", saw=path, fix="resume: the previous one is taken")
+    refuse_bomb(path, io.BytesIO(body))
     try:
         state = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile, EOFError) as error:
+    except Exception as error:  # a hostile pickle may raise anything: KeyError, TypeError, MemoryError, …
         raise DataError(
-            "the checkpoint does not load", saw=f"{path}: {error}", fix="resume: the previous one is taken"
+            "the checkpoint does not load",
+            saw=f"{path}: {(str(error).splitlines() or [''])[0][:200] or type(error).__name__}",
+            fix="resume: the previous one is taken",
         ) from error
     if not isinstance(state, dict):
         raise DataError("the checkpoint holds no state", saw=path, fix="resume: the previous one is taken")
     return state
+
+
+def refuse_bomb(path: Path, file: IO[bytes]) -> None:
+    """Refuses a zip archive whose members are larger than they stand there: torch packs none, and would unpack them.
+
+    Raises:
+        DataError: it holds such members, or begins like a zip archive and is none.
+    """
+    if file.read(2) != b"PK":
+        return
+    nbytes = file.seek(0, os.SEEK_END)
+    try:
+        with zipfile.ZipFile(file) as archive:
+            held = sum(member.file_size for member in archive.infolist())
+    except Exception as error:  # as of `torch.load`: a damaged directory raises many kinds
+        raise DataError(
+            "this is no checkpoint, or a damaged one",
+            saw=f"{path}: {str(error)[:200]}",
+            fix="copy or download it again",
+        ) from error
+    if held > nbytes:
+        raise DataError(
+            "the checkpoint claims to hold more than the file has",
+            saw=f"{path}: {held:,} bytes in a file of {nbytes:,}",
+            fix="take a file that torch.save wrote; it packs nothing",
+        )
 
 
 def newest_checkpoint(folder: Path) -> tuple[dict[str, Any], Path, list[str]]:
@@ -154,12 +182,15 @@ def _encoder_from_file(path: Path) -> nn.Module:
         raise DataError(
             "not an encoder of this project", saw=path, fix="name a run directory or its encoder.safetensors"
         )
-    return _filled(metadata["arch"], metadata["stem"], tensors, path)
+    return _filled(metadata["arch"], metadata.get("stem", "none"), tensors, path)
 
 
 def _encoder_from_checkpoint(run: Run) -> nn.Module:
     state, path, _ = newest_checkpoint(run.directory / "checkpoints")
-    tensors = {k.removeprefix("encoder."): v for k, v in state["model"].items() if k.startswith("encoder.")}
+    model = state.get("model")
+    if not isinstance(model, dict) or not all(isinstance(name, str) for name in model):
+        raise DataError("the checkpoint holds no model", saw=path, fix="take one that `pretrain` wrote")
+    tensors = {k.removeprefix("encoder."): v for k, v in model.items() if k.startswith("encoder.")}
     return _filled(run.recipe.model.arch, run.recipe.model.stem, tensors, path)
 
 
