@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 from numpy.typing import NDArray
@@ -345,10 +346,9 @@ def _build(gradio: Any, service: Service, uploads: Path) -> tuple[Any, dict[str,
         gradio.HTML(headline(service.embedder, service.index), elem_id="head", padding=False)
         with gradio.Row(equal_height=False):
             with gradio.Column(min_width=280):
-                upload = gradio.Image(
+                upload = _upload_box(gradio, uploads)(
                     label="Your image", sources=["upload", "clipboard"], buttons=[], height=320, elem_id="upload"
                 )
-                _guard(gradio, upload, uploads)
                 said = gradio.HTML("", elem_id="said", padding=False, visible=False)
             with gradio.Column(min_width=280):
                 classes = gradio.Label(label="Class", num_top_classes=SHOWN_CLASSES, elem_id="classes", visible=named)
@@ -383,27 +383,31 @@ def _respond(service: Service, gradio: Any) -> Callable[[str | None], tuple[Any,
     return respond
 
 
-def _guard(gradio: Any, upload: Any, uploads: Path) -> None:
-    """Lets Gradio's image box hand `decode_image` the file as it came, and nothing else that is on the machine or not.
+def _upload_box(gradio: Any, uploads: Path) -> type[Any]:
+    """Gradio's image box that hands `decode_image` the file as it came, and nothing else that is on the machine or not.
 
-    On the instance: for a class derived from its components Gradio writes a stub file beside this module.
+    A class, since Gradio makes the box anew from its class whenever an answer has touched it.
     """
-    move = upload.async_move_resource_to_block_cache
+    # Gradio writes a stub file beside the module of any class derived from its components; ours would be in a package.
+    with mock.patch("gradio.component_meta.create_or_modify_pyi"):
 
-    def preprocess(payload: Any) -> str | None:
-        if payload is None:
-            return None
-        path = Path(payload.path or "/").resolve()
-        if not path.is_relative_to(uploads) or not path.is_file():
-            raise gradio.Error("Only an uploaded file is read.")
-        return str(path)
+        class UploadBox(gradio.Image):  # type: ignore[misc]
+            is_template = True  # in the browser it is what its parent is
 
-    async def keep(address: Any) -> Any:
-        if str(address).lower().startswith(("http:", "https:", "data:")):
-            raise gradio.Error("Addresses are not fetched: upload the file itself.")
-        return await move(address)
+            def preprocess(self, payload: Any) -> str | None:
+                if payload is None:
+                    return None
+                path = Path(payload.path or "/").resolve()
+                if not path.is_relative_to(uploads) or not path.is_file():
+                    raise gradio.Error("Only an uploaded file is read.")
+                return str(path)
 
-    upload.preprocess, upload.async_move_resource_to_block_cache = preprocess, keep
+            async def async_move_resource_to_block_cache(self, address: Any) -> Any:
+                if str(address).lower().startswith(("http:", "https:", "data:")):
+                    raise gradio.Error("Addresses are not fetched: upload the file itself.")
+                return await super().async_move_resource_to_block_cache(address)
+
+    return UploadBox
 
 
 def _theme(gradio: Any) -> Any:

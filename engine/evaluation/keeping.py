@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +32,9 @@ SHEET_QUERIES, SHEET_NEIGHBOURS = 8, 8  # of the sheet of nearest neighbours
 def keep_outcome(directory: Path, outcome: Outcome, test: ImageStore) -> None:
     """The result and all that its pictures need."""
     probe = None if outcome.result.folds else outcome.prediction.probe
+    if probe is not None and find_spec("safetensors") is None:  # the light installation has none
+        print("note: the probe itself is not written: pip install safetensors", file=sys.stderr)
+        probe = None
     name = save_result(directory, outcome.result, probe)
     assert outcome.store.labels is not None
     confidence = np.take_along_axis(outcome.probabilities, outcome.classes[:, None], axis=1)[:, 0]

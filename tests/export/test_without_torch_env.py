@@ -23,7 +23,6 @@ from packaging.requirements import Requirement
 from tiny_probe import CLASSES, write_tiny_probe
 
 from reference.image_files import encode, write_tree
-from simclr_engine.evaluation.linear import LinearProbe
 from simclr_engine.export import OnnxEncoder, onnx_features
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -172,15 +171,18 @@ def test_evaluate_gives_the_same_scores_as_in_the_full_environment(light: Path, 
     assert methods["linear"]["accuracy"] == 1.0 and len(methods["linear"]["per_class"]) == 3
 
 
-def test_the_table_is_printed_and_results_probe_and_pictures_are_written_too(light: Path, files: Path) -> None:
-    said = _ok(_run(light, *EVALUATE, "--out", "results", cwd=files))
+def test_the_table_is_printed_and_results_and_pictures_are_written_and_what_is_not_is_said(
+    light: Path, files: Path
+) -> None:
+    done = _run(light, *EVALUATE, "--out", "results", cwd=files)
+    said = _ok(done)
     assert "linear" in said and all(name in said for name in CLASSES)
     written = {path.name for path in (files / "results").rglob("*")}
     assert {f"photos-{method}-pretrained.json" for method in METHODS} <= written
     assert any(name.endswith(".png") for name in written)
-    assert "photos-linear-pretrained.safetensors" in written
-    probe = LinearProbe.load(files / "results" / "photos-linear-pretrained.safetensors")
-    assert probe.coef.shape == (3, 2) and np.isfinite(probe.coef).all() and probe.classes.tolist() == [0, 1, 2]
+    # The probe's own format needs a package that the light installation lacks.
+    assert "photos-linear-pretrained.safetensors" not in written
+    assert "the probe itself is not written: pip install safetensors" in done.stderr
 
 
 def test_embed_and_predict_give_what_they_give_in_the_full_environment(light: Path, files: Path) -> None:
