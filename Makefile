@@ -18,16 +18,17 @@ $(READY): pyproject.toml setup.py constraints.txt CMakeLists.txt $(wildcard kern
 demo: $(READY)
 	$(BIN)/simclr-engine demo
 
-# The Triton suites run beside the others, in processes of their own: the interpreter is chosen when a kernel is defined,
-# and the compiler needs no torch threads. One thread each, because two cores are all that is asked for.
+# Two halves beside each other, one thread each, because two cores are all that is asked for. The Triton suites need
+# processes of their own: the interpreter is chosen when a kernel is defined.
 test: $(READY)
 	@mkdir -p build; export OMP_NUM_THREADS=1; \
-	{ TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/interpreter; interpreter=$$?; \
-	  $(BIN)/python -m pytest tests/aot && exit $$interpreter; } > build/triton-tests.log 2>&1 & triton=$$!; \
-	$(BIN)/python -m pytest; others=$$?; \
-	echo "Triton kernels: in the interpreter, then compiled for devices that are not here"; \
-	wait $$triton; triton=$$?; cat build/triton-tests.log; \
-	exit $$(( others || triton ))
+	{ TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/interpreter; a=$$?; \
+	  $(BIN)/python -m pytest tests/aot; b=$$?; \
+	  $(BIN)/python -m pytest tests/export tests/bench; exit $$(( a || b || $$? )); } > build/other-half.log 2>&1 & half=$$!; \
+	$(BIN)/python -m pytest --ignore=tests/export --ignore=tests/bench; first=$$?; \
+	echo "the other half: Triton kernels in the interpreter, compiled for devices that are not here, export, benchmarks"; \
+	wait $$half; half=$$?; cat build/other-half.log; \
+	exit $$(( first || half ))
 
 # The packages under their import name, as links: for what follows folders and not setup.py's mapping of them.
 define LINKED
@@ -49,6 +50,8 @@ bench: $(READY)
 	$(BIN)/simclr-engine bench nt-xent --check
 	$(BIN)/simclr-engine bench augment --check
 	$(BIN)/simclr-engine bench optimizer --check
+	$(BIN)/simclr-engine bench evaluate --check
+	$(BIN)/simclr-engine bench export --check
 
 # Everything that only a CUDA device can say, in nine minutes: gpu.json, gpu.md and pictures under OUT.
 #   make gpu                      in the virtual environment        make gpu DRY=1    every line at tiny sizes, on the CPU
