@@ -8,7 +8,7 @@ from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
 
 from ..evaluation.metrics import CALIBRATION_BINS
-from .style import LIGHT, Theme, titled
+from .style import LIGHT, NARROW, Theme, titled
 
 
 def reliability_figure(
@@ -49,6 +49,6 @@ def reliability_figure(
         lower.xaxis.set_major_formatter(PercentFormatter(1.0))
         for axes in (upper, lower):
             axes.grid(axis="x", visible=False)
-        upper.set_title(titled(title, f"calibration error {ece:.3f}"))
+        upper.set_title(titled(title, f"calibration error {ece:.3f}", NARROW))
         figure.legend(loc="outside lower center", ncols=3, fontsize=8, handlelength=1.6, columnspacing=1.2)
         return figure

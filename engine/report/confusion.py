@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
 
-from .style import LIGHT, Theme, label, labels, new_figure, titled
+from .style import LIGHT, NARROW, Theme, label, labels, new_figure, titled
 
 MOST_CELLS = 30  # classes; beyond, a matrix is no longer legible
 MOST_NUMBERS = 15
@@ -45,7 +45,7 @@ def _matrix(confusion: NDArray[np.int64], class_names: Sequence[str], title: str
     axes.set_yticks(range(classes), rows, fontsize=size)
     axes.set_xlabel("predicted class")
     axes.set_ylabel(f"true class ({support[0]:,} images each)" if equal else "true class (images)")
-    axes.set_title(titled(title, f"% of each true class (n = {int(support.sum()):,})"))
+    axes.set_title(titled(title, f"% of each true class (n = {int(support.sum()):,})", NARROW))
     if classes <= MOST_NUMBERS:
         for i in range(classes):
             for j in range(classes):
@@ -79,7 +79,7 @@ def _top_confusions(confusion: NDArray[np.int64], class_names: Sequence[str], ti
         axes.text(int(wrong[i, j]), row, text, va="center", fontsize=8, color=theme.muted)
     axes.margins(x=0.18)
     axes.set_xlabel(f"test images (n = {int(confusion.sum()):,})")
-    axes.set_title(titled(title, f"most frequent confusions of {len(class_names):,} classes"))
+    axes.set_title(titled(title, f"most frequent confusions of {len(class_names):,} classes", NARROW))
     return figure
 
 
@@ -132,6 +132,6 @@ def per_class_figure(
             "score" + (f" ({support[0]:,} test images per class)" if equal else " (test images in brackets)")
         )
         which = f"best and worst of {len(order):,} classes" if many else "scores per class"
-        axes.set_title(titled(title, f"{which} (n = {sum(support):,})"))
+        axes.set_title(titled(title, f"{which} (n = {sum(support):,})", NARROW))
         figure.legend(loc="outside lower center", ncols=4, fontsize=8, handlelength=1.2, columnspacing=1.2)
         return figure

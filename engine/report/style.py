@@ -177,9 +177,13 @@ def first_capital(words: str) -> str:
     return words if words[:1].islower() and words[1:2].isupper() else words[:1].upper() + words[1:]
 
 
-def titled(title: str, rest: str) -> str:
-    """`Linear probe: scores per class`, or the rest alone."""
-    return first_capital(f"{title}: {rest}" if title else rest)
+NARROW = 44  # characters of a title that a picture of one column has room for
+
+
+def titled(title: str, rest: str, room: int | None = None) -> str:
+    """`Linear probe: scores per class`, or the rest alone; on two lines where `room` (characters) is less."""
+    between = ":\n" if room is not None and len(title) + len(rest) > room else ": "
+    return first_capital(f"{title}{between}{rest}" if title else rest)
 
 
 def show_image(axes: Axes, image: NDArray[np.uint8], colour: str | None = None, *, dashed: bool = False) -> None:
