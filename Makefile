@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: install demo test lint bench gpu sanitize clean
+.PHONY: install demo test lint bench gpu sanitize fuzz clean
 
 install: $(READY)
 
@@ -81,6 +81,10 @@ sanitize:
 	done
 	build/sanitize-address,undefined/native_harness 1000
 	build/sanitize-thread/native_harness 100
+
+# 100,000 changed files for the readers of archives, images, recipes, checkpoints and ONNX metadata.
+fuzz: $(READY)
+	PYTHONPATH=tests $(BIN)/python -m fuzz --inputs 100000
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -102,6 +102,8 @@ class ModelMetadata:
                 values[each.name] = before
                 continue
             values[each.name] = _read_field(each.name, hints[each.name], properties, where)
+            if each.name == "schema" and values["schema"] < 1:
+                raise _field_error(where, PREFIX + "schema", values["schema"], f"1 to {SCHEMA}")
             if each.name == "schema" and values["schema"] > SCHEMA:
                 raise DataError(
                     "the ONNX file was written by a newer simclr-engine",
@@ -113,6 +115,12 @@ class ModelMetadata:
                 raise _field_error(where, key, properties.get(key), expected)
         if values["precision"] not in PRECISIONS:
             raise _field_error(where, PREFIX + "precision", values["precision"], " or ".join(PRECISIONS))
+        for name in ("max_abs", "min_cosine", "images"):  # every file has them, and sentences are made of them
+            if not _is_number(values["parity"].get(name)):
+                raise _field_error(where, f"{PREFIX}parity", f"{name} {values['parity'].get(name)}", "a number")
+        for name, value in values["parity"].items():
+            if not _is_number(value) and not (isinstance(value, list) and all(map(_is_number, value))):
+                raise _field_error(where, f"{PREFIX}parity", f"{name[:80]} {value}", "numbers")
         metadata = cls(**values)
         if metadata.probe and metadata.probe.get("class_names") != list(metadata.class_names):
             raise _field_error(where, PREFIX + "probe", metadata.probe.get("class_names"), list(metadata.class_names))
@@ -201,7 +209,7 @@ def require(path: Path, metadata: ModelMetadata, facts: Mapping[str, object]) ->
 def _field_error(where: str, key: str, stated: object, expected: object) -> DataError:
     return DataError(
         f"the ONNX file's metadata does not fit: {key}",
-        saw=f"{where}: {key} = {stated}, expected {expected}",
+        saw=f"{where}: {key} = {str(stated)[:200]}, expected {str(expected)[:200]}",
         fix=EXPORT_AGAIN,
     )
 
@@ -211,12 +219,14 @@ def _read_field(name: str, hint: Any, properties: Mapping[str, str], where: str)
     text = properties.get(PREFIX + name)
     try:
         value = json.loads(text) if text is not None else None
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # also a number of 5,000 digits, brackets within brackets without end
         value = None
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin is tuple:
         kinds = (int, float) if inner[0] is float else inner[0]
-        if isinstance(value, list) and all(isinstance(v, kinds) and not isinstance(v, bool) for v in value):
+        if isinstance(value, list) and all(
+            isinstance(v, kinds) and not isinstance(v, bool) and (kinds is str or _is_number(v)) for v in value
+        ):
             return tuple(inner[0](v) for v in value)
     elif origin is not None:
         if isinstance(value, dict):
@@ -224,6 +234,10 @@ def _read_field(name: str, hint: Any, properties: Mapping[str, str], where: str)
     elif type(value) is hint:
         return value
     raise _field_error(where, PREFIX + name, "absent" if text is None else text[:80], _type_name(hint))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and -1e300 < value < 1e300
 
 
 def _type_name(hint: Any) -> str:

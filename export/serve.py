@@ -391,7 +391,7 @@ def _upload_box(gradio: Any, uploads: Path) -> type[Any]:
     # Gradio writes a stub file beside the module of any class derived from its components; ours would be in a package.
     with mock.patch("gradio.component_meta.create_or_modify_pyi"):
 
-        class UploadBox(gradio.Image):  # type: ignore[misc]
+        class UploadBox(gradio.Image):
             is_template = True  # in the browser it is what its parent is
 
             def preprocess(self, payload: Any) -> str | None:

@@ -37,7 +37,7 @@ BENCHES: dict[str, dict[str, Any]] = {
     metavar="FILE.png",
     help="augment: one image, 16 views of it, a row for each backend.",
 )
-@click.option("--run", metavar="RUN", help="export, evaluate: measure this run.  [default: random weights, synthetic features]")
+@click.option("--run", metavar="RUN", help="export, evaluate: measure this run.  [default: a synthetic one]")
 @click.option("--compile/--no-compile", default=None, help="export: torch.compile too.  [default: yes]")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 def command(

@@ -25,6 +25,7 @@ SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.zst", ".tzst", "
 # Against decompression bombs: images hardly compress, so a hundredfold growth beyond this much is no data set.
 MAX_GROWTH, GROWTH_FREE_BYTES = 100, 4 << 30
 MAX_HEADER_BYTES = 1 << 20
+MAX_READS_PAST_END = 1000
 
 _ZIP, _GZIP, _XZ, _ZSTD = (b"PK\x03\x04", b"PK\x05\x06"), b"\x1f\x8b", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd"
 _BLOCK, _CHUNK = tarfile.BLOCKSIZE, 1 << 20
@@ -127,13 +128,22 @@ class _Bounded:
         self._limit = max(GROWTH_FREE_BYTES, MAX_GROWTH * total)
         self._count, self._shown = 0, 0
         self._chunk, self._at = b"", 0
+        self._reads_past_end = 0
 
     def read(self, n: int = -1) -> bytes:
         if self._at == len(self._chunk):
             self._chunk, self._at = self._next_chunk(), 0
+            if not self._chunk:
+                self._refuse_to_go_on()
         piece = self._chunk[self._at : self._at + n] if n >= 0 else self._chunk[self._at :]
         self._at += len(piece)
         return piece
+
+    def _refuse_to_go_on(self) -> None:
+        """tarfile skips a member of claimed 2⁶³ bytes in steps of 10 KB, wherever the file ends: for years."""
+        self._reads_past_end += 1
+        if self._reads_past_end > MAX_READS_PAST_END:
+            raise tarfile.ReadError("a member claims to reach far beyond the end of the file")
 
     def _next_chunk(self) -> bytes:
         chunk = self._stream.read(_CHUNK)
@@ -229,9 +239,20 @@ def _zip_members(file: IO[bytes], total: int, contents: bool, advance: Callable[
                 yield Blob(path, b"")
             else:
                 try:
-                    yield Blob(path, archive.read(member))
+                    yield Blob(path, _zip_member(archive, member))
                 except Exception as error:  # a zip file is not one stream: the other members are still good
                     yield Blob(path, None, f"damaged in the archive ({error})")
+
+
+def _zip_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
+    """The bytes of a member, decompressed piece by piece: ZipFile.read takes all that a member holds into memory, even
+    where it claims to hold little. Of bzip2 and lzma even a small piece grows, so it is smaller still."""
+    step = _CHUNK if member.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) else 4096
+    pieces = []
+    with archive.open(member) as file:
+        while piece := file.read(step):
+            pieces.append(piece)
+    return b"".join(pieces)
 
 
 def _open_zstd(file: IO[bytes]) -> IO[bytes]:

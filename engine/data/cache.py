@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -88,9 +89,9 @@ def read_meta(entry: Path) -> Meta | None:
         skipped = tuple((str(path), str(reason)) for path, reason in fields.pop("skipped"))
         names = tuple(str(name) for name in fields.pop("class_names"))
         meta = Meta(**fields, splits=splits, skipped=skipped, class_names=names)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise DamagedError(f"meta.json cannot be understood ({error})") from error
-    if meta.format != FORMAT or not meta.splits:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise DamagedError(f"meta.json cannot be understood ({str(error)[:200]})") from error
+    if meta.format != FORMAT or not meta.splits or not all(re.fullmatch("[a-z]+", name) for name in meta.splits):
         raise DamagedError("meta.json is of another format")
     return meta
 
@@ -117,8 +118,8 @@ def read_split(entry: Path, meta: Meta, split: str, name: str) -> ImageStore:
         large = status.st_size > MEMORY_MAP_BYTES
         images = np.load(path, mmap_mode="r" if large else None, allow_pickle=False)
         labels = np.load(labels_path(entry, split), allow_pickle=False) if said.labelled else None
-    except (OSError, ValueError, EOFError) as error:
-        raise DamagedError(f"split {split} cannot be read ({error})") from error
+    except Exception as error:  # numpy's readers raise a dozen kinds for damaged files; all mean the same here
+        raise DamagedError(f"split {split} cannot be read ({str(error)[:200]})") from error
     if images.dtype != np.uint8 or images.shape != (said.images, meta.image_size, meta.image_size, 3):
         raise DamagedError(f"split {split} holds {images.dtype} {list(images.shape)}")
     if labels is not None and (labels.dtype != np.int64 or labels.shape != (said.images,)):
@@ -208,7 +209,7 @@ def recall(kind: str, about: dict[str, Any]) -> Any:
     try:
         note = json.loads(_memory_path(kind, about).read_text(encoding="utf-8"))
         return note["value"] if note["about"] == about else None
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return None
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import threading
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -27,10 +29,14 @@ MIN_SIZE, MAX_SIZE = 8, 1024
 # Pillow's own warning threshold, a quarter of a gigabyte of RGB: beyond it an image is refused, not decoded.
 MAX_PIXELS = 89_478_485
 MAX_FILE_BYTES = 256 << 20
+# Of larger images one is decoded at a time, whatever the number of threads: one of MAX_PIXELS with transparency takes
+# 1.3 GB on the way, and its file may have one megabyte.
+LARGE_PIXELS = 1 << 24
 # With this margin a reduced decode is hard to tell from a full one (Pillow says so of `reducing_gap=3.0`); with 2 it is
 # not: a 256-pixel texture brought to 32 differs by 3.8 levels on average, with 3 by 0.8.
 _DRAFT_MARGIN = 3
 
+_one_at_a_time = threading.Lock()
 _EXIF_ORIENTATION = 0x0112
 _METADATA = frozenset(("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"))  # where Pillow looks for it
 _UPRIGHT = {
@@ -67,8 +73,9 @@ def decode_image(source: bytes | Path, size: int) -> NDArray[np.uint8]:
         with Image.open(_readable(source), formats=FORMATS) as image:
             _check_pixels(image.size)
             image.draft("RGB", (_DRAFT_MARGIN * size, _DRAFT_MARGIN * size))
-            picture = _upright(image, _rgb(image))
-            return np.array(_square(picture, size), dtype=np.uint8)
+            with _one_at_a_time if image.width * image.height > LARGE_PIXELS else nullcontext():
+                picture = _upright(image, _rgb(image))
+                return np.array(_square(picture, size), dtype=np.uint8)
     except DataError:
         raise
     except Exception as error:  # Pillow's readers raise a dozen kinds for damaged files; all mean the same here

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +17,8 @@ from ..errors import DataError, PlatformError
 from ..run import read_rows, write_text_atomic
 from .linear import LinearProbe
 from .result import EvaluationResult
+
+LARGEST = 1 << 30  # bytes of an .npz file's arrays: of the most images that are kept, 0.1 GB
 
 
 def result_id(result: EvaluationResult) -> str:
@@ -102,13 +103,15 @@ def load_embeddings(directory: Path, name: str) -> Embeddings | None:
     """What `save_embeddings` wrote under a name; None where it is not there or not whole."""
     try:
         features = np.load(directory / f"{name}.npy", allow_pickle=False, mmap_mode="r")
-        with np.load(directory / f"{name}_labels.npz", allow_pickle=False) as file:
-            labels, data = file["labels"], str(file["data"])
-            class_names = tuple(str(one) for one in file["class_names"])
-    except (OSError, ValueError, EOFError, KeyError, BadZipFile):
+    except Exception:  # numpy's readers raise a dozen kinds for damaged files; all mean the same here
         return None
-    whole = features.ndim == 2 and features.shape[:1] == labels.shape and len(labels)
-    return Embeddings(features, labels, class_names, data) if whole and labels.max() < len(class_names) else None
+    found = _read_arrays(directory / f"{name}_labels.npz", ("labels", "class_names", "data"))
+    if found is None or found["class_names"].ndim != 1:
+        return None
+    labels, class_names = found["labels"], tuple(str(one) for one in found["class_names"])
+    whole = features.ndim == 2 and features.shape[:1] == labels.shape and features.dtype.kind == "f"
+    whole = whole and len(labels) > 0 and _are_rows(labels, len(class_names))
+    return Embeddings(features, labels, class_names, str(found["data"])) if whole else None
 
 
 THUMBNAIL = 64  # pixels; what a picture of many images can show
@@ -171,12 +174,14 @@ def load_predictions(directory: Path, name: str) -> Predictions | None:
     found = _load_arrays(directory / f"{name}.npz", Predictions)
     if (
         found is None
+        or found.truth.ndim != 1
         or not len(found.truth)
         or not found.truth.shape == found.predicted.shape == found.confidence.shape
     ):
         return None
-    fits = found.images.ndim == 4 and found.images.dtype == np.uint8 and len(found.images) == len(found.rows)
-    return found if fits and (not len(found.rows) or int(found.rows.max()) < len(found.truth)) else None
+    fits = found.images.ndim == 4 and found.images.dtype == np.uint8 and found.images.shape[:1] == found.rows.shape
+    fits = fits and _are_rows(found.rows, len(found.truth)) and found.confidence.dtype.kind == "f"
+    return found if fits and all(_are_rows(one, None) for one in (found.truth, found.predicted)) else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -209,12 +214,19 @@ def save_neighbours(directory: Path, name: str, neighbours: Neighbours) -> None:
 def load_neighbours(directory: Path, name: str) -> Neighbours | None:
     """What `save_neighbours` wrote under a name; None where it is not there or not whole."""
     found = _load_arrays(directory / f"{name}.npz", Neighbours)
-    if found is None or found.images.ndim != 5 or found.queries.ndim != 4 or not len(found.class_names):
+    if found is None or found.images.ndim != 5 or found.queries.ndim != 4 or not found.class_names.size:
+        return None
+    if not found.images.dtype == found.queries.dtype == np.uint8 or found.cosines.dtype.kind != "f":
+        return None
+    if found.class_names.ndim != 1 or found.class_names.dtype.kind != "U":
         return None
     whole = found.labels.shape == found.cosines.shape == found.images.shape[:2]
-    whole = whole and len(found.queries) == len(found.query_labels) == len(found.images)
-    highest = max(int(found.labels.max(initial=0)), int(found.query_labels.max(initial=0)))
-    return found if whole and highest < len(found.class_names) else None
+    whole = whole and found.queries.shape[:1] == found.query_labels.shape == found.images.shape[:1]
+    return (
+        found
+        if whole and all(_are_rows(n, len(found.class_names)) for n in (found.labels, found.query_labels))
+        else None
+    )
 
 
 def save_steps(directory: Path, name: str, rows: Sequence[Mapping[str, float]]) -> None:
@@ -242,11 +254,27 @@ def _save_arrays(path: Path, record: Predictions | Neighbours) -> None:
 
 
 def _load_arrays(path: Path, kind: type[Record]) -> Record | None:
+    arrays = _read_arrays(path, tuple(field.name for field in fields(kind)))
+    return None if arrays is None else kind(**arrays)
+
+
+def _read_arrays(path: Path, names: tuple[str, ...]) -> dict[str, NDArray[Any]] | None:
+    """The named arrays of an .npz file; None where it is not there, damaged, or unpacks to more than `LARGEST`."""
     try:
         with np.load(path, allow_pickle=False) as file:
-            return kind(**{field.name: file[field.name] for field in fields(kind)})
-    except (OSError, ValueError, EOFError, KeyError, BadZipFile):
+            if sum(member.file_size for member in file.zip.infolist()) > LARGEST:
+                return None
+            arrays = {name: file[name] for name in names}
+    except Exception:  # numpy, zipfile and zlib raise a dozen kinds for damaged files; all mean the same here
         return None
+    return arrays if all(isinstance(array, np.ndarray) for array in arrays.values()) else None
+
+
+def _are_rows(numbers: NDArray[Any], end: int | None) -> bool:
+    """Whether these are integers from 0 to below `end`, or of any size with None."""
+    if numbers.dtype.kind not in "iu":
+        return False
+    return not numbers.size or (int(numbers.min()) >= 0 and (end is None or int(numbers.max()) < end))
 
 
 def _unwritable(directory: Path, error: OSError) -> PlatformError:

@@ -156,23 +156,40 @@ class EvaluationResult:
             classes = len(result.per_class)
             if not all(math.isfinite(n) for n in numbers) or result.confusion.shape != (classes, classes):
                 raise ValueError(f"{classes} classes, confusion {list(result.confusion.shape)}, scores {numbers}")
+            result._check_kinds()
             return result
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise DataError(
                 "this is not an evaluation result",
-                saw=f"{type(error).__name__}: {error}",
+                saw=f"{type(error).__name__}: {str(error)[:200]}",
                 fix="write it again with `simclr-engine evaluate`",
             ) from error
+
+    def _check_kinds(self) -> None:
+        """TypeError or ValueError for a field that is not of the kind that its users take for granted."""
+        texts = (self.method, self.init, self.protocol, self.target, self.data, self.encoder, *self.class_names)
+        counts = (self.train_images, self.test_images, self.image_size, self.limit or 0)
+        numbers = [self.f1_micro, self.seconds, self.label_fraction, self.loss or 0.0]
+        numbers += [*dict(self.also).values(), *dict(self.features).values()]
+        for row in [asdict(one) for one in self.per_class] + [asdict(one) for one in self.folds]:
+            numbers += [value for name, value in row.items() if name != "name"]
+        if not all(isinstance(text, str) for text in texts) or not all(type(count) is int for count in counts):
+            raise TypeError("text or a count is of another kind")
+        if not all(isinstance(n, int | float) and math.isfinite(n) for n in numbers):
+            raise ValueError("a score is no finite number")
+        for epoch in self.history:
+            if not all(isinstance(value, int | float) and math.isfinite(value) for value in epoch.values()):
+                raise ValueError("the history holds no finite numbers")
 
     @classmethod
     def from_json(cls, text: str) -> EvaluationResult:
         """The result that `to_json` wrote; DataError for anything else."""
         try:
             plain = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:  # also a number of 5,000 digits, brackets without end
             raise DataError(
                 "an evaluation result cannot be read: not JSON",
-                saw=str(error),
+                saw=str(error)[:200],
                 fix="write it again with `simclr-engine evaluate`",
             ) from error
         return cls.from_dict(plain if isinstance(plain, dict) else {})
