@@ -82,7 +82,8 @@ def _rank(
             world.any(False)
             together.append(_seconds(shared, pause, world))
             if turn == 0:
-                alone.clear(), together.clear()
+                alone.clear()
+                together.clear()
         if world.main:
             torch.save({"alone": alone, "together": together, "sleep": pause}, Path(folder) / "measured.pt")
 

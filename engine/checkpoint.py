@@ -117,7 +117,7 @@ def newest_checkpoint(folder: Path) -> tuple[dict[str, Any], Path, list[str]]:
     Raises:
         DataError: none is good.
     """
-    numbered = sorted(folder.glob("epoch_*.pt"), reverse=True)
+    numbered = sorted(folder.glob("epoch_*.pt"), key=lambda path: (len(path.name), path.name), reverse=True)
     complaints: list[str] = []
     for path in (folder / LAST, folder / "next.pt", folder / PREVIOUS, *numbered):
         if not path.exists():
@@ -176,7 +176,9 @@ def _encoder_from_file(path: Path) -> nn.Module:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # not a dict
     except (OSError, SafetensorError) as error:
         raise DataError(
-            "the weights cannot be read", saw=f"{path}: {error}", fix="name a run directory or its encoder.safetensors"
+            "the weights cannot be read",
+            saw=f"{path}: {str(error)[:200]}",
+            fix="name a run directory or its encoder.safetensors",
         ) from error
     if "arch" not in metadata:
         raise DataError(

@@ -7,6 +7,8 @@ import os
 import platform as host
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,10 +27,12 @@ class Platform:
     Attributes:
         device: where tensors live.
         precision: `bf16`, `fp16` (with a gradient scaler) or `fp32`, of the convolutions and matrix products; losses,
-            norms and batch statistics stay fp32.
+            norms and batch statistics stay fp32. `fp64`, which no recipe can ask for, has weights and all else in
+            float64: it tells a wrong formula from rounding.
         channels_last: memory format of the model and the views.
         compile: whether the model goes through torch.compile.
         notes: choices that differ from what was asked, one sentence each.
+        deterministic: whether torch keeps to algorithms that give the same bits each time.
     """
 
     device: torch.device
@@ -36,16 +40,23 @@ class Platform:
     channels_last: bool
     compile: bool
     notes: tuple[str, ...] = field(default=())
+    deterministic: bool = False
 
     @property
     def memory_format(self) -> torch.memory_format:
         """channels_last or contiguous."""
         return torch.channels_last if self.channels_last else torch.contiguous_format
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the views: what autocast would cast them to."""
+        named = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
+        return named.get(self.precision, torch.float32)
+
     def autocast(self) -> torch.autocast:
         """The autocast context of the forward pass."""
-        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision, torch.bfloat16)
-        return torch.autocast(self.device.type, dtype=dtype, enabled=self.precision != "fp32")
+        low = self.precision in ("bf16", "fp16")
+        return torch.autocast(self.device.type, dtype=self.dtype if low else torch.bfloat16, enabled=low)
 
     def synchronize(self) -> None:
         """Waits for the device; nothing to wait for on the CPU."""
@@ -63,6 +74,7 @@ class Platform:
             "precision": self.precision,
             "channels_last": self.channels_last,
             "compile": self.compile,
+            "deterministic": self.deterministic,
         }
 
 
@@ -74,12 +86,13 @@ def choose_platform(
     Args:
         device: auto | cuda | mps | cpu; auto takes the first that is there.
         precision: auto | bf16 | fp16 | fp32. A precision that the device lacks is replaced by its best, and noted.
-        compile: True or False as asked; None compiles where `steps` planned steps repay it and a C++ compiler exists.
+        compile: True or False as asked; None compiles where `steps` planned steps repay it and a C++ compiler exists,
+            unless torch's deterministic algorithms are on: the compiler picks kernels by their measured times.
 
     Raises:
         PlatformError: the device that was asked for is not there.
     """
-    picked = _pick_device(device)
+    picked, deterministic = _pick_device(device), torch.are_deterministic_algorithms_enabled()
     notes: list[str] = []
     available = _precisions(picked)
     if precision != "auto" and precision not in available:
@@ -90,15 +103,48 @@ def choose_platform(
     compiler = shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++") or shutil.which("clang++")
     if compile is None:
         # On CPU the compiled ResNet was seen 2 to 19 % faster after 48 s of compilation: it repays long runs alone.
-        compile = picked.type == "cuda" and compiler is not None and steps >= COMPILE_FROM_STEPS
+        repays = picked.type == "cuda" and steps >= COMPILE_FROM_STEPS
+        compile = repays and compiler is not None and not deterministic
     elif compile and compiler is None:
         raise PlatformError(
             "torch.compile needs a C++ compiler", saw="no c++, g++ or clang++", fix="install one, or --no-compile"
         )
     if picked.type == "cuda":
         torch.set_float32_matmul_precision("high")
-        torch.backends.cudnn.benchmark = True
-    return Platform(picked, chosen, channels_last, compile, tuple(notes))
+        torch.backends.cudnn.benchmark = not deterministic  # it picks convolutions by their measured times
+    return Platform(picked, chosen, channels_last, compile, tuple(notes), deterministic)
+
+
+@contextmanager
+def deterministic_algorithms(wanted: bool) -> Iterator[None]:
+    """Within it, and if `wanted`, torch takes algorithms that give the same bits each time, or raises.
+
+    To be entered before anything is computed on CUDA: cuBLAS reads CUBLAS_WORKSPACE_CONFIG when it starts
+    (docs.nvidia.com/cuda/cublas, "Results Reproducibility").
+
+    Raises:
+        PlatformError: an operation has no such algorithm on this device.
+    """
+    if not wanted:
+        yield
+        return
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    benchmark = torch.backends.cudnn.benchmark
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    except RuntimeError as error:
+        if "does not have a deterministic implementation" not in str(error):
+            raise
+        raise PlatformError(
+            "a step has no deterministic form on this device",
+            saw=str(error).strip().splitlines()[0][:200],
+            fix="leave out --deterministic, or take the small stem or the CPU",
+        ) from error
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        torch.backends.cudnn.benchmark = benchmark
 
 
 def keep_freed_memory() -> bool:

@@ -15,6 +15,7 @@ from .device import Platform
 from .evaluation.collapse import feature_statistics
 from .evaluation.knn import classify_knn
 from .model import SimCLR
+from .parallel import World
 
 NEIGHBOURS = 10
 CHUNK = 250
@@ -24,20 +25,29 @@ class OnlineMonitor:
     """Encodes a fixed, class-balanced sample of train: a fifth are queries, whose classes the rest vote on.
 
     The test split is never looked at, and the labels never reach the training: they only judge it. Without labels the
-    accuracy is left out and the spread of the features remains.
+    accuracy is left out and the spread of the features remains. Each rank of a `World` encodes a share of the sample.
     """
 
-    def __init__(self, store: ImageStore, spec: AugmentSpec, images: int, platform: Platform) -> None:
+    def __init__(
+        self,
+        store: ImageStore,
+        spec: AugmentSpec,
+        images: int,
+        platform: Platform,
+        world: World = World(),  # noqa: B008  # frozen
+    ) -> None:
         sample = store.limit(images)
         order = np.random.default_rng(0).permutation(len(sample))
-        self._images, self._platform = sample.images[order], platform
+        self._images, self._platform, self._world = sample.images[order], platform, world
         self._labels = None if sample.labels is None else sample.labels[order]
         self._queries = max(1, len(sample) // 5)
         self._mean, self._std = (torch.tensor(v).view(1, 3, 1, 1) for v in (spec.mean, spec.std))
 
     def __call__(self, model: SimCLR) -> dict[str, float]:
-        """`accuracy` (kNN, k = 10, cosine; with labels only), `feature_std`, `rankme`, `images`."""
+        """`accuracy` (kNN, k = 10, cosine; with labels only), `feature_std`, `rankme`, `images`; {} but on rank 0."""
         features = self._features(model)
+        if not self._world.main:
+            return {}
         statistics = feature_statistics(features)
         row = {"feature_std": statistics.std, "rankme": statistics.effective_rank, "images": float(len(features))}
         if self._labels is not None and len(features) > self._queries:
@@ -49,14 +59,21 @@ class OnlineMonitor:
 
     @torch.no_grad()
     def _features(self, model: SimCLR) -> NDArray[np.float32]:
-        was_training = model.training
+        was_training, world = model.training, self._world
         model.eval()
-        chunks = []
-        for start in range(0, len(self._images), CHUNK):
-            images = torch.from_numpy(self._images[start : start + CHUNK]).permute(0, 3, 1, 2).float() / 255
+        # Batch norm that is local to each rank has running statistics of its own there; those of rank 0 are saved.
+        world.broadcast_(list(model.buffers()))
+        each = -(-len(self._images) // world.size)
+        mine = self._images[world.rank * each : (world.rank + 1) * each]
+        chunks = [torch.empty(0, int(cast(int, model.encoder.feature_dim)))]
+        for start in range(0, len(mine), CHUNK):
+            images = torch.from_numpy(mine[start : start + CHUNK]).permute(0, 3, 1, 2).float() / 255
             images = ((images - self._mean) / self._std).to(self._platform.device)
             with self._platform.autocast():
                 features = model.encoder(images.contiguous(memory_format=self._platform.memory_format))
-            chunks.append(cast(torch.Tensor, features).float().cpu().numpy())
+            chunks.append(cast(torch.Tensor, features).float().cpu())
         model.train(was_training)
-        return np.concatenate(chunks)
+        features = torch.cat(chunks)
+        missing = each - len(features)  # of the last ranks, so that all send the same number of rows
+        everyone = world.gather(torch.nn.functional.pad(features, (0, 0, 0, missing)))
+        return np.ascontiguousarray(everyone[: len(self._images)].numpy())

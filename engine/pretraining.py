@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
+import os
 import platform as host
 import resource
 import signal
@@ -11,9 +13,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -24,18 +27,33 @@ import torch
 from simclr_engine.kernels import pick_augment, pick_nt_xent
 
 from . import __version__
-from .checkpoint import encoder_metadata, keep_last_as, newest_checkpoint, save_last, save_weights
+from .checkpoint import LAST, encoder_metadata, keep_last_as, newest_checkpoint, save_last, save_weights
 from .data import load_data
 from .data.store import ImageStore
-from .device import Platform, choose_platform, keep_freed_memory
-from .errors import EngineError, UsageError
+from .device import Platform, choose_platform, deterministic_algorithms, keep_freed_memory
+from .errors import DataError, EngineError, PlatformError, UsageError
+from .memory import loading_errors, memory_errors
 from .model import parameter_count
 from .monitor import OnlineMonitor
+from .parallel import World, check_shares, restarts, run_id, start_world
 from .recipe import Recipe
-from .run import RUNS, Progress, Run, RunLog, check_directory, make_directory, progress, write_text_atomic
+from .run import (
+    RUNS,
+    Progress,
+    Run,
+    RunLock,
+    RunLog,
+    check_directory,
+    make_directory,
+    progress,
+    write_atomic,
+    write_text_atomic,
+)
 from .training import Backends, Plan, Trainer
 
 SAVE_SECONDS = 120.0  # at most this much training is lost to a crash
+# From SIGTERM to the end, at the latest: Slurm and Kubernetes kill 30 seconds after it.
+STOP_SECONDS = 25.0
 CALIBRATION_STEPS = 4  # timed per view size, after one untimed
 # A budget is spent to this share: what is not steps (start-up, monitors, checkpoints) and noise take the rest.
 BUDGET_SHARE = 0.96
@@ -75,9 +93,12 @@ def pretrain(
     limit: int | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    deterministic: bool = False,
     quiet: bool = False,
 ) -> Run:
     """Pretrains an encoder without labels and leaves a run directory.
+
+    Started by torchrun, all its processes train on one batch, each on a share; rank 0 writes.
 
     Args:
         recipe: a Recipe, the name of one, or a TOML file.
@@ -91,61 +112,129 @@ def pretrain(
         limit: train on this many images, balanced over classes.
         resume: go on from the newest good checkpoint in `out`.
         overwrite: replace the run in `out`.
+        deterministic: bitwise the same run each time, on the same device with the same versions; slower on CUDA.
         quiet: no progress.
 
     Returns:
         The finished Run.
 
     Raises:
-        UsageError, DataError, PlatformError: before anything is trained.
+        UsageError, DataError, PlatformError: before anything is trained; UsageError too where another process trains
+            in `out`, PlatformError too where disk or memory run out: the last checkpoint is kept.
         CheckFailed: training diverged; the last good checkpoint is kept.
         Interrupted: stopped by a signal after saving.
+        PeerFailed: on a rank that did not fail, where another did.
     """
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
     directory = Path(out) if out is not None else RUNS / recipe.name
     if max_minutes is not None and not max_minutes > 0:
         raise UsageError("--max-minutes must be above 0", saw=max_minutes, fix="give the minutes the run may take")
-    check_directory(directory, resume=resume, overwrite=overwrite)
-    saved = _saved_state(directory, recipe) if resume else None
-    started, store = time.time(), open_data(recipe, data, limit, quiet=quiet)
+    if deterministic and (compile or max_minutes is not None):
+        raise UsageError(
+            "--deterministic excludes what depends on measured times",
+            saw="--compile" if compile else "--max-minutes",
+            fix="leave it out; --epochs sets a length",
+        )
+    with deterministic_algorithms(deterministic), start_world(device) as world, RunLock(directory) as lock:
+        return _pretrain(
+            world,
+            lock,
+            recipe,
+            data,
+            directory,
+            fused=fused,
+            augment=augment,
+            compile=compile,
+            max_minutes=max_minutes,
+            limit=limit,
+            resume=resume,
+            overwrite=overwrite,
+            quiet=quiet or not world.main,
+        )
+
+
+def _pretrain(
+    world: World,
+    lock: RunLock,
+    recipe: Recipe,
+    data: ImageStore | str | Path | None,
+    directory: Path,
+    *,
+    fused: bool | None,
+    augment: str,
+    compile: bool | None,
+    max_minutes: float | None,
+    limit: int | None,
+    resume: bool,
+    overwrite: bool,
+    quiet: bool,
+) -> Run:
+    """`pretrain` on each rank; what touches the run directory is done by rank 0, the others waiting."""
+    world.first(lambda: check_shares(recipe.train, world.size))
+    resume, overwrite = world.first(lambda: _after_restart(directory, resume, overwrite))
+    world.first(lambda: check_directory(directory, resume=resume, overwrite=overwrite))
+    world.first(lambda: lock.take() if directory.is_dir() else None)
+    saved = world.first(lambda: _saved_state(directory, recipe)) if resume else None
+    started, store = time.perf_counter(), world.leaders_first(lambda: open_data(recipe, data, limit, quiet=quiet))
     trainer, estimate = prepare(
         recipe,
         store,
-        device=device,
+        device=world.device,
         fused=fused,
         augment=augment,
         compile=compile,
         max_minutes=max_minutes,
         saved=saved,
+        world=world,
     )
     recipe = trainer.recipe
-    make_directory(directory, overwrite=overwrite)
+    world.first(lambda: make_directory(directory, resume=resume, overwrite=overwrite, lock=lock))
     if saved is not None:
         trainer.load_state_dict(saved)
-    log = RunLog(directory, resume_step=trainer.step if resume else None)
+    log = RunLog(directory, resume_step=trainer.step if resume else None) if world.main else None
     environment = _environment(trainer, store, limit, estimate, max_minutes)
     if saved is not None:
-        earlier = Run.open(directory).environment
+        earlier = world.first(lambda: Run.open(directory).environment)
         environment["seconds"] = earlier.get("seconds", 0.0)
         environment["plan"] = earlier.get("plan", environment["plan"])
-    write_text_atomic(directory / "recipe.toml", recipe.to_toml())
-    _write_environment(directory, environment)
-    _save_view_samples(directory, trainer)
+
+    def begin() -> None:
+        write_text_atomic(directory / "recipe.toml", recipe.to_toml())
+        _write_environment(directory, environment)
+        _save_view_samples(directory, trainer)
+
+    world.first(begin)
     _say(quiet, *describe(trainer, estimate))
     before = environment["seconds"]
+
+    def end_log() -> None:
+        environment.update(seconds=before + time.perf_counter() - started, peak_bytes=peak_memory(trainer.platform))
+        if log is not None:
+            log.close()
+            _write_environment(directory, environment)
+
     try:
-        with stop_requests() as stop, progress(trainer.plan.total_steps, trainer.step, quiet=quiet) as bar:
+        give_up = partial(_give_up, directory)
+        with stop_requests(give_up) as stop, progress(trainer.plan.total_steps, trainer.step, quiet=quiet) as bar:
             _fit(trainer, directory, log, bar, stop)
-    finally:
-        log.close()
-        environment.update(seconds=before + time.time() - started, peak_bytes=peak_memory(trainer.platform))
+    except BaseException:
+        with suppress(PlatformError):  # as on a full disk: what was raised first says more
+            end_log()
+        raise
+    end_log()
+
+    def finish() -> dict[str, Any]:
+        metadata = encoder_metadata(recipe, store.image_size)
+        save_weights(directory / "model.safetensors", trainer.model, metadata)
+        save_weights(directory / "encoder.safetensors", trainer.model.encoder, metadata)
+        seconds = before + time.perf_counter() - started
+        environment.update(finished=True, ended=time.time(), seconds=seconds)
         _write_environment(directory, environment)
-    metadata = encoder_metadata(recipe, store.image_size)
-    save_weights(directory / "model.safetensors", trainer.model, metadata)
-    save_weights(directory / "encoder.safetensors", trainer.model.encoder, metadata)
-    environment.update(finished=True, ended=time.time(), seconds=before + time.time() - started)
-    _write_environment(directory, environment)
-    return Run.open(directory)
+        return environment
+
+    environment = world.first(finish)
+    # Other machines need not see the directory.
+    return Run.open(directory) if world.main else Run(directory, recipe, environment)
 
 
 def open_data(
@@ -169,16 +258,20 @@ def prepare(
     max_minutes: float | None = None,
     saved: dict[str, Any] | None = None,
     measure: bool = False,
+    world: World = World(),  # noqa: B008  # frozen
 ) -> tuple[Trainer, Estimate | None]:
     """The trainer, its recipe and plan final.
 
     With `max_minutes` (or `measure`) some steps are timed first, on another trainer. A run that comes out short takes
     the recipe's settings for short runs, and is then timed with them. One that is resumed (`saved`) keeps its own.
+    Where ranks of a `world` could come to different times, rank 0's hold.
     """
     if saved is not None:
         plan = Plan.of(Recipe.from_toml(saved["recipe"]), store, int(saved["total_steps"]))
     else:
         plan = Plan.of(recipe.for_epochs(math.inf), store)
+    if world.size > 1:
+        compile = bool(compile)  # unless asked for: synchronised batch norm breaks the graph at every layer
     platform = choose_platform(device, recipe.train.precision, compile, plan.total_steps)
     if platform.device.type == "cpu":
         keep_freed_memory()
@@ -186,17 +279,26 @@ def prepare(
     def trainer_of(plan: Plan) -> Trainer:
         """With the kernels that serve this plan's recipe: a short run may have another temperature."""
         backends, notes = _backends(platform, plan.recipe, fused, augment)
-        return Trainer(plan.recipe, plan, replace(platform, notes=platform.notes + notes), store, backends)
+        with loading_errors(store, platform.device):
+            return Trainer(plan.recipe, plan, replace(platform, notes=platform.notes + notes), store, backends, world)
 
+    world.agree(
+        {
+            "the images": store.fingerprint,
+            "the recipe": plan.recipe.hash(),
+            "precision": platform.precision,
+            "the version of torch": torch.__version__,
+        }
+    )
     if saved is not None:
         return trainer_of(plan), None
     began, per_step = time.perf_counter(), dict[int, float]()
 
     def timed(plan: Plan) -> tuple[Plan, dict[int, float]]:
         """View size → seconds of a step, and the plan cut to the time that is left."""
-        per_step = calibrate(trainer_of(plan))
+        per_step = world.same(calibrate(trainer_of(plan)))
         if max_minutes is not None:
-            left = max_minutes * 60 * BUDGET_SHARE - (time.perf_counter() - began)
+            left = world.same(max_minutes * 60 * BUDGET_SHARE - (time.perf_counter() - began))
             plan = Plan.of(plan.recipe, store, min(plan.total_steps, steps_within(plan, left, per_step)))
         return plan, per_step
 
@@ -229,7 +331,8 @@ def calibrate(trainer: Trainer) -> dict[int, float]:
         for i in range(CALIBRATION_STEPS + 1):
             trainer.platform.synchronize()
             start = time.perf_counter()
-            trainer.train_step(i % trainer.plan.steps_per_epoch, size)
+            with memory_errors(trainer):
+                trainer.train_step(i % trainer.plan.steps_per_epoch, size)
             trainer.platform.synchronize()
             times.append(time.perf_counter() - start)
         seconds[size] = float(np.median(times[1:]))
@@ -269,12 +372,30 @@ def describe(trainer: Trainer, estimate: Estimate | None) -> list[str]:
         f"device   {p.device} ({p.describe()['device_name']}), {p.precision}, {layout}, compile {compiled}",
         f"kernels  augmentation: {trainer.backends.augment}; NT-Xent: {trainer.backends.nt_xent}",
     ]
+    lines += [f"spread   {row}" for row in spread(trainer)]
     lines += [f"note     {note}" for note in p.notes]
     if estimate is not None:
         per = ", ".join(f"{1e3 * s:.0f} ms at {size} px" for size, s in estimate.seconds_per_step.items())
         minutes, peak = estimate.seconds / 60, estimate.peak_bytes / 2**30
         lines.append(f"estimate {minutes:.1f} min of training ({per} a step), peak memory {peak:.2f} GiB so far")
     return lines
+
+
+def spread(trainer: Trainer) -> list[str]:
+    """How a step is spread over ranks and micro-batches, where it is, and what batch norm makes of that."""
+    r, world = trainer.recipe, trainer.world
+    share = r.train.batch_size // world.size
+    rows = []
+    if world.size > 1:
+        norm = "synchronised" if trainer.synchronised else "local to each rank"
+        rows.append(f"{world.size} ranks of {share} images, negatives from all of them; batch norm {norm}")
+    if trainer.two_passes:
+        ranks = f" on each of {world.size} ranks" if trainer.synchronised else ""
+        rows.append(f"micro-batches of {trainer.micro_batch} images{ranks}, over which batch norm takes its statistics")
+    dropped = trainer.plan.samples - trainer.plan.steps_per_epoch * r.train.batch_size
+    if rows and dropped:
+        rows.append(f"{dropped:,} images of each epoch, others each time, fill no batch and are left out")
+    return rows
 
 
 def peak_memory(platform: Platform) -> int:
@@ -286,8 +407,11 @@ def peak_memory(platform: Platform) -> int:
 
 
 @contextmanager
-def stop_requests() -> Iterator[threading.Event]:
-    """An event that SIGINT and SIGTERM set, so that the loop ends between two steps; a second SIGINT is not held."""
+def stop_requests(give_up: Callable[[], None]) -> Iterator[threading.Event]:
+    """An event that SIGINT and SIGTERM set, so that the loop ends between two steps; a second SIGINT is not held.
+
+    Who sends SIGTERM will not wait: if the loop has not ended after STOP_SECONDS, `give_up` is called from a thread.
+    """
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield event
@@ -300,49 +424,127 @@ def stop_requests() -> Iterator[threading.Event]:
 
     previous = {s: signal.signal(s, request) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield event
+        with _deadline(give_up):
+            yield event
     finally:
         for s, handler in previous.items():
             signal.signal(s, handler)
 
 
-def _fit(trainer: Trainer, directory: Path, log: RunLog, bar: Progress, stop: threading.Event) -> None:
-    """Runs the loop with its callbacks; leaves `last.pt` at the end, also of an interrupted run."""
-    recipe, plan, folder = trainer.recipe, trainer.plan, directory / "checkpoints"
-    watch = recipe.monitor.knn_epochs
-    monitor = (
-        OnlineMonitor(trainer.store, recipe.augment, recipe.monitor.knn_images, trainer.platform) if watch else None
+@contextmanager
+def _deadline(give_up: Callable[[], None]) -> Iterator[None]:
+    """Calls `give_up` from a thread STOP_SECONDS after SIGTERM.
+
+    Handlers of signals run in the main thread and between two operations of Python, of which a long backward pass is
+    one. The descriptor that `set_wakeup_fd` names is written at once.
+    """
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    ended = threading.Event()
+
+    def watch() -> None:
+        while number := os.read(reading, 1):
+            if number[0] == signal.SIGTERM:
+                if not ended.wait(STOP_SECONDS):
+                    give_up()
+                return
+
+    before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    watcher = threading.Thread(target=watch, name="deadline", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        ended.set()
+        os.close(writing)
+        watcher.join()
+        os.close(reading)
+
+
+def _give_up(directory: Path) -> None:
+    """Ends the process in the middle of a step; as after a kill, what is on disk is whole."""
+    saved = any((directory / "checkpoints").glob("*.pt"))
+    fix = f"go on with: --out {directory} --resume" if saved else "nothing was saved yet: start anew with --overwrite"
+    error = Interrupted(
+        "stopped in the middle of a step; the checkpoint before it is kept",
+        saw=f"a step did not end within {STOP_SECONDS:.0f} s of SIGTERM",
+        fix=fix,
     )
+    print("error: " + "\n  ".join(error.lines()), file=sys.stderr, flush=True)
+    os._exit(Interrupted.exit_code)
+
+
+def _fit(trainer: Trainer, directory: Path, log: RunLog | None, bar: Progress, stop: threading.Event) -> None:
+    """Runs the loop with its callbacks; leaves `last.pt` at the end, also of an interrupted run.
+
+    Every rank comes here; `log` is rank 0's. What makes a rank save or stop (a signal, its clock) holds for all.
+    """
+    recipe, plan, world, folder = trainer.recipe, trainer.plan, trainer.world, directory / "checkpoints"
+    watch, images = recipe.monitor.knn_epochs, recipe.monitor.knn_images
+    monitor = OnlineMonitor(trainer.store, recipe.augment, images, trainer.platform, world) if watch else None
     knn = ""
 
     def show(step: int, row: dict[str, float]) -> None:
-        log.write("train", step, row)
+        if log is not None:
+            log.write("train", step, row)
         bar.update(
             step,
             f"epoch {row['epoch']:.2f}  loss {row['loss']:.3f} (chance {row['chance']:.3f})  p_pos {row['p_pos']:.3f}  "
             f"top-1 {100 * row['top1']:.1f}%  {row['images_per_second']:.0f} img/s{knn}",
         )
 
-    saved_at = time.monotonic()
-    for step in trainer.steps(show):
+    def save() -> None:
+        save_last(folder, trainer.state_dict())
+
+    def lasting(step: int) -> str | None:
+        """The second name of the checkpoint of `step`, if it is to stay."""
+        epoch, into = divmod(step, plan.steps_per_epoch)
+        keep = recipe.train.checkpoint_epochs
+        return f"epoch_{epoch:04d}.pt" if keep and into == 0 and epoch % keep == 0 else None
+
+    def mend() -> None:
+        """Gives the resumed checkpoint the names that a kill kept from it."""
+        name = lasting(trainer.step)
+        if not all((folder / due).is_file() for due in (LAST, name) if due):
+            save()
+            if name:
+                keep_last_as(folder, name)
+
+    if trainer.step:
+        world.first(mend)
+    saved_at = step_began = time.monotonic()
+    for step in _steps(trainer, show):
+        # A step that SIGTERM's deadline may cut is worth a checkpoint each.
+        patience = SAVE_SECONDS if time.monotonic() - step_began < STOP_SECONDS / 2 else 0.0
         epoch, into = divmod(step, plan.steps_per_epoch)
         if monitor is not None and (step == plan.total_steps or (into == 0 and epoch % watch == 0)):
+            if world.any(stop.is_set())[0]:
+                world.first(save)  # first, for the monitor may take longer than the deadline leaves
             row = monitor(trainer.model)
-            log.write("knn", step, {"epoch": step / plan.steps_per_epoch, **row})
+            if log is not None:
+                log.write("knn", step, {"epoch": step / plan.steps_per_epoch, **row})
             knn = f"  kNN {100 * row['accuracy']:.1f}%" if "accuracy" in row else ""
-        keep = recipe.train.checkpoint_epochs
-        numbered = bool(keep) and into == 0 and epoch % keep == 0
-        if numbered or stop.is_set() or step == plan.total_steps or time.monotonic() - saved_at > SAVE_SECONDS:
-            save_last(folder, trainer.state_dict())
+        name = lasting(step)
+        stopping, due = world.any(stop.is_set(), time.monotonic() - saved_at > patience)
+        if name or stopping or due or step == plan.total_steps:
+            world.first(save)
             saved_at = time.monotonic()
-        if numbered:
-            keep_last_as(folder, f"epoch_{epoch:04d}.pt")
-        if stop.is_set() and step < plan.total_steps:
+        if name:
+            world.first(partial(keep_last_as, folder, name))
+        if stopping and step < plan.total_steps:
             raise Interrupted(
                 "stopped; the run is saved",
                 saw=f"step {step} of {plan.total_steps}",
                 fix=f"go on with: --out {directory} --resume",
             )
+        step_began = time.monotonic()
+
+
+def _steps(trainer: Trainer, show: Callable[[int, dict[str, float]], None]) -> Iterator[int]:
+    """The trainer's steps, with an error that helps where one does not fit into memory."""
+    with memory_errors(trainer):
+        yield from trainer.steps(show)
 
 
 def _saved_state(directory: Path, recipe: Recipe) -> dict[str, Any]:
@@ -359,6 +561,23 @@ def _saved_state(directory: Path, recipe: Recipe) -> dict[str, Any]:
             fix="resume with the same recipe and settings",
         )
     return state
+
+
+def _after_restart(directory: Path, resume: bool, overwrite: bool) -> tuple[bool, bool]:
+    """`resume, overwrite` as given; after the launcher's restart: go on with what this launch has saved, if anything.
+
+    A directory that this launch did not make keeps the user's word, or an old run would be resumed or removed.
+    """
+    if not restarts() or run_id() is None:
+        return resume, overwrite
+    try:
+        environment = Run.open(directory).environment
+    except DataError:
+        return resume, overwrite
+    if environment.get("launch") != run_id():
+        return resume, overwrite
+    saved = any((directory / "checkpoints").glob("*.pt"))
+    return saved, not saved
 
 
 def _backends(platform: Platform, recipe: Recipe, fused: bool | None, augment: str) -> tuple[Backends, tuple[str, ...]]:
@@ -392,6 +611,10 @@ def _environment(
         "notes": list(trainer.platform.notes),
         "versions": {"python": host.python_version(), "torch": torch.__version__, "numpy": np.__version__},
         "parameters": parameter_count(trainer.model),
+        "ranks": trainer.world.size,
+        "micro_batch": trainer.micro_batch,
+        "batch_norm": "synchronised" if trainer.synchronised else "local",
+        "launch": run_id(),
         "data": {
             "name": store.name,
             "split": store.split,
@@ -414,20 +637,22 @@ def _environment(
 
 
 def _save_view_samples(directory: Path, trainer: Trainer, images: int = 4) -> None:
-    """`views.npz`: some images and their views of the first epochs, for the report's augmentation sheet.
+    """`views.npz`: some images and 16 views of each, of the first epochs, for the report's augmentation sheet.
 
-    Arrays `originals` uint8 `[n, S, S, 3]` and `views` uint8 `[n, 8, S', S', 3]`, the normalisation undone.
+    Arrays `originals` uint8 `[n, S, S, 3]` and `views` uint8 `[n, 16, S', S', 3]`, the normalisation undone.
     """
     ids = torch.arange(min(images, len(trainer.store)), device=trainer.platform.device)
     views, size = trainer.recipe.train.views, trainer.plan.view_size(trainer.plan.total_steps - 1)
-    epochs = range(-(-8 // views))
+    epochs = range(-(-16 // views))
     batch = torch.cat(
         [trainer.views(ids, epoch, size).float().cpu().reshape(views, len(ids), 3, size, size) for epoch in epochs]
-    )[:8]
+    )[:16]
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (trainer.spec.mean, trainer.spec.std))
     pixels = ((batch * std + mean).clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 0, 3, 4, 2)
     originals = np.ascontiguousarray(trainer.store.images[: len(ids)])
-    np.savez_compressed(directory / "views.npz", originals=originals, views=pixels.numpy())
+    file = io.BytesIO()
+    np.savez_compressed(file, originals=originals, views=pixels.numpy())
+    write_atomic(directory / "views.npz", file.getbuffer())
 
 
 def _write_environment(directory: Path, environment: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import hashlib
 import math
+import re
 import tomllib
 import types
 import typing
@@ -25,6 +26,9 @@ from .errors import UsageError
 
 DEFAULT = "cifar10"
 ARCHITECTURES = ("resnet18", "resnet34", "resnet50")
+LARGEST_FILE = 1 << 20  # bytes; the recipes of the package have 4,000
+MOST = 10**9  # of steps, images or epochs, where nothing else sets a bound
+_SHOWN = 200  # characters of a foreign value in a message
 
 
 @dataclass(frozen=True)
@@ -98,10 +102,13 @@ class TrainSpec:
 
     `views` V ≥ 2 per image; `resolution` lists (fraction of the run, crop output size in pixels, 0 for the images' own
     size), empty for their own size throughout; `checkpoint_epochs` keeps a numbered checkpoint, 0 the last one alone.
+    `batch_size` counts the images of all processes in a step; `micro_batch` those that are in memory at once on each
+    (0: all of its share), with the gradient of the whole batch.
     """
 
     epochs: int
     batch_size: int
+    micro_batch: int
     views: int
     resolution: tuple[tuple[float, int], ...]
     precision: str
@@ -211,12 +218,11 @@ class Recipe:
     @classmethod
     def from_toml(cls, text: str) -> Recipe:
         """The recipe that `to_toml` wrote."""
-        try:
-            tree = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
-            raise UsageError("the recipe is not valid TOML", saw=error, fix="mend the line named above") from error
+        tree = _parse(text, "")
         if "evaluation" not in tree:  # a run written before recipes said how to train with labels
             tree["evaluation"] = _read(DEFAULT)["evaluation"]
+        if isinstance(tree.get("train"), dict):  # a run written before there were micro-batches
+            tree["train"].setdefault("micro_batch", 0)
         return cls.from_tree(tree)
 
     @classmethod
@@ -286,20 +292,18 @@ def _read(name: str) -> dict[str, Any]:
         text, where = resources.files("simclr_engine").joinpath("recipes", f"{name}.toml").read_text("utf-8"), name
     elif name.endswith(".toml") or Path(name).is_file():
         try:
-            text, where = Path(name).read_text("utf-8"), name
+            text, where = _read_text(Path(name)), name
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError("the recipe file cannot be read", saw=f"{name}: {error}", fix="check the path") from error
     else:
         raise UsageError("no recipe of this name", saw=name, fix=_nearest(name, recipe_names()))
-    try:
-        tree = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError("the recipe is not valid TOML", saw=f"{where}: {error}", fix="mend that line") from error
+    tree = _parse(text, f"{where}: ")
     base = tree.pop("base", None)
     if base is None:
         return tree
     if base not in recipe_names():
-        raise UsageError("`base` must name a recipe of the package", saw=base, fix=_nearest(str(base), recipe_names()))
+        nearest = _nearest(_shown(base), recipe_names())
+        raise UsageError("`base` must name a recipe of the package", saw=_shown(base), fix=nearest)
     merged = _read(base)
     merged["published"] = {}
     published = tree.pop("published", {})
@@ -307,6 +311,33 @@ def _read(name: str) -> dict[str, Any]:
         _set(merged, key, value)
         _claim(merged, key)
     return merged | {"published": published}
+
+
+def _read_text(path: Path) -> str:
+    if path.stat().st_size > LARGEST_FILE:
+        raise UsageError(
+            "too large for a recipe", saw=f"{path}: {path.stat().st_size:,} bytes", fix="name a .toml file"
+        )
+    return path.read_text("utf-8")
+
+
+def _parse(text: str, where: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # also brackets within brackets without end, a number of 5,000 digits
+        raise UsageError("the recipe is not valid TOML", saw=_cut(f"{where}{error}"), fix="mend that line") from error
+
+
+def _shown(value: object) -> str:
+    """A foreign value in a message."""
+    try:
+        return _cut(repr(value))
+    except (ValueError, RecursionError):
+        return f"a {type(value).__name__} too long to show"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _SHOWN else text[:_SHOWN] + "…"
 
 
 def _leaves(tree: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
@@ -327,7 +358,7 @@ def _override(tree: dict[str, Any], key: str, value: Any) -> None:
     """Sets `a.b` in the tree; the key must exist. Text is read as a TOML value where it is one."""
     known = _known_keys(Recipe)
     if key not in known:
-        raise UsageError("the recipe has no such key", saw=key, fix=_nearest(key, known))
+        raise UsageError("the recipe has no such key", saw=_cut(key), fix=_nearest(_cut(key), known))
     _set(tree, key, _read_value(value) if isinstance(value, str) else value)
     _claim(tree, key)
 
@@ -337,12 +368,15 @@ def _set(tree: dict[str, Any], key: str, value: Any) -> None:
     *rooms, field = key.split(".")
     for name in rooms:
         tree = tree.setdefault(name, {})
+        if not isinstance(tree, dict):  # `train = 3` beside `"train.epochs" = 4`
+            raise UsageError("a recipe table was expected", saw=f"{_cut(key)} in {_shown(tree)}", fix="write [table]")
     tree[field] = value
 
 
 def _claim(tree: dict[str, Any], key: str) -> None:
     """A value that a user sets holds for short runs too."""
-    for short in tree.get("short_runs", ()):
+    shorts = tree.get("short_runs")
+    for short in shorts if isinstance(shorts, list) else ():
         if isinstance(short, dict) and isinstance(short.get("settings"), dict):
             short["settings"].pop(key, None)
 
@@ -351,7 +385,7 @@ def _read_value(text: str) -> Any:
     """A TOML value (`[0.2, 1.0]`, `true`, `3`), a number as one types it (`.9`, `1e-6`), or plain text (`adamw`)."""
     try:
         return tomllib.loads(f"v = {text}")["v"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         try:
             return float(text)
         except ValueError:
@@ -376,7 +410,7 @@ def _build(cls: type[Any], tree: Mapping[str, Any], path: str) -> Any:
     names = [f.name for f in dataclasses.fields(cls) if f.name != "image_size"]
     for key in tree:
         if key not in names:
-            raise UsageError("the recipe has no such key", saw=f"{path}{key}", fix=_nearest(key, names))
+            raise UsageError("the recipe has no such key", saw=_cut(f"{path}{key}"), fix=_nearest(_cut(key), names))
     missing = [n for n in names if n not in tree]
     if missing:
         raise UsageError(
@@ -396,7 +430,9 @@ def _build(cls: type[Any], tree: Mapping[str, Any], path: str) -> Any:
 def _convert(hint: Any, value: Any, path: str) -> Any:
     if dataclasses.is_dataclass(hint):
         if not isinstance(value, Mapping):
-            raise UsageError("a recipe table was expected", saw=f"{path} = {value!r}", fix=f"write it as [{path}]")
+            raise UsageError(
+                "a recipe table was expected", saw=f"{path} = {_shown(value)}", fix=f"write it as [{path}]"
+            )
         return _build(typing.cast("type[Any]", hint), value, f"{path}.")
     origin = typing.get_origin(hint)
     if origin is tuple and isinstance(value, list | tuple):
@@ -406,20 +442,46 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
         if len(inner) == len(value):
             return tuple(_convert(h, v, path) for h, v in zip(inner, value, strict=True))
     elif origin is dict and isinstance(value, Mapping):
-        return dict(value)
+        return _plain_table(value, path)
     elif hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        if isinstance(value, int) and abs(value) >= 2**1023:  # too long for a float
+            return math.inf if value > 0 else -math.inf
         return float(value)
     elif isinstance(hint, type) and not isinstance(hint, types.GenericAlias) and type(value) is hint:
         return value
     name = getattr(hint, "__name__", str(hint)) if origin is None else str(hint)
     raise UsageError(
-        "a recipe value has the wrong type", saw=f"{path} = {value!r}", fix=f"{path} must be of type {name}"
+        "a recipe value has the wrong type", saw=f"{path} = {_shown(value)}", fix=f"{path} must be of type {name}"
     )
+
+
+def _plain_table(value: Mapping[str, Any], path: str) -> dict[str, Any]:
+    """A table of free content; what could not be written down again as it was is refused."""
+
+    def check(part: object) -> None:
+        if isinstance(part, Mapping | list | tuple):
+            for inner in part.values() if isinstance(part, Mapping) else part:
+                check(inner)
+        elif not isinstance(part, str | bool | float) and not (isinstance(part, int) and abs(part) < 2**63):
+            raise UsageError(
+                "a recipe value has the wrong type",
+                saw=f"{path}: {_shown(part)}",
+                fix="text, numbers, true or false, lists and tables of them",
+            )
+
+    check(value)
+    return dict(value)
 
 
 def _require(holds: bool, key: str, value: object, allowed: str) -> None:
     if not holds:
-        raise UsageError("a recipe value is out of range", saw=f"{key} = {value}", fix=f"{key} must be {allowed}")
+        raise UsageError(
+            "a recipe value is out of range", saw=f"{key} = {_said(value)}", fix=f"{key} must be {allowed}"
+        )
+
+
+def _said(value: object) -> str:
+    return _cut(value) if isinstance(value, str) else _shown(value)
 
 
 def _finite(value: float, low: float = 0.0) -> bool:
@@ -454,24 +516,27 @@ def _validate(r: Recipe) -> None:
     _require(_finite(s.phase_epochs), "schedule.phase_epochs", s.phase_epochs, "0 or more epochs")
     _require(1 <= t.epochs <= 100_000, "train.epochs", t.epochs, "1 to 100,000")
     _require(2 <= t.batch_size <= 1_000_000, "train.batch_size", t.batch_size, "at least 2 (contrast needs two images)")
+    divides = t.micro_batch >= 0 and (t.micro_batch == 0 or t.batch_size % t.micro_batch == 0)
+    allowed = f"0 (the whole batch at once) or a divisor of train.batch_size = {t.batch_size}"
+    _require(divides, "train.micro_batch", t.micro_batch, allowed)
     _require(2 <= t.views <= 64, "train.views", t.views, "2 to 64")
     _require(
         t.precision in ("auto", "bf16", "fp16", "fp32"), "train.precision", t.precision, "auto, bf16, fp16 or fp32"
     )
     _require(0 <= t.seed < 2**63, "train.seed", t.seed, "0 to 2^63 − 1")
-    _require(t.checkpoint_epochs >= 0, "train.checkpoint_epochs", t.checkpoint_epochs, "0 or more")
+    _require(0 <= t.checkpoint_epochs <= MOST, "train.checkpoint_epochs", t.checkpoint_epochs, "0 or more")
     ends = [end for end, _ in t.resolution]
     good = ends == sorted(set(ends)) and all(0 < e <= 1 for e in ends) and (not ends or ends[-1] == 1)
     good = good and all(size == 0 or 8 <= size <= 1024 for _, size in t.resolution)
     allowed = "rising fractions ending at 1, sizes 0 (the images' own) or 8 to 1024"
     _require(good, "train.resolution", [list(p) for p in t.resolution], allowed)
-    _require(w.log_steps >= 1, "monitor.log_steps", w.log_steps, "1 or more")
-    _require(w.knn_epochs >= 0, "monitor.knn_epochs", w.knn_epochs, "0 (never) or more")
-    _require(w.knn_images >= 20, "monitor.knn_images", w.knn_images, "20 or more")
+    _require(1 <= w.log_steps <= MOST, "monitor.log_steps", w.log_steps, "1 or more")
+    _require(0 <= w.knn_epochs <= MOST, "monitor.knn_epochs", w.knn_epochs, "0 (never) or more")
+    _require(20 <= w.knn_images <= MOST, "monitor.knn_images", w.knn_images, "20 or more")
     for method in ("head", "finetune", "supervised"):
         _validate_labelled(getattr(r.evaluation, method), f"evaluation.{method}", least=int(method != "supervised"))
     for short in r.short_runs:
-        _require(short.epochs >= 1, "short_runs.epochs", short.epochs, "1 or more")
+        _require(1 <= short.epochs <= MOST, "short_runs.epochs", short.epochs, "1 or more")
         for key in short.settings:
             _require("." in key, "short_runs.settings", key, 'keys within a table, such as "train.views"')
         r.for_epochs(short.epochs)  # every setting is a key of the recipe, and its value in range
@@ -527,10 +592,14 @@ def _toml_value(value: Any) -> str:
 
 def _toml(tree: Mapping[str, Any], path: str = "") -> str:
     """A TOML file of nested tables (the standard library reads TOML but does not write it)."""
-    lines = [f"{k} = {_toml_value(v)}" for k, v in tree.items() if not isinstance(v, dict)]
+    lines = [f"{_toml_key(k)} = {_toml_value(v)}" for k, v in tree.items() if not isinstance(v, dict)]
     for name, table in tree.items():
         if isinstance(table, dict):
             only_tables = bool(table) and all(isinstance(v, dict) for v in table.values())
-            head = [] if only_tables else ["", f"[{path}{name}]"]
-            lines += [*head, _toml(table, f"{path}{name}.").rstrip("\n")]
+            head = [] if only_tables else ["", f"[{path}{_toml_key(name)}]"]
+            lines += [*head, _toml(table, f"{path}{_toml_key(name)}.").rstrip("\n")]
     return "\n".join(lines) + "\n"
+
+
+def _toml_key(key: str) -> str:
+    return key if re.fullmatch("[A-Za-z0-9_-]+", key) else _toml_value(key)

@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
+import socket
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import TracebackType
+from typing import IO, TYPE_CHECKING, Any
 
 from .errors import DataError, PlatformError, UsageError
 from .recipe import Recipe
+
+try:
+    import fcntl
+except ImportError:  # no POSIX system; nothing keeps a second process out there
+    fcntl = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
     from torch import nn
 
 RUNS = Path("runs")
+LOCK = ".lock"
+# What a killed process leaves half written beside the file of that name; see `write_atomic`.
+_WRITTEN = ("recipe.toml", "environment.json", "metrics.jsonl", "views.npz", "model.safetensors", "encoder.safetensors")
 
 
 def write_atomic(path: Path, *parts: bytes | memoryview) -> None:
@@ -137,51 +148,145 @@ def check_directory(path: Path, *, resume: bool, overwrite: bool) -> None:
     Raises:
         UsageError: it is a file, or it is occupied.
         DataError: there is nothing to resume.
+        PlatformError: it cannot be reached.
     """
+    try:
+        path.stat()
+    except FileNotFoundError:
+        pass
+    except OSError as error:  # a folder above it that may not be entered, or that is a file
+        raise PlatformError(
+            "the output directory cannot be reached", saw=f"{path}: {error.strerror}", fix="choose another --out"
+        ) from error
     if path.exists() and not path.is_dir():
         raise UsageError("the output is a file, not a directory", saw=path, fix="choose another --out")
     if resume:
         if not (path / "checkpoints").is_dir():
             raise DataError("nothing to resume here", saw=path, fix="start it without --resume")
-    elif path.is_dir() and any(path.iterdir()):
+    elif path.is_dir() and any(entry.name != LOCK for entry in path.iterdir()):
         if not overwrite:
             raise UsageError(
                 "the output directory exists and is not empty",
                 saw=path,
                 fix="--resume to go on, --overwrite to start anew, or another --out",
             )
-        if not (path / "recipe.toml").is_file():
+        # A run that was killed while it began, or while another replaced it, may have its lock alone.
+        if not any((path / name).is_file() for name in ("recipe.toml", LOCK)):
             raise UsageError("--overwrite removes runs only, and this is none", saw=path, fix="choose another --out")
 
 
-def make_directory(path: Path, *, overwrite: bool) -> None:
-    """Makes the run directory, checked before; with `overwrite` the run that stood there goes first.
+def make_directory(path: Path, *, resume: bool, overwrite: bool, lock: RunLock) -> None:
+    """Makes the run directory and takes its lock; with `overwrite` the run that stood there goes first.
 
     Raises:
+        UsageError: another process has it, or was faster and left a run there.
         PlatformError: it cannot be made.
     """
     try:
-        if overwrite and path.is_dir():
-            shutil.rmtree(path)
-        (path / "checkpoints").mkdir(parents=True, exist_ok=True)
+        path.mkdir(parents=True, exist_ok=True)
+        lock.take()
+        check_directory(path, resume=resume, overwrite=overwrite)
+        for entry in list(path.iterdir()) if overwrite else []:
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            elif entry.name != LOCK:  # which this process holds
+                entry.unlink()
+        (path / "checkpoints").mkdir(exist_ok=True)
+        torn = [*(path / "checkpoints").glob(".*.tmp"), *(t for name in _WRITTEN for t in path.glob(f".{name}.*.tmp"))]
+        for left in torn:
+            left.unlink(missing_ok=True)
     except OSError as error:
         raise PlatformError(
             "cannot make the output directory", saw=f"{path}: {error.strerror}", fix="choose another --out"
         ) from error
 
 
+class RunLock:
+    """Keeps a second process out of a run directory, from `take` to the end of the `with`.
+
+    An advisory lock of the open file `.lock`: the kernel frees it with the process, however that ends, so that a lock
+    is never stale. The file stays and says who holds it. Where the file system knows no locks, it is no more than that.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.path = directory / LOCK
+        self._file: IO[str] | None = None
+
+    def __enter__(self) -> RunLock:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._file is not None:
+            with suppress(OSError):
+                self._file.truncate(0)
+            self._file.close()
+            self._file = None
+
+    def take(self) -> None:
+        """Takes the lock of a directory that exists; a second time does nothing.
+
+        Raises:
+            UsageError: another process has it.
+            PlatformError: the directory cannot be written.
+        """
+        if self._file is not None:
+            return
+        try:
+            file = self.path.open("a+", encoding="utf-8", errors="replace")
+        except OSError as error:
+            raise PlatformError(
+                "cannot write into the run directory",
+                saw=f"{self.path.parent}: {error.strerror}",
+                fix="choose another --out, or mend its permissions",
+            ) from error
+        try:
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                file.seek(0)
+                holder = file.read(200).strip() or "a process that has not said who it is"
+                file.close()
+                raise UsageError(
+                    "another process is training in this directory",
+                    saw=f"{self.path.parent}: {holder}",
+                    fix="wait until it ends, stop it, or choose another --out",
+                ) from error
+            # ENOLCK, EOPNOTSUPP: a network file system without locks
+        self._file = file
+        with suppress(OSError):  # a full disk: the lock holds all the same
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            file.flush()
+
+
 class RunLog:
-    """metrics.jsonl and TensorBoard, written together; a resumed run drops the rows after its checkpoint."""
+    """metrics.jsonl and TensorBoard, written together; a resumed run drops the rows after its checkpoint.
+
+    Each row is in the hands of the system when `write` returns: a process that is killed loses none.
+
+    Raises:
+        PlatformError: from every method, where the disk is full or the directory cannot be written.
+    """
 
     def __init__(self, directory: Path, resume_step: int | None = None) -> None:
-        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.summary.writer.record_writer import RecordWriter
 
         self.path = directory / "metrics.jsonl"
         if resume_step is not None:
             kept = [r for r in read_rows(self.path) if r.get("step", 0) <= resume_step]
             write_text_atomic(self.path, "".join(json.dumps(r) + "\n" for r in kept))
-        self._file = self.path.open("a", encoding="utf-8")
-        self._board = EventFileWriter(str(directory / "tensorboard"))
+        with self._clear_errors():
+            self._file = self.path.open("a", encoding="utf-8")
+            # Not tensorboard's EventFileWriter: it writes from a thread, where a full disk is a traceback and comes
+            # late.
+            name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}"
+            (directory / "tensorboard").mkdir(exist_ok=True)
+            self._board = RecordWriter((directory / "tensorboard" / name).open("ab"))
+            self._board.write(Event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString())
 
     def write(self, event: str, step: int, values: Mapping[str, Any]) -> None:
         """One row `{"event", "step", **values}`; numbers go to TensorBoard as `event/name`."""
@@ -189,22 +294,34 @@ class RunLog:
         from tensorboard.compat.proto.summary_pb2 import Summary
 
         row = {"event": event, "step": step, **values}
-        try:
-            self._file.write(json.dumps(row) + "\n")
-            self._file.flush()
-        except OSError as error:
-            raise PlatformError(
-                "cannot write the log", saw=f"{self.path}: {error.strerror}", fix="free space, then --resume"
-            ) from error
         scalars = [
             Summary.Value(tag=f"{event}/{k}", simple_value=v) for k, v in values.items() if isinstance(v, int | float)
         ]
-        self._board.add_event(Event(wall_time=time.time(), step=step, summary=Summary(value=scalars)))
+        record = Event(wall_time=time.time(), step=step, summary=Summary(value=scalars)).SerializeToString()
+        with self._clear_errors():
+            self._file.write(json.dumps(row) + "\n")
+            self._file.flush()
+            self._board.write(record)
+            self._board.flush()
 
     def close(self) -> None:
-        """Flushes both."""
-        self._file.close()
-        self._board.close()
+        """Closes both."""
+        with self._clear_errors():
+            try:
+                self._file.close()
+            finally:
+                self._board.close()
+
+    @contextmanager
+    def _clear_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise PlatformError(
+                "cannot write the log",
+                saw=f"{error.filename or self.path}: {error.strerror}",
+                fix="free space or mend its permissions, then --resume",
+            ) from error
 
 
 class Progress:

@@ -2,6 +2,19 @@
 
 Nothing in an epoch waits for the device: sums stay there and are read every `log_steps` steps. Every random choice is a
 pure function of (seed, epoch, sample id, view), so a run can stop and go on anywhere.
+
+A step may be spread twice, over processes and over time, with the same gradient:
+
+- Over the ranks of a `World`: each takes its share of the batch and sees the projections of all. A rank's loss is that
+  of the whole batch, its gradient the part that flows through its own rows, times the number of ranks; the mean over
+  the ranks is the gradient of the whole batch (`kernels.ntxent.distributed`).
+- Over micro-batches, in two passes (Gao, Zhang, Han, Callan: "Scaling deep contrastive learning batch size under memory
+  limited setup", 2021, arXiv 2101.06983): the first finds the projections of the whole batch, and with them the
+  gradient of the loss by each; the second sends that back through the network, one micro-batch at a time.
+
+Both leave one thing to say: batch norm takes its statistics from what passes through the network at once, a rank's
+share (the shares of all ranks, where it is synchronised) or a micro-batch. The same micro-batch gives the same run on
+any number of ranks.
 """
 
 from __future__ import annotations
@@ -23,6 +36,7 @@ from .device import Platform
 from .errors import CheckFailed, DataError
 from .model import SimCLR
 from .optim import build_optimizer, lr_factor
+from .parallel import World, check_shares, synchronise_batch_norm
 from .recipe import Recipe
 
 
@@ -98,25 +112,46 @@ class Backends:
 class Trainer:
     """Model, optimizer and the step; what a checkpoint holds is exactly its `state_dict`."""
 
-    def __init__(self, recipe: Recipe, plan: Plan, platform: Platform, store: ImageStore, backends: Backends) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        plan: Plan,
+        platform: Platform,
+        store: ImageStore,
+        backends: Backends,
+        world: World = World(),  # noqa: B008  # frozen
+    ) -> None:
         torch.manual_seed(recipe.train.seed)
         self.recipe, self.platform, self.store, self.backends = recipe, platform, store, backends
-        self.plan = plan
-        model = SimCLR(recipe.model, recipe.head).to(platform.device)
-        # torch's annotations miss that Module.to takes memory_format alone.
-        self.model: SimCLR = model.to(memory_format=platform.memory_format)  # type: ignore[call-overload]
+        self.plan, self.world = plan, world
+        share = check_shares(recipe.train, world.size)
+        self.micro_batch = recipe.train.micro_batch or share
+        self.two_passes = self.micro_batch < share
+        model: Any = SimCLR(recipe.model, recipe.head).to(platform.device)
+        if platform.precision == "fp64":
+            model = model.double()
+        self.synchronised = world.size > 1 and platform.device.type == "cuda"
+        if self.synchronised:
+            model = synchronise_batch_norm(model)
+        self.model: SimCLR = model.to(memory_format=platform.memory_format)
+        # The seed gives every rank the same weights already, unless machines draw differently.
+        world.broadcast_([*self.model.parameters(), *self.model.buffers()])
         self.forward: Callable[[Tensor], Tensor] = (
             torch.compile(self.model, dynamic=False) if platform.compile else self.model
         )
         self.optimizer = build_optimizer(self.model, recipe.optimizer, plan.peak_lr)
         self.scaler = torch.amp.GradScaler(platform.device.type, enabled=platform.precision == "fp16")
         self.step = 0
+        self._finite = torch.ones((), dtype=torch.bool, device=platform.device)  # all gradients so far
         self.spec: AugmentSpec = _with_image_size(recipe.augment, store.image_size)
         self._resident = _resident_images(store, platform.device)
         self._order: tuple[int, Tensor] | None = None
 
     def sample_ids(self, step: int) -> Tensor:
-        """int64 `[B]` on the device: which images `step` trains on; a fresh permutation each epoch."""
+        """int64 on the device: which images this process trains on in `step`; a fresh permutation each epoch.
+
+        `[B]`, or this rank's share of the same: a step sees the same images on any number of ranks, none of them twice.
+        """
         epoch, offset = divmod(step, self.plan.steps_per_epoch)
         if self._order is None or self._order[0] != epoch:
             self._order = (
@@ -124,32 +159,103 @@ class Trainer:
                 epoch_order(self.plan.samples, self.recipe.train.seed, epoch).to(self.platform.device),
             )
         batch = self.recipe.train.batch_size
-        return self._order[1][offset * batch : (offset + 1) * batch]
+        return self.world.share(self._order[1][offset * batch : (offset + 1) * batch])
 
     def views(self, ids: Tensor, epoch: int, size: int) -> Tensor:
         """Views `[V·B, 3, size, size]` of the images `ids`; row v·B + i is view v of sample i."""
         train = self.recipe.train
         params = draw_params(self.spec, seed=train.seed, epoch=epoch, sample_ids=ids, views=train.views)
         # What autocast would cast them to: the first convolution sees the same numbers, and half the bytes are moved.
-        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.platform.precision, torch.float32)
+        dtype = self.platform.dtype if self.platform.precision != "fp64" else torch.float32
         views = augment(self._images(ids), params, self.spec, size=size, dtype=dtype, backend=self.backends.augment)
-        return views.contiguous(memory_format=self.platform.memory_format)
+        return views.to(self.platform.dtype).contiguous(memory_format=self.platform.memory_format)
 
     def train_step(self, step: int, size: int | None = None) -> tuple[Tensor, Tensor]:
-        """One update; returns the loss (fp32 scalar) and the projections `[V·B, D]`, both on the device."""
-        train, tau = self.recipe.train, self.recipe.loss.temperature
-        views = self.views(self.sample_ids(step), step // self.plan.steps_per_epoch, size or self.plan.view_size(step))
+        """One update; returns the loss (fp32 scalar) and this process's projections `[V·b, D]`, both on the device."""
+        loss, z = self.gradients(step, size)
         lr = self.plan.lr(step)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        with self.platform.autocast():
-            z = self.forward(views)
-        loss = nt_xent(z.float(), views=train.views, temperature=tau, backend=self.backends.nt_xent)
-        self.scaler.scale(loss).backward()
+        if not self.scaler.is_enabled():  # the scaler leaves such a step out
+            self._note_gradients()
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
+        return loss, z
+
+    def gradients(self, step: int, size: int | None = None) -> tuple[Tensor, Tensor]:
+        """Leaves the gradient of the whole batch in `.grad`, the same on every rank (times the scale, under fp16).
+
+        Returns:
+            Loss of the whole batch and projections `[V·b, D]` of this process, as of `train_step`.
+        """
+        ids, epoch = self.sample_ids(step), step // self.plan.steps_per_epoch
+        size = size or self.plan.view_size(step)
+        if self.world.size > 1 and self.recipe.head.dropout:
+            # Masks of its own for each rank and step, and none to save: a run goes on with any number of ranks.
+            torch.manual_seed(_mixed(self.recipe.train.seed, step, self.world.rank))
+        if self.two_passes:
+            loss, z = self._in_two_passes(ids, epoch, size)
+        else:
+            z = self._project(ids, epoch, size)
+            loss = self._loss(z)
+            self.scaler.scale(loss).backward()
+        self.world.average_([p.grad for p in self.model.parameters() if p.grad is not None])
         return loss.detach(), z.detach()
+
+    def _project(self, ids: Tensor, epoch: int, size: int) -> Tensor:
+        """Projections `[V·b, D]` of the views of `ids`, in fp32 at least."""
+        views = self.views(ids, epoch, size)
+        with self.platform.autocast():
+            z = self.forward(views)
+        return z if z.dtype == torch.float64 else z.float()
+
+    def _loss(self, z: Tensor) -> Tensor:
+        """NT-Xent of the projections of all ranks."""
+        train, tau = self.recipe.train, self.recipe.loss.temperature
+        return nt_xent(z, views=train.views, temperature=tau, backend=self.backends.nt_xent, group=self.world.group)
+
+    def _in_two_passes(self, ids: Tensor, epoch: int, size: int) -> tuple[Tensor, Tensor]:
+        """`gradients` with one micro-batch in the network at a time: projections first, then their gradients back.
+
+        Both passes see the same views (they are drawn by sample id), the same dropout masks (the generator is put back,
+        and ends where one pass leaves it) and the same statistics of batch norm (those of the micro-batch); its running
+        statistics follow the second pass alone, once per micro-batch.
+        """
+        views, parts = self.recipe.train.views, ids.split(self.micro_batch)
+        buffers = list(self.model.buffers())
+        before = [b.clone() for b in buffers]
+        states, projections = [], []
+        for part in parts:
+            states.append(self._generator_state())
+            # With the graph, which is dropped at once: without it the convolutions take other kernels, whose rounding
+            # differs from that of the second pass, and a compiled model is compiled twice.
+            projections.append(self._project(part, epoch, size).detach())
+        torch._foreach_copy_(buffers, before)
+        z = _by_view(projections, views).requires_grad_()
+        loss = self._loss(z)
+        self.scaler.scale(loss).backward()
+        assert z.grad is not None
+        for part, state, gradient in zip(parts, states, _by_part(z.grad, views, len(parts)), strict=True):
+            self._set_generator_state(state)
+            self._project(part, epoch, size).backward(gradient)
+        return loss, z
+
+    def _generator_state(self) -> Tensor:
+        """Of the generator that dropout draws from; it is kept on the host, for every kind of device."""
+        device = self.platform.device
+        if device.type == "cuda":
+            return torch.cuda.get_rng_state(device)
+        return torch.mps.get_rng_state() if device.type == "mps" else torch.get_rng_state()
+
+    def _set_generator_state(self, state: Tensor) -> None:
+        device = self.platform.device
+        if device.type == "cuda":
+            torch.cuda.set_rng_state(state, device)
+        elif device.type == "mps":
+            torch.mps.set_rng_state(state)
+        else:
+            torch.set_rng_state(state)
 
     def steps(self, log: Callable[[int, dict[str, float]], None]) -> Iterator[int]:
         """Trains from where it stands to the end of the plan, yielding the number of steps done after each.
@@ -158,7 +264,7 @@ class Trainer:
         caller may do anything between two steps (save, evaluate, stop); its time is not counted into images per second.
 
         Raises:
-            CheckFailed: the loss is no longer finite.
+            CheckFailed: the loss or a gradient is no longer finite.
         """
         train, every = self.recipe.train, self.recipe.monitor.log_steps
         self.model.train()
@@ -172,11 +278,15 @@ class Trainer:
             self.step += 1
             last_of_epoch = self.step % self.plan.steps_per_epoch == 0
             if self.step % every == 0 or last_of_epoch or self.step == self.plan.total_steps:
-                p_pos, top1 = contrastive_metrics(z, views=train.views, temperature=self.recipe.loss.temperature)
-                mean, p, t = torch.stack([loss_sum / count, p_pos.float(), top1.float()]).tolist()
-                busy += time.perf_counter() - start
+                everyone = self.world.gather_views(z, train.views)
+                p_pos, top1 = contrastive_metrics(everyone, views=train.views, temperature=self.recipe.loss.temperature)
+                numbers = [loss_sum / count, p_pos.float(), top1.float(), self._finite.float()]
+                mean, p, t, finite = torch.stack(numbers).tolist()
+                busy = max(busy + time.perf_counter() - start, 1e-9)  # a coarse clock may stand still
                 if not math.isfinite(mean):
                     raise loss_not_finite(self.step, mean)
+                if not finite:
+                    raise gradient_not_finite(self.step)
                 row = {
                     "epoch": self.step / self.plan.steps_per_epoch,
                     "loss": mean,
@@ -198,11 +308,16 @@ class Trainer:
         """Everything a run needs to go on as if it had never stopped.
 
         Raises:
-            CheckFailed: a weight is not finite: such a state is never saved over a good one.
+            CheckFailed: a weight, what the optimizer holds of it or a gradient of the steps before is not finite: such
+                a state is never saved over a good one.
         """
-        flags = [torch.isfinite(t).all() for t in self.model.state_dict().values() if t.is_floating_point()]
+        held = [t for state in self.optimizer.state.values() for t in state.values() if isinstance(t, Tensor)]
+        tensors = [*self.model.state_dict().values(), *held]
+        flags = [torch.isfinite(t).all().to(self._finite.device) for t in tensors if t.is_floating_point()]
         if not bool(torch.stack(flags).all()):
             raise loss_not_finite(self.step, math.nan)
+        if not bool(self._finite):
+            raise gradient_not_finite(self.step)
         state: dict[str, Any] = {
             "step": self.step,
             "total_steps": self.plan.total_steps,
@@ -237,6 +352,15 @@ class Trainer:
             torch.cuda.set_rng_state(state["cuda_rng"], self.platform.device)
         self.step = int(state["step"])
 
+    def _note_gradients(self) -> None:
+        """Remembers, on the device, whether a gradient was not finite: an infinite one need not show in the loss.
+
+        LARS and Adam divide by what is infinite then, and a weight would stand still for ever.
+        """
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        largest = torch.stack(torch._foreach_norm(gradients, math.inf))
+        self._finite = self._finite & largest.isfinite().all()
+
     def _images(self, ids: Tensor) -> Tensor:
         if self._resident is not None:
             return self._resident[ids]
@@ -249,11 +373,35 @@ def epoch_order(samples: int, seed: int, epoch: int) -> Tensor:
     return torch.randperm(samples, generator=generator)
 
 
+def _by_view(parts: list[Tensor], views: int) -> Tensor:
+    """Rows `[V·m, D]` of each micro-batch, v·m + i being view v of its image i → rows of all of them in one batch."""
+    return torch.stack([part.view(views, len(part) // views, -1) for part in parts], 1).flatten(0, 2)
+
+
+def _by_part(rows: Tensor, views: int, parts: int) -> list[Tensor]:
+    """The reverse of `_by_view`."""
+    return [part.flatten(0, 1) for part in rows.view(views, parts, -1, rows.shape[1]).unbind(1)]
+
+
+def _mixed(seed: int, step: int, rank: int) -> int:
+    """A seed for each step and rank, far from those of their neighbours."""
+    return ((seed * 0x9E3779B97F4A7C15 + step) * 0xD1B54A32D192ED03 + rank * 0x8CB92BA72F3D8DD7) % 2**63
+
+
 def loss_not_finite(step: int, value: float) -> CheckFailed:
     """The error of a diverged run."""
     return CheckFailed(
         "training diverged: loss or weights are no longer finite",
         saw=f"loss {value} at step {step}",
+        fix="the last good checkpoint is kept; see metrics.jsonl, lower optimizer.lr, or --precision fp32",
+    )
+
+
+def gradient_not_finite(step: int) -> CheckFailed:
+    """The error of a run whose gradients overflowed, though the loss did not show it."""
+    return CheckFailed(
+        "training diverged: a gradient is no longer finite",
+        saw=f"at step {step} or since the row before it",
         fix="the last good checkpoint is kept; see metrics.jsonl, lower optimizer.lr, or --precision fp32",
     )
 

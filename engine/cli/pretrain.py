@@ -26,8 +26,12 @@ from .options import parse_overrides, print_json
 @click.option("--limit", type=int, metavar="N", help="Train on N images, balanced over classes.")
 @click.option("--max-minutes", type=float, metavar="M", help="Lay a longer run out to end within M minutes.")
 @click.option("--seed", type=int)
+@click.option("--gpus", type=int, metavar="N", help="Train on N CUDA devices of this machine, a process on each.")
 @click.option("--resume", is_flag=True, help="Go on from the newest good checkpoint.")
 @click.option("--overwrite", is_flag=True, help="Replace the run that is there.")
+@click.option(
+    "--deterministic", is_flag=True, help="Bitwise the same run each time, on the same device; slower on CUDA."
+)
 @click.option(
     "--dry-run", is_flag=True, help="Show the plan, with time and memory from a few timed steps; train nothing."
 )
@@ -47,8 +51,10 @@ def command(
     limit: int | None,
     max_minutes: float | None,
     seed: int | None,
+    gpus: int | None,
     resume: bool,
     overwrite: bool,
+    deterministic: bool,
     dry_run: bool,
     as_json: bool,
 ) -> None:
@@ -57,6 +63,8 @@ def command(
     \b
     simclr-engine pretrain --data cifar10
     simclr-engine pretrain --recipe cifar10-sgd --data photos/ --max-minutes 30
+    simclr-engine pretrain --gpus 4 --batch-size 2048
+    torchrun --nproc-per-node 2 -m simclr_engine pretrain --data digits      (also without CUDA)
     """
     from ..errors import UsageError
     from ..recipe import Recipe
@@ -70,20 +78,29 @@ def command(
 
     from pathlib import Path
 
-    from ..pretraining import describe, open_data, prepare, pretrain
+    from ..device import deterministic_algorithms
+    from ..parallel import PeerFailed, is_main, start_world
+    from ..pretraining import Interrupted, describe, open_data, prepare, pretrain
+
+    if gpus is not None and _launched(gpus, device):
+        return
 
     if dry_run:
-        store = open_data(resolved, data, limit, quiet=as_json)
-        trainer, estimate = prepare(
-            resolved,
-            store,
-            device=device,
-            fused=fused,
-            augment=augment,
-            compile=compile,
-            max_minutes=max_minutes,
-            measure=True,
-        )
+        with deterministic_algorithms(deterministic), start_world(device) as world:
+            store = world.leaders_first(lambda: open_data(resolved, data, limit, quiet=as_json or not world.main))
+            trainer, estimate = prepare(
+                resolved,
+                store,
+                device=world.device,
+                fused=fused,
+                augment=augment,
+                compile=compile,
+                max_minutes=max_minutes,
+                measure=True,
+                world=world,
+            )
+        if not world.main:
+            return
         if as_json and estimate is not None:
             print_json(
                 {
@@ -99,19 +116,27 @@ def command(
             click.echo("\n".join(describe(trainer, estimate)))
         return
 
-    run = pretrain(
-        resolved,
-        data,
-        out,
-        device=device,
-        fused=fused,
-        augment=augment,
-        compile=compile,
-        max_minutes=max_minutes,
-        limit=limit,
-        resume=resume,
-        overwrite=overwrite,
-    )
+    try:
+        run = pretrain(
+            resolved,
+            data,
+            out,
+            device=device,
+            fused=fused,
+            augment=augment,
+            compile=compile,
+            max_minutes=max_minutes,
+            limit=limit,
+            resume=resume,
+            overwrite=overwrite,
+            deterministic=deterministic,
+        )
+    except (PeerFailed, Interrupted) as error:
+        if is_main():
+            raise
+        raise SystemExit(error.exit_code) from error  # rank 0 says it, or whoever failed
+    if not is_main():
+        return
 
     train = [row for row in run.metrics if row["event"] == "train"]
     environment, last = run.environment, train[-1]
@@ -134,3 +159,34 @@ def command(
         minutes = environment["seconds"] / 60
         click.echo(f"loss {last['loss']:.3f} (chance {last['chance']:.3f}) after {minutes:.1f} min → {where}")
         click.echo(f"next: simclr-engine evaluate {where}    simclr-engine export encoder.onnx --run {where}")
+
+
+def _launched(gpus: int, device: str) -> bool:
+    """Whether `--gpus` was done with: the run is over in processes of its own. False where this is one of them."""
+    import os
+    import sys
+
+    from ..errors import UsageError
+    from ..parallel import check_gpus, is_launched, launch
+
+    if device not in ("auto", "cuda"):
+        raise UsageError(
+            "--gpus counts CUDA devices",
+            saw=f"--device {device}",
+            fix=f"on a CPU: torchrun --nproc-per-node {gpus} -m simclr_engine pretrain …",
+        )
+    if is_launched():
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        if here != gpus:
+            raise UsageError(
+                "--gpus and the launcher count differently",
+                saw=f"--gpus {gpus}, {here} processes on this machine",
+                fix="leave --gpus out under torchrun",
+            )
+        return False
+    check_gpus(gpus)
+    if gpus == 1:
+        return False
+    if code := launch(gpus, sys.argv[1:]):
+        raise SystemExit(code)
+    return True

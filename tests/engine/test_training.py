@@ -268,10 +268,10 @@ def test_the_saved_encoder_is_the_trained_one(whole_run: Path) -> None:
     assert torch.equal(alone(x), encoder(x))
 
 
-def test_views_npz_holds_the_images_and_eight_views(whole_run: Path) -> None:
+def test_views_npz_holds_the_images_and_sixteen_views(whole_run: Path) -> None:
     with np.load(whole_run / "views.npz", allow_pickle=False) as file:
         assert np.array_equal(file["originals"], tiny_store().images[:4])
-        assert file["views"].shape == (4, 8, 12, 12, 3)
+        assert file["views"].shape == (4, 16, 12, 12, 3)
         assert file["views"].std() > 5
 
 

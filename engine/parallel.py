@@ -1,0 +1,417 @@
+"""Many processes on one batch: who takes part, what they tell each other, how they start. One process: does nothing.
+
+Every rank holds the same weights and takes an equal share of the global batch; nothing else differs between them. Rank
+0 alone writes: checkpoints, logs, the final weights. What it fails at, all ranks fail at.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from .errors import CheckFailed, EngineError, PlatformError, UsageError
+from .recipe import TrainSpec
+
+T = TypeVar("T")
+
+# A rank that hangs stops the others after this; one that dies is noticed at once (gloo) or by the launcher.
+TIMEOUT = timedelta(minutes=10)
+# Packing a large data set is the work of one process on each machine, and the others wait for it.
+DATA_TIMEOUT = timedelta(hours=12)
+
+
+class PeerFailed(EngineError):
+    """Another rank failed, and said at what; this one ends with the same exit code."""
+
+    def __init__(self, rank: int, message: str, exit_code: int) -> None:
+        super().__init__("another rank failed", saw=f"rank {rank}: {message}", fix="see its own message")
+        self.exit_code = exit_code
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes that share a batch, seen from one of them; `World()` is a process alone.
+
+    Attributes:
+        rank: 0 … size − 1 over all machines.
+        size: number of processes.
+        local_rank: 0 … on this machine.
+        device: what this process computes on, as `choose_platform` takes it.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    device: str = "auto"
+
+    @property
+    def main(self) -> bool:
+        """Whether this is the rank that writes."""
+        return self.rank == 0
+
+    @property
+    def group(self) -> dist.ProcessGroup | None:
+        """For `nt_xent`: all ranks, or None for a process alone."""
+        return dist.group.WORLD if self.size > 1 else None
+
+    def share(self, batch: Tensor) -> Tensor:
+        """This rank's rows of what all ranks together train on `[B]`: rows rank·B/size and on, so that every rank's
+        share put one after the other is the batch of one process."""
+        rows = len(batch) // self.size
+        return batch[self.rank * rows : (self.rank + 1) * rows]
+
+    @torch.no_grad()
+    def average_(self, tensors: Sequence[Tensor]) -> None:
+        """Each tensor becomes its mean over the ranks, the same bits on every rank; one message for all of them."""
+        if self.size == 1:
+            return
+        flat = torch.cat([t.reshape(-1) for t in tensors])
+        dist.all_reduce(flat)
+        _unflatten_(tensors, flat.div_(self.size))
+
+    @torch.no_grad()
+    def broadcast_(self, tensors: Sequence[Tensor]) -> None:
+        """Each tensor becomes that of rank 0."""
+        if self.size == 1:
+            return
+        for dtype in dict.fromkeys(t.dtype for t in tensors):
+            same = [t for t in tensors if t.dtype == dtype]
+            flat = torch.cat([t.reshape(-1) for t in same])
+            dist.broadcast(flat, 0)
+            _unflatten_(same, flat)
+
+    @torch.no_grad()
+    def gather(self, mine: Tensor) -> Tensor:
+        """`[n, …]`, of the same shape on every rank → `[size·n, …]`, rank by rank."""
+        if self.size == 1:
+            return mine
+        everyone = mine.new_empty(self.size * len(mine), *mine.shape[1:])
+        dist.all_gather(list(everyone.chunk(self.size)), mine.contiguous())
+        return everyone
+
+    def gather_views(self, z: Tensor, views: int) -> Tensor:
+        """Rows `[V·b, D]` of each rank, v·b + i being view v of its sample i → `[V·B, D]` of the whole batch, alike."""
+        if self.size == 1:
+            return z
+        by_rank = self.gather(z).view(self.size, views, len(z) // views, -1)
+        return by_rank.transpose(0, 1).reshape(self.size * len(z), -1)
+
+    def any(self, *flags: bool) -> tuple[bool, ...]:
+        """Each flag raised where any rank raised it. Asked between two steps: the hosts meet, the devices go on."""
+        if self.size == 1:
+            return flags
+        votes = torch.tensor(flags, dtype=torch.uint8)  # on the CPU, where gloo carries it
+        dist.all_reduce(votes, op=dist.ReduceOp.MAX)
+        return tuple(bool(vote) for vote in votes.tolist())
+
+    def first(self, work: Callable[[], T]) -> T:
+        """`work` on rank 0 alone, the others waiting; its result on every rank, and its failure too.
+
+        Raises:
+            PeerFailed: on the other ranks, where rank 0 failed.
+        """
+        if self.size == 1:
+            return work()
+        result: list[object] = [None, None]
+        failed: Exception | None = None
+        if self.main:
+            try:
+                result[0] = work()
+            except Exception as error:  # of any kind: the others must not wait for what never comes
+                failed, result[1] = error, _report(0, error)
+        dist.broadcast_object_list(result, src=0)
+        _raise(failed, [result[1]])
+        return result[0]  # type: ignore[return-value]
+
+    def same(self, value: T) -> T:
+        """Rank 0's value."""
+        return self.first(lambda: value)
+
+    def leaders_first(self, work: Callable[[], T]) -> T:
+        """`work` on every rank, but on one of each machine before the others: it fills the cache they will read.
+
+        Raises:
+            PeerFailed: where the leader of some machine failed.
+        """
+        if self.size == 1:
+            return work()
+        leads = self.local_rank == 0
+        result: T | None = None
+        failed: Exception | None = None
+        if leads:
+            try:
+                result = work()
+            except Exception as error:  # of any kind, as in `first`
+                failed = error
+        waiting = dist.new_group(backend="gloo", timeout=DATA_TIMEOUT)
+        reports: list[object] = [None] * self.size
+        dist.all_gather_object(reports, _report(self.rank, failed), group=waiting)
+        dist.destroy_process_group(waiting)
+        _raise(failed, reports)
+        return result if leads else work()  # type: ignore[return-value]
+
+    def agree(self, what: dict[str, object]) -> None:
+        """Refuses ranks that are not about to do the same.
+
+        Raises:
+            PlatformError: on every rank; the first value that differs, and whose it is.
+        """
+        if self.size == 1:
+            return
+        everyone: list[dict[str, object]] = [{}] * self.size
+        dist.all_gather_object(everyone, what)
+        for rank, theirs in enumerate(everyone):
+            for key, value in everyone[0].items():
+                if theirs.get(key) != value:
+                    raise PlatformError(
+                        f"the ranks differ in {key}",
+                        saw=f"rank 0: {value}, rank {rank}: {theirs.get(key)}",
+                        fix="give every machine the same data, versions and kind of device",
+                    )
+
+
+def check_shares(train: TrainSpec, ranks: int) -> int:
+    """Images of one rank in a step: the batch divided by the ranks.
+
+    Raises:
+        UsageError: it does not divide, or the micro-batch does not divide the share.
+    """
+    batch, micro = train.batch_size, train.micro_batch
+    if batch % ranks:
+        low, high = batch // ranks * ranks, (batch // ranks + 1) * ranks
+        near = f"{low} or {high}" if low else f"{high}"
+        raise UsageError(
+            "the batch does not divide by the ranks, which each take the same share",
+            saw=f"train.batch_size = {batch}, {ranks} ranks",
+            fix=f"--batch-size {near}",
+        )
+    share = batch // ranks
+    if micro and share % micro:
+        divisors = [d for d in range(1, share + 1) if share % d == 0]
+        near = " or ".join(str(d) for d in sorted(sorted(divisors, key=lambda d: abs(d - micro))[:2]))
+        raise UsageError(
+            "the micro-batch does not divide what a rank trains on",
+            saw=f"train.micro_batch = {micro}, {share} images a step" + (f" on each of {ranks} ranks" * (ranks > 1)),
+            fix=f"--set train.micro_batch={near}",
+        )
+    return share
+
+
+def synchronise_batch_norm(model: nn.Module) -> nn.Module:
+    """The model with every batch norm taking its statistics over all ranks; the same parameters under the same names.
+
+    Raises:
+        CheckFailed: one was left as it was.
+    """
+    converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    kinds = [type(m) for m in converted.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    left = [kind.__name__ for kind in kinds if kind is not nn.SyncBatchNorm]
+    if left or not kinds:
+        raise CheckFailed("batch norm is not synchronised", saw=", ".join(left) or "no batch norm", fix="report this")
+    return converted
+
+
+@contextmanager
+def start_world(device: str = "auto", timeout: timedelta = TIMEOUT) -> Iterator[World]:
+    """Joins the processes that torchrun started; without it, or with one process, `World()`.
+
+    A torch.distributed that is initialised already is taken as it is, and left so.
+
+    Args:
+        device: auto | cuda | cpu; on CUDA each process takes the device of its local rank.
+        timeout: how long a rank waits for another one before it gives up.
+
+    Raises:
+        UsageError: the environment says nothing of where to meet, or the device is not for many processes.
+        PlatformError: fewer devices than processes, or a rank that is gone.
+    """
+    size = dist.get_world_size() if _initialised() else int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        yield World(device=device)
+        return
+    if not _initialised() and not {"RANK", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
+        raise UsageError(
+            "many processes need a launcher",
+            saw=f"WORLD_SIZE={size} without RANK, MASTER_ADDR and MASTER_PORT",
+            fix="torchrun --nproc-per-node N -m simclr_engine pretrain …, or unset WORLD_SIZE",
+        )
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    device = _own_device(device, local_rank)
+    ours = not _initialised()
+    if ours:
+        _prefer_loopback(size)
+        # Both on CUDA: tensors go by NCCL, what the hosts agree on by gloo, without a word to the device.
+        backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
+        _meet(backend, timeout)
+    world, ended_well = World(dist.get_rank(), size, local_rank, device), False
+    try:
+        yield world
+        ended_well = True
+    except RuntimeError as error:
+        if not _is_about_ranks(error):
+            raise
+        raise PlatformError(
+            "another rank is gone, or does not answer",
+            saw=str(error).strip().splitlines()[0][:300],
+            fix="go on with --resume; `torchrun --max-restarts N` does so by itself",
+        ) from error
+    finally:
+        # After a failure NCCL may wait for ranks that are gone; the process ends without it.
+        if ours and _initialised() and (ended_well or device == "cpu"):
+            dist.destroy_process_group()
+
+
+def launch(gpus: int, arguments: Sequence[str]) -> int:
+    """`python -m simclr_engine ARGUMENTS` in one process for each of `gpus` devices, by torch's elastic launcher.
+
+    Returns:
+        The exit code: 0, or that of the first process that failed.
+
+    Raises:
+        UsageError: fewer than one.
+        PlatformError: fewer CUDA devices; a process that was killed.
+    """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    check_gpus(gpus)
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=gpus,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+        local_addr="localhost",
+    )
+    try:
+        elastic_launch(config, sys.executable)("-m", "simclr_engine", *arguments)
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        if failure.exitcode < 0:
+            raise PlatformError(
+                "a rank was killed",
+                saw=f"rank {rank}: {signal.Signals(-failure.exitcode).name}",
+                fix="go on with --resume",
+            ) from error
+        return int(failure.exitcode)
+    except SignalException:  # passed on to the ranks, which saved before they ended
+        return 130
+    return 0
+
+
+def check_gpus(gpus: int) -> None:
+    """Raises where `--gpus` cannot be meant, or the devices are not there."""
+    if gpus < 1:
+        raise UsageError("--gpus counts devices", saw=gpus, fix="1 or more")
+    there = torch.cuda.device_count()
+    if gpus > there:
+        raise PlatformError(
+            "there are not as many CUDA devices",
+            saw=f"--gpus {gpus}, {there} found",
+            fix=f"on a CPU: torchrun --nproc-per-node {gpus} -m simclr_engine pretrain …",
+        )
+
+
+def is_launched() -> bool:
+    """Whether torchrun started this process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def is_main() -> bool:
+    """Whether this process is rank 0, by the environment: to be asked before and after `start_world`."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def run_id() -> str | None:
+    """What identifies a launch over its restarts; None without one that is unique."""
+    name = os.environ.get("TORCHELASTIC_RUN_ID")
+    return None if name in (None, "", "none") else name
+
+
+def restarts() -> int:
+    """How often the launcher has started this process anew after a failure."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
+def _initialised() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def _meet(backend: str, timeout: timedelta) -> None:
+    """`init_process_group` in a part of the store that belongs to this attempt.
+
+    torchrun keeps one store over its restarts (seen in torch 2.13): a rank that is early would read the address that a
+    rank of the failed attempt left there, and find nobody.
+    """
+    store, rank, size = next(dist.rendezvous("env://", timeout=timeout))
+    store.set_timeout(timeout)
+    attempt = dist.PrefixStore(f"attempt {restarts()} of {size} ranks", store)
+    dist.init_process_group(backend, store=attempt, rank=rank, world_size=size, timeout=timeout)
+
+
+def _own_device(device: str, local_rank: int) -> str:
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda"):
+        count = torch.cuda.device_count()
+        if local_rank >= count:
+            raise PlatformError(
+                "there are fewer CUDA devices than processes",
+                saw=f"local rank {local_rank}, {count} devices",
+                fix=f"--nproc-per-node {count}" if count else "--device cpu",
+            )
+        torch.cuda.set_device(local_rank)
+        return f"cuda:{local_rank}"
+    if device != "cpu":
+        raise UsageError("many processes train on CUDA or on the CPU", saw=f"--device {device}", fix="--device cpu")
+    return device
+
+
+def _prefer_loopback(size: int) -> None:
+    """Ranks of one machine talk over its loopback: the machine's own name need not resolve, nor a firewall let them."""
+    alone = int(os.environ.get("LOCAL_WORLD_SIZE", "0")) == size
+    names = [name for _, name in socket.if_nameindex()] if hasattr(socket, "if_nameindex") else []
+    loopback = next((name for name in ("lo", "lo0") if name in names), None)
+    if alone and loopback:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)
+
+
+def _is_about_ranks(error: RuntimeError) -> bool:
+    """gloo raises plain RuntimeErrors that name its source files; NCCL and the stores have classes of their own."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error).lower()
+
+
+def _report(rank: int, error: Exception | None) -> tuple[int, str, int] | None:
+    if error is None:
+        return None
+    message = error.lines()[0] if isinstance(error, EngineError) else f"{type(error).__name__}: {error}"
+    return rank, message, getattr(error, "exit_code", 1)
+
+
+def _raise(mine: Exception | None, reports: Sequence[object]) -> None:
+    """This rank's own failure, else that of the first rank that reports one."""
+    if mine is not None:
+        raise mine
+    for report in reports:
+        if isinstance(report, tuple):
+            raise PeerFailed(*report)
+
+
+def _unflatten_(tensors: Sequence[Tensor], flat: Tensor) -> None:
+    parts = flat.split([t.numel() for t in tensors])
+    torch._foreach_copy_(list(tensors), [part.view(t.shape) for part, t in zip(parts, tensors, strict=True)])
