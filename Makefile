@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: install demo test lint bench gpu sanitize fuzz clean
+.PHONY: install demo test lint bench gpu sanitize fuzz chaos clean
 
 install: $(READY)
 
@@ -85,6 +85,10 @@ sanitize:
 # 100,000 changed files for the readers of archives, images, recipes, checkpoints and ONNX metadata.
 fuzz: $(READY)
 	PYTHONPATH=tests $(BIN)/python -m fuzz --inputs 100000
+
+# 200 processes killed while they train or pack, and what was lost by it.
+chaos: $(READY)
+	PYTHONPATH=tests $(BIN)/python -m chaos --kills 200
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -31,13 +31,14 @@ from simclr_engine.export.card import (
     Fresh,
     device_name,
     fresh_process,
+    onnx_embed,
     torch_eager,
     torch_threads,
 )
 from simclr_engine.export.card import versions as card_versions
 from simclr_engine.export.metadata import read_metadata
 from simclr_engine.export.quantize import CALIBRATION_IMAGES, check_fused, has_vnni, quantize
-from simclr_engine.export.runtime import INPUT, OUTPUT, OnnxEncoder, available_threads, open_session
+from simclr_engine.export.runtime import INPUT, OUTPUT, available_threads, open_session
 from simclr_engine.export.samples import natural_images
 from simclr_engine.export.writer import export_onnx, seal
 from simclr_engine.model import build_encoder
@@ -216,13 +217,13 @@ def _contenders(run: Run, exported: _Exported, compile: bool, threads: int) -> d
     def int8() -> Embed:
         if exported.int8 is None:
             raise Unavailable(exported.reason)
-        return OnnxEncoder(exported.int8, threads=threads).embed
+        return onnx_embed(exported.int8, threads)
 
     return {
         EAGER: lambda: torch_eager(run),
         BF16: lambda: torch_embed(load_encoder(run), spec.mean, spec.std, torch.bfloat16),
         COMPILED: compiled,
-        FP32: lambda: OnnxEncoder(exported.fp32, threads=threads).embed,
+        FP32: lambda: onnx_embed(exported.fp32, threads),
         BARE: lambda: _bare(exported.fp32, threads, spec.mean, spec.std),
         INT8: int8,
         OPENVINO: lambda: _openvino(exported.fp32, threads),

@@ -90,7 +90,7 @@ def open_embedder(target: str | Path) -> Embedder:
     if path.suffix.lower() != ".onnx" or not path.is_file():
         cause = "this is neither a run nor an .onnx file" if path.exists() else "there is no such run or file"
         raise UsageError(cause, saw=path, fix=NEITHER)
-    encoder = OnnxEncoder(path)
+    encoder = OnnxEncoder(path, spin=True)
     probe = str(encoder.metadata.probe.get("id", "its own")) if encoder.has_probe else ""
 
     def predict(images: Images) -> Vectors:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import errno
+import gc
 import hashlib
 import json
 import os
 import time
 import warnings
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +52,8 @@ from .samples import Images, Samples, images_of, parity_samples
 from .wire import scan
 
 RECORD = "export.json"
+# What the tracing would import one after the other, a quarter of its time the first time.
+TRACED_WITH = ("networkx", "onnx.reference", "onnxscript.function_libs.torch_lib.ops")
 INFINITE = float("inf")
 NO_DIGITS = Limits(INFINITE, INFINITE, 2.0, INFINITE, 1e30)  # int8 is held to accuracy; here it must only be finite
 LIMITS = {"fp32": FP32, "fp16": FP16, "int8": NO_DIGITS}
@@ -158,7 +163,7 @@ def export_onnx(
     target = _check_target(Path(file))
     smaller = None if precision == "fp32" else _check_target(variant_path(target, precision))
     run = run if isinstance(run, Run) else Run.open(run)
-    with _reserved(target, smaller):
+    with _reserved(target, smaller), _no_collection():
         source = _Source.gather(run, probe, precision, data)
         built = _build(source, opset)
         if smaller is not None:
@@ -174,6 +179,19 @@ def export_onnx(
                 raise CheckFailed(error.cause, saw=error.saw, fix=fix) from error
         record(run, result.to_json())
     return result
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Switches the garbage collector off: tracing makes a million small objects that all live to its end, and looking
+    through them again and again took a sixth of the export."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 def variant_path(file: Path, precision: str) -> Path:
@@ -205,17 +223,23 @@ class _Source:
     @classmethod
     def gather(cls, run: Run, wanted: bool | str | None, precision: str, data: str | Path | None) -> _Source:
         """Everything that can be refused is refused here, before the slow work."""
-        images = images_of(run, data)
-        if precision == "int8":
-            _check_calibration(run, images)
-        encoder, spec = load_encoder(run), run.recipe.augment
-        samples = parity_samples(run, sum(BATCHES), images)
-        width, state = int(encoder.feature_dim), encoder_hash(encoder)  # type: ignore[arg-type]
-        if wanted:
-            probe: ChosenProbe | None = choose_probe(run, None if wanted is True else wanted, width, state)
-        else:
-            probe = _probe_at_hand(run, width, state)
-        features = extract_features(encoder, samples.images, spec.mean, spec.std)
+        with ThreadPoolExecutor(1) as beside:  # verifying the images is hashing, which leaves the interpreter free
+            reading = beside.submit(images_of, run, data)
+            encoder, spec = load_encoder(run), run.recipe.augment
+            images = reading.result()
+            if precision == "int8":
+                _check_calibration(run, images)
+            samples = parity_samples(run, sum(BATCHES), images)
+            width, state = int(encoder.feature_dim), encoder_hash(encoder)  # type: ignore[arg-type]
+            if wanted:
+                probe: ChosenProbe | None = choose_probe(run, None if wanted is True else wanted, width, state)
+            else:
+                probe = _probe_at_hand(run, width, state)
+            computing = beside.submit(extract_features, encoder, samples.images, spec.mean, spec.std)
+            for name in TRACED_WITH:  # convolutions leave the interpreter free for these
+                with suppress(ImportError):  # where another version keeps it elsewhere, the tracing finds it itself
+                    import_module(name)
+            features = computing.result()
         label = labeller(run.directory, width, samples.labels)
         return cls(run, encoder, images, samples, features, label, probe, bool(wanted))
 

@@ -165,7 +165,7 @@ def _table(title: str | None, *columns: str) -> Table:
     table = Table(title=Text(title) if title else None, box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0))
     table.show_edge = table.pad_edge = False
     for i, name in enumerate(columns):
-        table.add_column(name, justify="right" if i else "left", no_wrap=True)
+        table.add_column(name, justify="right" if i else "left", no_wrap=i > 0)
     return table
 
 
@@ -188,7 +188,7 @@ def _methods_table(comparisons: Sequence[Comparison]) -> Table:
             values = [percent(r.also[variant], n) if r and variant in r.also else "–" for r in one.both]
             table.add_row(f"  {variant}", *values, style="dim")
         if one.epochs_to_baseline is not None:
-            table.add_row("  epochs to the random start's final accuracy", str(one.epochs_to_baseline), style="dim")
+            table.add_row("  epochs to the random start's final", str(one.epochs_to_baseline), style="dim")
     table.caption = (
         "accuracy on the test split, or on the held-out folds; ± one standard error; loss in nats; "
         "ECE: expected calibration error"
