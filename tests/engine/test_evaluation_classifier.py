@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from reference.coloured import NAMES, coloured
 from reference.synthetic_run import write_run
 from simclr_engine import evaluate
 from simclr_engine.checkpoint import encoder_metadata, save_weights
@@ -24,8 +25,6 @@ from simclr_engine.model import build_encoder
 from simclr_engine.optim import lr_factor
 from simclr_engine.run import Run
 
-NAMES = ("red", "green", "blue")
-COLOURS = np.array([[200, 40, 40], [40, 200, 40], [40, 40, 200]])
 SHORT: Mapping[str, Any] = {
     "evaluation.head.epochs": 3,
     "evaluation.head.batch_size": 16,
@@ -35,13 +34,6 @@ SHORT: Mapping[str, Any] = {
     "evaluation.supervised.epochs": 2,
     "evaluation.supervised.batch_size": 24,
 }
-
-
-def coloured(size: int, seed: int, split: str) -> ImageStore:
-    rng = np.random.default_rng(seed)
-    labels = np.arange(size) % 3
-    images = COLOURS[labels][:, None, None, :] + rng.normal(0, 40, (size, 8, 8, 3))
-    return ImageStore.from_arrays(images.clip(0, 255).astype(np.uint8), labels, NAMES, name="colours", split=split)
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from reference.coloured import NAMES, coloured
 from reference.synthetic_run import write_run
 from simclr_engine import evaluate
 from simclr_engine.checkpoint import encoder_metadata, save_weights
@@ -21,19 +22,9 @@ from simclr_engine.evaluation.result import EvaluationResult
 from simclr_engine.model import build_encoder
 from simclr_engine.run import Run
 
-COLOURS = np.array([[200, 40, 40], [40, 200, 40], [40, 40, 200]])
-NAMES = ("red", "green", "blue")
 KINDS = ("json", "npz")
 CONTRACT = {"method", "init", "protocol", "accuracy", "per_class", "confusion"}
 CONTRACT |= {"f1_micro", "f1_macro", "f1_weighted", "mean_iou"}
-
-
-def coloured(size: int, seed: int, split: str, side: int = 8) -> ImageStore:
-    """Noisy images whose class is their colour."""
-    rng = np.random.default_rng(seed)
-    labels = np.arange(size) % 3
-    images = COLOURS[labels][:, None, None, :] + rng.normal(0, 40, (size, side, side, 3))
-    return ImageStore.from_arrays(images.clip(0, 255).astype(np.uint8), labels, NAMES, name="colours", split=split)
 
 
 @pytest.fixture(scope="module")
