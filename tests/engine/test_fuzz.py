@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -62,14 +64,33 @@ def test_what_a_reader_does_wrong_is_a_failure(room: readers.Room, monkeypatch: 
         assert "written outside" in feed(fresh, writing(place), monkeypatch).failure, place
 
 
-def test_memory_beyond_the_bound_is_a_failure(room: readers.Room, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_beyond_the_bound_is_a_failure(tmp_path: Path) -> None:
     if not worker._status("VmHWM"):
         pytest.skip("this system does not say how much memory a process had at its peak (/proc/self/status)")
-    monkeypatch.setattr(worker, "MEMORY", 32 << 20)
-    monkeypatch.setitem(readers.READERS, "image", lambda path, room: b"x" * (96 << 20) and None)
-    one = worker.make_input("image", 0, 0, str(room.outside))
-    outcome, grown = worker.judged("image", one, room)
-    assert grown > 90 << 20 and "MB of memory" in outcome.failure
+    # A process of its own: what other tests have freed, this one would fill without growing.
+    script = """
+import sys
+from pathlib import Path
+from fuzz import readers, worker
+room = readers.Room(Path(sys.argv[1]) / "room")
+worker.MEMORY = 32 << 20
+readers.READERS["image"] = lambda path, room: b"x" * (96 << 20) and None
+one = worker.make_input("image", 0, 0, str(room.outside))
+outcome, grown = worker.judged("image", one, room)
+print(grown >> 20, outcome.failure)
+"""
+    known = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])}
+    known |= {name: str(tmp_path) for name in ("SIMCLR_ENGINE_CACHE", "HOME", "TMPDIR")}
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)],
+        cwd=tmp_path,
+        env=os.environ | known,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    grown, _, failure = done.stdout.partition(" ")
+    assert int(grown) > 90 and "MB of memory" in failure
 
 
 def worker_that(body: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, campaign.Tally]:

@@ -53,7 +53,7 @@ MICRO_RUN = {"train.micro_batch": MICRO}  # gives the same batch norm on 1, 2 an
 
 @pytest.fixture(autouse=True)
 def _own_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What `trainer_of` puts into the module goes again."""
+    """In runs that `pretrain` makes too."""
     monkeypatch.setattr(training, "SimCLR", ranks_of.SmallNetwork)
 
 

@@ -380,7 +380,7 @@ def _folder(path: Path, count: int) -> Path:
 def test_int8_with_too_few_or_no_images_is_refused_before_any_work(
     little_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(writer, "load_encoder", lambda *_: pytest.fail("work was begun"))
+    monkeypatch.setattr(writer, "trace_encoder", lambda *_: pytest.fail("work was begun"))
     out = tmp_path / "out"
     out.mkdir()
     with pytest.raises(DataError, match="not in the cache") as caught:

@@ -14,6 +14,7 @@ from datetime import timedelta
 from multiprocessing import set_forkserver_preload
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -91,9 +92,9 @@ def recipe_of(**more: Any) -> Recipe:
 def trainer_of(case: Case, world: World = World()) -> Trainer:  # noqa: B008  # frozen
     """With the small network."""
     recipe = recipe_of(**{"train.micro_batch": case.micro_batch}, **case.more)
-    training.SimCLR = SmallNetwork  # type: ignore[assignment, misc]
     store, platform = blobs(), Platform(torch.device("cpu"), case.precision, channels_last=True, compile=False)
-    trainer = Trainer(recipe, Plan.of(recipe, store), platform, store, Backends("torch", "torch"), world)
+    with mock.patch.object(training, "SimCLR", SmallNetwork):
+        trainer = Trainer(recipe, Plan.of(recipe, store), platform, store, Backends("torch", "torch"), world)
     trainer.model.train()
     if case.frozen:
         for module in trainer.model.modules():
