@@ -99,7 +99,7 @@ def command(
 
     subject = open_target(target)
     results = evaluate(
-        target,
+        subject,
         data,
         list(methods or ("linear",)),
         list(inits or subject.inits),

@@ -24,7 +24,7 @@ Splits = tuple[ImageStore, ImageStore]
 
 @overload
 def evaluate(
-    target: str | Path | Run,
+    target: str | Path | Run | Target,
     data: str | Path | Splits | None = None,
     method: str = "linear",
     init: str = "pretrained",
@@ -38,7 +38,7 @@ def evaluate(
 ) -> EvaluationResult: ...
 @overload
 def evaluate(
-    target: str | Path | Run,
+    target: str | Path | Run | Target,
     data: str | Path | Splits | None = None,
     method: str | Sequence[str] = "linear",
     init: str | Sequence[str] = "pretrained",
@@ -51,7 +51,7 @@ def evaluate(
     progress: bool = False,
 ) -> EvaluationResult | list[EvaluationResult]: ...
 def evaluate(
-    target: str | Path | Run,
+    target: str | Path | Run | Target,
     data: str | Path | Splits | None = None,
     method: str | Sequence[str] = "linear",
     init: str | Sequence[str] = "pretrained",

@@ -96,13 +96,15 @@ class Target:
     notes: tuple[str, ...] = ()
 
 
-def open_target(target: str | Path | Run) -> Target:
-    """The run directory, .onnx file or file of weights at `target`.
+def open_target(target: str | Path | Run | Target) -> Target:
+    """The run directory, .onnx file or file of weights at `target`; one that is open already stays as it is.
 
     Raises:
         UsageError: it is none of them.
         DataError: it cannot be read, or is not what its name says.
     """
+    if isinstance(target, Target):
+        return target
     if isinstance(target, Run) or Path(target).is_dir():
         return _open_run(target if isinstance(target, Run) else Run.open(target))
     path = Path(target)
