@@ -434,7 +434,8 @@ def test_a_whole_module_and_torchscript_are_refused_with_what_to_save_instead(
     error = refused(saved(tmp_path, nn.Linear(2, 2)), "more than weights")
     assert "torch.nn.modules.linear.Linear" in str(error.saw) and "state_dict()" in str(error.fix)
     # Scripts pack their code, and with a network the code outgrows the weights: no reason to call the file a bomb.
-    torch.jit.trace(nn.Sequential(*(nn.Linear(1, 1) for _ in range(50))), torch.zeros(1, 1)).save(tmp_path / "script.pt")
+    network = nn.Sequential(*(nn.Linear(1, 1) for _ in range(50)))
+    torch.jit.trace(network, torch.zeros(1, 1)).save(tmp_path / "script.pt")
     recwarn.clear()
     assert "TorchScript" in str(refused(tmp_path / "script.pt", "more than weights").saw)
     assert not recwarn.list
