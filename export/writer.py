@@ -9,7 +9,7 @@ import json
 import os
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
@@ -291,10 +291,11 @@ def _build(source: _Source, opset: int) -> _Built:
     traced = trace_encoder(source.encoder, spec.mean, spec.std, run.image_size, opset)
     if source.in_graph and source.probe is not None:
         traced = _with_probe(traced, source.probe)
-    session = _session(traced.model)
+    plain = _serialised(traced.model)
+    session = _session(plain)
     parity = _measure(source, session, FP32)
     gate.check(parity, traced, source.samples.images)
-    return _sealed(source, traced, session, _metadata(source, parity), parity)
+    return _sealed(source, traced, plain, session, _metadata(source, parity), parity)
 
 
 def _with_probe(traced: Traced, probe: ChosenProbe) -> Traced:
@@ -321,13 +322,14 @@ def _measure(source: _Source, session: onnxruntime.InferenceSession, limits: Lim
 def _sealed(
     source: _Source,
     traced: Traced,
+    plain: bytes,
     session: onnxruntime.InferenceSession,
     metadata: ModelMetadata,
     parity: Parity,
 ) -> _Built:
     images = source.samples.images[: BATCHES[2]]
     expected = session.run(source.outputs, {INPUT: images})
-    return _Built(traced, seal(traced.model, metadata), metadata, parity, images, expected, session)
+    return _Built(traced, _with_metadata(plain, metadata), metadata, parity, images, expected, session)
 
 
 def _publish(target: Path, built: _Built, source: _Source, opset: int, begin: float, **more: Any) -> ExportResult:
@@ -351,7 +353,8 @@ def _publish_variant(
 ) -> ExportResult:
     """The smaller file beside an fp32 file that was written, if it passes its gates."""
     model = _int8(source, fp32) if precision == "int8" else halve(fp32.traced.model)
-    traced, session = replace(fp32.traced, model=model), _session(model)
+    traced, plain = replace(fp32.traced, model=model), _serialised(model)
+    session = _session(plain)
     parity = _measure(source, session, LIMITS[precision])
     gate.check(parity, traced, source.samples.images, LIMITS[precision])
     store = _compared(source, precision)
@@ -364,7 +367,7 @@ def _publish_variant(
     # Which probe labelled depends on what lies in the run; a file without one says nothing of it.
     figures = agreement.bounds() if source.in_graph else {}
     metadata = replace(fp32.metadata, precision=precision, parity=parity.bounds() | figures)
-    built = _sealed(source, traced, session, metadata, parity)
+    built = _sealed(source, traced, plain, session, metadata, parity)
     return _publish(target, built, source, opset, begin, agreement=agreement, speed=speed)
 
 
@@ -390,18 +393,36 @@ def seal(model: onnx.ModelProto, metadata: ModelMetadata) -> bytes:
     Raises:
         CheckFailed: it does not pass the ONNX checker.
     """
-    sealed = onnx.ModelProto()
-    sealed.CopyFrom(model)
-    sealed.producer_name, sealed.producer_version = "simclr-engine", metadata.project_version
-    onnx.helper.set_model_props(sealed, metadata.to_properties())
-    digest = scan(sealed.SerializeToString(deterministic=True), without=DIGEST).digest
-    sealed.metadata_props.add(key=DIGEST, value=json.dumps(digest))
+    return _with_metadata(_serialised(model), metadata)
+
+
+def _serialised(model: onnx.ModelProto) -> bytes:
+    """`model` as a work of ours, still without metadata."""
+    plain = onnx.ModelProto()
+    plain.CopyFrom(model)
+    plain.producer_name, plain.producer_version = "simclr-engine", __version__
+    del plain.metadata_props[:]
+    return plain.SerializeToString(deterministic=True)
+
+
+def _with_metadata(plain: bytes, metadata: ModelMetadata) -> bytes:
+    """`seal` of a model that is serialised already: 45 MB need not be written anew, for the metadata is the last field
+    that a file of ours has, and messages of protobuf are merged by putting their bytes one after the other."""
+    content = plain + _properties(metadata.to_properties())
+    sealed = content + _properties({DIGEST: json.dumps(scan(content, without=DIGEST).digest)})
     try:
         onnx.checker.check_model(sealed, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         fix = "update torch and onnxscript"
         raise CheckFailed("the exported graph is not valid ONNX", saw=str(error)[:300], fix=fix) from error
-    return sealed.SerializeToString(deterministic=True)
+    return sealed
+
+
+def _properties(texts: Mapping[str, str]) -> bytes:
+    """The metadata fields of a model, serialised."""
+    fields = onnx.ModelProto()
+    onnx.helper.set_model_props(fields, dict(texts))
+    return fields.SerializeToString(deterministic=True)
 
 
 def _metadata(source: _Source, parity: Parity) -> ModelMetadata:
@@ -427,10 +448,10 @@ def _metadata(source: _Source, parity: Parity) -> ModelMetadata:
     )
 
 
-def _session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
+def _session(plain: bytes) -> onnxruntime.InferenceSession:
     """The ONNX graph before it is sealed."""
     try:
-        return open_session(model.SerializeToString(deterministic=True))
+        return open_session(plain)
     except Exception as error:  # onnxruntime raises a dozen kinds of its own, all below Exception
         raise CheckFailed(
             "onnxruntime cannot load the exported graph",
