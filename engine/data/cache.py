@@ -1,6 +1,7 @@
 """Packed sources on disk: one folder per content and image size, published whole and verified when read.
 
-ROOT/data/KEY/   images-SPLIT.npy (uint8 [N, S, S, 3])   labels-SPLIT.npy (int64 [N])   meta.json
+ROOT/data/KEY/   images-SPLIT.npy, images-SPLIT.1.npy, …   (uint8 [n, S, S, 3], a gigabyte each)
+                 labels-SPLIT.npy (int64 [N])   meta.json
 ROOT/memory/     small facts that are slow to find out again (an archive's sha256, the size chosen for a source)
 ROOT/downloads/  what torchvision downloaded
 """
@@ -22,10 +23,10 @@ from typing import Any
 import numpy as np
 
 from ..errors import PlatformError
-from .store import ImageStore, fingerprint
+from .shards import ShardedImages
+from .store import MAPPED_BYTES, ImageStore, fingerprint
 
-FORMAT = 1
-MEMORY_MAP_BYTES = 512 << 20
+FORMAT = 2
 _STALE_SECONDS = 24 * 3600
 _PARTIAL = ".partial-"
 
@@ -36,13 +37,34 @@ class DamagedError(Exception):
 
 @dataclass(frozen=True)
 class SplitMeta:
-    """What meta.json says about one split; `bytes` and `mtime_ns` are those of its image file."""
+    """What meta.json says about one split.
+
+    Attributes:
+        images: how many.
+        labelled: whether there are labels.
+        fingerprint: of images and labels, see `store.fingerprint`.
+        shard_images: how many lie in each file but the last.
+        bytes, mtime_ns: of each of the image files.
+    """
 
     images: int
     labelled: bool
     fingerprint: str
-    bytes: int
-    mtime_ns: int
+    shard_images: int
+    bytes: tuple[int, ...]
+    mtime_ns: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        counts = (self.images, self.shard_images, *self.bytes, *self.mtime_ns)
+        if not all(type(count) is int and count >= 0 for count in counts) or self.shard_images < 1:
+            raise ValueError("counts must be whole numbers")
+        if not len(self.bytes) == len(self.mtime_ns) == max(1, -(-self.images // self.shard_images)):
+            raise ValueError(f"{len(self.bytes)} files for {self.images} images")
+
+    def shard_lengths(self) -> list[int]:
+        """How many images lie in each file."""
+        whole, files = self.shard_images, len(self.bytes)
+        return [whole] * (files - 1) + [self.images - whole * (files - 1)]
 
 
 @dataclass(frozen=True)
@@ -85,7 +107,7 @@ def read_meta(entry: Path) -> Meta | None:
         raise DamagedError(f"meta.json cannot be read ({error})") from error
     try:
         fields = json.loads(text)
-        splits = {name: SplitMeta(**values) for name, values in fields.pop("splits").items()}
+        splits = {name: _split_meta(**values) for name, values in fields.pop("splits").items()}
         skipped = tuple((str(path), str(reason)) for path, reason in fields.pop("skipped"))
         names = tuple(str(name) for name in fields.pop("class_names"))
         meta = Meta(**fields, splits=splits, skipped=skipped, class_names=names)
@@ -94,6 +116,10 @@ def read_meta(entry: Path) -> Meta | None:
     if meta.format != FORMAT or not meta.splits or not all(re.fullmatch("[a-z]+", name) for name in meta.splits):
         raise DamagedError("meta.json is of another format")
     return meta
+
+
+def _split_meta(bytes: list[int], mtime_ns: list[int], **values: Any) -> SplitMeta:
+    return SplitMeta(bytes=tuple(bytes), mtime_ns=tuple(mtime_ns), **values)
 
 
 def write_meta(entry: Path, meta: Meta) -> None:
@@ -105,35 +131,39 @@ def write_meta(entry: Path, meta: Meta) -> None:
 def read_split(entry: Path, meta: Meta, split: str, name: str) -> ImageStore:
     """A verified split of an entry.
 
-    Images over `MEMORY_MAP_BYTES` are memory-mapped, and their pixels are compared with the fingerprint only if size
-    or time of the file differ from those at packing; all others are read and compared every time.
+    Images over `MAPPED_BYTES` are memory-mapped, and their pixels are compared with the fingerprint only if size or
+    time of a file differ from those at packing; all others are read and compared every time.
 
     Raises:
         DamagedError: a file is missing, cut short, of another shape, or its fingerprint differs.
     """
     said = meta.splits[split]
-    path = images_path(entry, split)
+    paths = images_paths(entry, split, len(said.bytes))
     try:
-        status = path.stat()
-        large = status.st_size > MEMORY_MAP_BYTES
-        images = np.load(path, mmap_mode="r" if large else None, allow_pickle=False)
+        status = [path.stat() for path in paths]
+        large = sum(each.st_size for each in status) > MAPPED_BYTES
+        shards = [np.load(path, mmap_mode="r" if large else None, allow_pickle=False) for path in paths]
         labels = np.load(labels_path(entry, split), allow_pickle=False) if said.labelled else None
     except Exception as error:  # numpy's readers raise a dozen kinds for damaged files; all mean the same here
         raise DamagedError(f"split {split} cannot be read ({str(error)[:200]})") from error
-    if images.dtype != np.uint8 or images.shape != (said.images, meta.image_size, meta.image_size, 3):
-        raise DamagedError(f"split {split} holds {images.dtype} {list(images.shape)}")
+    for shard, count in zip(shards, said.shard_lengths(), strict=True):
+        if shard.dtype != np.uint8 or shard.shape != (count, meta.image_size, meta.image_size, 3):
+            raise DamagedError(f"split {split} holds {shard.dtype} {list(shard.shape)}")
     if labels is not None and (labels.dtype != np.int64 or labels.shape != (said.images,)):
         raise DamagedError(f"the labels of split {split} are {labels.dtype} {list(labels.shape)}")
-    untouched = (status.st_size, status.st_mtime_ns) == (said.bytes, said.mtime_ns)
+    images = ShardedImages(shards) if large else np.concatenate(shards) if len(shards) > 1 else shards[0]
+    untouched = [(each.st_size, each.st_mtime_ns) for each in status] == list(
+        zip(said.bytes, said.mtime_ns, strict=True)
+    )
     if not (large and untouched) and fingerprint(images, labels) != said.fingerprint:
         raise DamagedError(f"the fingerprint of split {split} differs")
     names = meta.class_names if labels is not None else ()
     return ImageStore(images, labels, names, said.fingerprint, name, split, meta.skipped)
 
 
-def images_path(entry: Path, split: str) -> Path:
-    """The image file of a split."""
-    return entry / f"images-{split}.npy"
+def images_paths(entry: Path, split: str, count: int) -> list[Path]:
+    """The image files of a split."""
+    return [entry / (f"images-{split}.{n}.npy" if n else f"images-{split}.npy") for n in range(count)]
 
 
 def labels_path(entry: Path, split: str) -> Path:

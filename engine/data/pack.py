@@ -17,15 +17,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError
-from .cache import Meta, SplitMeta, images_path, labels_path, write_meta
+from .cache import Meta, SplitMeta, images_paths, labels_path, write_meta
 from .decode import decode_image, image_dimensions, resize_images
 from .listing import Blob, Listing, arrange
 from .progress import progress_bar
+from .shards import ShardedImages
 from .store import fingerprint
 
 KEEP_BYTES = 128 << 20
 _BATCH_IMAGES, _BATCH_BYTES = 64, 4 << 20
 _WRITE_BYTES = 4 << 20  # few large writes: each one waits for the interpreter lock that the decoding threads hold
+SHARD_BYTES = 1 << 30
+_MOST_SHARDS = 256  # they are open at once: a source may give its images in any order
 
 
 @dataclass(frozen=True)
@@ -144,7 +147,7 @@ def pack_arrays(
 
 
 class SplitWriter:
-    """Writes the image file of one split, row by row in any order; rows never written are closed up at the end.
+    """Writes the image files of one split, row by row in any order; rows never written are closed up at the end.
 
     Plain writes rather than a memory map: on a full disk a write fails with an error, a memory map kills the process.
     """
@@ -153,15 +156,18 @@ class SplitWriter:
         self.filled = np.zeros(count, dtype=bool)
         self._folder, self._split, self._size = folder, split, size
         self._row_bytes = size * size * 3
-        self._file: IO[bytes] = images_path(folder, split).open("w+b", buffering=_WRITE_BYTES)
-        self._start = self._write_header(count)
-        self._next = 0
+        self._per_shard = max(1, SHARD_BYTES // self._row_bytes, -(-count // _MOST_SHARDS))
+        self._files: list[IO[bytes]] = []
+        shards = max(1, -(-count // self._per_shard))
+        for path in images_paths(folder, split, shards):
+            self._files.append(path.open("w+b", buffering=max(64 << 10, _WRITE_BYTES // shards)))
+        self._start = self._write_header(0, self._per_shard)
+        self._next = -1
 
     def put(self, row: int, image: NDArray[np.uint8]) -> None:
         """Write one image, uint8 `[S, S, 3]`, as row `row`."""
-        if row != self._next:
-            self._file.seek(self._start + row * self._row_bytes)
-        self._file.write(np.ascontiguousarray(image).data)
+        file = self._at(row, in_a_row=row == self._next)
+        file.write(np.ascontiguousarray(image).data)
         self._next = row + 1
         self.filled[row] = True
 
@@ -170,36 +176,58 @@ class SplitWriter:
         kept = np.flatnonzero(self.filled)
         if len(kept) < len(self.filled):
             self._close_up(kept)
-        self._file.close()
+        shards = max(1, -(-len(kept) // self._per_shard))
+        for number, file in enumerate(self._files[:shards]):
+            rows = min(self._per_shard, len(kept) - number * self._per_shard)
+            if self._write_header(number, rows) != self._start:
+                raise AssertionError("numpy pads its headers so that a count may change")
+            file.truncate(self._start + rows * self._row_bytes)
+        for file in self._files:
+            file.close()
+        paths = images_paths(self._folder, self._split, len(self._files))
+        for path in paths[shards:]:
+            path.unlink()
         if labels is not None:
             labels = labels[kept]
             np.save(labels_path(self._folder, self._split), labels, allow_pickle=False)
-        path = images_path(self._folder, self._split)
-        images = np.load(path, mmap_mode="r", allow_pickle=False)
-        status = path.stat()
-        return SplitMeta(len(kept), labels is not None, fingerprint(images, labels), status.st_size, status.st_mtime_ns)
+        images = ShardedImages([np.load(path, mmap_mode="r", allow_pickle=False) for path in paths[:shards]])
+        status = [path.stat() for path in paths[:shards]]
+        return SplitMeta(
+            images=len(kept),
+            labelled=labels is not None,
+            fingerprint=fingerprint(images, labels),
+            shard_images=self._per_shard,
+            bytes=tuple(each.st_size for each in status),
+            mtime_ns=tuple(each.st_mtime_ns for each in status),
+        )
 
     def close(self) -> None:
-        """Close the file, whatever is in it; a second time does nothing."""
-        with suppress(OSError):  # closing writes what is still buffered; on a full disk the first error is on its way
-            self._file.close()
+        """Close the files, whatever is in them; a second time does nothing."""
+        for file in self._files:
+            with suppress(
+                OSError
+            ):  # closing writes what is still buffered; on a full disk the first error is on its way
+                file.close()
+
+    def _at(self, row: int, *, in_a_row: bool = False) -> IO[bytes]:
+        """The file that holds `row`, standing at it."""
+        number, into = divmod(row, self._per_shard)
+        if not in_a_row or into == 0:
+            self._files[number].seek(self._start + into * self._row_bytes)
+        return self._files[number]
 
     def _close_up(self, kept: NDArray[np.int64]) -> None:
         for row, source in enumerate(kept.tolist()):
             if row != source:
-                self._file.seek(self._start + source * self._row_bytes)
-                image = self._file.read(self._row_bytes)
-                self._file.seek(self._start + row * self._row_bytes)
-                self._file.write(image)
-        self._file.truncate(self._start + len(kept) * self._row_bytes)
-        if self._write_header(len(kept)) != self._start:
-            raise AssertionError("numpy pads its headers so that a count may change")
+                image = self._at(source).read(self._row_bytes)
+                self._at(row).write(image)
 
-    def _write_header(self, count: int) -> int:
-        shape = (count, self._size, self._size, 3)
-        self._file.seek(0)
-        np.lib.format.write_array_header_1_0(self._file, {"descr": "|u1", "fortran_order": False, "shape": shape})
-        return self._file.tell()
+    def _write_header(self, number: int, rows: int) -> int:
+        file = self._files[number]
+        file.seek(0)
+        header = {"descr": "|u1", "fortran_order": False, "shape": (rows, self._size, self._size, 3)}
+        np.lib.format.write_array_header_1_0(file, header)
+        return file.tell()
 
 
 def check_space(folder: Path, images: int, size: int) -> None:

@@ -1,4 +1,4 @@
-"""ImageStore: a set of equally sized images in memory or memory-mapped, with labels if there are any."""
+"""ImageStore: a set of equally sized images, in memory or in files, with labels if there are any."""
 
 from __future__ import annotations
 
@@ -10,12 +10,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError
+from .shards import ShardedImages
+
+Pixels = NDArray[np.uint8] | ShardedImages
+
+# Larger sets of images stay in their files.
+MAPPED_BYTES = 512 << 20
 
 
-def fingerprint(images: NDArray[np.uint8], labels: NDArray[np.int64] | None) -> str:
-    """sha256 over shape, pixels and labels, as 64 hex digits; read in slices so that a memory map stays one."""
+def fingerprint(images: Pixels, labels: NDArray[np.int64] | None) -> str:
+    """sha256 over shape, pixels and labels, as 64 hex digits; read in slices so that what lies in files stays there."""
     digest = hashlib.sha256(repr(images.shape).encode())
-    step = max(1, (64 << 20) // max(1, images[0:1].nbytes))
+    step = max(1, (4 << 20) // max(1, int(np.prod(images.shape[1:]))))
     for start in range(0, len(images), step):
         digest.update(np.ascontiguousarray(images[start : start + step]).data)
     if labels is not None:
@@ -28,7 +34,7 @@ class ImageStore:
     """Square RGB images of one size.
 
     Attributes:
-        images: uint8 `[N, S, S, 3]`, C-contiguous, RGB; possibly a read-only memory map.
+        images: uint8 `[N, S, S, 3]`, C-contiguous, RGB; those of large data lie in files and are copied out by index.
         labels: int64 `[N]`, indices into `class_names`; None where the data has no labels.
         class_names: one name per class, in label order; empty without labels.
         fingerprint: sha256 of shape, pixels and labels (64 hex digits): the identity of the data everywhere.
@@ -37,7 +43,7 @@ class ImageStore:
         skipped: `(path, reason)` of every file that could not be read.
     """
 
-    images: NDArray[np.uint8]
+    images: Pixels
     labels: NDArray[np.int64] | None
     class_names: tuple[str, ...]
     fingerprint: str
@@ -63,7 +69,7 @@ class ImageStore:
     @classmethod
     def from_arrays(
         cls,
-        images: NDArray[np.uint8],
+        images: Pixels,
         labels: NDArray[np.int64] | None = None,
         class_names: Sequence[str] = (),
         *,
@@ -85,9 +91,18 @@ class ImageStore:
         return int(self.images.shape[1])
 
     def subset(self, indices: NDArray[np.int64]) -> ImageStore:
-        """The images at `indices` (int64 `[n]`), in that order, copied; it has a fingerprint of its own."""
+        """The images at `indices` (int64 `[n]`), in that order; it has a fingerprint of its own.
+
+        They are copied, unless they lie in files and are more than memory should hold.
+        """
+        images: Pixels
+        if isinstance(self.images, ShardedImages):
+            images = self.images.select(indices)
+            images = images if images.nbytes > MAPPED_BYTES else images[:]
+        else:
+            images = np.ascontiguousarray(self.images[indices])
         return ImageStore.from_arrays(
-            np.ascontiguousarray(self.images[indices]),
+            images,
             None if self.labels is None else self.labels[indices],
             self.class_names,
             name=self.name,

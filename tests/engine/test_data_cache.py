@@ -18,6 +18,8 @@ import pytest
 from reference.image_files import class_tree, encode, noise, tar_bytes, write_tree
 from simclr_engine.data import cache, load_data, load_splits, pack, sources
 from simclr_engine.data.pack import SplitWriter
+from simclr_engine.data.shards import ShardedImages
+from simclr_engine.data.store import fingerprint
 from simclr_engine.errors import DataError, PlatformError
 
 FILES = class_tree(("ant", "bee"), each=6)
@@ -191,12 +193,12 @@ def test_large_images_are_mapped_and_checked_in_full_only_if_the_file_was_touche
     archive: Path, root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     small = load_data(archive)
-    assert not isinstance(small.images, np.memmap)
-    monkeypatch.setattr(cache, "MEMORY_MAP_BYTES", 1000)
+    assert isinstance(small.images, np.ndarray)
+    monkeypatch.setattr(cache, "MAPPED_BYTES", 1000)
     with monkeypatch.context() as patch:
         patch.setattr(cache, "fingerprint", lambda *_: pytest.fail("read every pixel"))
         large = load_data(archive)
-    assert isinstance(large.images, np.memmap) and not large.images.flags.writeable
+    assert isinstance(large.images, ShardedImages)
     np.testing.assert_array_equal(large.images, small.images)
     (entry,) = entries(root)
     os.utime(entry / "images-all.npy", ns=(5, 5))  # copied without its time: the pixels decide
@@ -413,7 +415,64 @@ def test_rows_written_in_any_order_with_gaps_are_closed_up(tmp_path: Path) -> No
     said = writer.finish(labels)
     np.testing.assert_array_equal(np.load(tmp_path / "images-x.npy"), images[written])
     np.testing.assert_array_equal(np.load(tmp_path / "labels-x.npy"), written)
-    assert said.images == 200 and said.bytes == (tmp_path / "images-x.npy").stat().st_size == 128 + 200 * 192
+    assert said.images == 200 and said.bytes == ((tmp_path / "images-x.npy").stat().st_size,) == (128 + 200 * 192,)
+
+
+@pytest.mark.parametrize("kept", [300, 257, 192, 65, 64, 1, 0])
+def test_shards_are_filled_in_any_order_and_closed_up_across_their_borders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: int
+) -> None:
+    monkeypatch.setattr(pack, "SHARD_BYTES", 64 * 192 + 191)
+    random = np.random.default_rng(kept)
+    images = random.integers(0, 256, (300, 8, 8, 3), dtype=np.uint8)
+    written = np.sort(random.permutation(300)[:kept])
+    writer = SplitWriter(tmp_path, "x", 300, 8)
+    for row in random.permutation(written):
+        writer.put(int(row), images[row])
+    said = writer.finish(None)
+    files = cache.images_paths(tmp_path, "x", len(said.bytes))
+    assert sorted(tmp_path.iterdir()) == sorted(files) and said.shard_images == 64
+    assert [len(np.load(file)) for file in files] == said.shard_lengths() and sum(said.shard_lengths()) == kept
+    np.testing.assert_array_equal(np.concatenate([np.load(file) for file in files]), images[written])
+    cache.write_meta(tmp_path, cache.Meta("x", "folder", 8, (), {"x": said}))
+    meta = cache.read_meta(tmp_path)
+    assert meta is not None and meta.splits == {"x": said}
+    for limit in (0, 512 << 20):
+        monkeypatch.setattr(cache, "MAPPED_BYTES", limit)
+        store = cache.read_split(tmp_path, meta, "x", "x")
+        assert isinstance(store.images, ShardedImages) == (limit == 0)
+        np.testing.assert_array_equal(store.images, images[written])
+        assert store.fingerprint == fingerprint(images[written], None)
+
+
+def test_no_split_is_so_large_that_it_needs_more_open_files_than_there_may_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pack, "SHARD_BYTES", 192)
+    writer = SplitWriter(tmp_path, "x", 1000, 8)
+    writer.close()
+    assert len(list(tmp_path.iterdir())) == 250  # of four images each
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"images": n} for n in (13, -1, 12.0, True)),
+        *({"bytes": n} for n in ([1, 2], [1.5], 5)),
+        *({"shard_images": n} for n in (0, 3)),
+        {"mtime_ns": []},
+    ],
+)
+def test_a_description_of_files_that_cannot_be_is_damage(
+    archive: Path, root: Path, change: dict[str, object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = load_data(archive)
+    (entry,) = entries(root)
+    meta = json.loads((entry / "meta.json").read_text())
+    meta["splits"]["all"] |= change
+    (entry / "meta.json").write_text(json.dumps(meta))
+    assert load_data(archive).fingerprint == good.fingerprint
+    assert "is damaged" in capsys.readouterr().err
 
 
 def test_no_images_at_all_cost_no_broken_entry(tmp_path: Path, root: Path) -> None:
