@@ -27,16 +27,16 @@ from simclr_engine.recipe import Recipe
 from simclr_engine.timing import summarize
 from simclr_engine.training import Backends, Plan, Trainer
 
-from .rows import Floor, Row, check, rate_row
+from .rows import Floor, Row, rate_row
 
-NAME, UNIT, ALONE = "data path over processes", "views/s", "1 process"
+NAME, UNIT, ALONE = "data path over processes", "views/s", "ours, 1 process"
 EFFICIENCY = 0.9  # of ideal
 STEPS_PER_CALL = 5
 
 
 def floors(processes: int = 2) -> tuple[Floor, ...]:
     """What must hold on this machine, if it has a core for each process."""
-    return (Floor(NAME, f"{processes} processes", least=EFFICIENCY * processes, of=ALONE),)
+    return (Floor(NAME, f"ours, {processes} processes", least=EFFICIENCY * processes, of=ALONE),)
 
 
 def rows(
@@ -59,7 +59,9 @@ def rows(
     efficiency = alone.median / together.median
     return [
         rate_row(NAME, ALONE, per_call, alone, UNIT, efficiency=1.0, **asleep),
-        rate_row(NAME, f"{processes} processes", processes * per_call, together, UNIT, efficiency=efficiency, **asleep),
+        rate_row(
+            NAME, f"ours, {processes} processes", processes * per_call, together, UNIT, efficiency=efficiency, **asleep
+        ),
     ]
 
 
@@ -131,10 +133,3 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-if __name__ == "__main__":
-    found = rows()
-    for row in found:
-        print(f"{row['contender']:12} {row['median']:9,.0f} {UNIT}   efficiency {row['efficiency']:.3f}")
-    print(*check(found, floors()), sep="\n")

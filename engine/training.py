@@ -25,7 +25,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -34,6 +33,7 @@ from simclr_engine.kernels import AugmentSpec, augment, contrastive_metrics, dra
 from .data.store import ImageStore
 from .device import Platform
 from .errors import CheckFailed, DataError
+from .loading import Batch, Loader, Prefetched, Resident, stays_in_files
 from .model import SimCLR
 from .optim import build_optimizer, lr_factor
 from .parallel import World, check_shares, synchronise_batch_norm
@@ -144,30 +144,34 @@ class Trainer:
         self.step = 0
         self._finite = torch.ones((), dtype=torch.bool, device=platform.device)  # all gradients so far
         self.spec: AugmentSpec = _with_image_size(recipe.augment, store.image_size)
-        self._resident = _resident_images(store, platform.device)
         self._order: tuple[int, Tensor] | None = None
+        self.streamed = stays_in_files(store, platform.device)
+        loader = Prefetched if self.streamed else Resident
+        self._loader: Loader = loader(store, platform.device, self.sample_ids, plan.total_steps)
 
     def sample_ids(self, step: int) -> Tensor:
-        """int64 on the device: which images this process trains on in `step`; a fresh permutation each epoch.
+        """int64: which images this process trains on in `step`; a fresh permutation each epoch.
 
         `[B]`, or this rank's share of the same: a step sees the same images on any number of ranks, none of them twice.
+        They stand on the device, where the images do too.
         """
         epoch, offset = divmod(step, self.plan.steps_per_epoch)
         if self._order is None or self._order[0] != epoch:
-            self._order = (
-                epoch,
-                epoch_order(self.plan.samples, self.recipe.train.seed, epoch).to(self.platform.device),
-            )
+            order = epoch_order(self.plan.samples, self.recipe.train.seed, epoch)
+            self._order = epoch, order if self.streamed else order.to(self.platform.device)
         batch = self.recipe.train.batch_size
         return self.world.share(self._order[1][offset * batch : (offset + 1) * batch])
 
     def views(self, ids: Tensor, epoch: int, size: int) -> Tensor:
         """Views `[V·B, 3, size, size]` of the images `ids`; row v·B + i is view v of sample i."""
+        return self._views(Batch(ids.to(self.platform.device), self._loader.images(ids)), epoch, size)
+
+    def _views(self, batch: Batch, epoch: int, size: int) -> Tensor:
         train = self.recipe.train
-        params = draw_params(self.spec, seed=train.seed, epoch=epoch, sample_ids=ids, views=train.views)
+        params = draw_params(self.spec, seed=train.seed, epoch=epoch, sample_ids=batch.ids, views=train.views)
         # What autocast would cast them to: the first convolution sees the same numbers, and half the bytes are moved.
         dtype = self.platform.dtype if self.platform.precision != "fp64" else torch.float32
-        views = augment(self._images(ids), params, self.spec, size=size, dtype=dtype, backend=self.backends.augment)
+        views = augment(batch.images, params, self.spec, size=size, dtype=dtype, backend=self.backends.augment)
         return views.to(self.platform.dtype).contiguous(memory_format=self.platform.memory_format)
 
     def train_step(self, step: int, size: int | None = None) -> tuple[Tensor, Tensor]:
@@ -189,23 +193,23 @@ class Trainer:
         Returns:
             Loss of the whole batch and projections `[V·b, D]` of this process, as of `train_step`.
         """
-        ids, epoch = self.sample_ids(step), step // self.plan.steps_per_epoch
+        batch, epoch = self._loader.batch(step), step // self.plan.steps_per_epoch
         size = size or self.plan.view_size(step)
         if self.world.size > 1 and self.recipe.head.dropout:
             # Masks of its own for each rank and step, and none to save: a run goes on with any number of ranks.
             torch.manual_seed(_mixed(self.recipe.train.seed, step, self.world.rank))
         if self.two_passes:
-            loss, z = self._in_two_passes(ids, epoch, size)
+            loss, z = self._in_two_passes(batch, epoch, size)
         else:
-            z = self._project(ids, epoch, size)
+            z = self._project(batch, epoch, size)
             loss = self._loss(z)
             self.scaler.scale(loss).backward()
         self.world.average_([p.grad for p in self.model.parameters() if p.grad is not None])
         return loss.detach(), z.detach()
 
-    def _project(self, ids: Tensor, epoch: int, size: int) -> Tensor:
-        """Projections `[V·b, D]` of the views of `ids`, in fp32 at least."""
-        views = self.views(ids, epoch, size)
+    def _project(self, batch: Batch, epoch: int, size: int) -> Tensor:
+        """Projections `[V·b, D]` of the views of a batch, in fp32 at least."""
+        views = self._views(batch, epoch, size)
         with self.platform.autocast():
             z = self.forward(views)
         return z if z.dtype == torch.float64 else z.float()
@@ -215,14 +219,14 @@ class Trainer:
         train, tau = self.recipe.train, self.recipe.loss.temperature
         return nt_xent(z, views=train.views, temperature=tau, backend=self.backends.nt_xent, group=self.world.group)
 
-    def _in_two_passes(self, ids: Tensor, epoch: int, size: int) -> tuple[Tensor, Tensor]:
+    def _in_two_passes(self, batch: Batch, epoch: int, size: int) -> tuple[Tensor, Tensor]:
         """`gradients` with one micro-batch in the network at a time: projections first, then their gradients back.
 
         Both passes see the same views (they are drawn by sample id), the same dropout masks (the generator is put back,
         and ends where one pass leaves it) and the same statistics of batch norm (those of the micro-batch); its running
         statistics follow the second pass alone, once per micro-batch.
         """
-        views, parts = self.recipe.train.views, ids.split(self.micro_batch)
+        views, parts = self.recipe.train.views, batch.split(self.micro_batch)
         buffers = list(self.model.buffers())
         before = [b.clone() for b in buffers]
         states, projections = [], []
@@ -361,11 +365,6 @@ class Trainer:
         largest = torch.stack(torch._foreach_norm(gradients, math.inf))
         self._finite = self._finite & largest.isfinite().all()
 
-    def _images(self, ids: Tensor) -> Tensor:
-        if self._resident is not None:
-            return self._resident[ids]
-        return torch.from_numpy(np.ascontiguousarray(self.store.images[ids.numpy()]))
-
 
 def epoch_order(samples: int, seed: int, epoch: int) -> Tensor:
     """int64 `[samples]`: the order of an epoch, a function of (seed, epoch) alone."""
@@ -404,13 +403,6 @@ def gradient_not_finite(step: int) -> CheckFailed:
         saw=f"at step {step} or since the row before it",
         fix="the last good checkpoint is kept; see metrics.jsonl, lower optimizer.lr, or --precision fp32",
     )
-
-
-def _resident_images(store: ImageStore, device: torch.device) -> Tensor | None:
-    """uint8 images on the accelerator; on the CPU they stay in the store (memory-mapped or not)."""
-    if device.type == "cpu":
-        return None
-    return torch.from_numpy(np.array(store.images)).to(device)
 
 
 def _with_image_size(spec: AugmentSpec, size: int) -> AugmentSpec:

@@ -10,7 +10,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from simclr_engine.data.store import ImageStore
+from simclr_engine.data.store import ImageStore, Pixels
 from simclr_engine.errors import CheckFailed
 from simclr_engine.timing import Timing, interleave
 
@@ -115,7 +115,7 @@ def fair_labeller(store: ImageStore, probe: ChosenProbe | None) -> Labeller:
     return nearest_neighbour(store.labels)
 
 
-def _features(session: onnxruntime.InferenceSession, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+def _features(session: onnxruntime.InferenceSession, images: Pixels) -> NDArray[np.float32]:
     size = max(1, min(64, 64 * 32**2 // images.shape[1] ** 2))
     parts = [
         session.run([OUTPUT], {INPUT: np.ascontiguousarray(images[i : i + size])})[0]

@@ -25,6 +25,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import helper
 
+from simclr_engine.data.store import Pixels
 from simclr_engine.errors import CheckFailed, DataError
 
 from .runtime import CPU, INPUT, available_threads, open_session
@@ -46,7 +47,7 @@ def has_vnni(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     return any(VNNI_FLAGS.intersection(each) for each in flags)
 
 
-def check_calibration(images: NDArray[np.uint8]) -> None:
+def check_calibration(images: Pixels) -> None:
     """Refuses to calibrate on too few images.
 
     Raises:

@@ -13,6 +13,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from simclr_engine.data.shards import ShardedImages
 from simclr_engine.data.store import ImageStore
 from simclr_engine.errors import DataError, PlatformError, UsageError
 
@@ -299,7 +300,7 @@ class OnnxEncoder:
     def _check_images(self, images: object) -> None:
         side = self.image_size
         expected = f"expected uint8 [N, {side}, {side}, 3] (RGB, channels last, 0 to 255)"
-        if not isinstance(images, np.ndarray):
+        if not isinstance(images, np.ndarray | ShardedImages):
             raise DataError(
                 f"images must be a numpy array: {expected}", saw=type(images).__name__, fix="np.asarray(images)"
             )

@@ -373,7 +373,8 @@ def _publish_variant(
 
 def _int8(source: _Source, fp32: _Built) -> onnx.ModelProto:
     assert source.images is not None  # `gather` saw to it
-    model = quantize(fp32.traced.model, source.images.spread(CALIBRATION_IMAGES).images, reduce_range=not has_vnni())
+    images = np.asarray(source.images.spread(CALIBRATION_IMAGES).images)
+    model = quantize(fp32.traced.model, images, reduce_range=not has_vnni())
     check_fused(fp32.traced.model, model)
     return model
 

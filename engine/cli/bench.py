@@ -18,6 +18,8 @@ BENCHES: dict[str, dict[str, Any]] = {
     "augment": {"views": 32, "size": 16},
     "optimizer": {},
     "evaluate": {"train": 300, "test": 100, "dim": 16},
+    "store": {"gigabytes": 0.02, "size": 16, "batch": 8},
+    "scaling": {"images": 4, "size": 16, "sleep": 0.01},
     "export": {"size": 16, "batches": (1, 4), "compile": False, "processes": 1},
 }
 
@@ -59,6 +61,8 @@ def command(
     nt-xent    the loss: time, memory and error beside the usual ways to write it
     augment    views per second of each backend beside other libraries
     optimizer  an update of LARS beside a plain loop
+    store      images from files larger than memory beside images in memory
+    scaling    the data path in one process and in two
     evaluate   probe, kNN and maps over 50,000 x 512 features beside scikit-learn
     export     the exported files beside PyTorch: speed, memory, size, start-up
     """
@@ -138,6 +142,9 @@ def _also(row: dict[str, Any]) -> str:
         "tflops": lambda v: f"{v:,.3g} TFLOP/s",
         "share_of_peak": lambda v: f"{100 * v:.0f} % of peak",
         "first_call_seconds": lambda v: f"first call {v:.1f} s",
+        "efficiency": lambda v: f"{100 * v:.0f} % of ideal",
+        "mib_above_few": lambda v: f"{v:,.0f} MiB above few images in memory",
+        "images_read": lambda v: f"{v:,} images read through",
         "lost_points": lambda v: f"{v:.2f} points lost",
     }
     return ", ".join(show(row[key]) for key, show in shown.items() if key in row)

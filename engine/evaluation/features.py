@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ..data.store import Pixels
 from ..model import build_encoder
 from .guards import require_unchanged
 from .target import SCRATCH_SEED
@@ -40,7 +41,7 @@ def encoder_hash(encoder: nn.Module) -> str:
 
 def extract_features(
     encoder: nn.Module,
-    images: NDArray[np.uint8],
+    images: Pixels,
     mean: Sequence[float],
     std: Sequence[float],
     *,

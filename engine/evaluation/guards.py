@@ -7,13 +7,13 @@ import hashlib
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data.store import ImageStore
+from ..data.store import ImageStore, Pixels
 from ..errors import CheckFailed, DataError
 
 REFUSED_OVERLAP = 0.01  # of the test images
 
 
-def _image_hashes(images: NDArray[np.uint8]) -> list[bytes]:
+def _image_hashes(images: Pixels) -> list[bytes]:
     """A 16-byte hash of each image's pixels."""
     return [hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16).digest() for image in images]
 

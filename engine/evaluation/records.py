@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data.store import ImageStore
+from ..data.store import ImageStore, Pixels
 from ..errors import DataError, PlatformError
 from ..run import read_rows, write_text_atomic
 from .linear import LinearProbe
@@ -141,7 +141,7 @@ class Predictions:
         truth: NDArray[np.int64],
         predicted: NDArray[np.int64],
         confidence: NDArray[np.float32],
-        images: NDArray[np.uint8],
+        images: Pixels,
     ) -> Predictions:
         """With a sample of `images` uint8 `[N, S, S, 3]`, the same for every method on the same images."""
         rows = np.random.default_rng(0).permutation(len(truth))[:SAMPLES]
