@@ -23,7 +23,7 @@ from simclr_engine.data.shards import ShardedImages
 from simclr_engine.data.store import ImageStore
 from simclr_engine.device import choose_platform, keep_freed_memory
 from simclr_engine.kernels import pick_augment
-from simclr_engine.loading import Prefetched, Resident
+from simclr_engine.loading import Loader, Prefetched, Resident
 from simclr_engine.recipe import Recipe
 from simclr_engine.timing import interleave
 from simclr_engine.training import Backends, Plan, Trainer
@@ -99,7 +99,7 @@ def _reading_rows(repeats: int, few: ImageStore, large: ImageStore, about: dict[
     def ids_of(store: ImageStore) -> torch.Tensor:
         return torch.from_numpy(drawn[store].integers(0, len(store), size))
 
-    loaders = {
+    loaders: dict[str, Loader] = {
         MEMORY: Resident(few, cpu, lambda _: ids_of(few), far),
         FILES: Prefetched(large, cpu, lambda _: ids_of(large), far),
     }

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 
-from simclr_engine import load_encoder, pretraining
+from simclr_engine import load_encoder, planning, pretraining
 from simclr_engine.checkpoint import newest_checkpoint
 from simclr_engine.data.store import ImageStore
 from simclr_engine.device import Platform
@@ -26,7 +26,8 @@ from simclr_engine.kernels import pick_augment
 from simclr_engine.kernels.augmentation import native
 from simclr_engine.model import SimCLR
 from simclr_engine.optim import build_optimizer
-from simclr_engine.pretraining import Interrupted, calibrate, pretrain, steps_within
+from simclr_engine.planning import calibrate, steps_within
+from simclr_engine.pretraining import Interrupted, pretrain
 from simclr_engine.recipe import Recipe
 from simclr_engine.run import Run
 from simclr_engine.training import Backends, Plan, Trainer, epoch_order
@@ -376,7 +377,7 @@ def test_a_time_budget_becomes_a_number_of_steps(tmp_path: Path, monkeypatch: py
     assert steps_within(plan, 100.0, {16: 0.25, 32: 1.0}) == int(100 / (0.8 * 0.25 + 0.2 * 1.0))
     with pytest.raises(UsageError, match="too short"):
         steps_within(plan, 0.1, {16: 0.25, 32: 1.0})
-    monkeypatch.setattr(pretraining, "calibrate", lambda trainer: {12: 60.0})
+    monkeypatch.setattr(planning, "calibrate", lambda trainer: {12: 60.0})
     run = pretrain(tiny_recipe(), tiny_store(), tmp_path / "run", device="cpu", max_minutes=8, quiet=True)
     plan = run.environment["plan"]
     assert (plan["total_steps"], plan["max_minutes"], plan["estimated_seconds"]) == (7, 8, 420.0)  # 96 % of 480 s
@@ -393,7 +394,7 @@ def test_a_run_that_the_budget_makes_short_takes_the_settings_for_short_runs_and
     short = [{"epochs": 2, "settings": {"train.views": 3, "train.resolution": [[0.5, 8], [1.0, 0]]}}]
     recipe = tiny_recipe(short_runs=short)
     monkeypatch.setattr(
-        pretraining,
+        planning,
         "calibrate",
         lambda trainer: {s: 30.0 * trainer.recipe.train.views for _, s in trainer.plan.phases()},
     )
@@ -443,9 +444,9 @@ def test_kernels_are_chosen_for_what_a_short_run_takes(monkeypatch: pytest.Monke
         asked.append(temperature)
         return "torch", "the only one"
 
-    monkeypatch.setattr(pretraining, "pick_nt_xent", pick)
+    monkeypatch.setattr(planning, "pick_nt_xent", pick)
     recipe = tiny_recipe(short_runs=[{"epochs": 5, "settings": {"loss.temperature": 0.01}}])
-    trainer, _ = pretraining.prepare(recipe, tiny_store(), device="cpu")
+    trainer, _ = planning.prepare(recipe, tiny_store(), device="cpu")
     assert trainer.recipe.loss.temperature == 0.01 and asked[-1] == 0.01
 
 

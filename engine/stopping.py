@@ -1,0 +1,92 @@
+"""Signals that ask a run to end: it ends between two steps, or, where a step takes too long, in the middle of it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from .errors import EngineError
+
+# From SIGTERM to the end, at the latest: Slurm and Kubernetes kill 30 seconds after it.
+STOP_SECONDS = 25.0
+
+
+class Interrupted(EngineError):
+    """Ctrl-C or SIGTERM: the run was saved and can be resumed."""
+
+    exit_code = 130
+
+
+@contextmanager
+def stop_requests(end: Callable[[], None]) -> Iterator[threading.Event]:
+    """An event that SIGINT and SIGTERM set, so that the loop ends between two steps; a second SIGINT is not held.
+
+    Who sends SIGTERM will not wait: if the loop has not ended after STOP_SECONDS, `end` is called from a thread.
+    """
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+
+    def request(number: int, frame: FrameType | None) -> None:
+        if event.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        event.set()
+
+    previous = {s: signal.signal(s, request) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with _deadline(end):
+            yield event
+    finally:
+        for s, handler in previous.items():
+            signal.signal(s, handler)
+
+
+@contextmanager
+def _deadline(end: Callable[[], None]) -> Iterator[None]:
+    """Calls `end` from a thread STOP_SECONDS after SIGTERM.
+
+    Handlers of signals run in the main thread and between two operations of Python, of which a long backward pass is
+    one. The descriptor that `set_wakeup_fd` names is written at once.
+    """
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    ended = threading.Event()
+
+    def watch() -> None:
+        while number := os.read(reading, 1):
+            if number[0] == signal.SIGTERM:
+                if not ended.wait(STOP_SECONDS):
+                    end()
+                return
+
+    before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    watcher = threading.Thread(target=watch, name="deadline", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        ended.set()
+        os.close(writing)
+        watcher.join()
+        os.close(reading)
+
+
+def give_up(directory: Path) -> None:
+    """Ends the process in the middle of a step; as after a kill, what is on disk is whole."""
+    saved = any((directory / "checkpoints").glob("*.pt"))
+    fix = f"go on with: --out {directory} --resume" if saved else "nothing was saved yet: start anew with --overwrite"
+    error = Interrupted(
+        "stopped in the middle of a step; the checkpoint before it is kept",
+        saw=f"a step did not end within {STOP_SECONDS:.0f} s of SIGTERM",
+        fix=fix,
+    )
+    print("error: " + "\n  ".join(error.lines()), file=sys.stderr, flush=True)
+    os._exit(Interrupted.exit_code)
