@@ -43,13 +43,15 @@ lint: $(READY)
 	MYPYPATH=build/linked $(BIN)/mypy -p simclr_engine
 
 # Floors are ratios between contenders of one run; they are asserted here and nowhere else. Peers that fail to install
-# are named in the tables.
+# are named in the tables. `bench store` needs 20 GB of disk for some minutes.
 bench: $(READY)
 	-$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[peers]'
 	$(BIN)/simclr-engine bench epoch --check
 	$(BIN)/simclr-engine bench nt-xent --check
 	$(BIN)/simclr-engine bench augment --check
 	$(BIN)/simclr-engine bench optimizer --check
+	$(BIN)/simclr-engine bench scaling --check
+	$(BIN)/simclr-engine bench store --check
 	$(BIN)/simclr-engine bench evaluate --check
 	$(BIN)/simclr-engine bench export --check
 
