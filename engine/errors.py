@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+LONGEST = 800  # characters of one part of a message that are shown: foreign text and a library's words have no bound
+
 
 class EngineError(Exception):
     """Base of every error that is shown without a traceback.
@@ -19,13 +21,14 @@ class EngineError(Exception):
         super().__init__(cause)
 
     def lines(self) -> list[str]:
-        """The message, one line per part that is known; control characters of foreign text are made visible."""
-        rows = [self.cause]
+        """The message, one line per part that is known; control characters of foreign text are made visible, and a
+        part that is too long loses its middle."""
+        rows = [_shown(self.cause)]
         if self.saw is not None:
-            rows.append(f"saw: {self.saw}")
+            rows.append(f"saw: {_shown(self.saw)}")
         if self.fix:
-            rows.append(f"fix: {self.fix}")
-        return ["".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in row) for row in rows]
+            rows.append(f"fix: {_shown(self.fix)}")
+        return rows
 
     def __str__(self) -> str:
         return "\n".join(self.lines())
@@ -53,3 +56,18 @@ class DataError(EngineError):
     """Images, labels, archives, checkpoints or model files that cannot be used."""
 
     exit_code = 4
+
+
+def _shown(part: object) -> str:
+    """At most `LONGEST` printable characters, … included: a path stands first and the reason last, so both are kept."""
+    try:
+        text = str(part)
+    except (ValueError, RecursionError):  # an integer of more than 4,300 digits, lists within lists without end
+        text = f"a value of type {type(part).__name__} that cannot be written out"
+    if len(text) > 2 * LONGEST:  # what lies between cannot be shown, and may be a gigabyte
+        text = text[:LONGEST] + text[-LONGEST:]
+    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    if len(text) <= LONGEST:
+        return text
+    last = LONGEST // 4
+    return f"{text[: LONGEST - last - 1]}…{text[-last:]}"

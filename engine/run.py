@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import shutil
 import socket
@@ -14,7 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, TypeGuard
 
 from .errors import DataError, PlatformError, UsageError
 from .recipe import Recipe
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 RUNS = Path("runs")
 LOCK = ".lock"
+MOST_DIGITS = 20  # of a whole number in a run's files: 2⁶⁴ has so many, and no float or picture takes 400
 # What a killed process leaves half written beside the file of that name; see `write_atomic`.
 _WRITTEN = ("recipe.toml", "environment.json", "metrics.jsonl", "views.npz", "model.safetensors", "encoder.safetensors")
 
@@ -86,10 +88,12 @@ class Run:
         directory = Path(path)
         try:
             recipe = Recipe.from_toml((directory / "recipe.toml").read_text("utf-8"))
-            environment = json.loads((directory / "environment.json").read_text("utf-8"))
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            environment = _read_object((directory / "environment.json").read_text("utf-8"))
+        except (OSError, ValueError) as error:
             raise DataError(
-                "no readable run here", saw=f"{directory}: {error}", fix="name a directory that `pretrain` wrote"
+                "no readable run here",
+                saw=f"{directory}: {error}",
+                fix="name a directory that `pretrain` wrote",
             ) from error
         return cls(directory, recipe, environment)
 
@@ -99,11 +103,12 @@ class Run:
         found = []
         for file in Path(root).glob("*/environment.json"):
             try:
-                environment = json.loads(file.read_text("utf-8"))
-            except (OSError, json.JSONDecodeError):
+                environment = _read_object(file.read_text("utf-8"))
+            except (OSError, ValueError):
                 continue
             if environment.get("finished"):
-                found.append((float(environment.get("ended", 0)), file.parent))
+                ended = environment.get("ended")
+                found.append((float(ended) if _is_number(ended) else 0.0, file.parent))
         if not found:
             raise DataError(
                 "no finished run to take",
@@ -114,12 +119,25 @@ class Run:
 
     @property
     def image_size(self) -> int:
-        """Side of the images it was trained on, pixels."""
-        return int(self.environment["data"]["image_size"])
+        """Side of the images it was trained on, pixels.
+
+        Raises:
+            DataError: environment.json does not say.
+        """
+        about = self.environment.get("data")
+        size = about.get("image_size") if isinstance(about, dict) else None
+        if not isinstance(size, int) or size < 1:
+            raise DataError(
+                "the run does not say how large its images were",
+                saw=f"{self.directory / 'environment.json'}: data.image_size = {size!r}",
+                fix="name a directory that `pretrain` wrote",
+            )
+        return size
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
-        """Rows of metrics.jsonl in order; a last line cut short by a crash is left out."""
+        """Rows of metrics.jsonl in order; a last line cut short by a crash is left out. DataError if it may not be
+        read."""
         return list(read_rows(self.directory / "metrics.jsonl"))
 
     def encoder(self) -> nn.Module:
@@ -130,16 +148,43 @@ class Run:
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The JSON rows of a log that may end in a torn line."""
+    """The JSON rows of a log that may end in a torn line; what is no row is left out.
+
+    Raises:
+        DataError: the file is there and cannot be read.
+    """
     if not path.is_file():
         return
-    for line in path.read_text("utf-8", errors="replace").splitlines():
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(row, dict):
-            yield row
+    try:
+        lines = path.read_text("utf-8", errors="replace").splitlines()
+    except OSError as error:
+        raise DataError(
+            "the log cannot be read", saw=f"{path}: {error.strerror}", fix="mend its permissions"
+        ) from error
+    for line in lines:
+        with suppress(ValueError):
+            yield _read_object(line)
+
+
+def _read_object(text: str) -> dict[str, Any]:
+    """A JSON object; ValueError, in few words, for anything else."""
+    try:
+        found = json.loads(text, parse_int=_whole_number)
+    except RecursionError as error:
+        raise ValueError("brackets within brackets without end") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"a {type(found).__name__} where an object should be")
+    return found
+
+
+def _whole_number(digits: str) -> int:
+    if len(digits) > MOST_DIGITS:
+        raise ValueError(f"a whole number of {len(digits):,} digits")
+    return int(digits)
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def check_directory(path: Path, *, resume: bool, overwrite: bool) -> None:
@@ -277,7 +322,7 @@ class RunLog:
 
         self.path = directory / "metrics.jsonl"
         if resume_step is not None:
-            kept = [r for r in read_rows(self.path) if r.get("step", 0) <= resume_step]
+            kept = [r for r in read_rows(self.path) if _is_number(r.get("step", 0)) and r.get("step", 0) <= resume_step]
             write_text_atomic(self.path, "".join(json.dumps(r) + "\n" for r in kept))
         with self._clear_errors():
             self._file = self.path.open("a", encoding="utf-8")

@@ -32,7 +32,7 @@ def cached_features(
         features = np.load(path, allow_pickle=False)
         if features.dtype == np.float32 and features.ndim == 2 and len(features) == len(store):
             return features
-    except (OSError, ValueError, EOFError):
+    except Exception:  # numpy's reader raises a dozen kinds for damaged files; all mean the same here
         pass
     features = compute(store)
     temporary = path.with_suffix(f".{os.getpid()}.tmp")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,18 +80,33 @@ class LinearProbe:
             with safe_open(path, framework="np") as file:
                 tensors = {name: file.get_tensor(name) for name in ("coef", "intercept", "mean", "scale", "classes")}
                 metadata = file.metadata() or {}
+            _check_parts(**tensors)
             return cls(
                 **tensors,
                 C=float(metadata["C"]),
                 iterations=int(metadata["iterations"]),
                 chosen=metadata["chosen"] == "True",
             )
-        except (OSError, SafetensorError, KeyError, ValueError) as error:
+        # A type that numpy has not: TypeError of bfloat16, AttributeError of float8.
+        except (OSError, SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:
             raise DataError(
                 "this is not a saved linear probe",
-                saw=f"{path}: {error}",
+                saw=f"{path}: {str(error)[:200]}",  # safetensors quotes the whole header of a damaged file
                 fix="write it again with `simclr-engine evaluate RUN --method linear`",
             ) from error
+
+
+def _check_parts(
+    coef: NDArray[Any], intercept: NDArray[Any], mean: NDArray[Any], scale: NDArray[Any], classes: NDArray[Any]
+) -> None:
+    """ValueError where these cannot be the parts of one probe."""
+    parts, shapes = (coef, intercept, mean, scale), [part.shape for part in (intercept, classes, mean, scale)]
+    if coef.ndim != 2 or not coef.size or shapes != [coef.shape[:1]] * 2 + [coef.shape[1:]] * 2:
+        raise ValueError(f"coef {coef.shape}, intercept, classes, mean and scale {shapes} do not belong together")
+    if any(part.dtype.kind != "f" for part in parts):
+        raise ValueError(f"weights of type {', '.join(str(part.dtype) for part in parts)}")
+    if classes.dtype.kind not in "iu" or classes[0] < 0 or (np.diff(classes) <= 0).any():
+        raise ValueError("the classes are not labels in rising order")
 
 
 def fit_linear(

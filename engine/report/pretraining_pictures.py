@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
+from ..evaluation.records import LARGEST
 from . import augmentation, curves
 from .content import ReportContent
 from .picture import PRETRAINING, Picture
@@ -84,15 +87,15 @@ def monitor_pictures(content: ReportContent) -> list[Picture]:
 
 
 def view_pictures(content: ReportContent) -> list[Picture]:
-    """The augmentation sheet from views.npz, where the run has one."""
-    try:
-        with np.load(content.run.directory / "views.npz", allow_pickle=False) as file:
-            originals, views = file["originals"], file["views"]
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile):
+    """The augmentation sheet from views.npz, where the run has one; a warning where that is damaged."""
+    path = content.run.directory / "views.npz"
+    if not path.exists():
         return []
-    whole = originals.dtype == views.dtype == np.uint8 and originals.ndim == 4 and views.ndim == 5
-    if not whole or len(originals) != len(views) or 0 in views.shape:
+    found = _read_views(path)
+    if found is None:
+        warnings.warn(f"the report has no augmentation sheet: {path} is damaged", stacklevel=2)
         return []
+    originals, views = found
     if views.shape[1] >= SHEET_VIEWS:
         originals, views = originals[:1], views[:1, :SHEET_VIEWS]
     whose = (
@@ -109,6 +112,20 @@ def view_pictures(content: ReportContent) -> list[Picture]:
             "augmentation", PRETRAINING, caption, lambda t: augmentation.augmentation_sheet(originals, views, theme=t)
         )
     ]
+
+
+def _read_views(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.uint8]] | None:
+    """Originals `[N, S, S, 3]` and their views `[N, V, S, S, 3]`, or None where these are not what the file holds."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            if sum(member.file_size for member in file.zip.infolist()) > LARGEST:
+                return None
+            originals, views = np.asarray(file["originals"]), np.asarray(file["views"])
+    except Exception:  # numpy, zipfile and zlib raise a dozen kinds for damaged files; all mean the same here
+        return None
+    whole = originals.dtype == views.dtype == np.uint8 and originals.ndim == 4 and views.ndim == 5
+    whole = whole and len(originals) == len(views) and 0 not in views.shape
+    return (originals, views) if whole and originals.shape[-1] == views.shape[-1] == 3 else None
 
 
 def _columns(rows: Iterable[Mapping[str, Any]], *names: str) -> list[list[float]]:

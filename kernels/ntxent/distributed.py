@@ -94,8 +94,11 @@ class _DistributedNTXent(torch.autograd.Function):
 
 def _gather(mine: Tensor, group: dist.ProcessGroup | None) -> Tensor:
     """Every rank's tensor, one after the other along the first dimension."""
-    all_of_them = mine.new_empty(dist.get_world_size(group) * len(mine), *mine.shape[1:])
-    dist.all_gather_into_tensor(all_of_them, mine, group=group)
+    ranks = dist.get_world_size(group)
+    all_of_them = mine.new_empty(ranks * len(mine), *mine.shape[1:])
+    # Not all_gather_into_tensor: torch 2.13 warns of it on every rank, and torch 2.11 does not know its new
+    # name. It costs NCCL one more copy of what was gathered.
+    dist.all_gather(list(all_of_them.chunk(ranks)), mine.contiguous(), group=group)
     return all_of_them
 
 

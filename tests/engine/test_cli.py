@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 import simclr_engine
+from simclr_engine.cli.main import main
 from simclr_engine.recipe import recipe_names
 
 
@@ -19,12 +21,49 @@ def run(*args: str, cwd: Path | None = None, code: str | None = None) -> subproc
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=120)
 
 
+Call = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+    """The console script in this process, which has imported what takes seconds; a traceback fails the test."""
+
+    def called(*args: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+        monkeypatch.setattr(sys, "argv", ["simclr-engine", *args])
+        monkeypatch.chdir(cwd or Path.cwd())
+        code = 0
+        try:
+            main()
+        except SystemExit as stop:
+            assert isinstance(stop.code, int | None)
+            code = stop.code or 0
+        shown = capsys.readouterr()
+        return subprocess.CompletedProcess(args, code, shown.out, shown.err)
+
+    return called
+
+
+FIRST = """
+import os, sys, types
+import numpy, onnx, onnxruntime, sklearn, torch  # the order is asked of our own modules; these take seconds
+for name in sys.argv[1:]:
+    child = os.fork()
+    if not child:
+        assert not [module for module in sys.modules if module.startswith("simclr_engine")]
+        exec(f"from simclr_engine import {name} as found")
+        assert not isinstance(found, types.ModuleType), name
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0, name
+    print(name)
+"""
+
+
 def test_every_public_name_can_be_imported_first() -> None:
-    for name in simclr_engine.__all__:
-        done = run(
-            code=f"from simclr_engine import {name}; import types; assert not isinstance({name}, types.ModuleType)"
-        )
-        assert done.returncode == 0, done.stderr
+    done = subprocess.run(
+        [sys.executable, "-c", FIRST, *simclr_engine.__all__], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == list(simclr_engine.__all__)
 
 
 def test_help_lists_every_command_and_imports_nothing_heavy() -> None:
@@ -49,8 +88,8 @@ def test_a_misspelt_command_names_the_nearest() -> None:
 @pytest.mark.parametrize(
     "command", ["pretrain", "evaluate", "export", "report", "recipes", "data", "bench", "demo", "doctor"]
 )
-def test_every_command_has_help(command: str) -> None:
-    done = run(command, "--help")
+def test_every_command_has_help(command: str, call: Call) -> None:
+    done = call(command, "--help")
     assert done.returncode == 0, done.stderr
     assert "Usage:" in done.stdout
 
@@ -82,9 +121,9 @@ def test_recipes_are_listed_and_shown() -> None:
     ],
 )
 def test_an_error_has_cause_value_and_fix_and_its_exit_code(
-    args: list[str], exit_code: int, says: str, tmp_path: Path
+    args: list[str], exit_code: int, says: str, tmp_path: Path, call: Call
 ) -> None:
-    done = run(*args, cwd=tmp_path)
+    done = call(*args, cwd=tmp_path)
     assert done.returncode == exit_code, done.stderr
     assert says in done.stderr
     assert "Traceback" not in done.stderr
@@ -92,20 +131,12 @@ def test_an_error_has_cause_value_and_fix_and_its_exit_code(
     assert not (tmp_path / "runs").exists()  # nothing is left behind by a run that never began
 
 
-def test_an_existing_directory_is_refused_and_left_alone(tmp_path: Path) -> None:
+def test_an_existing_directory_is_refused_and_left_alone(tmp_path: Path, call: Call) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("years of work")
     for extra, says in ([], "--overwrite"), (["--overwrite"], "none"):
-        done = run(
-            "pretrain",
-            "--data",
-            "digits",
-            "--recipe",
-            "quick-10",
-            "--batch-size",
-            "8",
-            "--out",
-            "out",
+        done = call(
+            *("pretrain", "--data", "digits", "--recipe", "quick-10", "--batch-size", "8", "--out", "out"),
             *extra,
             cwd=tmp_path,
         )
@@ -114,9 +145,9 @@ def test_an_existing_directory_is_refused_and_left_alone(tmp_path: Path) -> None
     assert (tmp_path / "out" / "thesis.txt").read_text() == "years of work"
 
 
-def test_an_output_that_cannot_be_made_is_a_fault_of_the_environment(tmp_path: Path) -> None:
+def test_an_output_that_cannot_be_made_is_a_fault_of_the_environment(tmp_path: Path, call: Call) -> None:
     (tmp_path / "file").write_text("")
-    done = run(
+    done = call(
         *("pretrain", "--data", "digits", "--recipe", "quick-10", "--batch-size", "8", "--out", "file/run"),
         cwd=tmp_path,
     )
@@ -139,5 +170,7 @@ def test_doctor_reports_what_works() -> None:
     }
 
 
-def test_debug_shows_the_traceback() -> None:
+def test_debug_shows_the_traceback_and_without_it_there_is_none() -> None:
     assert "Traceback" in run("recipes", "nope", "--debug").stderr
+    plain = run("recipes", "nope")
+    assert plain.returncode == 2 and plain.stderr.startswith("error: ") and "Traceback" not in plain.stderr

@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from reference.synthetic_run import write_run
+from reference.synthetic_run import write_metrics, write_run
 from simclr_engine.checkpoint import encoder_metadata, save_weights
 from simclr_engine.cli.evaluate import command
 from simclr_engine.cli.report import command as report_command
@@ -119,7 +119,10 @@ def test_json_is_one_document_with_both_inits_of_the_runs_own_data(run: Run, fol
     assert Path(document["report"]).is_file()
 
 
-def test_the_table_shows_trained_beside_random_every_class_and_the_protocol(run: Run) -> None:
+def test_the_table_shows_trained_beside_random_every_class_and_the_protocol(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("simclr_engine.report.build.write_report", lambda shown: shown.directory)  # drawn above
     text = invoke(
         run.directory, "--method", "linear", "--method", "knn", "--init", "scratch", "--init", "pretrained"
     ).stdout
@@ -143,9 +146,12 @@ def test_the_table_shows_trained_beside_random_every_class_and_the_protocol(run:
     assert "weighted k=60" in text
 
 
-def test_the_report_command_prints_the_page(run: Run) -> None:
+def test_the_report_command_draws_the_page_and_prints_where_it_is(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    write_metrics(run)
     result = CliRunner().invoke(report_command, [str(run.directory)], catch_exceptions=False)
     assert result.output.strip() == str(run.directory / "report.html")
+    assert "<title>run — simclr-engine report</title>" in (run.directory / "report.html").read_text()
 
 
 NO_TORCH = """

@@ -34,6 +34,8 @@ from reference.synthetic_run import write_evaluation, write_metrics, write_run
 run = write_run(Path(sys.argv[1]) / "run")
 write_metrics(run)
 write_evaluation(run)
+from simclr_engine.report import style
+style.DPI = 30
 sys.argv = ["simclr-engine", "report", str(run.directory)]
 from simclr_engine.cli.main import main
 main()

@@ -56,7 +56,9 @@ def test_what_a_reader_does_wrong_is_a_failure(room: readers.Room, monkeypatch: 
     assert not feed(room, raising(DataError("bad", saw="\x1b")), monkeypatch).failure  # it is shown escaped
     for error in (KeyError("x"), MemoryError(), RecursionError(), SystemExit(), readers.Broken("x"), OSError("x")):
         assert type(error).__name__ in feed(room, raising(error), monkeypatch).failure
-    assert "too long" in feed(room, raising(DataError("x" * 30_000)), monkeypatch).failure
+    assert not feed(room, raising(DataError("x" * 30_000, saw="x" * 30_000)), monkeypatch).failure  # shown shortened
+    endless = type("Endless", (DataError,), {"__str__": lambda self: "x" * 30_000})("bad")
+    assert "too long" in feed(room, raising(endless), monkeypatch).failure
     for n, place in enumerate(
         ("in/outside.png", "outside", "home/x", "tmp/x", "cwd/x", "in/side/second", "in/guard.png")
     ):

@@ -1,7 +1,8 @@
 """Files made to exhaust, to hang or to mislead their reader: each is refused with an error of ours, at little cost.
 
 What other files test of the same kind: archives (`test_data_hostile_archives.py`), images (`test_data_decode.py`), the
-cache (`test_data_cache.py`), checkpoints with code (`test_checkpoint.py`, `test_foreign.py`), ONNX files
+cache (`test_data_cache.py`), checkpoints (`test_hostile_checkpoints.py`, `test_checkpoint.py`), weights from elsewhere
+(`test_foreign_refused.py`), a run's own files (`test_hostile_run_files.py`, `test_hostile_results.py`), ONNX files
 (`tests/export`), markup in reports (`test_report_page.py`). Much of what is below was found by `tests/fuzz`.
 """
 
@@ -9,58 +10,27 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import struct
 import tarfile
 import threading
 import time
-import tracemalloc
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from safetensors.torch import save_file
 
-from fuzz.seeds import Seed, onnx_seeds, quantised, result_seeds
+from fuzz.seeds import Seed, onnx_seeds, result_seeds
+from reference.hostile import DEEP, LONG, little_memory, whole_and_short
 from reference.image_files import class_tree, encode, noise, tar_bytes
-from reference.synthetic_run import random_confusion, result
-from simclr_engine import checkpoint
-from simclr_engine.checkpoint import FOOTER, load_checkpoint, load_encoder, save_checkpoint
 from simclr_engine.data import archive, cache, decode, decode_image, load_data
 from simclr_engine.data.archive import ArchiveSource
-from simclr_engine.errors import DataError, EngineError, UsageError
-from simclr_engine.evaluation.records import load_embeddings, load_neighbours, load_predictions, load_results
-from simclr_engine.evaluation.result import EvaluationResult
+from simclr_engine.errors import DataError, UsageError
 from simclr_engine.export.metadata import PREFIX, read_model
-from simclr_engine.foreign import load_foreign
 from simclr_engine.recipe import LARGEST_FILE, Recipe
-
-LONG = "9" * 5000  # more digits than Python turns into a number
-DEEP = "[" * 100_000
-
-
-@contextmanager
-def little_memory(limit: int) -> Iterator[None]:
-    """Fails where more than `limit` bytes were taken at once."""
-    tracemalloc.start()
-    try:
-        yield
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert peak < limit, f"{peak:,} bytes"
-
-
-def whole_and_short(error: EngineError) -> None:
-    """An error that a terminal can show: printable, a few lines."""
-    assert len(str(error)) < 3000 and all(c.isprintable() or c == "\n" for c in str(error))
 
 
 def test_ten_gigabytes_of_zeros_are_given_up_without_being_kept(
@@ -213,128 +183,6 @@ def test_published_figures_under_any_names_survive_toml(tmp_path: Path) -> None:
     assert Recipe.from_toml(recipe.to_toml()) == recipe
 
 
-class Calls:
-    """Unpickled, this would run the function; the file says which."""
-
-    def __init__(self, function: Callable[..., Any], *arguments: object) -> None:
-        self._call = function, arguments
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return self._call
-
-
-def footed(body: bytes) -> bytes:
-    """A checkpoint of ours around any bytes: the footer is no secret."""
-    import hashlib
-
-    return body + FOOTER + hashlib.sha256(body).digest()
-
-
-def torch_zip(state: object, method: int) -> bytes:
-    """torch.save's archive with its members packed."""
-    plain, packed = io.BytesIO(), io.BytesIO()
-    torch.save(state, plain)
-    with zipfile.ZipFile(plain) as source, zipfile.ZipFile(packed, "w", method) as target:
-        for name in source.namelist():
-            target.writestr(name, source.read(name))
-    return packed.getvalue()
-
-
-def test_a_checkpoint_that_unpacks_to_more_than_it_is_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
-    raw = torch_zip({"a": torch.zeros(32 << 18)}, zipfile.ZIP_DEFLATED)  # 32 MB of zeros
-    assert len(raw) < 1 << 20
-    (tmp_path / "ours.pt").write_bytes(footed(raw))
-    (tmp_path / "theirs.pt").write_bytes(raw)
-    for read, name in ((load_checkpoint, "ours.pt"), (load_foreign, "theirs.pt"), (load_foreign, "ours.pt")):
-        with pytest.raises(DataError, match="more than the file has"):
-            read(tmp_path / name)
-    (tmp_path / "plain.pt").write_bytes(footed(torch_zip({"a": torch.ones(3)}, zipfile.ZIP_STORED)))
-    assert torch.equal(load_checkpoint(tmp_path / "plain.pt")["a"], torch.ones(3))
-
-
-def test_a_checkpoint_whose_directory_is_damaged_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "a.pt").write_bytes(b"PK\x03\x04" + bytes(500))
-    with pytest.raises(DataError, match="damaged"):
-        load_foreign(tmp_path / "a.pt")
-    (tmp_path / "b.pt").write_bytes(footed(b"PK\x03\x04" + bytes(500)))
-    with pytest.raises(DataError, match="damaged"):
-        load_checkpoint(tmp_path / "b.pt")
-
-
-@pytest.mark.parametrize(
-    "pickled",
-    [
-        b"\x80\x02}q\x00h\x05.",  # a memo that is not there: KeyError
-        b"\x80\x02}(K\x01u.",  # half an entry: IndexError
-        b"\x80\x02ccollections\nOrderedDict\nK\x01\x85R.",  # TypeError
-        b"\x80\x02cbuiltins\nbytearray\n\x8a\x07\xff\xff\xff\xff\xff\xff\x7f\x85R.",  # MemoryError
-        b"\x80\x02X\x02\x00\x00\x00\xff\xfe.",  # UnicodeDecodeError
-    ],
-)
-def test_a_pickle_that_fails_in_any_way_is_a_data_error(tmp_path: Path, pickled: bytes) -> None:
-    buffer = io.BytesIO()
-    torch.save({}, buffer)
-    packed = io.BytesIO()
-    with zipfile.ZipFile(buffer) as source, zipfile.ZipFile(packed, "w") as target:
-        for name in source.namelist():
-            target.writestr(name, pickled if name.endswith("data.pkl") else source.read(name))
-    (tmp_path / "ours.pt").write_bytes(footed(packed.getvalue()))
-    (tmp_path / "theirs.pt").write_bytes(packed.getvalue())
-    for read, name in ((load_checkpoint, "ours.pt"), (load_foreign, "theirs.pt")):
-        with pytest.raises(DataError) as caught:
-            read(tmp_path / name)
-        whole_and_short(caught.value)
-
-
-def two_encoders(one: torch.Tensor, other: torch.Tensor) -> dict[str, torch.Tensor]:
-    return {"a.layer1.0.conv1.weight": one, "b.layer1.0.conv1.weight": other}
-
-
-@pytest.mark.parametrize(
-    "tensor",
-    [
-        torch.ones(1).expand(10**5, 10**5, 1000),  # 40 TB of one value: comparing two took hours
-        torch.empty(3, device="meta"),
-        torch.eye(3).to_sparse(),
-        quantised(),
-    ],
-    ids=["expanded", "meta", "sparse", "quantised"],
-)
-@pytest.mark.filterwarnings("ignore")
-def test_two_encoders_of_strange_tensors_are_compared_without_pain(tmp_path: Path, tensor: torch.Tensor) -> None:
-    torch.save(two_encoders(tensor, tensor.clone() if tensor.numel() < 10 else tensor), tmp_path / "a.pt")
-    with pytest.raises(DataError):
-        load_foreign(tmp_path / "a.pt")
-
-
-@pytest.mark.parametrize("model", [None, [1], {1: torch.ones(2)}, {"encoder.conv1.weight": 3}])
-def test_a_run_whose_checkpoint_holds_no_model_is_refused(
-    tmp_path: Path, model: object, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(checkpoint, "build_encoder", lambda *_: torch.nn.Conv2d(3, 2, 1))
-    (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "recipe.toml").write_text(Recipe.load("demo").to_toml())
-    (tmp_path / "environment.json").write_text("{}")
-    save_checkpoint(tmp_path / "checkpoints" / "last.pt", {"step": 1} if model is None else {"model": model})
-    with pytest.raises(DataError, match=r"no model|do not fit"):
-        load_encoder(tmp_path)
-
-
-def test_an_encoder_file_without_its_stem_is_refused(tmp_path: Path) -> None:
-    save_file({"conv1.weight": torch.ones(2)}, tmp_path / "encoder.safetensors", {"arch": "resnet18"})
-    with pytest.raises(DataError, match="do not fit"):
-        load_encoder(tmp_path / "encoder.safetensors")
-
-
-def test_what_a_safetensors_file_says_of_its_damage_is_cut_short(tmp_path: Path) -> None:
-    header = b'{"a": {"dtype": "' + b"x" * 60_000 + b'"}}'
-    (tmp_path / "encoder.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
-    for read in (load_encoder, load_foreign):
-        with pytest.raises(DataError) as caught:
-            read(tmp_path / "encoder.safetensors")
-        whole_and_short(caught.value)
-
-
 def sealed(name: str, value: str) -> bytes:
     """An ONNX file with one field of its metadata replaced and the digest mended."""
     from fuzz.mutation import message, parsed
@@ -380,118 +228,6 @@ def test_the_same_onnx_file_unchanged_is_read(tmp_path: Path) -> None:
     (tmp_path / "a.onnx").write_bytes(sealed("recipe", '"other"'))
     metadata = read_model(tmp_path / "a.onnx").metadata
     assert metadata.recipe == "other" and "on 74 images" in metadata.difference()
-
-
-def changed(**fields: object) -> str:
-    return json.dumps(result(random_confusion(2, 20, 0.5), ("a", "b")).to_dict() | fields)
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        DEEP,
-        LONG,
-        changed(f1_micro=float("nan")),
-        changed(also={"x": float("inf")}),
-        changed(also={"x": "y"}),
-        changed(also=3),
-        changed(method=["linear"]),
-        changed(data=3),
-        changed(limit="5"),
-        changed(train_images=1.5),
-        changed(history=[{"epoch": "x"}]),
-        changed(per_class=[{"name": 1, "support": 1, "accuracy": 1, "precision": 1, "f1": 1, "iou": 1}] * 2),
-        changed(confusion=[["x" * 50_000]]),
-        changed(confusion=[[10**30, 1], [1, 1]]),
-        changed(folds=[{"fold": 1}]),
-    ],
-)
-def test_an_evaluation_that_cannot_be_one_is_refused(tmp_path: Path, text: str) -> None:
-    with pytest.raises(DataError) as caught:
-        EvaluationResult.from_json(text)
-    whole_and_short(caught.value)
-    (tmp_path / "x.json").write_text(text)
-    with pytest.raises(DataError) as caught:
-        load_results(tmp_path)
-    whole_and_short(caught.value)
-
-
-LOADERS: dict[str, Callable[[Path, str], object]] = {
-    "predictions": load_predictions,
-    "neighbours": load_neighbours,
-    "embeddings": load_embeddings,
-}
-
-
-def stored(folder: Path, kind: str, **replaced: Any) -> object:
-    """What the loader of a kind makes of a good file, some of its arrays replaced."""
-    rows, images = np.arange(2), np.zeros((2, 8, 8, 3), np.uint8)
-    arrays: dict[str, Any] = {
-        "predictions": {"truth": rows, "predicted": rows, "confidence": np.ones(2, np.float32), "rows": rows},
-        "neighbours": {
-            "queries": images,
-            "query_labels": rows,
-            "labels": rows[:, None],
-            "class_names": np.array(["a", "b"]),
-        },
-        "embeddings": {"labels": rows, "class_names": np.array(["a", "b"]), "data": np.str_("x")},
-    }[kind]
-    arrays |= {"predictions": {"images": images}, "neighbours": {"images": images[:, None]}}.get(kind, {})
-    arrays |= {"cosines": np.ones((2, 1), np.float32)} if kind == "neighbours" else {}
-    np.save(folder / "x.npy", replaced.pop("features", np.ones((2, 3), np.float32)), allow_pickle=True)
-    np.savez_compressed(folder / ("x_labels.npz" if kind == "embeddings" else "x.npz"), **arrays | replaced)
-    return LOADERS[kind](folder, "x")
-
-
-@pytest.mark.parametrize("kind", LOADERS)
-def test_no_array_of_an_evaluation_is_unpickled(tmp_path: Path, kind: str) -> None:
-    assert stored(tmp_path, kind) is not None
-    evil = np.empty(2, dtype=object)
-    evil[:] = [Calls(os.mkdir, str(tmp_path / "owned")), 1]
-    for name in ("labels", "class_names", "truth", "rows", "queries", "features"):
-        stored(tmp_path, kind, **{name: evil})
-    assert not (tmp_path / "owned").exists()
-    name = {"predictions": "truth", "neighbours": "labels", "embeddings": "labels"}[kind]
-    assert stored(tmp_path, kind, **{name: evil}) is None
-    assert kind != "embeddings" or stored(tmp_path, kind, features=evil) is None
-
-
-@pytest.mark.parametrize(
-    ("kind", "replaced"),
-    [
-        ("predictions", {"rows": np.array([0, -1])}),
-        ("predictions", {"rows": np.array([0, 2])}),
-        ("predictions", {"truth": np.array(["a", "b"])}),
-        ("predictions", {"truth": np.array(1)}),
-        ("predictions", {"predicted": np.array([0, -1])}),
-        ("predictions", {"confidence": np.array([1 + 1j, 1])}),
-        ("neighbours", {"labels": np.array([[0], [2]])}),
-        ("neighbours", {"labels": np.array([[0], [-1]])}),
-        ("neighbours", {"labels": np.ones((2, 1))}),
-        ("neighbours", {"class_names": np.array("a")}),
-        ("neighbours", {"class_names": np.array([1, 2])}),
-        ("neighbours", {"cosines": np.array([["a"], ["b"]])}),
-        ("embeddings", {"labels": np.array([0, 2])}),
-        ("embeddings", {"labels": np.array([0, -1])}),
-        ("embeddings", {"labels": np.array(["0", "1"])}),
-        ("embeddings", {"class_names": np.array("a")}),
-        ("embeddings", {"features": np.array([["a"], ["b"]])}),
-    ],
-)
-def test_arrays_that_do_not_belong_together_are_not_taken(tmp_path: Path, kind: str, replaced: dict[str, Any]) -> None:
-    assert stored(tmp_path, kind) is not None
-    assert stored(tmp_path, kind, **replaced) is None
-
-
-@pytest.mark.parametrize("kind", LOADERS)
-def test_arrays_that_unpack_to_more_than_is_ever_kept_are_not_unpacked(
-    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("simclr_engine.evaluation.records.LARGEST", 16 << 20)
-    big = np.zeros((6, 1 << 20, 3, 1), np.uint8)
-    with little_memory(40 << 20):
-        assert stored(tmp_path, kind, images=big, more=np.zeros(1)) is None if kind != "embeddings" else True
-    assert stored(tmp_path, kind, extra=np.zeros(24 << 20, np.uint8)) is None
 
 
 def cache_entry(folder: Path, **changes: object) -> Path:

@@ -22,6 +22,7 @@ from torch import nn
 from reference import training_ranks as ranks_of
 from reference.training_ranks import BATCH, STEPS, Case, recipe_of
 from simclr_engine import parallel, pretraining, training
+from simclr_engine.cli import pretrain as command_line
 from simclr_engine.device import Platform
 from simclr_engine.errors import CheckFailed, PlatformError, UsageError
 from simclr_engine.model import SimCLR
@@ -297,12 +298,10 @@ def test_processes_without_a_launcher_or_a_device_are_told_what_to_do(monkeypatc
 def test_gpus_counts_cuda_devices_that_are_there(
     arguments: list[str], devices: int, says: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from simclr_engine.cli import pretrain as cli
-
     monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: devices)
     with pytest.raises((UsageError, PlatformError), match=says):
-        cli.command.main(arguments, standalone_mode=False)
+        command_line.command.main(arguments, standalone_mode=False)
 
 
 def test_gpus_starts_the_same_command_once_for_each_device_and_hands_its_exit_code_on(
@@ -356,7 +355,9 @@ main()
 
 
 @pytest.mark.slow
-def test_torchrun_trains_the_command_on_two_processes_and_goes_on_after_a_rank_was_killed(tmp_path: Path) -> None:
+def test_torchrun_trains_the_command_on_two_processes_and_goes_on_after_a_rank_was_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # ResNet-18, the real command, one JSON document: the same run as in one process, with a fault in between.
     (tmp_path / "faulty.py").write_text(FAULTY)
     settings = {"train.checkpoint_epochs": 1, "train.micro_batch": 4, "monitor.log_steps": 1, "monitor.knn_images": 20}
@@ -371,9 +372,8 @@ def test_torchrun_trains_the_command_on_two_processes_and_goes_on_after_a_rank_w
     assert json.loads(done.stdout)["steps"] == 6
     run = Run.open(tmp_path / "two")
     assert run.environment["ranks"] == 2 and run.environment["finished"]
-    plain = [sys.executable, "-m", "simclr_engine", "pretrain", *arguments, "--out", str(tmp_path / "one")]
-    alone = subprocess.run(plain, capture_output=True, text=True, cwd=tmp_path, timeout=300, env=environment)
-    assert alone.returncode == 0, alone.stderr
+    monkeypatch.setattr(training, "SimCLR", SimCLR)
+    command_line.command.main([*arguments, "--out", str(tmp_path / "one")], standalone_mode=False)
     # This network magnifies rounding: weights that differ by 6e-8 give losses up to 5e-4 apart within six steps.
     two, one = losses(tmp_path / "two"), losses(tmp_path / "one")
     assert [two[step] for step in (1, 2)] == pytest.approx([one[step] for step in (1, 2)], rel=1e-6)
@@ -381,15 +381,13 @@ def test_torchrun_trains_the_command_on_two_processes_and_goes_on_after_a_rank_w
 
 
 def test_an_interrupted_rank_says_so_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    from simclr_engine.cli import pretrain as cli
-
     def interrupted(*_: Any, **__: Any) -> None:
         raise Interrupted("stopped; the run is saved")
 
     monkeypatch.setattr(pretraining, "pretrain", interrupted)
     with pytest.raises(Interrupted):
-        cli.command.main([], standalone_mode=False)
+        command_line.command.main([], standalone_mode=False)
     monkeypatch.setenv("RANK", "1")
     with pytest.raises(SystemExit) as caught:
-        cli.command.main([], standalone_mode=False)
+        command_line.command.main([], standalone_mode=False)
     assert caught.value.code == 130

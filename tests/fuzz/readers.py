@@ -14,7 +14,7 @@ from simclr_engine.errors import EngineError
 
 from .seeds import PART
 
-LONGEST_MESSAGE = 20_000  # characters; what a terminal can show
+LONGEST_MESSAGE = 3_000  # characters; what a terminal can show
 
 
 class Broken(AssertionError):

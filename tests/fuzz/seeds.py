@@ -398,6 +398,7 @@ def result_seeds() -> list[Seed]:
 
 
 def _cache_seeds(images: Any, labels: Any) -> list[Seed]:
+    from simclr_engine.data.cache import FORMAT
     from simclr_engine.data.store import fingerprint
 
     pixels = _npy_bytes(images)
@@ -405,11 +406,12 @@ def _cache_seeds(images: Any, labels: Any) -> list[Seed]:
         "images": 2,
         "labelled": True,
         "fingerprint": fingerprint(images, labels),
-        "bytes": len(pixels),
-        "mtime_ns": 1,
+        "shard_images": 2,
+        "bytes": [len(pixels)],
+        "mtime_ns": [1],
     }
     meta = {"source": "s", "kind": "archive", "image_size": 8, "class_names": ["a", "b"], "skipped": [["x.png", "why"]]}
-    meta |= {"splits": {"all": split}, "format": 1}
+    meta |= {"splits": {"all": split}, "format": FORMAT}
     said = json.dumps(meta).encode()
     files = PART + pixels + PART + _npy_bytes(labels)
     return [Seed(said, "json", ".cache", lambda d: d + files), Seed(files, "npy", ".cache", lambda d: said + d)]

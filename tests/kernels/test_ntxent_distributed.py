@@ -101,6 +101,11 @@ def test_what_is_not_finite_on_one_rank_is_nan_on_all(ranks: Any) -> None:
         assert torch.isnan(mine["loss"]) and torch.isnan(mine["z"]).all()
 
 
+def test_no_rank_warns_of_anything(ranks: Any) -> None:
+    for _, found in ranks.values():
+        assert [mine["warnings"] for mine in found] == [[]] * len(found)
+
+
 def test_a_second_derivative_is_refused_and_not_silently_dropped(ranks: Any) -> None:
     for _, found in ranks.values():
         assert all("has no second derivative (create_graph=True)" in mine["error"] for mine in found)

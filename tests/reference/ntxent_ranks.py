@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import warnings
+from multiprocessing import set_forkserver_preload
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,8 @@ def run(ranks: int, cases: list[dict[str, Any]], folder: Path) -> list[list[dict
     A case holds x `[V, W, B, D]` (W counts its `members`, if it names any), weight `[D, D]`, views, temperature, and
     optionally backend and scale.
     """
-    mp.spawn(_rank, args=(ranks, cases, str(folder)), nprocs=ranks)
+    set_forkserver_preload(["simclr_engine.pretraining", "torch.multiprocessing"])  # as in `training_ranks`: one server
+    mp.start_processes(_rank, (ranks, cases, str(folder)), nprocs=ranks, start_method="forkserver")
     return [torch.load(folder / f"{rank}.pt") for rank in range(ranks)]
 
 
@@ -46,12 +49,14 @@ def _forward(case: dict[str, Any], index: int, group: Any) -> tuple[dict[str, An
     z = (x[:, index].flatten(0, 1) @ weight).requires_grad_()
     z.retain_grad()
     backend = case.get("backend", "auto")
-    loss = nt_xent(z, case["views"], case["temperature"], backend, group or dist.group.WORLD)
-    return case, z, weight, loss
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        loss = nt_xent(z, case["views"], case["temperature"], backend, group or dist.group.WORLD)
+    return case | {"warnings": [str(one.message) for one in said]}, z, weight, loss
 
 
 def _backward(case: dict[str, Any], z: torch.Tensor, weight: torch.Tensor, loss: torch.Tensor) -> dict[str, Any]:
-    result: dict[str, Any] = {"loss": loss.detach(), "error": ""}
+    result: dict[str, Any] = {"loss": loss.detach(), "error": "", "warnings": case["warnings"]}
     try:
         torch.autograd.grad(loss, z, create_graph=True)
     except RuntimeError as error:
