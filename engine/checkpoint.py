@@ -139,6 +139,20 @@ def save_weights(path: Path, module: nn.Module, metadata: dict[str, str]) -> Non
     write_atomic(path, save(tensors, metadata))
 
 
+def read_tensors(path: Path, cause: str, fix: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """The tensors of a safetensors file by name, and its text metadata.
+
+    Raises:
+        DataError: unreadable, in the caller's words.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            return {key: file.get_tensor(key) for key in file.keys()}, metadata  # noqa: SIM118  # not a dict
+    except (OSError, SafetensorError) as error:
+        raise DataError(cause, saw=f"{path}: {str(error)[:200]}", fix=fix) from error
+
+
 def load_encoder(target: str | Path | Run) -> nn.Module:
     """The trained encoder of a run directory, or of an `encoder.safetensors` alone.
 
@@ -172,20 +186,10 @@ def encoder_metadata(run_recipe: Any, image_size: int) -> dict[str, str]:
 
 
 def _encoder_from_file(path: Path) -> nn.Module:
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # not a dict
-    except (OSError, SafetensorError) as error:
-        raise DataError(
-            "the weights cannot be read",
-            saw=f"{path}: {str(error)[:200]}",
-            fix="name a run directory or its encoder.safetensors",
-        ) from error
+    name_it = "name a run directory or its encoder.safetensors"
+    tensors, metadata = read_tensors(path, "the weights cannot be read", name_it)
     if "arch" not in metadata:
-        raise DataError(
-            "not an encoder of this project", saw=path, fix="name a run directory or its encoder.safetensors"
-        )
+        raise DataError("not an encoder of this project", saw=path, fix=name_it)
     return _filled(metadata["arch"], metadata.get("stem", "none"), tensors, path)
 
 

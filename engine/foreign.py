@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from .checkpoint import FOOTER, FOOTER_BYTES, load_checkpoint, refuse_bomb
+from .checkpoint import FOOTER, FOOTER_BYTES, load_checkpoint, read_tensors, refuse_bomb
 from .errors import DataError
 from .model import build_encoder
 
@@ -145,7 +144,7 @@ def _read(path: Path) -> tuple[object, Mapping[str, str]]:
         return load_checkpoint(path), {}
     # The format starts with the length of its JSON header in 8 bytes; a pickle or zip has no brace there.
     if path.suffix.lower() == ".safetensors" or head[8:] == b"{":
-        return _read_safetensors(path)
+        return read_tensors(path, "this is no readable safetensors file", "fetch it again: it is damaged or cut")
     with path.open("rb") as file:
         refuse_bomb(path, file)
     try:
@@ -154,18 +153,6 @@ def _read(path: Path) -> tuple[object, Mapping[str, str]]:
             return torch.load(path, map_location="cpu", weights_only=True), {}
     except Exception as error:  # a damaged pickle may raise anything: KeyError, struct.error, UnicodeDecodeError, …
         raise _unreadable(path, error) from error
-
-
-def _read_safetensors(path: Path) -> tuple[object, Mapping[str, str]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118  # not a dict
-    except (OSError, SafetensorError) as error:
-        raise DataError(
-            "this is no readable safetensors file",
-            saw=f"{path}: {str(error)[:200]}",
-            fix="fetch it again: it is damaged or cut",
-        ) from error
 
 
 def _unreadable(path: Path, error: Exception) -> DataError:

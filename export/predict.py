@@ -22,10 +22,11 @@ from simclr_engine.data.sources import load_splits
 from simclr_engine.errors import DataError, UsageError
 from simclr_engine.run import write_atomic
 
-from .embed import Embedder, Pictures, gather, open_embedder, windows
+from .embedder import Embedder
 from .evaluator import check_class_names
 from .index import EmbeddingIndex, default_index
 from .metadata import ModelMetadata
+from .pictures import Pictures, windows
 
 TOP = 3
 BATCH = 64
@@ -303,20 +304,3 @@ def write_gallery(path: Path, embedder: Embedder, predicted: Predicted) -> None:
         predicted.images, embedder.class_names, predicted.labels, predicted.confidence, truth=truth, title=title
     )
     write_atomic(path, to_png(figure))
-
-
-__all__ = [
-    "BATCH",
-    "Neighbour",
-    "Predicted",
-    "Prediction",
-    "gather",
-    "latency",
-    "no_probe",
-    "open_embedder",
-    "open_index",
-    "predict_pictures",
-    "sample_test_images",
-    "write_csv",
-    "write_gallery",
-]

@@ -26,7 +26,7 @@ from simclr_engine.data.decode import decode_image
 from simclr_engine.errors import DataError, PlatformError, UsageError
 from simclr_engine.evaluation.threads import one_thread
 
-from .embed import Embedder
+from .embedder import Embedder
 from .index import NO_CLASS, EmbeddingIndex
 from .predict import no_probe
 
@@ -405,6 +405,10 @@ def _upload_box(gradio: Any, uploads: Path) -> type[Any]:
             async def async_move_resource_to_block_cache(self, address: Any) -> Any:
                 if str(address).lower().startswith(("http:", "https:", "data:")):
                     raise gradio.Error("Addresses are not fetched: upload the file itself.")
+                if (
+                    address is not None and Path(address).is_dir()
+                ):  # Gradio would note it as a file to tidy up, and fail
+                    raise gradio.Error("Only an uploaded file is read.")
                 return await super().async_move_resource_to_block_cache(address)
 
     return UploadBox

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from ..report.compare import Subject
+    from ..report.subjects import Subject
 
 
 @click.command(name="compare")
@@ -28,11 +28,13 @@ def command(runs: tuple[str, ...], out: str | None, as_json: bool) -> None:
     """
     from pathlib import Path
 
-    from ..report.compare import gather_runs, to_document, write_comparison
+    from ..report.compare import write_comparison
+    from ..report.subjects import gather_runs
 
     subjects = gather_runs(runs)
     page = write_comparison(subjects, Path(out) if out else beside(subjects[0]))
     if as_json:
+        from ..report.comparison_document import to_document
         from .options import print_json
 
         print_json({"out": str(page)} | to_document(subjects))
@@ -51,7 +53,8 @@ def beside(first: Subject) -> Path:
 def _print(subjects: Sequence[Subject]) -> None:
     from rich.console import Console
 
-    from ..report.compare import differing_keys, notes
+    from ..report.comparability import notes
+    from ..report.subjects import differing_keys
 
     console = Console(highlight=False, soft_wrap=False)
     if not console.is_terminal:
@@ -75,8 +78,7 @@ def _table(*columns: str, words: int = 1) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.show_edge = table.pad_edge = False
     for i, name in enumerate(columns):
-        justify = "right" if i >= words else "left"
-        table.add_column(Text(_printable(name)), justify=justify, overflow="fold")  # type: ignore[arg-type]
+        table.add_column(Text(_printable(name)), justify="right" if i >= words else "left", overflow="fold")
     return table
 
 
@@ -92,7 +94,7 @@ def _printable(words: str) -> str:
 
 
 def _runs_table(subjects: Sequence[Subject]) -> Table:
-    from ..report.compare import run_cells
+    from ..report.comparison_cells import run_cells
 
     table = _table("run", "recipe", "data", "epochs", "views", "batch", "time", "images/s", "loss", "chance", words=3)
     for subject in subjects:
@@ -101,8 +103,9 @@ def _runs_table(subjects: Sequence[Subject]) -> Table:
 
 
 def _methods_table(subjects: Sequence[Subject]) -> Table:
-    from ..report.compare import accuracy_of, method_rows
+    from ..report.comparison_cells import accuracy_of
     from ..report.content import short_name
+    from ..report.subjects import method_rows
 
     rows = method_rows(subjects)
     names = [subject.name for subject in subjects]
@@ -118,7 +121,8 @@ def _methods_table(subjects: Sequence[Subject]) -> Table:
 
 
 def _differences_table(subjects: Sequence[Subject]) -> Table:
-    from ..report.compare import differing_keys, plain
+    from ..report.comparison_cells import plain
+    from ..report.subjects import differing_keys
 
     table = _table("hyper-parameter", *(subject.name for subject in subjects))
     for key, values in differing_keys(subjects).items():

@@ -39,7 +39,9 @@ def command(
     simclr-engine embed encoder.onnx photos/ --out photos.npy
     simclr-engine embed encoder.onnx cifar10 --split train --images --out encoder.index.npy
     """
-    from simclr_engine.export.embed import embed_to_index, gather, open_embedder
+    from simclr_engine.export.embed import embed_to_index
+    from simclr_engine.export.embedder import open_embedder
+    from simclr_engine.export.pictures import gather
 
     from ..data.progress import progress_bar, say
 

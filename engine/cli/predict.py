@@ -11,7 +11,7 @@ from ..errors import UsageError
 from .options import print_json
 
 if TYPE_CHECKING:
-    from simclr_engine.export.embed import Embedder
+    from simclr_engine.export.embedder import Embedder
     from simclr_engine.export.predict import Predicted, Prediction
 
 SHOWN = 50  # rows of the table; --csv and --json have all
@@ -51,17 +51,19 @@ def command(
     if bool(images) == (data is not None):
         raise UsageError("name either images or --data", saw=data or "neither", fix="one of the two")
     from simclr_engine.export import predict as of
+    from simclr_engine.export.embedder import open_embedder
+    from simclr_engine.export.pictures import gather
 
     from ..data.progress import progress_bar, say
 
-    embedder = of.open_embedder(target)
+    embedder = open_embedder(target)
     if embedder.predict is None and (not neighbours or save):
         raise of.no_probe(embedder)
     index = of.open_index(embedder, index_path) if neighbours else None
     if data is not None:
         parts = [of.sample_test_images(embedder, data, count, seed, progress=True)]
     else:
-        parts = of.gather(embedder, images, progress=True)
+        parts = gather(embedder, images, progress=True)
     total = sum(len(part) for part in parts)
     with progress_bar("predicting", total, "images", show=total > of.BATCH) as advance:
         found = of.predict_pictures(

@@ -19,8 +19,9 @@ def command(file: str, index_path: str | None, port: int, host: str) -> None:
     """
     import threading
 
+    from simclr_engine.export.embedder import open_embedder
     from simclr_engine.export.index import default_index
-    from simclr_engine.export.predict import open_embedder, open_index
+    from simclr_engine.export.predict import open_index
     from simclr_engine.export.serve import LOOPBACK, Service, require_gradio, start_page
 
     from ..data.progress import say

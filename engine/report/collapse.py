@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -17,6 +18,9 @@ from .style import LIGHT, Theme, labels, titled
 
 MOST_BARS = 20  # classes; with more, the shares are sorted and summed up to a curve
 FLOOR = 1e-6  # of the largest singular value: below lies rounding
+DASHED, DOTTED = (0, (5, 1.5)), (0, (1, 1.5))
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +65,7 @@ def collapse_figure(
 
     Above 20 classes the shares are summed up, the most often named class first, one curve per encoder.
     """
-    counted = [counts for counts in (trained_counts, scratch_counts) if counts is not None]
+    counted = _encoders(trained_counts, scratch_counts, theme)
     bars = bool(counted) and len(class_names) <= MOST_BARS
     height = 3.4 + ((1.0 + 0.30 * max(3, len(class_names)) if bars else 2.6) if counted else 0.0)
     with theme.applied(class_names):
@@ -69,25 +73,28 @@ def collapse_figure(
         grid = figure.subplots(
             2 if counted else 1, 1, squeeze=False, height_ratios=[3.0, height - 3.0] if counted else None
         )
-        both = ((trained, "pretrained", theme.trained), (scratch, "random", theme.scratch))
-        _spectra(grid[0, 0], both, images)
+        _spectra(grid[0, 0], _encoders(trained, scratch, theme), images)
         if counted:
-            shown = ((trained_counts, "pretrained", theme.trained), (scratch_counts, "random", theme.scratch))
             axes = grid[1, 0]
-            (_share_bars if bars else _share_curves)(axes, shown, support, class_names, theme)
-            text = f"predicted classes (n = {int(counted[0].sum()):,})"
+            (_share_bars if bars else _share_curves)(axes, counted, support, class_names, theme)
+            text = f"predicted classes (n = {int(counted[0][0].sum()):,})"
             axes.set_title(titled(title, text))
         return figure
 
 
-def _spectra(axes: Axes, both: Sequence[tuple[Spectrum | None, str, str]], images: int) -> None:
-    for found, name, colour in both:
-        if found is not None:
-            share = found.values / max(float(found.values[0]), 1e-300)
-            text = f"{name}: effective rank {found.effective_rank:.1f} of {len(share)}"
-            dashes = "solid" if name == "pretrained" else (0, (5, 1.5))
-            axes.plot(np.arange(1, len(share) + 1), share.clip(FLOOR / 10), color=colour, linestyle=dashes, label=text)
-    smallest = min(float(found.values[-1] / max(found.values[0], 1e-300)) for found, *_ in both if found is not None)
+def _encoders(trained: T | None, scratch: T | None, theme: Theme) -> list[tuple[T, str, str]]:
+    """What there is of the two encoders, each with its name and colour."""
+    both = ((trained, "pretrained", theme.trained), (scratch, "random", theme.scratch))
+    return [(found, name, colour) for found, name, colour in both if found is not None]
+
+
+def _spectra(axes: Axes, spectra: Sequence[tuple[Spectrum, str, str]], images: int) -> None:
+    for found, name, colour in spectra:
+        share = found.values / max(float(found.values[0]), 1e-300)
+        text = f"{name}: effective rank {found.effective_rank:.1f} of {len(share)}"
+        dashes = "solid" if name == "pretrained" else DASHED
+        axes.plot(np.arange(1, len(share) + 1), share.clip(FLOOR / 10), color=colour, linestyle=dashes, label=text)
+    smallest = min(float(found.values[-1] / max(found.values[0], 1e-300)) for found, *_ in spectra)
     axes.set_yscale("log")
     axes.set_ylim(max(FLOOR, min(0.5 * smallest, 0.1)), 2.0)
     axes.set_xlabel("direction, largest first")
@@ -100,16 +107,14 @@ def _spectra(axes: Axes, both: Sequence[tuple[Spectrum | None, str, str]], image
 
 def _share_bars(
     axes: Axes,
-    shown: Sequence[tuple[NDArray[np.int64] | None, str, str]],
+    counted: Sequence[tuple[NDArray[np.int64], str, str]],
     support: NDArray[np.int64] | None,
     class_names: Sequence[str],
     theme: Theme,
 ) -> None:
-    given = [one for one in shown if one[0] is not None]
-    height = 0.8 / len(given)
-    for k, (counts, name, colour) in enumerate(given):
-        assert counts is not None
-        at = np.arange(len(counts)) + (k - (len(given) - 1) / 2) * height
+    height = 0.8 / len(counted)
+    for k, (counts, name, colour) in enumerate(counted):
+        at = np.arange(len(counts)) + (k - (len(counted) - 1) / 2) * height
         axes.barh(at, counts / max(1, counts.sum()), height=0.92 * height, color=colour, label=f"named, {name}")
     if support is not None:
         for row, share in enumerate(support / max(1, support.sum())):
@@ -131,15 +136,14 @@ def _share_bars(
 
 def _share_curves(
     axes: Axes,
-    shown: Sequence[tuple[NDArray[np.int64] | None, str, str]],
+    counted: Sequence[tuple[NDArray[np.int64], str, str]],
     support: NDArray[np.int64] | None,
     class_names: Sequence[str],
     theme: Theme,
 ) -> None:
-    curves = [(counts, f"named, {name}", colour) for counts, name, colour in shown if counts is not None]
+    curves = [(counts, f"named, {name}", colour) for counts, name, colour in counted]
     curves += [(support, "true share", theme.text)] if support is not None else []
-    for (counts, name, colour), dashes in zip(curves, ("solid", (0, (5, 1.5)), (0, (1, 1.5))), strict=False):
-        assert counts is not None
+    for (counts, name, colour), dashes in zip(curves, ("solid", DASHED, DOTTED), strict=False):
         share = np.cumsum(np.sort(counts)[::-1]) / max(1, counts.sum())
         axes.plot(np.arange(1, len(share) + 1), share, color=colour, linestyle=dashes, label=name)
     axes.set_xscale("log")

@@ -18,7 +18,10 @@ from types import FrameType
 from typing import Any
 
 # The lines of these files are places to die at.
-TRACED = ("pretraining.py", "planning.py", "run.py", "checkpoint.py", "training.py", "cache.py", "pack.py", "sources.py")
+TRACED = (
+    *("pretraining.py", "planning.py", "training.py", "run.py", "checkpoint.py"),
+    *("cache.py", "pack.py", "sources.py"),
+)
 # Every way the product changes what is on disk, apart from writes to open files.
 CALLS = ("fsync", "replace", "rename", "link", "unlink", "mkdir", "rmdir", "truncate")
 FINISHED, FAILED = 0, 70

@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from reference.html_page import Page
+from reference.saved_results import saved
 from reference.synthetic_run import (
     fold_scores,
     history,
@@ -24,22 +25,20 @@ from reference.synthetic_run import (
 from simclr_engine.cli.compare import command
 from simclr_engine.errors import DataError, UsageError
 from simclr_engine.evaluation.records import save_result
-from simclr_engine.evaluation.result import EvaluationResult
 from simclr_engine.report import overlay, style
-from simclr_engine.report.compare import (
+from simclr_engine.report.comparability import notes
+from simclr_engine.report.compare import render_comparison
+from simclr_engine.report.comparison_document import to_document
+from simclr_engine.report.overlay import Trace
+from simclr_engine.report.subjects import (
     Subject,
     best_of,
     differing_keys,
     gather_runs,
-    images_per_second,
     method_rows,
-    notes,
-    render_comparison,
-    seconds_of_training,
     shortest_names,
-    to_document,
 )
-from simclr_engine.report.overlay import Trace
+from simclr_engine.report.throughput import images_per_second, seconds_of_training
 from simclr_engine.run import Run
 
 
@@ -48,15 +47,6 @@ def _small_pictures() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(style, "DPI", 30)
         yield
-
-
-def saved(run: Run, right: float, **rest: Any) -> EvaluationResult:
-    """A result over 300 images, saved into the run; fields that `result` sets itself may be replaced."""
-    plain = result(random_confusion(3, 300, right), data=run.environment["data"]["name"]).to_dict()
-    plain |= {k: [vars(one) for one in v] if k == "folds" else v for k, v in rest.items()}
-    one = EvaluationResult.from_dict(plain)
-    save_result(run.directory / "evaluation", one)
-    return one
 
 
 def change(run: Run, **entries: Any) -> None:

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 from simclr_engine.errors import UsageError
 from simclr_engine.recipe import Recipe, recipe_names
+from simclr_engine.toml_tree import read_value
+from simclr_engine.typed_tree import known_keys
 
 SYSTEMS = {"lars-800", "few-labels-50", "quick-10", "scratch-100", "two-protocols"}
 
@@ -121,6 +123,7 @@ def test_settings_for_short_runs_are_checked_like_any_other(short_runs: object, 
         ("augment.hue", 0.9),
         ("model.arch", "resnet19"),
         ("head.hidden", []),
+        ("head.hidden", [0]),
         ("schedule.name", "cosin"),
         ("data.size", 4),
         ("train.epochs", 2.5),
@@ -133,6 +136,76 @@ def test_a_value_out_of_range_is_refused_by_name(key: str, value: object) -> Non
         Recipe.load("cifar10", overrides={key: value})
     assert key.split(".")[-1] in str(caught.value)
     assert caught.value.exit_code == 2
+
+
+LABELLED = {
+    "epochs": -1,
+    "batch_size": 0,
+    "crop_scale": [0.5, 0.2],
+    "flip": 1.5,
+    "optimizer": "lars",
+    "lr": 0.0,
+    "momentum": 1.0,
+    "weight_decay": -1.0,
+    "schedule": "linear",
+    "gamma": 0.0,
+    "phase_epochs": -1.0,
+    "gamma_late": 1.5,
+}
+BEYOND: dict[str, object] = {
+    "data.size": 1025,
+    "model.arch": "resnet101",
+    "model.stem": "large",
+    "head.hidden": [8, 8, 8],
+    "head.dimension": 0,
+    "head.batch_norm": "last",
+    "head.dropout": 1.0,
+    "loss.temperature": 101.0,
+    "optimizer.name": "rmsprop",
+    "optimizer.lr": -0.1,
+    "optimizer.momentum": 1.0,
+    "optimizer.weight_decay": -1e-6,
+    "optimizer.form": "book",
+    "optimizer.trust_coefficient": math.inf,
+    "schedule.name": "linear",
+    "schedule.warmup_epochs": -1.0,
+    "schedule.lr_min": 1.5,
+    "schedule.step_epochs": 0.0,
+    "schedule.gamma": 0.0,
+    "schedule.phase_epochs": math.nan,
+    "schedule.gamma_late": 2.0,
+    "train.epochs": 100_001,
+    "train.batch_size": 1_000_001,
+    "train.micro_batch": -1,
+    "train.views": 65,
+    "train.resolution": [[1.0, 4]],
+    "train.precision": "fp8",
+    "train.seed": -1,
+    "train.checkpoint_epochs": -1,
+    "monitor.log_steps": 0,
+    "monitor.knn_epochs": -1,
+    "monitor.knn_images": 19,
+    **{f"evaluation.{m}.{key}": bad for m in ("head", "finetune", "supervised") for key, bad in LABELLED.items()},
+}
+UNBOUNDED = {"name", "origin", "notes", "published", "data.source", "optimizer.lr_per_256", "optimizer.nesterov"}
+
+
+@pytest.mark.parametrize("key", BEYOND)
+def test_every_value_has_a_range(key: str) -> None:
+    with pytest.raises(UsageError, match=f"out of range[^§]*{key} must be"):
+        Recipe.load("few-labels-50", overrides={key: BEYOND[key]})
+
+
+def test_no_key_of_a_recipe_is_without_a_range() -> None:
+    keys = {key for key in known_keys(Recipe) if not key.startswith("augment.")}  # those of the kernels' own spec
+    assert keys - UNBOUNDED - {"short_runs"} == BEYOND.keys()
+
+
+def test_only_supervised_may_have_no_epochs_of_its_own() -> None:
+    assert Recipe.load("cifar10", overrides={"evaluation.supervised.epochs": 0}).evaluation.supervised.epochs == 0
+    for method in ("head", "finetune"):
+        with pytest.raises(UsageError, match=f"evaluation.{method}.epochs must be 1 to"):
+            Recipe.load("cifar10", overrides={f"evaluation.{method}.epochs": 0})
 
 
 @pytest.mark.parametrize(
@@ -181,9 +254,7 @@ def test_any_note_survives_toml(text: str) -> None:
 
 def _reads_as_value(text: str) -> bool:
     """Overrides read numbers, lists and quoted text as TOML does; such text is not a plain note."""
-    from simclr_engine.recipe import _read_value
-
-    return _read_value(text) != text or "\n" in text or "\r" in text
+    return read_value(text) != text or "\n" in text or "\r" in text
 
 
 def test_to_toml_is_toml_of_the_same_tree() -> None:

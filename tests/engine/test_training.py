@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 
+from reference.disturbed_runs import narrow
 from simclr_engine import load_encoder, planning, pretraining
 from simclr_engine.checkpoint import newest_checkpoint
 from simclr_engine.data.store import ImageStore
@@ -78,6 +80,13 @@ def assert_equal_weights(a: Path, b: Path) -> None:
     assert first.keys() == second.keys()
     different = [k for k in first if not torch.equal(first[k], second[k])]
     assert different == []
+
+
+@pytest.fixture
+def _narrow() -> Iterator[None]:
+    """For what is said of plans and records, not of the network."""
+    with narrow():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -216,7 +225,9 @@ def test_a_killed_process_is_resumed_to_the_same_weights(
     whole_run: Path, tmp_path: Path, number: signal.Signals, leaves: str
 ) -> None:
     out = tmp_path / "run"
-    process = subprocess.Popen([sys.executable, "-c", SCRIPT.format(paths=[str(Path(__file__).parent)], out=str(out))])
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT.format(paths=[str(p) for p in Path(__file__).parents[:2]], out=str(out))]
+    )
     deadline = time.monotonic() + 90
     while not (out / "checkpoints" / "epoch_0001.pt").exists():
         assert process.poll() is None and time.monotonic() < deadline, "the run ended before it could be killed"
@@ -372,6 +383,7 @@ def test_four_views_train() -> None:
     assert abs(float(loss) - math.log(63)) < 1.0
 
 
+@pytest.mark.usefixtures("_narrow")
 def test_a_time_budget_becomes_a_number_of_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = Plan.of(tiny_recipe(**{"train.resolution": [[0.8, 16], [1.0, 32]]}), tiny_store())
     assert steps_within(plan, 100.0, {16: 0.25, 32: 1.0}) == int(100 / (0.8 * 0.25 + 0.2 * 1.0))
@@ -388,6 +400,7 @@ def test_a_time_budget_becomes_a_number_of_steps(tmp_path: Path, monkeypatch: py
     )  # the decay fits the run
 
 
+@pytest.mark.usefixtures("_narrow")
 def test_a_run_that_the_budget_makes_short_takes_the_settings_for_short_runs_and_resumes_with_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -413,11 +426,13 @@ def test_a_run_that_the_budget_makes_short_takes_the_settings_for_short_runs_and
         pretrain(other, tiny_store(), tmp_path / "run", device="cpu", resume=True, quiet=True)
 
 
+@pytest.mark.usefixtures("_narrow")
 def test_kernels_are_chosen_by_the_flags_and_what_ran_is_recorded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def backends(**flags: Any) -> tuple[dict[str, str], str]:
-        run = pretrain(tiny_recipe(), tiny_store(), tmp_path / "run", device="cpu", quiet=True, overwrite=True, **flags)
+        recipe = tiny_recipe(**{"train.epochs": 1})
+        run = pretrain(recipe, tiny_store(), tmp_path / "run", device="cpu", quiet=True, overwrite=True, **flags)
         return run.environment["backends"], "\n".join(run.environment["notes"])
 
     monkeypatch.setattr(native, "why_not", lambda device: "there was no compiler")
@@ -437,6 +452,7 @@ def test_kernels_are_chosen_by_the_flags_and_what_ran_is_recorded(
         backends(augment="triton")
 
 
+@pytest.mark.usefixtures("_narrow")
 def test_kernels_are_chosen_for_what_a_short_run_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[float] = []
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -181,9 +182,9 @@ def fast_int8(monkeypatch: pytest.MonkeyPatch) -> None:
 def make_tiny(tmp_path: Path) -> MakeTiny:
     """Writes the tiny model as a sealed file, metadata fields replaced by the arguments."""
 
-    def make(**changes: object) -> Path:
+    def make(**changes: Any) -> Path:
         path = tmp_path / "tiny.onnx"
-        path.write_bytes(seal(tiny_model(), replace(TINY, **changes)))  # type: ignore[arg-type]
+        path.write_bytes(seal(tiny_model(), replace(TINY, **changes)))
         return path
 
     return make

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import shutil
 import signal
-import struct
 import subprocess
 import sys
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from numpy.typing import NDArray
-from PIL import Image
+from odd_images import bomb, unusual_files
 from tiny_model import tiny_features
 from tiny_probe import write_tiny_probe
 
@@ -31,9 +29,11 @@ from simclr_engine.data.store import ImageStore
 from simclr_engine.errors import DataError, EngineError, PlatformError, UsageError
 from simclr_engine.evaluation.features import extract_features
 from simclr_engine.export import OnnxEncoder
-from simclr_engine.export import embed as module
-from simclr_engine.export.embed import embed_to_index, gather, open_embedder
+from simclr_engine.export import pictures as module
+from simclr_engine.export.embed import EmbedResult, embed_to_index
+from simclr_engine.export.embedder import open_embedder
 from simclr_engine.export.index import EmbeddingIndex
+from simclr_engine.export.pictures import Pictures, gather
 from simclr_engine.run import Run
 
 SIZE = 8
@@ -53,22 +53,14 @@ def photos(tmp_path: Path) -> Path:
     )
 
 
-def bomb() -> bytes:
-    """A PNG whose header says 20,000 × 20,000 pixels."""
-    header = b"IHDR" + struct.pack(">IIBBBBB", 20_000, 20_000, 8, 2, 0, 0, 0)
-    data = b"IDAT" + zlib.compress(b"\0" * 100)
-    chunks = (struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in (header, data, b"IEND"))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
-
-
 def run(*args: object) -> Result:
     return CliRunner().invoke(command, [str(a) for a in args])
 
 
-def embedded(model: Path, out: Path, *sources: object, **more: object) -> module.EmbedResult:
+def embedded(model: Path, out: Path, *sources: object, **more: Any) -> EmbedResult:
     embedder = open_embedder(model)
     split = str(more.pop("split", "all"))
-    return embed_to_index(embedder, gather(embedder, [str(s) for s in sources], split), out, **more)  # type: ignore[arg-type]
+    return embed_to_index(embedder, gather(embedder, [str(s) for s in sources], split), out, **more)
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -122,6 +114,8 @@ def test_archives_arrays_and_single_files_are_taken_too(model: Path, tmp_path: P
     expected = [decode_image(files[m], SIZE) for m in members] + [decode_image(sources[1], SIZE), *pixels]
     np.testing.assert_allclose(index.vectors, tiny_features(np.stack(expected)), rtol=1e-6, atol=1e-4)
     assert [path for path, _ in result.skipped] == [f"{sources[0]}/bee/broken.png"]
+    embedded(model, tmp_path / "train.npy", sources[0], split="train")  # what has no splits is all `train`
+    assert EmbeddingIndex.load(tmp_path / "train.npy").paths == index.paths[:4]
 
 
 def test_a_data_set_by_name_has_its_classes_and_a_number_for_each_image(
@@ -143,24 +137,6 @@ def test_a_data_set_by_name_has_its_classes_and_a_number_for_each_image(
     np.testing.assert_allclose(index.vectors, tiny_features(pixels), rtol=1e-6, atol=1e-4)
     embedded(model, tmp_path / "w.npy", "known", split="test")
     assert EmbeddingIndex.load(tmp_path / "w.npy").paths == ("known/test/0",)
-
-
-def unusual_files() -> dict[str, bytes]:
-    rgb = [Image.fromarray(noise(i, 12, 12)) for i in range(2)]
-    moving = io.BytesIO()
-    rgb[0].save(moving, "WEBP", save_all=True, append_images=rgb[1:], lossless=True)
-    apng = io.BytesIO()
-    rgb[0].save(apng, "PNG", save_all=True, append_images=rgb[1:])
-    deep = np.random.default_rng(0).integers(0, 65_536, (12, 12), dtype=np.uint16)
-    return {
-        "16bit.png": encode(deep),
-        "animated.png": apng.getvalue(),
-        "animated.webp": moving.getvalue(),
-        "bomb.png": bomb(),
-        "cmyk.jpg": encode(noise(4), "JPEG", "CMYK"),
-        "gray.png": encode(noise(5), "PNG", "L"),
-        "rgba.png": encode(np.dstack([noise(6), noise(7)[..., :1]])),
-    }
 
 
 def test_16_bit_animated_and_odd_modes_are_read_and_a_bomb_is_left_out(model: Path, tmp_path: Path) -> None:
@@ -264,9 +240,9 @@ def test_killed_at_any_step_the_same_command_ends_with_the_same_bytes(
         out = folder / "v.npy"
         if other_before:  # with pictures, so that a wrong mixture would show
             EmbeddingIndex.build(np.ones((1, 2), np.float32), ["x"], images=np.zeros((1, 8, 8, 3), np.uint8)).save(out)
-        how = {"pictures": pictures, "window": 5, "overwrite": other_before}
+        how: dict[str, Any] = {"pictures": pictures, "window": 5, "overwrite": other_before}
         with killed_at(step) as calls, suppress(Killed):
-            embed_to_index(embedder, parts, out, **how)  # type: ignore[arg-type]
+            embed_to_index(embedder, parts, out, **how)
         if len(calls) <= step:
             break
         for name in ("vectors.npy", "images.npy", "table.csv", "skipped.csv", "log.jsonl"):
@@ -276,7 +252,7 @@ def test_killed_at_any_step_the_same_command_ends_with_the_same_bytes(
         complete = not (folder / "v.partial").exists()
         if (folder / "v.json").exists() and not complete and not other_before:
             EmbeddingIndex.load(out)  # what can be loaded is whole
-        result = embed_to_index(embedder, parts, out, **how)  # type: ignore[arg-type]
+        result = embed_to_index(embedder, parts, out, **how)
         assert files_of(folder) == expected, f"step {step}: {calls[-1]}"
         fewer += 0 < result.embedded < 14
     else:
@@ -287,13 +263,13 @@ def test_killed_at_any_step_the_same_command_ends_with_the_same_bytes(
 
 SLOW = """
 import sys, time
-from simclr_engine.export import embed
-embedder = embed.open_embedder(sys.argv[1])
-parts = embed.gather(embedder, [sys.argv[2]])
+from simclr_engine.export import embed, embedder, pictures
+encoder = embedder.open_embedder(sys.argv[1])
+parts = pictures.gather(encoder, [sys.argv[2]])
 def advance(count):
     print(count, flush=True)
     time.sleep(60 if count else 0)  # until it is killed
-embed.embed_to_index(embedder, parts, sys.argv[3], window=2, advance=advance)
+embed.embed_to_index(encoder, parts, sys.argv[3], window=2, advance=advance)
 """
 
 
@@ -338,6 +314,18 @@ def test_a_finished_index_is_left_as_it_is_and_another_is_refused(model: Path, p
     np.testing.assert_array_equal(np.load(tmp_path / "mine.npy"), np.ones(3))
 
 
+def test_an_index_begun_with_other_windows_is_not_gone_on_with(model: Path, photos: Path, tmp_path: Path) -> None:
+    def stop(done: int) -> None:
+        if done:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        embedded(model, tmp_path / "v.npy", photos, window=5, advance=stop)
+    with pytest.raises(UsageError, match="something else was begun here"):
+        embedded(model, tmp_path / "v.npy", photos, window=4)
+    assert 0 < embedded(model, tmp_path / "v.npy", photos, window=5).embedded < 14
+
+
 def test_at_most_two_windows_of_images_are_decoded_ahead(model: Path, tmp_path: Path) -> None:
     embedder, alive, most = open_embedder(model), 0, 0
 
@@ -347,7 +335,7 @@ def test_at_most_two_windows_of_images_are_decoded_ahead(model: Path, tmp_path: 
         most = max(most, alive)
         return noise(row, SIZE, SIZE)
 
-    part = module.Pictures([str(i) for i in range(200)], [""] * 200, (), pixels, (), "many")
+    part = Pictures([str(i) for i in range(200)], [""] * 200, (), pixels, (), "many")
 
     def advance(count: int) -> None:
         nonlocal alive

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,10 +24,10 @@ def _vectors(count: int, dim: int = 5, seed: int = 0) -> NDArray[np.float32]:
     return np.random.default_rng(seed).normal(size=(count, dim)).astype(np.float32)
 
 
-def _index(count: int = 7, **changes: object) -> EmbeddingIndex:
+def _index(count: int = 7, **changes: Any) -> EmbeddingIndex:
     classes = [("", *NAMES)[i % 4] for i in range(count)]
-    given = {"classes": classes, "class_names": NAMES, "encoder": "ab" * 32} | changes
-    return EmbeddingIndex.build(_vectors(count), [f"{i}.png" for i in range(count)], **given)  # type: ignore[arg-type]
+    given: dict[str, Any] = {"classes": classes, "class_names": NAMES, "encoder": "ab" * 32} | changes
+    return EmbeddingIndex.build(_vectors(count), [f"{i}.png" for i in range(count)], **given)
 
 
 def _cosines(bank: NDArray[np.float32], queries: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -90,7 +91,7 @@ def test_an_index_without_pictures_replaces_one_with_them(tmp_path: Path) -> Non
     assert sorted(p.name for p in tmp_path.iterdir()) == ["v.csv", "v.json", "v.npy"]
 
 
-def _manifest(folder: Path, **changes: object) -> None:
+def _manifest(folder: Path, **changes: Any) -> None:
     path = folder / "v.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
@@ -150,7 +151,7 @@ def test_parts_that_do_not_fit_are_refused_before_anything_is_written() -> None:
     with pytest.raises(DataError, match="at least one"):
         EmbeddingIndex.build(_vectors(0), [])
     with pytest.raises(DataError, match=r"float32 \[N, D\]"):
-        EmbeddingIndex.build(_vectors(3).astype(np.float64), ["a", "b", "c"])  # type: ignore[arg-type]
+        EmbeddingIndex.build(_vectors(3).astype(np.float64), ["a", "b", "c"])
     with pytest.raises(DataError, match="not finite"):
         EmbeddingIndex.build(np.array([[np.nan]], np.float32), ["a"])
     with pytest.raises(DataError, match=r"NAME\.npy"):

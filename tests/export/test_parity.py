@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from simclr_engine.data import load_data
+from simclr_engine.data import ImageStore, load_data
 from simclr_engine.evaluation.linear import fit_linear
 from simclr_engine.export.labels import labeller
 from simclr_engine.export.parity import BATCHES, FP16, Parity, measure
@@ -168,8 +168,8 @@ def test_made_up_images_are_the_same_every_time_and_have_the_spectrum_of_photogr
     assert -2.3 < slope < -1.7  # amplitude 1/f: power 1/f²
 
 
-def _run_over(run: Run, store: object, limit: int | None) -> Run:
-    data = {"name": "digits", "fingerprint": store.fingerprint, "limit": limit, "image_size": 32}  # type: ignore[attr-defined]
+def _run_over(run: Run, store: ImageStore, limit: int | None) -> Run:
+    data = {"name": "digits", "fingerprint": store.fingerprint, "limit": limit, "image_size": 32}
     return replace(run, environment=run.environment | {"data": data})
 
 

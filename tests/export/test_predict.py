@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from odd_images import bomb, unusual_files
 from PIL import Image
-from test_embed import bomb, unusual_files
 from tiny_probe import CLASSES, tiny_probabilities, write_tiny_probe
 
 from reference.image_files import encode, noise, write_tree
@@ -23,8 +23,10 @@ from simclr_engine.errors import DataError, PlatformError, UsageError
 from simclr_engine.evaluation.features import extract_features
 from simclr_engine.evaluation.linear import LinearProbe
 from simclr_engine.evaluation.records import save_result
-from simclr_engine.export.embed import embed_to_index, gather, open_embedder
+from simclr_engine.export.embed import embed_to_index
+from simclr_engine.export.embedder import open_embedder
 from simclr_engine.export.index import default_index
+from simclr_engine.export.pictures import gather
 from simclr_engine.report import style
 from simclr_engine.run import Run
 

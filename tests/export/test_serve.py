@@ -29,7 +29,7 @@ from simclr_engine.cli.serve import command
 from simclr_engine.data.decode import decode_image
 from simclr_engine.errors import DataError, PlatformError, UsageError
 from simclr_engine.export import serve as module
-from simclr_engine.export.embed import Embedder, open_embedder
+from simclr_engine.export.embedder import Embedder, open_embedder
 from simclr_engine.export.index import EmbeddingIndex
 from simclr_engine.export.serve import EmbeddingMap, Service, gallery, headline, start_page
 

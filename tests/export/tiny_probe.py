@@ -29,10 +29,8 @@ PROBE = {
 
 def tiny_probe_model(label: str = "label", size: int = 4) -> onnx.ModelProto:
     """`tiny_model` for images of this size, then a Gemm, a Softmax and the most probable class."""
-    model = tiny_model()
+    model = tiny_model(size)
     graph = model.graph
-    for at in (1, 2):
-        graph.input[0].type.tensor_type.shape.dim[at].dim_value = size
     graph.node.extend(
         [
             helper.make_node("Gemm", ["features", "coef", "intercept"], ["logits"]),

@@ -1,0 +1,228 @@
+"""The images that a user names, in a fixed order: found in files, folders, archives and data sets, decoded in windows.
+
+Imports no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from simclr_engine.data.archive import ArchiveSource
+from simclr_engine.data.decode import EXTENSIONS, decode_image
+from simclr_engine.data.folder import FolderSource
+from simclr_engine.data.listing import arrange
+from simclr_engine.data.pack import survey
+from simclr_engine.data.sources import load_data, open_source, packed, source_names
+from simclr_engine.errors import DataError, UsageError
+
+from .embedder import Embedder, Images
+from .runtime import available_threads
+
+WINDOW = 512  # images decoded at once; `embed` logs after each, and hashes a run's encoder once for each
+
+
+@dataclass(frozen=True, eq=False)
+class Pictures:
+    """Images in a fixed order, decoded only when they are asked for.
+
+    Attributes:
+        paths: how each is named to people.
+        classes: the class of each by name, "" for none.
+        class_names: those of the source, in label order.
+        pixels: uint8 `[S, S, 3]` of the image in a row; raises DataError where it cannot be read.
+        refused: `(path, reason)` of what was not even listed.
+        identity: changes when the images do.
+    """
+
+    paths: Sequence[str]
+    classes: Sequence[str]
+    class_names: tuple[str, ...]
+    pixels: Callable[[int], Images]
+    refused: tuple[tuple[str, str], ...]
+    identity: str
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+
+def gather(embedder: Embedder, sources: Sequence[str], split: str = "all", progress: bool = False) -> list[Pictures]:
+    """The images of each source: an image file, a folder, an archive, a data set by name, or an .npy of images.
+
+    Args:
+        embedder: for what; images are brought to its size by `decode_image`'s rule, but those of an array must have it.
+        sources: as the user named them.
+        split: `all`, or one of a source that has splits; a source without any is `train`, as everywhere.
+        progress: bars while archives are packed.
+
+    Raises:
+        DataError, UsageError: nothing there, no images, no such split; what `load_data` raises.
+    """
+    if not sources:
+        raise UsageError("no images were named", fix="name image files, a folder, an archive or a data set")
+    found, image_size = [], embedder.image_size
+    for text in sources:
+        path = Path(text).expanduser()
+        if text in source_names():
+            found += _stores(text, image_size, split, progress)
+        elif text and path.is_dir():
+            found.append(_folder(path, text, image_size, split))
+        elif path.suffix.lower() in (".npy", *EXTENSIONS) and not path.exists():
+            raise DataError("there is no such file", saw=text, fix="check the path")
+        elif path.is_file() and path.suffix.lower() == ".npy":
+            found.append(_array(path, text, embedder.check))
+        elif isinstance(source := _open(text, path), ArchiveSource):
+            found += _stores(text, image_size, split, progress, source)
+        else:
+            found.append(_single(path, text, image_size))
+    return found
+
+
+def _open(text: str, path: Path) -> object:
+    """The archive of that name, or None for another file; what is not there is refused by `open_source`."""
+    try:
+        return open_source(text)
+    except DataError:
+        if path.is_file():
+            return None
+        raise
+
+
+def _single(path: Path, text: str, size: int) -> Pictures:
+    status = path.stat()
+    identity = f"file {text} {status.st_size} {status.st_mtime_ns}"
+    return Pictures([text], [""], (), lambda _: decode_image(path, size), (), identity)
+
+
+def _folder(folder: Path, text: str, size: int, split: str) -> Pictures:
+    """A folder's images; with `all` also those that lie beside its class folders, without a class."""
+    source = FolderSource(folder, text)
+    content = source.content()
+    blobs = list(source.blobs(contents=False))
+    refused = [(blob.path, blob.refused) for blob in blobs if blob.content is None]
+    listed = [blob.path for blob in blobs if blob.content is not None]
+    listing = arrange(listed)
+    known: dict[str, str] = {}
+    for name, part in listing.splits.items():
+        if split in ("all", name) or (split, name) == ("train", "all"):
+            labels = part.labels.tolist() if part.labels is not None else None
+            names = [""] * len(part.paths) if labels is None else [listing.class_names[i] for i in labels]
+            known |= dict(zip(part.paths, names, strict=True))
+    if split == "all":
+        known |= {path: "" for path in listed if path not in known}
+    if not known:
+        raise DataError(
+            f"{text} has no split {split!r}", saw=f"splits {', '.join(listing.splits)}", fix="name one of them"
+        )
+    paths = sorted(known)
+    return Pictures(
+        [str(Path(text) / path) for path in paths],
+        [known[path] for path in paths],
+        listing.class_names,
+        lambda row: decode_image(folder / paths[row], size),
+        tuple((str(Path(text) / path), why) for path, why in refused),
+        f"folder {text} {content} {split}",
+    )
+
+
+def _array(path: Path, text: str, check: Callable[[object], None]) -> Pictures:
+    try:
+        images = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(
+            "not a readable .npy array", saw=f"{text}: {error}", fix="write it with numpy.save, without objects"
+        ) from error
+    check(images)
+    status = path.stat()
+    identity = f"array {text} {status.st_size} {status.st_mtime_ns}"
+    names = [f"{text}[{row}]" for row in range(len(images))]
+    return Pictures(names, [""] * len(images), (), partial(_row, images), (), identity)
+
+
+def _row(images: Any, row: int) -> Images:
+    """One of the images of an array, a memory map or a store."""
+    return np.asarray(images[row])
+
+
+def _stores(text: str, size: int, split: str, progress: bool, archive: ArchiveSource | None = None) -> list[Pictures]:
+    """The splits of an archive or a named data set, through the cache."""
+    _, meta = packed(archive or open_source(text), size, progress)
+    wanted = list(meta.splits) if split == "all" else [split]
+    listing = survey(archive.blobs(contents=False, progress=progress), measure=False).listing if archive else None
+    found: list[Pictures] = []
+    for name in wanted:
+        store = load_data(text, name, size, progress)
+        actual = "all" if name == "train" and "all" in meta.splits else name
+        lost = {path for path, _ in store.skipped}
+        members = [p for p in listing.splits[actual].paths if p not in lost] if listing else []
+        if len(members) != len(store):  # a data set by name has no paths
+            members = [f"{actual}/{row}" for row in range(len(store))]
+        labels = [""] * len(store) if store.labels is None else [store.class_names[i] for i in store.labels.tolist()]
+        skipped = tuple((f"{text}/{path}", why) for path, why in store.skipped) if not found else ()
+        found.append(
+            Pictures(
+                [f"{text}/{member}" for member in members],
+                labels,
+                store.class_names,
+                partial(_row, store.images),
+                skipped,
+                f"store {text} {name} {store.fingerprint}",
+            )
+        )
+    return found
+
+
+@dataclass(frozen=True)
+class Window:
+    """Decoded images uint8 `[n, S, S, 3]` of one stretch of the list, with paths and classes, and what was left out."""
+
+    start: int
+    stop: int
+    images: Images
+    paths: list[str]
+    classes: list[str]
+    skipped: list[tuple[str, str]]
+
+
+def windows(parts: Sequence[Pictures], image_size: int, start: int = 0, length: int = WINDOW) -> Iterator[Window]:
+    """The images from `start` on, decoded in threads while the caller works on the window before: two in memory."""
+    ends = np.cumsum([len(part) for part in parts])
+    total = int(ends[-1]) if len(ends) else 0
+
+    def decode(at: int) -> tuple[str, str, Images | str]:
+        k = int(np.searchsorted(ends, at, side="right"))
+        part, row = parts[k], at - int(ends[k] - len(parts[k]))
+        try:
+            return part.paths[row], part.classes[row], part.pixels(row)
+        except DataError as error:
+            return part.paths[row], part.classes[row], error.cause
+
+    with ThreadPoolExecutor(min(8, available_threads()), thread_name_prefix="decode") as pool:
+
+        def begin(at: int) -> list[Future[tuple[str, str, Images | str]]]:
+            return [pool.submit(decode, i) for i in range(at, min(at + length, total))]
+
+        waiting = begin(start)
+        try:
+            for at in range(start, total, length):
+                done = [future.result() for future in waiting]
+                waiting = begin(at + length)
+                yield _window(at, at + len(done), done, image_size)
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def _window(start: int, stop: int, done: list[tuple[str, str, Images | str]], size: int) -> Window:
+    good = [(path, name, pixels) for path, name, pixels in done if not isinstance(pixels, str)]
+    images = np.empty((len(good), size, size, 3), dtype=np.uint8)
+    for row, (_, _, pixels) in zip(images, good, strict=True):
+        row[:] = pixels
+    skipped = [(path, pixels) for path, _, pixels in done if isinstance(pixels, str)]
+    return Window(start, stop, images, [g[0] for g in good], [g[1] for g in good], skipped)
