@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -110,7 +111,7 @@ def _reading_rows(repeats: int, few: ImageStore, large: ImageStore, about: dict[
             loaders[name].batch(at[name])
             at[name] += 1
 
-    times = interleave({name: lambda name=name: read(name) for name in loaders}, repeats=repeats, warmup=1)  # type: ignore[misc]
+    times = interleave({name: partial(read, name) for name in loaders}, repeats=repeats, warmup=1)
     return [rate_row(READING, name, size * steps, times[name], "images/s", **about) for name in loaders]
 
 
@@ -131,7 +132,7 @@ def _step_rows(repeats: int, few: ImageStore, large: ImageStore, batch: int) -> 
         trainers[name].train_step(trainers[name].step)
         trainers[name].step += 1
 
-    times = interleave({name: lambda name=name: step(name) for name in trainers}, repeats=repeats, warmup=1)  # type: ignore[misc]
+    times = interleave({name: partial(step, name) for name in trainers}, repeats=repeats, warmup=1)
     return [rate_row(STEP, name, batch, times[name], "images/s") for name in trainers]
 
 
@@ -164,7 +165,10 @@ def _peak(what: str, folder: Path, batch: int) -> dict[str, int]:
     if what == FILES:
         at_once = 512  # to be through in minutes; a step reads no other way
         order, steps = torch.randperm(len(store)), len(store) // at_once
-        ids_of = lambda step: order[step * at_once : (step + 1) * at_once]  # noqa: E731
+
+        def ids_of(step: int) -> torch.Tensor:
+            return order[step * at_once : (step + 1) * at_once]
+
         loader = Prefetched(store, torch.device("cpu"), ids_of, steps)
         read = sum(len(loader.batch(step).images) for step in range(steps))
     unit = 1 if sys.platform == "darwin" else 1024

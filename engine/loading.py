@@ -134,9 +134,9 @@ class Prefetched:
             buffer = self._buffers[slot] = torch.empty(shape, dtype=torch.uint8, pin_memory=pinned)
         elif copied is not None:
             copied.synchronize()  # the copy of two steps ago has left the buffer
-        files, rows, into = self._files, ids.numpy(), buffer.numpy()
-        parts = np.array_split(np.arange(len(rows)), READERS)
-        for part in [self._readers.submit(files.take, rows[at], into[at[0] : at[-1] + 1]) for at in parts if len(at)]:
+        rows, images = ids.numpy(), buffer.numpy()
+        shares = np.array_split(np.argsort(rows), READERS)  # neighbours in a file to one reader
+        for part in [self._readers.submit(self._files.take, rows[at], images, at) for at in shares]:
             part.result()
         if self._stream is None:
             return Batch(ids.to(self._device), buffer.to(self._device))

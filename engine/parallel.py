@@ -133,7 +133,7 @@ class World:
                 failed, result[1] = error, _report(0, error)
         dist.broadcast_object_list(result, src=0)
         _raise(failed, [result[1]])
-        return result[0]  # type: ignore[return-value]
+        return result[0]  # type: ignore[return-value]  # set on rank 0, sent to the rest
 
     def same(self, value: T) -> T:
         """Rank 0's value."""
@@ -160,7 +160,7 @@ class World:
         dist.all_gather_object(reports, _report(self.rank, failed), group=waiting)
         dist.destroy_process_group(waiting)
         _raise(failed, reports)
-        return result if leads else work()  # type: ignore[return-value]
+        return result if leads else work()  # type: ignore[return-value]  # set where it leads
 
     def agree(self, what: dict[str, object]) -> None:
         """Refuses ranks that are not about to do the same.

@@ -199,6 +199,8 @@ def _read(name: str) -> dict[str, Any]:
     merged["published"] = {}
     published = tree.pop("published", {})
     for key, value in leaves(tree):
+        if value == {} and any(other.startswith(f"{key}.") for other, _ in leaves(merged)):
+            continue  # a table that says nothing leaves the one of `base` as it is
         set_key(merged, key, value)
         _claim(merged, key)
     return merged | {"published": published}

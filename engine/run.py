@@ -23,7 +23,7 @@ from .recipe import Recipe
 try:
     import fcntl
 except ImportError:  # no POSIX system; nothing keeps a second process out there
-    fcntl = None  # type: ignore[assignment]
+    fcntl = None  # type: ignore[assignment]  # a module, or nothing
 
 if TYPE_CHECKING:
     from torch import nn

@@ -247,7 +247,7 @@ def torch_eager(run: Run) -> Embed:
     from simclr_engine.checkpoint import load_encoder
 
     spec = run.recipe.augment
-    encoder = load_encoder(run).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    encoder = load_encoder(run).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in torch's hints
     spread = torch.tensor(list(spec.std)).view(1, 3, 1, 1)
     scale, offset = 1 / (255 * spread), torch.tensor(list(spec.mean)).view(1, 3, 1, 1) / spread
 

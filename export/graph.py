@@ -38,7 +38,7 @@ class UInt8Encoder(nn.Module):
         # In channels_last the average pool would be traced as a strided view, eight nodes in ONNX for one reshape.
         plain = copy.deepcopy(encoder).float().eval()
         _fold_batch_norm(plain)
-        self.encoder = plain.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        self.encoder = plain.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # not in torch's hints
         shift = torch.tensor(list(mean), dtype=torch.float64).view(3, 1, 1)
         spread = torch.tensor(list(std), dtype=torch.float64).view(3, 1, 1)
         self.register_buffer("scale", (1 / (255 * spread)).float())

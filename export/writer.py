@@ -230,7 +230,7 @@ class _Source:
             if precision == "int8":
                 _check_calibration(run, images)
             samples = parity_samples(run, sum(BATCHES), images)
-            width, state = int(encoder.feature_dim), encoder_hash(encoder)  # type: ignore[arg-type]
+            width, state = int(encoder.feature_dim), encoder_hash(encoder)  # type: ignore[arg-type]  # a Tensor to torch
             if wanted:
                 probe: ChosenProbe | None = choose_probe(run, None if wanted is True else wanted, width, state)
             else:

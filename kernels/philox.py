@@ -12,7 +12,7 @@ from torch import Tensor
 try:
     from . import _native
 except ImportError:  # built without a compiler: the torch arithmetic below gives the same bits
-    _native = None  # type: ignore[assignment]
+    _native = None  # type: ignore[assignment]  # a module, or nothing
 
 ROUNDS = 10
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)

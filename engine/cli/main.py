@@ -13,7 +13,7 @@ from ..errors import EngineError
 # name → what `--help` shows; the module of that name holds `command`. Kept here so that --help imports none of them.
 COMMANDS = {
     "pretrain": "Pretrain an encoder without labels.",
-    "evaluate": "Linear probe and kNN of a run or an ONNX file, beside a random encoder.",
+    "evaluate": "Any method on a run, an ONNX file or foreign weights, beside a random encoder.",
     "export": "Write the encoder of a run as one ONNX file, checked against PyTorch.",
     "embed": "Features of any images, as vectors with paths: an index that can be searched.",
     "predict": "Classes and nearest neighbours of images, by a run or an ONNX file.",
@@ -22,7 +22,7 @@ COMMANDS = {
     "compare": "Put several runs side by side.",
     "recipes": "List the named recipes, or show one.",
     "data": "List, inspect and pack image sources.",
-    "bench": "Measure this machine: `bench epoch`, `bench augment`.",
+    "bench": "Measure this machine, beside other libraries: epoch, nt-xent, augment, …",
     "demo": "Pretrain, evaluate and export on the built-in glyphs, in about three minutes.",
     "doctor": "Show what this machine and installation can do.",
 }

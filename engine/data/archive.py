@@ -113,7 +113,7 @@ class _BoundedHeader(tarfile.TarInfo):
     def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:  # the hook that tarfile documents in its source
         if not self.isreg() and self.type != tarfile.DIRTYPE and self.size > MAX_HEADER_BYTES:
             raise tarfile.ReadError(f"a header of {self.size:,} bytes")
-        return super()._proc_member(tar)  # type: ignore[misc]
+        return super()._proc_member(tar)  # type: ignore[misc]  # a hook that typeshed leaves out
 
 
 class _Bounded:
@@ -258,7 +258,7 @@ def _zip_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
 def _open_zstd(file: IO[bytes]) -> IO[bytes]:
     """A decompressing reader: the standard library's from Python 3.14, before that the `zstandard` package's."""
     try:
-        from compression import zstd  # type: ignore[import-not-found]
+        from compression import zstd  # type: ignore[import-not-found]  # Python 3.14
 
         return zstd.open(file)
     except ModuleNotFoundError:

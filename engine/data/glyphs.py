@@ -149,7 +149,7 @@ def _base_colour(random: np.random.Generator, luminance: NDArray[np.float64]) ->
 def _pixel_grid() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """x and y of the pixel centres, each `[S, S]`, from -0.5 to 0.5 across the image."""
     steps = (np.arange(IMAGE_SIZE) + 0.5) / IMAGE_SIZE - 0.5
-    return tuple(np.meshgrid(steps, steps))  # type: ignore[return-value]
+    return tuple(np.meshgrid(steps, steps))  # type: ignore[return-value]  # two in, two out
 
 
 def _gradient(random: np.random.Generator, count: int, strength: tuple[float, ...]) -> NDArray[np.float64]:

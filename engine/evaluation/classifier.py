@@ -139,9 +139,10 @@ def _end_to_end(
     if platform.device.type == "cpu":
         keep_freed_memory()
     trunk = encoder.build()
-    width = int(trunk.feature_dim)  # type: ignore[arg-type]
+    width = int(trunk.feature_dim)  # type: ignore[arg-type]  # to torch, a Tensor or Module
     layer = _seeded(lambda: nn.Linear(width, task.classes), training.seed + task.fold)
-    model = nn.Sequential(trunk, layer).to(platform.device).to(memory_format=platform.memory_format)  # type: ignore[call-overload]
+    model = nn.Sequential(trunk, layer).to(platform.device)
+    model = model.to(memory_format=platform.memory_format)  # type: ignore[call-overload]  # not in torch's hints
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(platform.precision, torch.float32)
     inputs = _views(encoder, task.train, task.rows, spec, training.seed, platform, dtype)
     curve_store, curve_rows = task.queries[0]

@@ -69,7 +69,7 @@ def extract_features(
     encoder = encoder.to(device).eval()
     # Stride and layout only: channels_last convolutions are faster on CPU and CUDA (and much slower on MPS).
     layout = torch.contiguous_format if torch.device(device).type == "mps" else torch.channels_last
-    encoder = encoder.to(memory_format=layout)  # type: ignore[call-overload]
+    encoder = encoder.to(memory_format=layout)  # type: ignore[call-overload]  # not in torch's hints
     shift = torch.tensor(list(mean), dtype=torch.float32, device=device).view(1, 3, 1, 1)
     spread = torch.tensor(list(std), dtype=torch.float32, device=device).view(1, 3, 1, 1)
     rows: list[Tensor] = []

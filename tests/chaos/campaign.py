@@ -111,7 +111,7 @@ def _training_case(
     for _ in range(min(budget, chance.randint(1, KILLS_IN_A_ROW))):
         kill = draw_kill(chance, sizes[case])
         resume = saved
-        outcome = run_child(lambda report: case.work(directory, report, resume=resume), directory, kill)  # noqa: B023
+        outcome = run_child(lambda report: case.work(directory, report, resume=resume), directory, kill)  # noqa: B023  # called within the iteration
         if outcome.error:
             return [f"after a kill: {outcome.error}"]
         if outcome.killed:

@@ -150,7 +150,7 @@ class Calls:
                 return opened(file, mode, *args, **kwargs)
             return CountedFile(self.around(lambda: opened(file, mode, *args, **kwargs)), self)
 
-        io.open = builtins.open = open_counted  # type: ignore[assignment]
+        io.open = builtins.open = open_counted
 
     def around(self, call: Callable[[], Any], half: Callable[[], None] = lambda: None) -> Any:
         """Makes the call, unless this is the place to die at."""

@@ -59,13 +59,13 @@ def test_an_archive_is_told_by_its_content_not_its_suffix(tmp_path: Path) -> Non
 
 def zstd_bytes(data: bytes) -> bytes | None:
     try:
-        from compression import zstd  # type: ignore[import-not-found]
+        from compression import zstd
 
         return zstd.compress(data)
     except ModuleNotFoundError:
         pass
     try:
-        import zstandard  # type: ignore[import-not-found]
+        import zstandard
 
         return zstandard.ZstdCompressor().compress(data)
     except ModuleNotFoundError:

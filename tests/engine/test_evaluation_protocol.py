@@ -178,7 +178,7 @@ def test_images_of_another_size_are_refused_with_the_fix(run: Run) -> None:
 
 def test_a_single_set_of_images_is_refused(run: Run, splits: tuple[ImageStore, ImageStore]) -> None:
     with pytest.raises(UsageError, match="two splits"):
-        evaluate(run, splits[0])  # type: ignore[arg-type]
+        evaluate(run, splits[0])
 
 
 def test_copies_of_train_in_test_are_refused(run: Run, splits: tuple[ImageStore, ImageStore]) -> None:
@@ -191,7 +191,7 @@ def test_an_unknown_word_is_refused_with_the_known_ones(
     run: Run, splits: tuple[ImageStore, ImageStore], argument: str, value: object
 ) -> None:
     with pytest.raises(UsageError) as caught:
-        evaluate(run, splits, **{argument: value})  # type: ignore[arg-type]
+        evaluate(run, splits, **{argument: value})
     assert "one of: " in str(caught.value.fix)
 
 

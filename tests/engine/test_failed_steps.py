@@ -22,7 +22,7 @@ def test_an_infinite_gradient_under_a_finite_loss_stops_the_run_before_it_is_sav
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def overflow(trainer: Trainer) -> None:
-        next(trainer.model.parameters()).grad[0, 0, 0, 0] = torch.inf  # type: ignore[union-attr]
+        next(trainer.model.parameters()).grad[0, 0, 0, 0] = torch.inf
 
     at_step(monkeypatch, 8, overflow)  # the ninth
     with pytest.raises(CheckFailed, match="a gradient is no longer finite") as caught:
@@ -53,7 +53,7 @@ def test_a_state_is_not_saved_after_a_gradient_or_with_an_optimizer_that_is_not_
 
 def test_under_fp16_the_scaler_leaves_the_step_out_and_training_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     def overflow(trainer: Trainer) -> None:
-        next(trainer.model.parameters()).grad[0, 0, 0, 0] = torch.inf  # type: ignore[union-attr]
+        next(trainer.model.parameters()).grad[0, 0, 0, 0] = torch.inf
 
     trainer = trainer_of(TRAINING.recipe(), "fp16")
     at_step(monkeypatch, 1, overflow)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -55,10 +56,10 @@ def test_reading_goes_on_while_a_step_runs_and_only_one_step_ahead(
 ) -> None:
     real, read = ShardedImages.take, list[int]()
 
-    def slow(self: ShardedImages, rows: NDArray[np.int64], out: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
+    def slow(self: ShardedImages, rows: NDArray[np.int64], *more: Any) -> NDArray[np.uint8]:
         time.sleep(0.1)
         read.append(len(rows))
-        return real(self, rows, out)
+        return real(self, rows, *more)
 
     monkeypatch.setattr(ShardedImages, "take", slow)
     ahead = Prefetched(mapped, CPU, ids_of, STEPS)

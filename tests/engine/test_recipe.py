@@ -260,3 +260,13 @@ def _reads_as_value(text: str) -> bool:
 def test_to_toml_is_toml_of_the_same_tree() -> None:
     recipe = Recipe.load("lars-800")
     assert tomllib.loads(recipe.to_toml()) == recipe.to_tree()
+
+
+def test_an_empty_table_beside_a_base_changes_nothing_and_a_misspelt_one_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text('name = "mine"\nbase = "cifar10-sgd"\n[train]\n[evaluation.head]\n')
+    ours, base = Recipe.load(str(file)), Recipe.load("cifar10-sgd")
+    assert (ours.train, ours.evaluation) == (base.train, base.evaluation)
+    file.write_text('name = "mine"\nbase = "cifar10-sgd"\n[trian]\n')
+    with pytest.raises(UsageError):
+        Recipe.load(str(file))

@@ -159,7 +159,7 @@ def _odd_zip() -> bytes:
 
 def _zstd(data: bytes) -> bytes:
     try:
-        from compression import zstd  # type: ignore[import-not-found]
+        from compression import zstd
     except ModuleNotFoundError:
         import zstandard
 

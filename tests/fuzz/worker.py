@@ -60,7 +60,7 @@ def prepare() -> None:
             raise ValueError(f"arch {arch!r}, stem {stem!r}")
         return torch.nn.Sequential(torch.nn.Conv2d(3, 2, 1, bias=False))
 
-    checkpoint.build_encoder = tiny  # type: ignore[assignment]
+    checkpoint.build_encoder = tiny
     archive.GROWTH_FREE_BYTES = 8 << 20
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")

@@ -70,4 +70,4 @@ def test_nothing_is_kept_for_backward_and_no_value_is_read() -> None:
 @pytest.mark.parametrize("bad", [{"views": 1}, {"temperature": 0.0}, {"views": 3}])
 def test_what_the_loss_refuses_is_refused_here(bad: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=r"views|temperature"):
-        contrastive_metrics(torch.zeros(16, 8), **bad)  # type: ignore[arg-type]
+        contrastive_metrics(torch.zeros(16, 8), **bad)
