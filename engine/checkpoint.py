@@ -204,9 +204,12 @@ def _encoder_from_checkpoint(run: Run) -> nn.Module:
 
 def _filled(arch: str, stem: str, tensors: dict[str, torch.Tensor], path: Path) -> nn.Module:
     try:
-        encoder = build_encoder(arch, stem)
-        encoder.load_state_dict(tensors)
-    except (RuntimeError, ValueError) as error:
+        with torch.device("meta"):  # no weights are drawn that are replaced at once
+            encoder = build_encoder(arch, stem)
+        # Copied: the tensors of a safetensors file are its pages, which somebody may overwrite.
+        own = {k: t.clone() if t.dtype == torch.int64 else t.to(torch.float32, copy=True) for k, t in tensors.items()}
+        encoder.load_state_dict(own, assign=True)
+    except (RuntimeError, ValueError, AttributeError) as error:  # the last of what is no tensor
         raise DataError(
             "the weights do not fit the encoder",
             saw=f"{path}: {str(error)[:300]}",

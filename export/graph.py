@@ -12,7 +12,7 @@ import onnx
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from simclr_engine.errors import CheckFailed, UsageError
 
@@ -60,7 +60,11 @@ def _fold_batch_norm(module: nn.Module) -> None:
     before: tuple[str, nn.Module] | None = None
     for name, child in list(module.named_children()):
         if isinstance(child, nn.BatchNorm2d) and before is not None and isinstance(before[1], nn.Conv2d):
-            setattr(module, before[0], fuse_conv_bn_eval(before[1], child))
+            conv, mean, variance = before[1], child.running_mean, child.running_var
+            assert mean is not None and variance is not None  # those of an encoder, which is in eval mode
+            conv.weight, conv.bias = fuse_conv_bn_weights(
+                conv.weight, conv.bias, mean, variance, child.eps, child.weight, child.bias
+            )
             setattr(module, name, nn.Identity())
         else:
             _fold_batch_norm(child)

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from numpy.typing import NDArray
 from simclr_engine import __version__
 from simclr_engine.checkpoint import load_encoder
 from simclr_engine.data.store import ImageStore
+from simclr_engine.device import keep_freed_memory
 from simclr_engine.errors import CheckFailed, DataError, EngineError, PlatformError, UsageError
 from simclr_engine.evaluation.features import encoder_hash, extract_features
 from simclr_engine.run import Run, write_text_atomic
@@ -53,7 +55,10 @@ from .wire import scan
 
 RECORD = "export.json"
 # What the tracing would import one after the other, a quarter of its time the first time.
-TRACED_WITH = ("networkx", "onnx.reference", "onnxscript.function_libs.torch_lib.ops")
+TRACED_WITH = (
+    *("networkx", "onnx.reference", "onnxscript.function_libs.torch_lib.ops"),
+    *("torch.export._trace", "torch.onnx._internal.exporter._compat"),
+)
 INFINITE = float("inf")
 NO_DIGITS = Limits(INFINITE, INFINITE, 2.0, INFINITE, 1e30)  # int8 is held to accuracy; here it must only be finite
 LIMITS = {"fp32": FP32, "fp16": FP16, "int8": NO_DIGITS}
@@ -163,6 +168,7 @@ def export_onnx(
     target = _check_target(Path(file))
     smaller = None if precision == "fp32" else _check_target(variant_path(target, precision))
     run = run if isinstance(run, Run) else Run.open(run)
+    keep_freed_memory()  # 45 MB are held a dozen times in turn
     with _reserved(target, smaller), _no_collection():
         source = _Source.gather(run, probe, precision, data)
         built = _build(source, opset)
@@ -235,7 +241,9 @@ class _Source:
                 probe: ChosenProbe | None = choose_probe(run, None if wanted is True else wanted, width, state)
             else:
                 probe = _probe_at_hand(run, width, state)
-            computing = beside.submit(extract_features, encoder, samples.images, spec.mean, spec.std)
+            # One batch: a convolution is prepared anew for every other size.
+            compute = partial(extract_features, batch_size=len(samples.images))
+            computing = beside.submit(compute, encoder, samples.images, spec.mean, spec.std)
             for name in TRACED_WITH:  # convolutions leave the interpreter free for these
                 with suppress(ImportError):  # where another version keeps it elsewhere, the tracing finds it itself
                     import_module(name)
