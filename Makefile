@@ -24,9 +24,9 @@ test: $(READY)
 	@mkdir -p build; export OMP_NUM_THREADS=1; \
 	{ TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/interpreter; a=$$?; \
 	  $(BIN)/python -m pytest tests/aot; b=$$?; \
-	  $(BIN)/python -m pytest tests/export tests/bench; exit $$(( a || b || $$? )); } > build/other-half.log 2>&1 & half=$$!; \
-	$(BIN)/python -m pytest --ignore=tests/export --ignore=tests/bench; first=$$?; \
-	echo "the other half: Triton kernels in the interpreter, compiled for devices that are not here, export, benchmarks"; \
+	  $(BIN)/python -m pytest tests/kernels tests/export tests/bench; exit $$(( a || b || $$? )); } > build/other-half.log 2>&1 & half=$$!; \
+	$(BIN)/python -m pytest --ignore=tests/kernels --ignore=tests/export --ignore=tests/bench; first=$$?; \
+	echo "the other half: kernels, in Triton's interpreter and compiled for devices that are not here; export; benchmarks"; \
 	wait $$half; half=$$?; cat build/other-half.log; \
 	exit $$(( first || half ))
 
