@@ -120,9 +120,9 @@ def test_resnet_differs_from_the_whole_batch_by_no_more_than_rounding_in_any_pre
     monkeypatch.setattr(training, "SimCLR", SimCLR)
     found = {}
     for precision in ("fp64", "fp32", "bf16"):
-        for micro in (0, 4):
-            recipe = recipe_of(**{"train.batch_size": 8, "train.micro_batch": micro})
-            store, platform = ranks_of.blobs(8), Platform(torch.device("cpu"), precision, True, False)
+        for micro in (0, 8):
+            recipe = recipe_of(**{"train.batch_size": 32, "train.micro_batch": micro})
+            store, platform = ranks_of.blobs(32), Platform(torch.device("cpu"), precision, True, False)
             trainer = Trainer(recipe, Plan.of(recipe, store), platform, store, Backends("torch", "torch"))
             trainer.model.train()
             for module in trainer.model.modules():
@@ -131,9 +131,11 @@ def test_resnet_differs_from_the_whole_batch_by_no_more_than_rounding_in_any_pre
             trainer.gradients(0)
             found[precision, micro] = flat_gradient(trainer).double()
     truth = found["fp64", 0]
-    assert relative(found["fp64", 4], truth) < 1e-12
+    assert relative(found["fp64", 8], truth) < 1e-12
+    # Of four images and fewer, oneDNN takes other kernels, and the two lie 1.4e-6 apart.
+    assert relative(found["fp32", 8], found["fp32", 0]) < 1e-6
     for precision in ("fp32", "bf16"):  # products round differently in batches of another size
-        whole, parts = (relative(found[precision, micro], truth) for micro in (0, 4))
+        whole, parts = (relative(found[precision, micro], truth) for micro in (0, 8))
         print(f"{precision}: {whole:.2e} from float64 with the whole batch, {parts:.2e} in parts")
         assert parts < 1.5 * whole
 
