@@ -56,21 +56,22 @@ def test_reading_goes_on_while_a_step_runs_and_only_one_step_ahead(
 ) -> None:
     real, read = ShardedImages.take, list[int]()
 
-    def slow(self: ShardedImages, rows: NDArray[np.int64], *more: Any) -> NDArray[np.uint8]:
-        time.sleep(0.1)
+    def seen(self: ShardedImages, rows: NDArray[np.int64], *more: Any) -> NDArray[np.uint8]:
+        found = real(self, rows, *more)
         read.append(len(rows))
-        return real(self, rows, *more)
+        return found
 
-    monkeypatch.setattr(ShardedImages, "take", slow)
+    monkeypatch.setattr(ShardedImages, "take", seen)
     ahead = Prefetched(mapped, CPU, ids_of, STEPS)
-    waited = []
-    for step in range(4):
-        start = time.perf_counter()
+    for step in range(STEPS):
         ahead.batch(step)
-        waited.append(time.perf_counter() - start)
-        time.sleep(0.3)  # the step
-        assert sum(read) == BATCH * (step + 2)
-    assert waited[0] > 0.1 > 0.05 > max(waited[1:])
+        last = step == STEPS - 1
+        deadline = time.monotonic() + 30  # the step
+        while sum(read) < BATCH * (step + 1 + (not last)):
+            assert time.monotonic() < deadline, "nothing is read ahead"
+            time.sleep(0.001)
+        time.sleep(0.02)
+        assert sum(read) == BATCH * (step + 1 + (not last))
 
 
 def test_a_batch_stays_as_it_is_while_the_next_is_read(mapped: ImageStore) -> None:
