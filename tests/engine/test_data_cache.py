@@ -418,16 +418,17 @@ def test_rows_written_in_any_order_with_gaps_are_closed_up(tmp_path: Path) -> No
     assert said.images == 200 and said.bytes == ((tmp_path / "images-x.npy").stat().st_size,) == (128 + 200 * 192,)
 
 
+@pytest.mark.parametrize("shuffled", [True, False])
 @pytest.mark.parametrize("kept", [300, 257, 192, 65, 64, 1, 0])
 def test_shards_are_filled_in_any_order_and_closed_up_across_their_borders(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: int, shuffled: bool
 ) -> None:
     monkeypatch.setattr(pack, "SHARD_BYTES", 64 * 192 + 191)
     random = np.random.default_rng(kept)
     images = random.integers(0, 256, (300, 8, 8, 3), dtype=np.uint8)
     written = np.sort(random.permutation(300)[:kept])
     writer = SplitWriter(tmp_path, "x", 300, 8)
-    for row in random.permutation(written):
+    for row in random.permutation(written) if shuffled else written:
         writer.put(int(row), images[row])
     said = writer.finish(None)
     files = cache.images_paths(tmp_path, "x", len(said.bytes))

@@ -71,6 +71,9 @@ def test_what_is_read_is_a_copy_also_into_a_buffer_and_by_a_mask(images: Sharded
     out = np.zeros((4, SIDE, SIDE, 3), dtype=np.uint8)
     assert images.take(np.array([0, 69, 1, 2]), out) is out
     np.testing.assert_array_equal(out, PIXELS[[0, 69, 1, 2]])
+    at, rows = np.array([3, 0, 2]), np.array([40, -1, 7])
+    images.take(rows, out, at)
+    np.testing.assert_array_equal(out, PIXELS[[-1, 69, 7, 40]])
     mask = np.arange(COUNT) % 5 == 0
     np.testing.assert_array_equal(images[mask], PIXELS[mask])
 
