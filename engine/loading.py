@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -136,7 +136,8 @@ class Prefetched:
             copied.synchronize()  # the copy of two steps ago has left the buffer
         rows, images = ids.numpy(), buffer.numpy()
         shares = np.array_split(np.argsort(rows), READERS)  # neighbours in a file to one reader
-        for part in [self._readers.submit(self._files.take, rows[at], images, at) for at in shares]:
+        reading = [self._readers.submit(self._files.take, rows[at], images, at) for at in shares]
+        for part in wait(reading).done:  # all, before one may fail: the buffer is free again then
             part.result()
         if self._stream is None:
             return Batch(ids.to(self._device), buffer.to(self._device))
