@@ -40,7 +40,8 @@ from simclr_engine.export.metadata import read_metadata
 from simclr_engine.export.quantize import CALIBRATION_IMAGES, check_fused, has_vnni, quantize
 from simclr_engine.export.runtime import INPUT, OUTPUT, available_threads, open_session
 from simclr_engine.export.samples import natural_images
-from simclr_engine.export.writer import export_onnx, seal
+from simclr_engine.export.sealing import seal
+from simclr_engine.export.writer import export_onnx
 from simclr_engine.model import build_encoder
 from simclr_engine.recipe import Recipe
 from simclr_engine.run import Run

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 import gc
 import hashlib
 import json
-import os
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
@@ -45,13 +43,14 @@ from .agreement import (
 from .graph import OPSET, Traced, check_opset, trace_encoder
 from .half import halve
 from .labels import Labeller, labeller
-from .metadata import DIGEST, INTERPOLATION, PRECISIONS, SCHEMA, ModelMetadata, read_model, sidecar_path
+from .metadata import INTERPOLATION, PRECISIONS, SCHEMA, ModelMetadata, sidecar_path
 from .parity import BATCHES, FP16, FP32, Limits, Parity
 from .probe import ChosenProbe, attach_probe, choose_probe
+from .publishing import check_target, disk_errors, remove, reserved, temporary_path, write
 from .quantize import CALIBRATION_IMAGES, check_calibration, check_fused, has_vnni, quantize
 from .runtime import INPUT, LABEL, OUTPUT, PROBABILITIES, OnnxEncoder, open_session
 from .samples import Images, Samples, images_of, parity_samples
-from .wire import scan
+from .sealing import serialised, with_metadata
 
 RECORD = "export.json"
 # What the tracing would import one after the other, a quarter of its time the first time.
@@ -165,15 +164,15 @@ def export_onnx(
     check_opset(opset)
     if precision not in PRECISIONS:
         raise UsageError("there is no such precision", saw=precision, fix=" or ".join(PRECISIONS))
-    target = _check_target(Path(file))
-    smaller = None if precision == "fp32" else _check_target(variant_path(target, precision))
+    target = check_target(Path(file))
+    smaller = None if precision == "fp32" else check_target(variant_path(target, precision))
     run = run if isinstance(run, Run) else Run.open(run)
     keep_freed_memory()  # 45 MB are held a dozen times in turn
-    with _reserved(target, smaller), _no_collection():
+    with reserved(target, smaller), _no_collection():
         source = _Source.gather(run, probe, precision, data)
         built = _build(source, opset)
         if smaller is not None:
-            _remove(smaller)  # it is of the file that is replaced now
+            remove(smaller)  # it is of the file that is replaced now
         result = _publish(target, built, source, opset, begin)
         if smaller is not None:
             begin = time.perf_counter()
@@ -299,7 +298,7 @@ def _build(source: _Source, opset: int) -> _Built:
     traced = trace_encoder(source.encoder, spec.mean, spec.std, run.image_size, opset)
     if source.in_graph and source.probe is not None:
         traced = _with_probe(traced, source.probe)
-    plain = _serialised(traced.model)
+    plain = serialised(traced.model)
     session = _session(plain)
     parity = _measure(source, session, FP32)
     gate.check(parity, traced, source.samples.images)
@@ -337,17 +336,17 @@ def _sealed(
 ) -> _Built:
     images = source.samples.images[: BATCHES[2]]
     expected = session.run(source.outputs, {INPUT: images})
-    return _Built(traced, _with_metadata(plain, metadata), metadata, parity, images, expected, session)
+    return _Built(traced, with_metadata(plain, metadata), metadata, parity, images, expected, session)
 
 
 def _publish(target: Path, built: _Built, source: _Source, opset: int, begin: float, **more: Any) -> ExportResult:
     """Writes the file, reads it back, and only then gives it its name."""
-    temporary, sha256 = _temporary(target), hashlib.sha256(built.data).hexdigest()
-    with _disk(target):
-        _write(temporary, built.data)
-        _write(sidecar_path(temporary), f"{sha256}  {target.name}\n".encode())
+    temporary, sha256 = temporary_path(target), hashlib.sha256(built.data).hexdigest()
+    with disk_errors(target):
+        write(temporary, built.data)
+        write(sidecar_path(temporary), f"{sha256}  {target.name}\n".encode())
     _check_read_back(temporary, built)
-    with _disk(target):
+    with disk_errors(target):
         sidecar_path(target).unlink(missing_ok=True)  # at no moment a new file beside an old checksum
         temporary.replace(target)
         sidecar_path(temporary).replace(sidecar_path(target))
@@ -361,7 +360,7 @@ def _publish_variant(
 ) -> ExportResult:
     """The smaller file beside an fp32 file that was written, if it passes its gates."""
     model = _int8(source, fp32) if precision == "int8" else halve(fp32.traced.model)
-    traced, plain = replace(fp32.traced, model=model), _serialised(model)
+    traced, plain = replace(fp32.traced, model=model), serialised(model)
     session = _session(plain)
     parity = _measure(source, session, LIMITS[precision])
     gate.check(parity, traced, source.samples.images, LIMITS[precision])
@@ -394,44 +393,6 @@ def _compared(source: _Source, precision: str) -> ImageStore:
     count = compared_images(source.run.image_size, precision)
     held_out = source.images.held_out(count, CALIBRATION_IMAGES)
     return held_out if held_out is not None else source.images.spread(CALIBRATION_IMAGES)
-
-
-def seal(model: onnx.ModelProto, metadata: ModelMetadata) -> bytes:
-    """The bytes of `model` with the metadata, and with the digest of all of it as the last property.
-
-    Raises:
-        CheckFailed: it does not pass the ONNX checker.
-    """
-    return _with_metadata(_serialised(model), metadata)
-
-
-def _serialised(model: onnx.ModelProto) -> bytes:
-    """`model` as a work of ours, still without metadata."""
-    plain = onnx.ModelProto()
-    plain.CopyFrom(model)
-    plain.producer_name, plain.producer_version = "simclr-engine", __version__
-    del plain.metadata_props[:]
-    return plain.SerializeToString(deterministic=True)
-
-
-def _with_metadata(plain: bytes, metadata: ModelMetadata) -> bytes:
-    """`seal` of a model that is serialised already: 45 MB need not be written anew, for the metadata is the last field
-    that a file of ours has, and messages of protobuf are merged by putting their bytes one after the other."""
-    content = plain + _properties(metadata.to_properties())
-    sealed = content + _properties({DIGEST: json.dumps(scan(content, without=DIGEST).digest)})
-    try:
-        onnx.checker.check_model(sealed, full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        fix = "update torch and onnxscript"
-        raise CheckFailed("the exported graph is not valid ONNX", saw=str(error)[:300], fix=fix) from error
-    return sealed
-
-
-def _properties(texts: Mapping[str, str]) -> bytes:
-    """The metadata fields of a model, serialised."""
-    fields = onnx.ModelProto()
-    onnx.helper.set_model_props(fields, dict(texts))
-    return fields.SerializeToString(deterministic=True)
 
 
 def _metadata(source: _Source, parity: Parity) -> ModelMetadata:
@@ -483,67 +444,3 @@ def _check_read_back(path: Path, built: _Built) -> None:
     same = all(np.allclose(a, b, rtol=0, atol=FP32.probability) for a, b in zip(of_probe, probe, strict=True))
     if not (difference.holds() and same):
         raise CheckFailed("the written file does not give the measured features", saw=difference, fix=fix)
-
-
-def _check_target(target: Path) -> Path:
-    """Refuses names that are no ONNX file's, and files that we did not write."""
-    if target.suffix != ".onnx" or target.is_dir():
-        raise UsageError("the output must be a file name ending in .onnx", saw=target, fix="encoder.onnx")
-    if target.exists():
-        try:
-            read_model(target)
-        except DataError as error:
-            raise UsageError(
-                "the output exists and is not an intact export of simclr-engine",
-                saw=f"{target}: {error.cause}",
-                fix="remove it, or choose another name",
-            ) from error
-    return target
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Writes and waits for the disk, so that a full one is told here."""
-    with path.open("wb") as output:
-        output.write(data)
-        output.flush()
-        os.fsync(output.fileno())
-
-
-def _temporary(target: Path) -> Path:
-    return target.with_name(f".{target.stem}.{os.getpid()}.partial.onnx")
-
-
-@contextmanager
-def _reserved(*targets: Path | None) -> Iterator[None]:
-    """An empty file beside each target, made before any work is done, so that a folder that cannot be written is told
-    at once; taken away in the end."""
-    temporaries = [_temporary(target) for target in targets if target is not None]
-    try:
-        for temporary, target in zip(temporaries, targets, strict=False):
-            with _disk(target or temporary):
-                temporary.write_bytes(b"")
-        yield
-    finally:
-        for temporary in temporaries:
-            _remove(temporary)
-
-
-def _remove(file: Path) -> None:
-    """A file and its checksum, where they are; a folder that cannot be written has none of ours."""
-    for path in (file, sidecar_path(file)):
-        with suppress(OSError):
-            path.unlink(missing_ok=True)
-
-
-@contextmanager
-def _disk(target: Path) -> Iterator[None]:
-    """Failures of the file system as what they mean for an export."""
-    try:
-        yield
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        raise PlatformError(
-            "the disk is full" if full else "the ONNX file cannot be written",
-            saw=f"{target}: {error.strerror or error}",
-            fix="free space, then export again" if full else "choose a folder that exists and that you may write to",
-        ) from error

@@ -6,22 +6,21 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
+from reference.mean_colour import METADATA, mean_colour_model
 from reference.synthetic_run import write_metrics, write_run
 from simclr_engine.checkpoint import encoder_metadata, save_weights
 from simclr_engine.cli.evaluate import command
 from simclr_engine.cli.report import command as report_command
-from simclr_engine.export.metadata import SCHEMA, ModelMetadata
-from simclr_engine.export.writer import seal
+from simclr_engine.export.sealing import seal
 from simclr_engine.model import build_encoder
 from simclr_engine.report import style
 from simclr_engine.run import Run
@@ -63,43 +62,9 @@ def run(tmp_path_factory: pytest.TempPathFactory, folder: Path) -> Run:
 @pytest.fixture(scope="module")
 def onnx_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file of ours whose three features are the mean colour."""
-    nodes = [
-        helper.make_node("Cast", ["images"], ["x"], to=TensorProto.FLOAT),
-        helper.make_node("ReduceMean", ["x", "axes"], ["features"], keepdims=0),
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "colour",
-        [helper.make_tensor_value_info("images", TensorProto.UINT8, ["batch", 8, 8, 3])],
-        [helper.make_tensor_value_info("features", TensorProto.FLOAT, ["batch", 3])],
-        [numpy_helper.from_array(np.array([1, 2]), "axes")],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    onnx.checker.check_model(model)
-    metadata = ModelMetadata(
-        schema=SCHEMA,
-        project_version="0.1.0",
-        architecture="resnet18",
-        stem="small",
-        feature_dim=3,
-        image_size=8,
-        mean=(0.5, 0.5, 0.5),
-        std=(0.5, 0.5, 0.5),
-        interpolation="bilinear",
-        class_names=(),
-        data_fingerprint="cd" * 32,
-        recipe="colour",
-        recipe_hash="ef" * 32,
-        parity={
-            "max_abs": 1e-5,
-            "max_relative": 1e-5,
-            "min_cosine": 0.999999999,
-            "images": 74,
-            "batches": [1, 2, 7, 64],
-        },
-    )
+    metadata = replace(METADATA, feature_dim=3, image_size=8, class_names=())
     path = tmp_path_factory.mktemp("export") / "encoder.onnx"
-    path.write_bytes(seal(model, metadata))
+    path.write_bytes(seal(mean_colour_model(8, np.eye(3, dtype=np.float32)), metadata))
     return path
 
 

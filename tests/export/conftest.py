@@ -26,7 +26,8 @@ from simclr_engine.export import writer
 from simclr_engine.export.agreement import SpeedUp
 from simclr_engine.export.graph import OPSET, Traced, trace_encoder
 from simclr_engine.export.samples import natural_images
-from simclr_engine.export.writer import ExportResult, seal
+from simclr_engine.export.sealing import seal
+from simclr_engine.export.writer import ExportResult
 from simclr_engine.model import build_encoder
 from simclr_engine.recipe import Recipe
 from simclr_engine.run import Run

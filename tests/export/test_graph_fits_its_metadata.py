@@ -15,7 +15,7 @@ from tiny_probe import tiny_probe_model, write_tiny_probe
 
 from simclr_engine.errors import DataError
 from simclr_engine.export import OnnxEncoder
-from simclr_engine.export.writer import seal
+from simclr_engine.export.sealing import seal
 
 
 def _not_square() -> onnx.ModelProto:

@@ -23,7 +23,8 @@ from simclr_engine.data.store import ImageStore
 from simclr_engine.errors import DataError, PlatformError, UsageError
 from simclr_engine.export import OnnxEncoder, runtime
 from simclr_engine.export.metadata import SCHEMA, sidecar_path
-from simclr_engine.export.writer import ExportResult, seal
+from simclr_engine.export.sealing import seal
+from simclr_engine.export.writer import ExportResult
 
 
 def _images(count: int, size: int = 4) -> NDArray[np.uint8]:

@@ -193,8 +193,8 @@ def test_a_planted_fault_is_named_and_leaves_no_file_and_the_old_one(
 def test_a_file_that_does_not_read_back_is_not_left(
     little_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = writer._with_metadata
-    monkeypatch.setattr(writer, "_with_metadata", lambda *a: real(*a)[:-10])
+    real = writer.with_metadata
+    monkeypatch.setattr(writer, "with_metadata", lambda *a: real(*a)[:-10])
     with pytest.raises(CheckFailed, match="does not read back"):
         export_onnx(little_run, tmp_path / "e.onnx")
     assert list(tmp_path.iterdir()) == []

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from tiny_model import TINY, tiny_features, tiny_model
 
-from simclr_engine.export.writer import seal
+from simclr_engine.export.sealing import seal
 
 CLASSES = ("ant", "bee", "cat")
 COEF = np.array([[0.02, -0.01, 0.0], [0.0, 0.01, -0.02]], dtype=np.float32)  # [2 features, 3 classes]
