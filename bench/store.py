@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 
-from simclr_engine.data.cache import Meta, cache_root, read_meta, read_split, write_meta
+from simclr_engine.data.cache import Meta, cache_root, images_paths, read_meta, read_split, write_meta
 from simclr_engine.data.pack import SplitWriter, check_space
 from simclr_engine.data.shards import ShardedImages
 from simclr_engine.data.store import ImageStore
@@ -87,7 +87,7 @@ def _open(folder: Path) -> ImageStore:
     store = read_split(folder, meta, "train", "noise")
     if isinstance(store.images, ShardedImages):
         return store
-    maps = [np.load(path, mmap_mode="r") for path in sorted(folder.glob("images-*.npy"))]
+    maps = [np.load(path, mmap_mode="r") for path in images_paths(folder, "train", len(meta.splits["train"].bytes))]
     return ImageStore(ShardedImages(maps), None, (), store.fingerprint, store.name, store.split)
 
 

@@ -206,10 +206,9 @@ def _filled(arch: str, stem: str, tensors: dict[str, torch.Tensor], path: Path) 
     try:
         with torch.device("meta"):  # no weights are drawn that are replaced at once
             encoder = build_encoder(arch, stem)
-        # Copied: the tensors of a safetensors file are its pages, which somebody may overwrite.
-        own = {k: t.clone() if t.dtype == torch.int64 else t.to(torch.float32, copy=True) for k, t in tensors.items()}
-        encoder.load_state_dict(own, assign=True)
-    except (RuntimeError, ValueError, AttributeError) as error:  # the last of what is no tensor
+        # Copied, not assigned: the tensors of a safetensors file are its pages, and those of others may hold no values.
+        encoder.to_empty(device="cpu").load_state_dict(tensors)
+    except (RuntimeError, ValueError) as error:
         raise DataError(
             "the weights do not fit the encoder",
             saw=f"{path}: {str(error)[:300]}",

@@ -158,18 +158,17 @@ def describe(trainer: Trainer, estimate: Estimate | None) -> list[str]:
     scaled = " (lr × batch/256)" if r.optimizer.lr_per_256 else ""
     layout = "channels_last" if p.channels_last else "contiguous"
     count = f"{parameter_count(trainer.model):,} parameters with its head"
-    compiled = "on" if p.compile else "off"
+    compiled, held = "on" if p.compile else "off", trainer.store.images.nbytes / 1e9
     lines = [
         f"recipe   {r.name}: {r.model.arch} ({r.model.stem} stem), {count}, τ {r.loss.temperature:g}",
         f"data     {trainer.store.name}: {plan.samples:,} images of {plan.image_size} px, "
         f"{r.train.views} views at {sizes}",
+        *([f"files    {held:.1f} GB of images stay there, read a step ahead"] if trainer.streamed else []),
         f"plan     {plan.total_steps:,} steps of {r.train.batch_size} images = {epochs:.4g} epochs; "
         f"{r.optimizer.name}, peak lr {plan.peak_lr:.4g}{scaled}, {r.schedule.name}",
         f"device   {p.device} ({p.describe()['device_name']}), {p.precision}, {layout}, compile {compiled}",
         f"kernels  augmentation: {trainer.backends.augment}; NT-Xent: {trainer.backends.nt_xent}",
     ]
-    if trainer.streamed:
-        lines.insert(2, f"files    {trainer.store.images.nbytes / 1e9:.1f} GB of images stay there, read a step ahead")
     lines += [f"spread   {row}" for row in spread(trainer)]
     lines += [f"note     {note}" for note in p.notes]
     if estimate is not None:

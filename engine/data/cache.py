@@ -152,9 +152,8 @@ def read_split(entry: Path, meta: Meta, split: str, name: str) -> ImageStore:
     if labels is not None and (labels.dtype != np.int64 or labels.shape != (said.images,)):
         raise DamagedError(f"the labels of split {split} are {labels.dtype} {list(labels.shape)}")
     images = ShardedImages(shards) if large else np.concatenate(shards) if len(shards) > 1 else shards[0]
-    untouched = [(each.st_size, each.st_mtime_ns) for each in status] == list(
-        zip(said.bytes, said.mtime_ns, strict=True)
-    )
+    sizes, times = tuple(each.st_size for each in status), tuple(each.st_mtime_ns for each in status)
+    untouched = (sizes, times) == (said.bytes, said.mtime_ns)
     if not (large and untouched) and fingerprint(images, labels) != said.fingerprint:
         raise DamagedError(f"the fingerprint of split {split} differs")
     names = meta.class_names if labels is not None else ()

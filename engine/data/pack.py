@@ -204,9 +204,7 @@ class SplitWriter:
     def close(self) -> None:
         """Close the files, whatever is in them; a second time does nothing."""
         for file in self._files:
-            with suppress(
-                OSError
-            ):  # closing writes what is still buffered; on a full disk the first error is on its way
+            with suppress(OSError):  # it writes what is still buffered; on a full disk the first error is on its way
                 file.close()
 
     def _at(self, row: int, *, in_a_row: bool = False) -> IO[bytes]:

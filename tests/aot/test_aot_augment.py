@@ -127,7 +127,7 @@ def test_a_smaller_last_batch_and_another_epoch_compile_nothing(monkeypatch: pyt
         backend.augment(images[first : first + count], table, spec, 16, torch.bfloat16)
     for kernel in (drawing, applying):
         assert len(kernel.launches) == 4 and all(launch == kernel.launches[0] for launch in kernel.launches)
-    types = [kind for kind, *_ in drawing.launches[0][0]]  # type: ignore[attr-defined]
+    types = [kind for kind, *_ in drawing.launches[0][0]]
     assert types.count("fp64") == 19 and types[2:4] == ["i64", "i64"]
 
 

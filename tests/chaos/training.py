@@ -90,7 +90,7 @@ def narrow_encoder(arch: str, stem: str) -> nn.Module:
     encoder = nn.Sequential(
         nn.Conv2d(3, 8, 3, 2, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
     )
-    encoder.feature_dim = 8  # type: ignore[assignment]
+    encoder.feature_dim = 8
     return encoder
 
 

@@ -178,7 +178,7 @@ def test_a_damaged_copy_is_detected_said_once_and_replaced(
     good = load_data(archive)
     (entry,) = entries(root)
     capsys.readouterr()
-    damage(entry)  # type: ignore[operator]
+    damage(entry)
     repaired = load_data(archive)
     np.testing.assert_array_equal(repaired.images, good.images)
     np.testing.assert_array_equal(repaired.labels, good.labels)
@@ -245,7 +245,7 @@ def test_the_process_that_finishes_second_keeps_the_first_ones_entry(
             inner.append(None)
             inner.append(load_data(archive))  # another process, in the middle of our packing
             os.utime(entries_whole(root)[0] / "meta.json", ns=(7, 7))
-        return real(*args, **kwargs)  # type: ignore[arg-type]
+        return real(*args, **kwargs)
 
     monkeypatch.setattr(sources, "pack_files", packed_twice)
     assert len(load_data(archive)) == 12
@@ -371,7 +371,7 @@ def test_files_that_vanish_between_the_two_readings_are_reported(
 
     def after_removal(*args: object, **kwargs: object) -> object:
         (folder / "bee/2.png").unlink()
-        return real(*args, **kwargs)  # type: ignore[arg-type]
+        return real(*args, **kwargs)
 
     monkeypatch.setattr(sources, "pack_files", after_removal)
     store = load_data(folder)

@@ -56,8 +56,8 @@ def test_pack_packs_and_info_then_shows_the_packed_copy(folder: Path) -> None:
     row = document("pack", folder)
     store = load_data(folder)
     assert row["packed"] is True and row["image_size"] == 16 and row["source"] == str(folder)
-    assert row["splits"]["train"] == {"images": 6, "labelled": True, "fingerprint": store.fingerprint}  # type: ignore[index]
-    ((path, reason),) = row["skipped"]  # type: ignore[misc]
+    assert row["splits"]["train"] == {"images": 6, "labelled": True, "fingerprint": store.fingerprint}
+    ((path, reason),) = row["skipped"]
     assert path == "train/ant/bad.png" and "not a readable" in reason
     assert isinstance(row["seconds"], float) and Path(str(row["cache"])).is_dir()
     files = Path(str(row["cache"])).iterdir()

@@ -83,7 +83,7 @@ def test_what_is_read_is_a_copy_also_into_a_buffer_and_by_a_mask(images: Sharded
 )
 def test_what_is_outside_is_an_error(images: ShardedImages, key: object) -> None:
     with pytest.raises(IndexError):
-        images[key]  # type: ignore[call-overload]
+        images[key]
 
 
 def test_shards_of_other_lengths_are_refused() -> None:

@@ -77,7 +77,7 @@ def test_each_split_draws_from_a_stream_and_typefaces_of_its_own(monkeypatch: py
     def remember(
         random: np.random.Generator, labels: NDArray[np.int64], typefaces: tuple[str, ...]
     ) -> NDArray[np.float64]:
-        seen.append((repr(random.bit_generator.seed_seq.entropy), set(typefaces)))  # type: ignore[attr-defined]
+        seen.append((repr(random.bit_generator.seed_seq.entropy), set(typefaces)))
         return original(random, labels, typefaces)
 
     monkeypatch.setattr(glyphs, "_letters", remember)
@@ -130,7 +130,7 @@ def test_the_letter_is_lighter_in_half_of_the_images_and_told_from_its_backgroun
     original = glyphs._letters
 
     def remember(*arguments: object) -> NDArray[np.float64]:
-        drawn.append(original(*arguments))  # type: ignore[arg-type]
+        drawn.append(original(*arguments))
         return drawn[-1]
 
     monkeypatch.setattr(glyphs, "_letters", remember)
@@ -168,7 +168,7 @@ def test_both_splits_are_drawn_within_ten_seconds_of_one_core() -> None:
 
 def test_an_unknown_split_is_refused_by_name() -> None:
     with pytest.raises(DataError) as refused:
-        make_glyphs("validation")  # type: ignore[arg-type]
+        make_glyphs("validation")
     assert refused.value.saw == "validation" and "train or test" in str(refused.value)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,9 @@ from simclr_engine import checkpoint
 from simclr_engine.checkpoint import FOOTER, load_checkpoint, load_encoder, save_checkpoint
 from simclr_engine.errors import DataError
 from simclr_engine.foreign import load_foreign
+from simclr_engine.model import build_encoder
 from simclr_engine.recipe import Recipe
+from simclr_engine.run import Run
 
 
 def footed(body: bytes) -> bytes:
@@ -114,6 +117,21 @@ def test_a_run_whose_checkpoint_holds_no_model_is_refused(
     save_checkpoint(tmp_path / "checkpoints" / "last.pt", {"step": 1} if model is None else {"model": model})
     with pytest.raises(DataError, match=r"no model|do not fit"):
         load_encoder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "strange", [lambda t: t.to("meta"), lambda t: t.to_sparse(), lambda t: t.new_ones(1), lambda t: None], ids=str
+)
+def test_weights_without_values_of_their_own_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, strange: Callable[[torch.Tensor], object]
+) -> None:
+    recipe = Recipe.load("cifar10-sgd")
+    weights = {f"encoder.{k}": v for k, v in build_encoder(recipe.model.arch, recipe.model.stem).state_dict().items()}
+    for name in ("encoder.conv1.weight", "encoder.bn1.running_mean"):
+        state = {"model": weights | {name: strange(weights[name])}}
+        monkeypatch.setattr(checkpoint, "newest_checkpoint", lambda _, state=state: (state, tmp_path / "last.pt", []))
+        with pytest.raises(DataError, match="do not fit the encoder"):
+            checkpoint._encoder_from_checkpoint(Run(tmp_path, recipe, {}))
 
 
 def test_an_encoder_file_without_its_stem_is_refused(tmp_path: Path) -> None:

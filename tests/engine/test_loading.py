@@ -16,6 +16,7 @@ from simclr_engine.data.shards import ShardedImages
 from simclr_engine.data.store import ImageStore
 from simclr_engine.device import Platform
 from simclr_engine.loading import Prefetched, Resident, stays_in_files
+from simclr_engine.planning import describe
 from simclr_engine.recipe import Recipe
 from simclr_engine.training import Backends, Plan, Trainer
 
@@ -114,6 +115,8 @@ def trainer(store: ImageStore, **more: object) -> Trainer:
 def test_a_run_from_files_is_bitwise_that_from_memory(mapped: ImageStore, more: dict[str, object]) -> None:
     ours, truth = trainer(mapped, **more), trainer(ImageStore.from_arrays(PIXELS), **more)
     assert ours.streamed and not truth.streamed
+    said, unsaid = ([line for line in describe(t, None) if line.startswith("files ")] for t in (ours, truth))
+    assert len(said) == 1 and "stay there, read a step ahead" in said[0] and not unsaid
     for _ in range(7):  # into the second epoch
         losses = [t.train_step(t.step)[0] for t in (ours, truth)]
         assert torch.equal(*losses)

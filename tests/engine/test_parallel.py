@@ -178,11 +178,11 @@ def test_the_monitor_shares_its_images_out_and_finds_what_one_process_finds(foun
     network.load_state_dict(found[0][1]["network"])
     platform = Platform(torch.device("cpu"), "fp32", channels_last=True, compile=False)
     monitor = OnlineMonitor(ranks_of.blobs(33), recipe_of().augment, 31, platform)
-    expected = monitor._features(network)  # type: ignore[arg-type]
+    expected = monitor._features(network)
     assert expected.shape == (31, 16)
     for _, said, *_rest in found:
         np.testing.assert_allclose(said["features"], expected, rtol=1e-5, atol=1e-6)
-    assert found[0][1]["row"] == pytest.approx(monitor(network))  # type: ignore[arg-type]
+    assert found[0][1]["row"] == pytest.approx(monitor(network))
     assert found[1][1]["row"] == {}
 
 

@@ -23,7 +23,7 @@ def texts(figure: Figure) -> str:
     figure.canvas.draw()
     found = [t for axes in figure.axes for t in [axes.title, axes.xaxis.label, axes.yaxis.label, *axes.texts]]
     found += [t for axes in figure.axes for t in [*axes.get_xticklabels(), *axes.get_yticklabels()]]
-    found += [t for axes in figure.axes if axes.title for t in [axes._left_title]]  # type: ignore[attr-defined]
+    found += [t for axes in figure.axes if axes.title for t in [axes._left_title]]
     found += [t for legend in figure.legends for t in legend.get_texts()]
     return "\n".join(t.get_text() for t in found)
 

@@ -218,8 +218,8 @@ def checkpoint_seeds() -> list[Seed]:
         entries = _entries(_torch_bytes(state))
         name = next(key for key in entries if key.endswith("data.pkl"))
         others = {key: value for key, value in entries.items() if key != name}
-        ours = lambda d, n=name, o=others: _footed(_stored({n: d, **o}))  # noqa: E731
-        theirs = lambda d, n=name, o=others: _stored({n: d, **o})  # noqa: E731
+        ours = lambda d, n=name, o=others: _footed(_stored({n: d, **o}))  # noqa: E731  # one of two, side by side
+        theirs = lambda d, n=name, o=others: _stored({n: d, **o})  # noqa: E731  # the other
         seeds += [Seed(entries[name], "pickle", ".pt", ours), Seed(entries[name], "pickle", ".foreign.pt", theirs)]
     whole = _torch_bytes(small)
     seeds += [Seed(whole, "zip", ".pt", _footed), Seed(_deflated(small), "zip", ".pt", _footed)]

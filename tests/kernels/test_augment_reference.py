@@ -97,7 +97,7 @@ def test_each_factor_belongs_to_its_own_view() -> None:
 
 
 @pytest.mark.parametrize("jitter", [colour.jitter_grouped_, colour.jitter_masked_])
-def test_every_view_follows_its_own_order(jitter) -> None:  # type: ignore[no-untyped-def]
+def test_every_view_follows_its_own_order(jitter) -> None:
     generator = torch.Generator().manual_seed(0)
     order = torch.arange(25).repeat(2)[torch.randperm(50, generator=generator)]  # 24 orders and NO_JITTER
     planes = planes_of(pictures(50, 8))

@@ -194,4 +194,4 @@ def test_no_samples_draw_no_rows() -> None:
 def test_what_cannot_be_meant_is_refused(change: dict[str, object], message: str) -> None:
     arguments = {"seed": 0, "epoch": 0, "sample_ids": torch.arange(3), "views": 2, **change}
     with pytest.raises(ValueError, match=message):
-        draw_params(ALL, **arguments)  # type: ignore[arg-type]
+        draw_params(ALL, **arguments)

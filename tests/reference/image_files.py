@@ -50,7 +50,7 @@ def write_tree(root: Path, files: Mapping[str, bytes]) -> Path:
 def tar_bytes(files: Mapping[str, bytes | tarfile.TarInfo], mode: str = "w") -> bytes:
     """A tar file; a TarInfo in place of bytes is written as that bare header."""
     buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode=mode) as tar:  # type: ignore[call-overload]
+    with tarfile.open(fileobj=buffer, mode=mode) as tar:
         for path, data in files.items():
             if isinstance(data, tarfile.TarInfo):
                 tar.addfile(data)

@@ -44,7 +44,7 @@ class SmallNetwork(nn.Module):
         for width, into, stride in ((3, 8, 1), (8, 16, 2)):
             layers += [nn.Conv2d(width, into, 3, stride, 1, bias=False), nn.BatchNorm2d(into), nn.ReLU()]
         self.encoder = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        self.encoder.feature_dim = 16  # type: ignore[assignment]
+        self.encoder.feature_dim = 16
         self.head = build_head(16, head)
 
     def forward(self, views: Tensor) -> Tensor:
@@ -207,8 +207,8 @@ def _talk(rank: int) -> dict[str, Any]:
         platform = Platform(torch.device("cpu"), "fp32", channels_last=True, compile=False)
         world.broadcast_(list(network.parameters()))
         monitor = OnlineMonitor(store, recipe_of().augment, 31, platform, world)
-        found["features"] = monitor._features(network)  # type: ignore[arg-type]
-        found["row"] = monitor(network)  # type: ignore[arg-type]
+        found["features"] = monitor._features(network)
+        found["row"] = monitor(network)
         found["network"] = network.state_dict()
         return found
 
@@ -221,7 +221,7 @@ def _pretrain(
     rank: int, out: str, more: dict[str, Any], stop: int = 0, resume: bool = False, killed: int = -1
 ) -> dict[str, Any]:
     """`pretrain`; after `stop` steps the last rank alone gets SIGTERM, or SIGKILL where it is to be `killed`."""
-    training.SimCLR = SmallNetwork  # type: ignore[assignment, misc]
+    training.SimCLR = SmallNetwork
     real = Trainer.steps
     last = rank == int(os.environ["WORLD_SIZE"]) - 1
 
@@ -233,13 +233,13 @@ def _pretrain(
                 os.kill(os.getpid(), signal.SIGKILL)
             yield done
 
-    Trainer.steps = steps  # type: ignore[method-assign]
+    Trainer.steps = steps
     try:
         run = pretraining.pretrain(recipe_of(**more), blobs(), out, device="cpu", resume=resume, quiet=True)
     except EngineError as error:
         return {"error": type(error).__name__, "exit_code": error.exit_code, "message": str(error)}
     finally:
-        Trainer.steps = real  # type: ignore[method-assign]
+        Trainer.steps = real
     return {"finished": run.environment["finished"], "ranks": run.environment["ranks"]}
 
 
