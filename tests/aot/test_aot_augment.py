@@ -18,7 +18,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from reference.aot import SHARED_LIMIT, TENSOR_CORE_OPCODES, Binding, Resources, usage
+from fixtures.aot import SHARED_LIMIT, TENSOR_CORE_OPCODES, Binding, Resources, usage
 from simclr_engine.kernels import AugmentSpec
 from simclr_engine.kernels.augmentation import draw_triton
 from simclr_engine.kernels.augmentation.apply_triton import apply

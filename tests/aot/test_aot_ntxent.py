@@ -12,7 +12,7 @@ import torch
 
 triton = pytest.importorskip("triton", reason="Triton is not installed")
 
-from reference.aot import SHARED_LIMIT, Binding, Resources, compile_for  # noqa: E402 (these need Triton)
+from fixtures.aot import SHARED_LIMIT, Binding, Resources, compile_for  # noqa: E402 (these need Triton)
 from simclr_engine.kernels.ntxent import triton as ntxent  # noqa: E402
 from simclr_engine.kernels.ntxent import triton_kernels  # noqa: E402
 

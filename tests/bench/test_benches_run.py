@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from fixtures import ROOT
 from simclr_engine.bench.gpu import SECONDS, Part, run_part, table
 from simclr_engine.cli.bench import BENCHES, command
 
 ON_A_DEVICE = ("augment", "nt-xent", "optimizer", "epoch")  # what `make gpu` measures
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.slow

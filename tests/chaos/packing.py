@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from reference.image_files import class_tree, tar_bytes, write_tree
+from fixtures.image_files import class_tree, tar_bytes, write_tree
 from simclr_engine.data import load_splits
 from simclr_engine.data.cache import DamagedError, read_meta, read_split
 

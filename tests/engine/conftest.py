@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from reference.disturbed_runs import train
+from fixtures.disturbed_runs import train
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ import torch
 from click.testing import CliRunner
 
 from chaos.training import compare
-from reference.disturbed_runs import TRAINING, at_step, train
+from fixtures.disturbed_runs import TRAINING, at_step, train
 from simclr_engine import pretraining
 from simclr_engine.errors import PlatformError, UsageError
 from simclr_engine.training import Trainer

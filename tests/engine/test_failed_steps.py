@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from reference.disturbed_runs import TRAINING, at_step, newest_step, train, trainer_of
+from fixtures.disturbed_runs import TRAINING, at_step, newest_step, train, trainer_of
 from simclr_engine import memory
 from simclr_engine.errors import CheckFailed, PlatformError
 from simclr_engine.memory import images_that_fit, is_out_of_memory, largest_divisor

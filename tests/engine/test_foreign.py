@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from reference.foreign_weights import (
+from fixtures.foreign_weights import (
     State,
     assert_filled,
     features,

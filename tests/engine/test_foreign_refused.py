@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from reference.foreign_weights import (
+from fixtures.foreign_weights import (
     State,
     numbered,
     numbered_tensors,

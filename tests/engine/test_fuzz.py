@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from fixtures import TESTS
 from fuzz import campaign, readers, worker
 from fuzz.campaign import FIVE, READERS
 from fuzz.mutation import STRUCTURED, changed, message, parsed
@@ -81,7 +82,7 @@ one = worker.make_input("image", 0, 0, str(room.outside))
 outcome, grown = worker.judged("image", one, room)
 print(grown >> 20, outcome.failure)
 """
-    known = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])}
+    known = {"PYTHONPATH": os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])}
     known |= {name: str(tmp_path) for name in ("SIMCLR_ENGINE_CACHE", "HOME", "TMPDIR")}
     done = subprocess.run(
         [sys.executable, "-c", script, str(tmp_path)],

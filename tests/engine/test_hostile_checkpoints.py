@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from fixtures.hostile import whole_and_short
 from fuzz.seeds import quantised
-from reference.hostile import whole_and_short
 from simclr_engine import checkpoint
 from simclr_engine.checkpoint import FOOTER, load_checkpoint, load_encoder, save_checkpoint
 from simclr_engine.errors import DataError

@@ -23,9 +23,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fixtures.hostile import DEEP, LONG, little_memory, whole_and_short
+from fixtures.image_files import class_tree, encode, noise, tar_bytes
 from fuzz.seeds import Seed, onnx_seeds, result_seeds
-from reference.hostile import DEEP, LONG, little_memory, whole_and_short
-from reference.image_files import class_tree, encode, noise, tar_bytes
 from simclr_engine.data import archive, cache, decode, decode_image, load_data
 from simclr_engine.data.archive import ArchiveSource
 from simclr_engine.errors import DataError, UsageError

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from reference.hostile import DEEP, LONG, whole_and_short
-from reference.synthetic_run import write_metrics, write_run
+from fixtures.hostile import DEEP, LONG, whole_and_short
+from fixtures.synthetic_run import write_metrics, write_run
 from simclr_engine.data.cache import cache_root
 from simclr_engine.data.store import ImageStore
 from simclr_engine.errors import LONGEST, DataError

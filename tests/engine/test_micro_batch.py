@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from reference import training_ranks as ranks_of
-from reference.training_ranks import BATCH, Case, recipe_of
+from fixtures import training_ranks as ranks_of
+from fixtures.training_ranks import BATCH, Case, recipe_of
 from simclr_engine import training
 from simclr_engine.bench.memory import peak_extra_bytes
 from simclr_engine.data.store import ImageStore

@@ -19,8 +19,8 @@ import pytest
 import torch
 from torch import nn
 
-from reference import training_ranks as ranks_of
-from reference.training_ranks import BATCH, STEPS, Case, recipe_of
+from fixtures import training_ranks as ranks_of
+from fixtures.training_ranks import BATCH, STEPS, Case, recipe_of
 from simclr_engine import parallel, pretraining, training
 from simclr_engine.cli import pretrain as command_line
 from simclr_engine.device import Platform

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from reference.disturbed_runs import at_step
+from fixtures.disturbed_runs import at_step
 from simclr_engine import OnnxEncoder, export_onnx, load_data, load_encoder
 from simclr_engine.pretraining import Interrupted, pretrain
 from simclr_engine.recipe import Recipe

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from fixtures import ROOT
+
 PACKAGES = {
     "engine": "simclr_engine",
     "kernels": "simclr_engine.kernels",

@@ -21,7 +21,7 @@ import pytest
 import torch
 
 from chaos.training import compare
-from reference.disturbed_runs import at_step, interrupted, newest_step, train
+from fixtures.disturbed_runs import at_step, interrupted, newest_step, train
 from simclr_engine import pretraining
 from simclr_engine import run as run_module
 from simclr_engine.checkpoint import load_checkpoint, save_last

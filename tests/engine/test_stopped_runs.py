@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from chaos.training import compare
-from reference.disturbed_runs import interrupted, newest_step, train
-from reference.image_files import class_tree, tar_bytes
+from fixtures import TESTS
+from fixtures.disturbed_runs import interrupted, newest_step, train
+from fixtures.image_files import class_tree, tar_bytes
 from simclr_engine import pretraining, stopping
 from simclr_engine.checkpoint import save_last
 from simclr_engine.data import load_data
@@ -44,7 +45,7 @@ def test_a_step_that_does_not_end_is_cut_at_the_deadline_and_the_run_goes_on_fro
     undisturbed: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
-    script = HANGS.format(tests=str(Path(__file__).parents[1]))
+    script = HANGS.format(tests=str(TESTS))
     process = subprocess.Popen(
         [sys.executable, "-c", script, str(out)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 import torch
 
-from reference.disturbed_runs import narrow
+from fixtures import TESTS
+from fixtures.disturbed_runs import narrow
 from simclr_engine import load_encoder, planning, pretraining
 from simclr_engine.checkpoint import newest_checkpoint
 from simclr_engine.data.store import ImageStore
@@ -226,7 +227,7 @@ def test_a_killed_process_is_resumed_to_the_same_weights(
 ) -> None:
     out = tmp_path / "run"
     process = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT.format(paths=[str(p) for p in Path(__file__).parents[:2]], out=str(out))]
+        [sys.executable, "-c", SCRIPT.format(paths=[str(Path(__file__).parent), str(TESTS)], out=str(out))]
     )
     deadline = time.monotonic() + 90
     while not (out / "checkpoints" / "epoch_0001.pt").exists():

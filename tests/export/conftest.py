@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_model import TINY, MakeTiny, tiny_model
 from torch import Tensor, nn
 
+from fixtures.tiny_model import TINY, MakeTiny, tiny_model
 from simclr_engine.checkpoint import encoder_metadata, save_weights
 from simclr_engine.data import ImageStore, load_data
 from simclr_engine.evaluation.features import encoder_hash, extract_features

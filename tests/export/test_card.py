@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_model import TINY
-from tiny_probe import write_tiny_probe
 
+from fixtures.tiny_model import TINY
+from fixtures.tiny_probe import write_tiny_probe
 from simclr_engine import timing
 from simclr_engine.errors import DataError
 from simclr_engine.evaluation.features import extract_features

@@ -18,11 +18,11 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from numpy.typing import NDArray
-from odd_images import bomb, unusual_files
-from tiny_model import tiny_features
-from tiny_probe import write_tiny_probe
 
-from reference.image_files import class_tree, encode, noise, tar_bytes, write_tree
+from fixtures.image_files import class_tree, encode, noise, tar_bytes, write_tree
+from fixtures.odd_images import bomb, unusual_files
+from fixtures.tiny_model import tiny_features
+from fixtures.tiny_probe import write_tiny_probe
 from simclr_engine.cli.embed import command
 from simclr_engine.data.decode import decode_image
 from simclr_engine.data.store import ImageStore

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from tiny_model import TINY, MakeTiny
-from tiny_probe import CLASSES, PROBE, tiny_probabilities, write_tiny_probe
 
+from fixtures.tiny_model import TINY, MakeTiny
+from fixtures.tiny_probe import CLASSES, PROBE, tiny_probabilities, write_tiny_probe
 from simclr_engine.data.store import ImageStore
 from simclr_engine.errors import DataError, UsageError
 from simclr_engine.export import onnx_features

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from tiny_model import MakeTiny
 
-from reference.coloured import coloured
+from fixtures.coloured import coloured
+from fixtures.tiny_model import MakeTiny
 from simclr_engine import evaluate
 from simclr_engine.data.store import ImageStore
 from simclr_engine.errors import DataError

@@ -10,9 +10,9 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from tiny_model import TINY, WEIGHT, MakeTiny, tiny_model
-from tiny_probe import tiny_probe_model, write_tiny_probe
 
+from fixtures.tiny_model import TINY, WEIGHT, MakeTiny, tiny_model
+from fixtures.tiny_probe import tiny_probe_model, write_tiny_probe
 from simclr_engine.errors import DataError
 from simclr_engine.export import OnnxEncoder
 from simclr_engine.export.sealing import seal

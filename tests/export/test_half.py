@@ -6,8 +6,8 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, numpy_helper
-from run_graph import graph_features
 
+from fixtures.run_graph import graph_features
 from simclr_engine.errors import CheckFailed
 from simclr_engine.export.graph import Traced
 from simclr_engine.export.half import halve

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_probe import write_tiny_probe
 
-from reference.image_files import class_tree, write_tree
+from fixtures.image_files import class_tree, write_tree
+from fixtures.tiny_probe import write_tiny_probe
 from simclr_engine.errors import DataError, UsageError
 from simclr_engine.export.embed import embed_to_index
 from simclr_engine.export.embedder import Embedder, open_embedder

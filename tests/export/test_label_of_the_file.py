@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tiny_model import TINY
-from tiny_probe import tiny_probabilities, tiny_probe_model, write_tiny_probe
 
+from fixtures.tiny_model import TINY
+from fixtures.tiny_probe import tiny_probabilities, tiny_probe_model, write_tiny_probe
 from simclr_engine.data.store import ImageStore
 from simclr_engine.export.evaluator import difference_to_pytorch, probe_predictions
 from simclr_engine.export.parity import BATCHES, Parity, measure

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import onnx
 import pytest
-from forgery import rewrite
-from tiny_model import TINY, MakeTiny, tiny_model
 
+from fixtures.forgery import rewrite
+from fixtures.tiny_model import TINY, MakeTiny, tiny_model
 from simclr_engine.errors import DataError, PlatformError
 from simclr_engine.export.metadata import ModelMetadata, read_metadata, read_model, sidecar_path
 from simclr_engine.export.runtime import OnnxEncoder

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_probe import write_tiny_probe
 
+from fixtures.tiny_probe import write_tiny_probe
 from simclr_engine.export import serve
 from simclr_engine.export.embedder import open_embedder
 from simclr_engine.export.index import EmbeddingIndex

@@ -12,12 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from tiny_probe import CLASSES, write_tiny_probe
 
-from reference.image_files import encode
+from fixtures import ROOT
+from fixtures.image_files import encode
+from fixtures.tiny_probe import CLASSES, write_tiny_probe
 from simclr_engine.cli.predict import command
 
-README = Path(__file__).resolve().parents[2] / "README.md"
+README = ROOT / "README.md"
 FIRST_LINE = "# numpy, Pillow, onnxruntime: nothing else"
 ONLY = """
 import runpy, sys

@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from odd_images import bomb, unusual_files
 from PIL import Image
-from tiny_probe import CLASSES, tiny_probabilities, write_tiny_probe
 
-from reference.image_files import encode, noise, write_tree
-from reference.synthetic_run import random_confusion, result
+from fixtures.image_files import encode, noise, write_tree
+from fixtures.odd_images import bomb, unusual_files
+from fixtures.synthetic_run import random_confusion, result
+from fixtures.tiny_probe import CLASSES, tiny_probabilities, write_tiny_probe
 from simclr_engine.cli.predict import command
 from simclr_engine.data.decode import decode_image
 from simclr_engine.errors import DataError, PlatformError, UsageError

@@ -13,9 +13,9 @@ import pytest
 from click.testing import CliRunner
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from tiny_probe import CLASSES, tiny_probabilities, write_tiny_probe
 
-from reference.image_files import encode, write_tree
+from fixtures.image_files import encode, write_tree
+from fixtures.tiny_probe import CLASSES, tiny_probabilities, write_tiny_probe
 from simclr_engine.cli.predict import command
 from simclr_engine.export import predict
 from simclr_engine.export.embedder import open_embedder

@@ -11,8 +11,8 @@ import numpy as np
 import onnx
 import pytest
 from numpy.typing import NDArray
-from tiny_model import tiny_features, tiny_model
 
+from fixtures.tiny_model import tiny_features, tiny_model
 from simclr_engine.cli.export import command
 from simclr_engine.data import load_data
 from simclr_engine.errors import CheckFailed, DataError, UsageError

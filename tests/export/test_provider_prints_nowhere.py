@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import onnxruntime
 import pytest
-from tiny_model import MakeTiny
 
+from fixtures.tiny_model import MakeTiny
 from simclr_engine.export import OnnxEncoder
 
 

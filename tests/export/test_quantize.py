@@ -12,8 +12,8 @@ import onnx
 import pytest
 from numpy.typing import NDArray
 from onnx import numpy_helper
-from run_graph import graph_features
 
+from fixtures.run_graph import graph_features
 from simclr_engine.errors import CheckFailed, DataError
 from simclr_engine.export import quantize
 from simclr_engine.export.graph import Traced

@@ -16,9 +16,9 @@ import onnxruntime
 import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
-from tiny_model import TINY, MakeTiny, tiny_features, tiny_model
-from tiny_probe import CLASSES, tiny_probabilities, tiny_probe_model, write_tiny_probe
 
+from fixtures.tiny_model import TINY, MakeTiny, tiny_features, tiny_model
+from fixtures.tiny_probe import CLASSES, tiny_probabilities, tiny_probe_model, write_tiny_probe
 from simclr_engine.data.store import ImageStore
 from simclr_engine.errors import DataError, PlatformError, UsageError
 from simclr_engine.export import OnnxEncoder, runtime

@@ -21,10 +21,10 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from PIL import Image
-from tiny_model import tiny_features
-from tiny_probe import CLASSES, tiny_probabilities, write_tiny_probe
 
-from reference.image_files import encode
+from fixtures.image_files import encode
+from fixtures.tiny_model import tiny_features
+from fixtures.tiny_probe import CLASSES, tiny_probabilities, write_tiny_probe
 from simclr_engine.cli.serve import command
 from simclr_engine.data.decode import decode_image
 from simclr_engine.errors import DataError, PlatformError, UsageError

@@ -18,9 +18,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from tiny_probe import write_tiny_probe
 
-from reference.image_files import encode
+from fixtures.image_files import encode
+from fixtures.tiny_probe import write_tiny_probe
 from simclr_engine.cli.serve import command
 from simclr_engine.errors import DataError
 from simclr_engine.export import serve

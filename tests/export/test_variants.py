@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from forgery import rewrite
 from onnx import TensorProto, numpy_helper
-from run_graph import graph_features
 
+from fixtures.forgery import rewrite
+from fixtures.run_graph import graph_features
 from simclr_engine.cli.export import command
 from simclr_engine.data import load_data
 from simclr_engine.errors import CheckFailed, DataError, PlatformError, UsageError

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
-from tiny_model import tiny_model
 
+from fixtures.tiny_model import tiny_model
 from simclr_engine.export.wire import MalformedError, scan
 
 OUTSIDE = {"location": "../secret.bin", "offset": "0", "length": "4"}

@@ -20,12 +20,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from packaging.requirements import Requirement
-from tiny_probe import CLASSES, write_tiny_probe
 
-from reference.image_files import encode, write_tree
+from fixtures import ROOT
+from fixtures.image_files import encode, write_tree
+from fixtures.tiny_probe import CLASSES, write_tiny_probe
 from simclr_engine.export import OnnxEncoder, onnx_features
 
-ROOT = Path(__file__).resolve().parents[2]
 LIGHT = ("numpy", "Pillow", "onnxruntime", "scikit-learn", "click", "rich", "matplotlib")
 ABSENT = ("torch", "torchvision", "onnx", "onnxscript", "safetensors", "tensorboard", "triton", "pip", "pytest")
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, PngImagePlugin
 
-from reference.image_files import encode, noise, tar_bytes, zip_bytes
+from fixtures.image_files import encode, noise, tar_bytes, zip_bytes
 
 from .mutation import message, parsed
 

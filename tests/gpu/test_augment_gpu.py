@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from fixtures import ROOT
 from simclr_engine.kernels import AugmentSpec, augment, draw_params, pick_augment
 from simclr_engine.kernels.augmentation import params
 from simclr_engine.kernels.augmentation import triton as backend
@@ -23,7 +24,7 @@ pytestmark = [
 ]
 
 TOLERANCE = 1e-5  # in float32, on values before normalisation's scaling (mean 0, std 1)
-RECIPES = sorted((Path(__file__).resolve().parents[2] / "engine" / "recipes").glob("*.toml"))
+RECIPES = sorted((ROOT / "engine" / "recipes").glob("*.toml"))
 STRONG: dict[str, Any] = {
     "crop_scale": (0.08, 1.0), "brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.5, "gray": 0.3,
     "mean": (0, 0, 0), "std": (1, 1, 1),

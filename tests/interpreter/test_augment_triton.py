@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from fixtures import ROOT
 from simclr_engine.kernels import AugmentSpec, augment, draw_params
 from simclr_engine.kernels.augmentation import reference
 from simclr_engine.kernels.augmentation import triton as backend
@@ -18,7 +19,7 @@ from simclr_engine.kernels.augmentation.params import COLUMNS
 
 # A few roundings of numbers up to 1, enlarged by factors up to 1.8 or 2.5 per operation.
 TOLERANCE = 2e-6
-RECIPES = sorted((Path(__file__).resolve().parents[2] / "engine" / "recipes").glob("*.toml"))
+RECIPES = sorted((ROOT / "engine" / "recipes").glob("*.toml"))
 NO_COLOUR: dict[str, Any] = {"jitter": 0, "gray": 0, "mean": (0, 0, 0), "std": (1, 1, 1)}
 STRONG: dict[str, Any] = {
     "crop_scale": (0.08, 1.0), "brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.5, "gray": 0.3,

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from reference import ntxent_ranks
+from fixtures import ntxent_ranks
 from reference import ntxent_truth as truth
 from simclr_engine.kernels import nt_xent as public_nt_xent
 from simclr_engine.kernels import pick_nt_xent

@@ -1,0 +1,483 @@
+"""The packed copy: found again, verified, repaired, shared between processes, and never half there."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fixtures.image_files import class_tree, encode, noise, tar_bytes, write_tree
+from simclr_engine.data import cache, load_data, load_splits, pack, sources
+from simclr_engine.data.pack import SplitWriter
+from simclr_engine.data.shards import ShardedImages
+from simclr_engine.data.store import fingerprint
+from simclr_engine.errors import DataError, PlatformError
+
+FILES = class_tree(("ant", "bee"), each=6)
+
+
+@pytest.fixture(autouse=True)
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of the test's own."""
+    monkeypatch.setenv("SIMCLR_ENGINE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Path:
+    (tmp_path / "set.tar").write_bytes(tar_bytes(FILES))
+    return tmp_path / "set.tar"
+
+
+def entries(root: Path) -> list[Path]:
+    return sorted((root / "data").iterdir())
+
+
+def forbid_packing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError("packed again")
+
+    monkeypatch.setattr(sources, "pack_files", refuse)
+    monkeypatch.setattr(sources, "pack_arrays", refuse)
+    monkeypatch.setattr(sources, "survey", refuse)
+
+
+def test_the_root_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert cache.cache_root() == tmp_path / "cache"
+    monkeypatch.delenv("SIMCLR_ENGINE_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/x")
+    assert cache.cache_root() == Path("/x/simclr_engine")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", "/h")
+    assert cache.cache_root() == Path("/h/.cache/simclr_engine")
+
+
+def test_a_packed_source_is_read_without_looking_at_its_images_again(
+    archive: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = load_data(archive)
+    forbid_packing(monkeypatch)
+    again = load_data(archive)
+    np.testing.assert_array_equal(again.images, first.images)
+    np.testing.assert_array_equal(again.labels, first.labels)
+    assert (again.fingerprint, again.class_names) == (first.fingerprint, first.class_names)
+    assert len(load_data(archive, size=16)) == 12  # the images' own size, asked for by number, is the same copy
+    (entry,) = entries(root)
+    assert {file.name for file in entry.iterdir()} == {"images-all.npy", "labels-all.npy", "meta.json"}
+    meta = json.loads((entry / "meta.json").read_text())
+    assert meta["image_size"] == 16 and meta["class_names"] == ["ant", "bee"] and meta["kind"] == "archive"
+    assert meta["splits"]["all"]["fingerprint"] == first.fingerprint and meta["skipped"] == []
+
+
+def test_the_same_archive_elsewhere_is_the_same_entry_and_changed_bytes_are_another(
+    archive: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load_data(archive)
+    shutil.copy(archive, tmp_path / "copy.tar")
+    with monkeypatch.context() as patch:
+        forbid_packing(patch)
+        assert load_data(tmp_path / "copy.tar").name == str(tmp_path / "copy.tar")
+    archive.write_bytes(tar_bytes(FILES | {"ant/9.png": encode(noise(9))}))
+    assert len(load_data(archive)) == 13
+    assert len(entries(root)) == 2
+
+
+def test_an_archive_is_hashed_once_until_it_changes(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    real = cache.hashlib.file_digest
+    monkeypatch.setattr("hashlib.file_digest", lambda *args: calls.append(args) or real(*args))
+    for _ in range(3):
+        load_data(archive)
+    assert len(calls) == 1
+    os.utime(archive, ns=(1, 1))
+    load_data(archive)
+    assert len(calls) == 2
+
+
+def test_a_folder_is_packed_again_when_a_file_is_added_removed_or_changed(tmp_path: Path, root: Path) -> None:
+    folder = write_tree(tmp_path / "set", FILES)
+    prints = {load_data(folder).fingerprint}
+    (folder / "ant/0.png").write_bytes(encode(noise(999)))
+    prints.add(load_data(folder).fingerprint)
+    (folder / "ant/1.png").unlink()
+    prints.add(load_data(folder).fingerprint)
+    write_tree(folder, {"bee/77.png": encode(noise(7))})
+    prints.add(load_data(folder).fingerprint)
+    assert len(prints) == 4 == len(entries(root))
+
+
+def damage_nothing_left(entry: Path) -> None:
+    shutil.rmtree(entry)
+    entry.mkdir()
+
+
+def damage_truncated_images(entry: Path) -> None:
+    os.truncate(entry / "images-all.npy", 4000)
+
+
+def damage_changed_pixel(entry: Path) -> None:
+    with (entry / "images-all.npy").open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        value = file.read(1)[0]
+        file.seek(-1, os.SEEK_END)
+        file.write(bytes([value ^ 1]))
+
+
+def damage_labels_of_another_type(entry: Path) -> None:
+    np.save(entry / "labels-all.npy", np.zeros(12, dtype=np.float32))
+
+
+def damage_swapped_labels(entry: Path) -> None:
+    np.save(entry / "labels-all.npy", np.load(entry / "labels-all.npy")[::-1])
+
+
+def damage_missing_labels(entry: Path) -> None:
+    (entry / "labels-all.npy").unlink()
+
+
+class Trap:
+    """Unpickling it raises an error that nothing catches."""
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return exec, ("raise SystemError('a pickle was executed')",)
+
+
+def damage_pickled_images(entry: Path) -> None:
+    np.save(entry / "images-all.npy", np.array([Trap()], dtype=object), allow_pickle=True)
+
+
+def damage_pickled_labels(entry: Path) -> None:
+    np.save(entry / "labels-all.npy", np.array([Trap()], dtype=object), allow_pickle=True)
+
+
+def damage_meta_cut(entry: Path) -> None:
+    os.truncate(entry / "meta.json", 50)
+
+
+def damage_meta_of_another_shape(entry: Path) -> None:
+    (entry / "meta.json").write_text('{"splits": [1], "skipped": 3, "class_names": 4}')
+
+
+def damage_meta_not_text(entry: Path) -> None:
+    (entry / "meta.json").write_bytes(b"\xff\xfe\x00")
+
+
+@pytest.mark.parametrize("damage", [value for name, value in sorted(globals().items()) if name.startswith("damage_")])
+def test_a_damaged_copy_is_detected_said_once_and_replaced(
+    archive: Path, root: Path, damage: object, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = load_data(archive)
+    (entry,) = entries(root)
+    capsys.readouterr()
+    damage(entry)
+    repaired = load_data(archive)
+    np.testing.assert_array_equal(repaired.images, good.images)
+    np.testing.assert_array_equal(repaired.labels, good.labels)
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "is damaged" in said and "packing it again" in said
+    assert entries(root) == [entry]  # nothing half packed beside it
+    forbid_packing(monkeypatch)
+    assert load_data(archive).fingerprint == good.fingerprint and capsys.readouterr().err == ""
+
+
+def test_large_images_are_mapped_and_checked_in_full_only_if_the_file_was_touched(
+    archive: Path, root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = load_data(archive)
+    assert isinstance(small.images, np.ndarray)
+    monkeypatch.setattr(cache, "MAPPED_BYTES", 1000)
+    with monkeypatch.context() as patch:
+        patch.setattr(cache, "fingerprint", lambda *_: pytest.fail("read every pixel"))
+        large = load_data(archive)
+    assert isinstance(large.images, ShardedImages)
+    np.testing.assert_array_equal(large.images, small.images)
+    (entry,) = entries(root)
+    os.utime(entry / "images-all.npy", ns=(5, 5))  # copied without its time: the pixels decide
+    assert load_data(archive).fingerprint == small.fingerprint and capsys.readouterr().err == ""
+    damage_changed_pixel(entry)
+    assert load_data(archive).fingerprint == small.fingerprint
+    assert "fingerprint of split all differs" in capsys.readouterr().err
+    os.truncate(entry / "images-all.npy", 2000)
+    np.testing.assert_array_equal(load_data(archive).images, small.images)
+
+
+SCRIPT = """
+import sys
+from simclr_engine.data import load_splits
+train, test = load_splits(sys.argv[1])
+print(train.fingerprint, test.fingerprint, len(train), len(test))
+"""
+
+
+def test_processes_that_pack_the_same_source_at_once_all_succeed(tmp_path: Path, root: Path) -> None:
+    path = tmp_path / "big.tar"
+    path.write_bytes(tar_bytes(class_tree(("ant", "bee"), each=300)))
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", SCRIPT, str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for _ in range(3)
+    ]
+    outputs = [process.communicate(timeout=600) for process in running]
+    assert [process.returncode for process in running] == [0, 0, 0], outputs
+    assert len({out for out, _ in outputs}) == 1 and outputs[0][0].endswith(" 480 120\n")
+    assert [err for _, err in outputs] == ["", "", ""]
+    assert len(entries(root)) == 1
+
+
+def test_the_process_that_finishes_second_keeps_the_first_ones_entry(
+    archive: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = sources.pack_files
+    inner: list[object] = []
+
+    def packed_twice(*args: object, **kwargs: object) -> object:
+        if not inner:
+            inner.append(None)
+            inner.append(load_data(archive))  # another process, in the middle of our packing
+            os.utime(entries_whole(root)[0] / "meta.json", ns=(7, 7))
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(sources, "pack_files", packed_twice)
+    assert len(load_data(archive)) == 12
+    (entry,) = entries(root)
+    assert (entry / "meta.json").stat().st_mtime_ns == 7
+
+
+def entries_whole(root: Path) -> list[Path]:
+    return [entry for entry in entries(root) if not entry.name.startswith(".")]
+
+
+@pytest.mark.parametrize("stage", ["decode", "labels", "meta"])
+def test_a_full_disk_is_said_and_leaves_nothing_behind(
+    archive: Path, root: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "x")
+
+    with monkeypatch.context() as patch:
+        if stage == "decode":
+            patch.setattr(SplitWriter, "put", full)
+        elif stage == "labels":
+            patch.setattr(np, "save", full)
+        else:
+            patch.setattr(pack, "write_meta", full)
+        with pytest.raises(PlatformError, match="cannot be written") as caught:
+            load_data(archive)
+    assert "No space left" in str(caught.value.saw) and "SIMCLR_ENGINE_CACHE" in str(caught.value.fix)
+    assert entries(root) == []
+    assert len(load_data(archive)) == 12
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_write_that_really_fails_is_an_error_and_closing_twice_is_harmless(tmp_path: Path) -> None:
+    (tmp_path / "images-x.npy").symlink_to("/dev/full")
+    writer = SplitWriter(tmp_path, "x", 4, 1024)
+    with pytest.raises(OSError, match="No space left"):
+        for row in range(4):
+            writer.put(row, np.zeros((1024, 1024, 3), dtype=np.uint8))
+        writer.finish(None)
+    writer.close()
+    writer.close()
+
+
+def test_too_little_space_is_refused_before_the_work(
+    archive: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pack.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 9215))
+    with pytest.raises(PlatformError) as caught:
+        load_data(archive)
+    assert "9,216 bytes are needed, 9,215 are free" in str(caught.value.saw)
+    assert entries(root) == []
+
+
+def test_a_cache_that_cannot_be_written_is_named(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("x")
+    monkeypatch.setenv("SIMCLR_ENGINE_CACHE", str(tmp_path / "file"))
+    with pytest.raises(PlatformError, match="cannot be written to the cache") as caught:
+        load_data(archive)
+    assert str(tmp_path / "file") in str(caught.value.saw) and caught.value.exit_code == 3
+
+
+def test_an_interrupted_packing_leaves_nothing_behind(
+    archive: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(SplitWriter, "put", interrupt)
+        load_data(archive)
+    assert entries(root) == []
+
+
+def test_what_a_killed_packing_left_is_removed_after_a_day(archive: Path, root: Path) -> None:
+    left, fresh = (root / "data" / f".partial-{name}" for name in ("old", "new"))
+    for folder in (left, fresh):
+        write_tree(folder, {"images-all.npy": b"x"})
+    os.utime(left, (1, 1))
+    load_data(archive)
+    assert not left.exists() and fresh.exists()
+
+
+def test_notes_in_the_cache_that_are_nonsense_are_found_out_again(archive: Path, root: Path) -> None:
+    good = load_data(archive)
+    notes = list((root / "memory").iterdir())
+    assert len(notes) == 2  # the archive's hash and the images' size
+    for text in ("{", '{"about": 1, "value": 2}', "[]", ""):
+        for note in notes:
+            note.write_text(text)
+        assert load_data(archive).fingerprint == good.fingerprint
+    for note in notes:
+        for value in ("../../x", -5, True, 10**12, None, [1]):
+            note.write_text(json.dumps({"about": json.loads(note.read_text())["about"], "value": value}))
+            assert load_data(archive).fingerprint == good.fingerprint
+    for note in notes:  # about something else
+        note.write_text(json.dumps({"about": {}, "value": "0" * 64 if "archive" in note.name else 48}))
+        assert load_data(archive).fingerprint == good.fingerprint
+    assert len(entries(root)) == 1
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_source_too_big_to_keep_between_the_two_readings_gives_the_same(
+    archive: Path, monkeypatch: pytest.MonkeyPatch, kept: bool
+) -> None:
+    readings = []
+    real = tarfile.open
+    monkeypatch.setattr(tarfile, "open", lambda *a, **k: readings.append(1) or real(*a, **k))
+    if not kept:
+        monkeypatch.setattr(pack, "KEEP_BYTES", 1000)
+    store = load_data(archive)
+    np.testing.assert_array_equal(store.images[:2], [noise(0), noise(1)])
+    assert len(store) == 12 and len(readings) == (1 if kept else 2)
+
+
+def test_files_that_vanish_between_the_two_readings_are_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_tree(tmp_path / "set", FILES)
+    real = sources.pack_files
+
+    def after_removal(*args: object, **kwargs: object) -> object:
+        (folder / "bee/2.png").unlink()
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(sources, "pack_files", after_removal)
+    store = load_data(folder)
+    assert len(store) == 11 and [path for path, _ in store.skipped] == ["bee/2.png"]
+
+
+def test_packing_never_holds_all_decoded_images(tmp_path: Path) -> None:
+    data = encode(np.full((64, 64, 3), 128, dtype=np.uint8))
+    path = tmp_path / "flat.tar"
+    path.write_bytes(tar_bytes({f"{n:04}.png": data for n in range(2500)}))
+    decoded_bytes = 2500 * 64 * 64 * 3
+    tracemalloc.start()
+    pack_only = sources.packed(sources.open_source(path), None)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert pack_only[1].splits["all"].images == 2500
+    assert peak < decoded_bytes / 2  # seen: a quarter, most of it buffers of fixed size
+
+
+def test_packing_reads_only_so_far_ahead_of_the_decoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pack, "KEEP_BYTES", 0)
+    monkeypatch.setattr(pack, "_workers", lambda: 1)
+    data = encode(noise(0, 128, 128))
+    path = tmp_path / "noise.tar"
+    path.write_bytes(tar_bytes({f"{n:04}.png": data for n in range(1500)}))
+    tracemalloc.start()
+    sources.packed(sources.open_source(path), 16)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(data) * 1500 > 70 << 20 and peak < 35 << 20
+
+
+def test_rows_written_in_any_order_with_gaps_are_closed_up(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    images = random.integers(0, 256, (300, 8, 8, 3), dtype=np.uint8)
+    written = np.sort(random.permutation(300)[:200])
+    labels = np.arange(300)
+    writer = SplitWriter(tmp_path, "x", 300, 8)
+    for row in random.permutation(written):
+        writer.put(int(row), images[row])
+    said = writer.finish(labels)
+    np.testing.assert_array_equal(np.load(tmp_path / "images-x.npy"), images[written])
+    np.testing.assert_array_equal(np.load(tmp_path / "labels-x.npy"), written)
+    assert said.images == 200 and said.bytes == ((tmp_path / "images-x.npy").stat().st_size,) == (128 + 200 * 192,)
+
+
+@pytest.mark.parametrize("shuffled", [True, False])
+@pytest.mark.parametrize("kept", [300, 257, 192, 65, 64, 1, 0])
+def test_shards_are_filled_in_any_order_and_closed_up_across_their_borders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: int, shuffled: bool
+) -> None:
+    monkeypatch.setattr(pack, "SHARD_BYTES", 64 * 192 + 191)
+    random = np.random.default_rng(kept)
+    images = random.integers(0, 256, (300, 8, 8, 3), dtype=np.uint8)
+    written = np.sort(random.permutation(300)[:kept])
+    writer = SplitWriter(tmp_path, "x", 300, 8)
+    for row in random.permutation(written) if shuffled else written:
+        writer.put(int(row), images[row])
+    said = writer.finish(None)
+    files = cache.images_paths(tmp_path, "x", len(said.bytes))
+    assert sorted(tmp_path.iterdir()) == sorted(files) and said.shard_images == 64
+    assert [len(np.load(file)) for file in files] == said.shard_lengths() and sum(said.shard_lengths()) == kept
+    np.testing.assert_array_equal(np.concatenate([np.load(file) for file in files]), images[written])
+    cache.write_meta(tmp_path, cache.Meta("x", "folder", 8, (), {"x": said}))
+    meta = cache.read_meta(tmp_path)
+    assert meta is not None and meta.splits == {"x": said}
+    for limit in (0, 512 << 20):
+        monkeypatch.setattr(cache, "MAPPED_BYTES", limit)
+        store = cache.read_split(tmp_path, meta, "x", "x")
+        assert isinstance(store.images, ShardedImages) == (limit == 0)
+        np.testing.assert_array_equal(store.images, images[written])
+        assert store.fingerprint == fingerprint(images[written], None)
+
+
+def test_no_split_is_so_large_that_it_needs_more_open_files_than_there_may_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pack, "SHARD_BYTES", 192)
+    writer = SplitWriter(tmp_path, "x", 1000, 8)
+    writer.close()
+    assert len(list(tmp_path.iterdir())) == 250  # of four images each
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"images": n} for n in (13, -1, 12.0, True)),
+        *({"bytes": n} for n in ([1, 2], [1.5], 5)),
+        *({"shard_images": n} for n in (0, 3)),
+        {"mtime_ns": []},
+    ],
+)
+def test_a_description_of_files_that_cannot_be_is_damage(
+    archive: Path, root: Path, change: dict[str, object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = load_data(archive)
+    (entry,) = entries(root)
+    meta = json.loads((entry / "meta.json").read_text())
+    meta["splits"]["all"] |= change
+    (entry / "meta.json").write_text(json.dumps(meta))
+    assert load_data(archive).fingerprint == good.fingerprint
+    assert "is damaged" in capsys.readouterr().err
+
+
+def test_no_images_at_all_cost_no_broken_entry(tmp_path: Path, root: Path) -> None:
+    folder = write_tree(tmp_path / "set", {"a.png": b"x"})
+    with pytest.raises(DataError):
+        load_splits(folder, size=32)
+    assert entries(root) == []

@@ -1,0 +1,363 @@
+"""`compare` puts runs side by side, says what does not compare, and lets no foreign text become markup."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from fixtures.html_page import Page
+from fixtures.saved_results import saved
+from fixtures.synthetic_run import (
+    fold_scores,
+    history,
+    random_confusion,
+    result,
+    write_evaluation,
+    write_metrics,
+    write_run,
+)
+from simclr_engine.cli.compare import command
+from simclr_engine.errors import DataError, UsageError
+from simclr_engine.evaluation.records import save_result
+from simclr_engine.report import overlay, style
+from simclr_engine.report.comparability import notes
+from simclr_engine.report.compare import render_comparison
+from simclr_engine.report.comparison_document import to_document
+from simclr_engine.report.overlay import Trace
+from simclr_engine.report.subjects import (
+    Subject,
+    best_of,
+    differing_keys,
+    gather_runs,
+    method_rows,
+    shortest_names,
+)
+from simclr_engine.report.throughput import images_per_second, seconds_of_training
+from simclr_engine.run import Run
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _small_pictures() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(style, "DPI", 30)
+        yield
+
+
+def change(run: Run, **entries: Any) -> None:
+    """Other entries in environment.json."""
+    path = run.directory / "environment.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | entries))
+
+
+def rendered(subjects: list[Subject]) -> Page:
+    page = Page(render_comparison(subjects, Path("compare.html")))
+    page.check()
+    return page
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Page, dict[str, Any]]:
+    """An evaluated run, one that fine-tuned too and has another recipe, one unfinished and not evaluated."""
+    root = tmp_path_factory.mktemp("three") / "runs"
+    first, second = write_run(root / "first"), write_run(root / "second", recipe="few-labels-50")
+    third = write_run(root / "third", finished=False)
+    for run in (first, second):
+        write_metrics(run)
+        saved(run, 0.7)
+        saved(run, 0.2, init="scratch")
+    write_metrics(third, epochs=4)
+    saved(second, 0.9, method="knn")
+    for init, right in (("pretrained", 0.8), ("scratch", 0.4)):
+        folds = {"label_fraction": 0.3, "folds": fold_scores(5, right), "history": history(6, right, 5)}
+        saved(second, right, method="finetune", init=init, **folds)
+    saved(first, 0.5, method="supervised", init="scratch")
+    done = CliRunner().invoke(command, [*(str(root / name) for name in ("first", "second", "third")), "--json"])
+    assert done.exit_code == 0, done.output
+    return root, Page((root / "compare.html").read_text("utf-8")), json.loads(done.stdout)
+
+
+def test_the_page_stands_beside_the_first_run_and_needs_nothing(three: tuple[Path, Page, dict[str, Any]]) -> None:
+    root, page, document = three
+    page.check()
+    assert document["out"] == str(root / "compare.html")
+    assert "http://" not in page.html and "https://" not in page.html
+    assert [str(a["href"]) for a in page.all("a")] == [f"#{a['id']}" for a in page.all("section")]
+
+
+def test_the_table_of_runs_says_what_each_was(three: tuple[Path, Page, dict[str, Any]]) -> None:
+    text = three[1].section("runs").text
+    chance = np.log(255)
+    for name, recipe, epochs, batch, time, loss in (
+        ("first", "lars-800", "10", "512", "3 min 12 s", chance - 1.0),
+        ("second", "few-labels-50", "10", "256", "3 min 12 s", chance - 1.0),
+        ("third", "lars-800", "4 of 10", "512", "3 min 12 s", chance - 0.4),
+    ):
+        row = f"{name} A Processor, 2 threads, bf16 {recipe} photos, 512 × 16 px {epochs} 2 {batch} {time} 321"
+        assert f"{row} {loss:.3f} {chance:.3f}" in text
+
+
+def test_every_method_has_the_accuracies_of_all_runs(three: tuple[Path, Page, dict[str, Any]]) -> None:
+    text = three[1].section("methods").text
+    trained, scratch = (100 * random_confusion(3, 300, right).trace() / 300 for right in (0.7, 0.2))
+    cell = f"{trained:.1f} % +{trained - scratch:.1f} points"
+    assert f"linear probe {cell} {cell} —" in text
+    assert f"kNN — {100 * random_confusion(3, 300, 0.9).trace() / 300:.1f} % —" in text
+    assert "fine-tuning, 30 % of labels, 5 folds — 77.0 ± 1.6 % +40.0 points —" in text
+    assert f"supervised {100 * random_confusion(3, 300, 0.5).trace() / 300:.1f} % random weights — —" in text
+
+
+def test_published_figures_stand_beside_all_runs(three: tuple[Path, Page, dict[str, Any]]) -> None:
+    text = three[1].section("beside-published-figures").text
+    trained = 100 * random_confusion(3, 300, 0.7).trace() / 300
+    assert f"linear probe pretrained 79.65 % {trained:.1f} % {trained:.1f} % —" in text
+    assert "fine-tuning 30 % of the labels, 5 folds pretrained 82.00 % — 77.0 ± 1.6 % —" in text
+    assert "the author's own figures: CIFAR-10, ResNet-18, 800 epochs" in text
+
+
+def test_only_differing_hyper_parameters_are_listed(three: tuple[Path, Page, dict[str, Any]]) -> None:
+    root, page, document = three
+    recipes = [Run.open(root / name).recipe for name in ("first", "second")]
+    differing = document["differences"]
+    assert differing["optimizer.name"] == {"first": "lars", "second": "adam", "third": "lars"}
+    assert differing["train.batch_size"] == {"first": 512, "second": 256, "third": 512}
+    assert set(differing) == set(recipes[0].differences(recipes[1]))
+    assert "optimizer.name lars adam lars" in page.section("what-differs").text
+    assert "train.views" not in page.section("what-differs").text
+
+
+def test_unfinished_and_unevaluated_runs_are_named(three: tuple[Path, Page, dict[str, Any]]) -> None:
+    root, page, document = three
+    assert document["notes"] == [
+        "third is not finished after 4 of 10 epochs.",
+        f"third has not been evaluated: simclr-engine evaluate {root / 'third'}",
+    ]
+    for note in document["notes"]:
+        assert note in page.text
+
+
+def test_the_document_has_the_numbers_of_the_page(three: tuple[Path, Page, dict[str, Any]]) -> None:
+    _, _, document = three
+    about = {run["name"]: run for run in document["runs"]}
+    assert about["third"]["epochs"] == 4.0 and about["third"]["planned_epochs"] == 10.0
+    assert not about["third"]["finished"] and about["first"]["finished"]
+    assert about["first"]["images_per_second"] == pytest.approx(321.0)
+    methods = {row["method"]: row for row in document["methods"]}
+    assert list(methods) == ["linear probe", "kNN", "supervised", "fine-tuning, 30 % of labels, 5 folds"]
+    (fine,) = methods["fine-tuning, 30 % of labels, 5 folds"]["runs"]
+    assert fine["run"] == "second" and fine["epochs_to_baseline"] == 3
+    assert fine["pretrained"]["accuracy"] == pytest.approx(0.77)
+    assert fine["pretrained"]["fold_sd"] == pytest.approx(np.std([0.01, 0.02, 0.03, 0.04, 0.05], ddof=1))
+    assert document["published"][0]["results"][0]["accuracy"] == 0.7965
+
+
+def test_the_pictures_have_every_curve_in_both_themes(three: tuple[Path, Page, dict[str, Any]]) -> None:
+    page = three[1]
+    assert len(page.section("curves").all("img")) == 8  # loss and kNN, by epoch and by time
+    assert len(page.section("methods").all("img")) == 2
+    assert {a["class"] for a in page.all("img")} == {"light", "dark"}
+
+
+def test_the_commands_repeat_all_of_it(three: tuple[Path, Page, dict[str, Any]]) -> None:
+    root, page, _ = three
+    text = page.section("reproduce").text
+    assert f"simclr-engine evaluate {root}/first --data photos --method linear" in text
+    assert f"simclr-engine compare {root}/first {root}/second {root}/third --out {root}/compare.html" in text
+
+
+def test_the_terminal_shows_the_same_table(tmp_path: Path) -> None:
+    for name, right in (("a", 0.7), ("b", 0.8)):
+        saved(write_run(tmp_path / name), right)
+    done = CliRunner().invoke(
+        command, [str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(tmp_path / "x" / "p.html")]
+    )
+    assert done.exit_code == 0, done.output
+    a, b = (100 * random_confusion(3, 300, right).trace() / 300 for right in (0.7, 0.8))
+    words = " ".join(done.output.split())
+    assert f"linear probe 600 / 300 {a:.1f} % {b:.1f} %" in words
+    assert "hyper-parameter" not in words
+    assert (tmp_path / "x" / "p.html").is_file()
+
+
+def test_runs_of_one_name_are_told_apart_by_as_much_of_their_path_as_that_takes() -> None:
+    paths = [Path("/a/x/run"), Path("/b/x/run"), Path("/c/run"), Path("/c/other")]
+    assert shortest_names(paths) == ["a/x/run", "b/x/run", "c/run", "other"]
+
+
+def test_fewer_than_two_runs_and_directories_that_are_none_are_errors(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    for named in ([run.directory], [run.directory, tmp_path / "." / "run"]):
+        with pytest.raises(UsageError, match="at least two runs"):
+            gather_runs(named)
+    (tmp_path / "no run").mkdir()
+    with pytest.raises(DataError, match="no readable run here") as caught:
+        gather_runs([run.directory, tmp_path / "no run"])
+    assert str(tmp_path / "no run") in str(caught.value.saw)
+
+
+def test_results_on_other_images_are_not_in_one_row_and_a_note_says_so(tmp_path: Path) -> None:
+    a, b = write_run(tmp_path / "a"), write_run(tmp_path / "b")
+    saved(a, 0.7)
+    saved(b, 0.9, data="others")
+    subjects = gather_runs([a.directory, b.directory])
+    assert [[bool(cell) for cell in row.cells] for row in method_rows(subjects)] == [[False, True], [True, False]]
+    (note,) = notes(subjects)
+    assert note.startswith("linear probe: evaluated on different images, which do not compare")
+    assert "others, 600 / 300 images: b" in note and "photos, 600 / 300 images: a" in note
+    assert note in rendered(subjects).text
+
+
+def test_differing_protocols_are_warned_of_but_not_the_regularisation_that_a_probe_chose(tmp_path: Path) -> None:
+    a, b = write_run(tmp_path / "a"), write_run(tmp_path / "b")
+    saved(a, 0.7, protocol="probe, C=0.01 chosen on 10 % of train; 32 px")
+    saved(b, 0.7, protocol="probe, C=1e-3 chosen on 10 % of train; 32 px")
+    assert notes(gather_runs([a.directory, b.directory])) == []
+    saved(b, 0.7, protocol="probe, C=0.01 chosen on 10 % of train; 16 px")
+    (note,) = notes(gather_runs([a.directory, b.directory]))
+    assert "different protocols" in note
+
+
+def test_other_images_of_one_name_are_warned_of(tmp_path: Path) -> None:
+    a, b = (write_run(tmp_path / n, data=f"/{n}/photos", fingerprint=n * 64) for n in ("a", "b"))
+    for run in (a, b):
+        saved(run, 0.7)
+    found = notes(gather_runs([a.directory, b.directory]))
+    assert found == [
+        "The training images called photos are not the same in all runs "
+        "(fingerprints: a: aaaaaaaaaaaa…; b: bbbbbbbbbbbb…)."
+    ]
+
+
+def test_results_of_an_older_encoder_are_warned_of(tmp_path: Path) -> None:
+    a, b = write_run(tmp_path / "a"), write_run(tmp_path / "b")
+    saved(a, 0.7, encoder="1" * 64)
+    saved(b, 0.7, encoder="1" * 64)
+    saved(b, 0.7, method="knn", encoder="2" * 64)
+    found = notes(gather_runs([a.directory, b.directory]))
+    assert len(found) == 1 and found[0].startswith("b: Results of 2 different encoders")
+
+
+def test_the_highest_is_marked_only_where_there_is_one(tmp_path: Path) -> None:
+    a, b, c = (write_run(tmp_path / name) for name in "abc")
+    for run, right in ((a, 0.7), (b, 0.9), (c, 0.3)):
+        saved(run, right)
+        saved(run, 0.5, method="knn")
+    saved(a, 0.5, method="head")
+    rows = method_rows(gather_runs([a.directory, b.directory, c.directory]))
+    assert [best_of(row) for row in rows] == [1, None, None]
+
+
+def test_time_is_the_sum_over_the_steps_also_where_throughput_changes(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a")  # 512 images
+    other = write_run(tmp_path / "b")
+    rows = [(1.0, 512.0), (2.0, 256.0), (2.5, 128.0)]
+    log = [{"event": "train", "step": 1, "epoch": e, "images_per_second": speed} for e, speed in rows]
+    (run.directory / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in log))
+    first, second = gather_runs([run.directory, other.directory])
+    assert seconds_of_training(first.content) == [1.0, 3.0, 5.0]
+    assert images_per_second(first.content) == pytest.approx(2.5 * 512 / 5.0)
+    assert images_per_second(second.content) is None
+
+
+def test_runs_with_nothing_in_them_have_a_page(tmp_path: Path) -> None:
+    paths = [write_run(tmp_path / name, finished=False).directory for name in ("a", "b")]
+    subjects = gather_runs(paths)
+    page = rendered(subjects)
+    assert not page.all("img")
+    assert "a is not finished and has logged nothing." in page.text
+    assert "The resolved recipes have the same hyper-parameters." in page.text
+    assert differing_keys(subjects) == {}
+    json.dumps(to_document(subjects), allow_nan=False)
+
+
+def test_two_and_a_thousand_classes_compare_nothing_but_have_a_page(tmp_path: Path) -> None:
+    paths = []
+    for classes in (2, 1000):
+        names = tuple(f"class {i}" for i in range(classes))
+        run = write_run(tmp_path / str(classes), class_names=names)
+        save_result(run.directory / "evaluation", result(random_confusion(classes, 3000, 0.5), names))
+        paths.append(run.directory)
+    subjects = gather_runs(paths)
+    assert any("different protocols" in note for note in notes(subjects))
+    assert len(rendered(subjects).html) < 2_000_000
+
+
+def test_foreign_text_becomes_no_markup(tmp_path: Path) -> None:
+    hostile = ("<script>alert(1)</script>", '"onload="x', "קוף", "\x1b[31m")
+    data = "</style><img src=x onerror=alert(1)>"
+    paths = []
+    for name in ("<u>run<\x1b", "קוף\u202e", "$x^2$", "photos\udcff"):
+        run = write_run(tmp_path / name, class_names=hostile, data=data)
+        write_metrics(run)
+        write_evaluation(run, hostile)
+        change(run, command="simclr-engine pretrain <script>", device_name="<i>cpu</i>", version="<b>")
+        paths.append(run.directory)
+    page = rendered(gather_runs(paths))
+    for words in ("<u>run<\\x1b", "<i>cpu</i>", "$x^2$", "photos\\udcff", "pretrain <script>"):
+        assert words in page.text
+    assert "<bdi>קוף\\u202e</bdi>" in page.html and "run 2 in the pictures" in page.text
+    shown = CliRunner().invoke(command, [*map(str, paths[:3]), "--out", str(tmp_path / "page.html")])
+    assert shown.exit_code == 0, shown.output
+    assert "\x1b" not in shown.output and "$x^2$" in shown.output
+
+
+def lines(figure: Any) -> dict[str, tuple[list[float], list[float]]]:
+    return {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in figure.axes[0].get_lines()}
+
+
+def test_the_loss_of_each_run_is_drawn_with_its_own_chance_level() -> None:
+    traces = [
+        Trace("a", 0, [1.0, 2.0], [5.0, 4.0], [6.0, 6.0]),
+        Trace("b", 1, [1.0, 3.0], [4.5, 3.5], [5.5, 5.5]),
+    ]
+    figure = overlay.loss_overlay(traces, against="hours")
+    drawn = lines(figure)
+    assert drawn["a"] == ([1.0, 2.0], [5.0, 4.0]) and drawn["b"] == ([1.0, 3.0], [4.5, 3.5])
+    chances = [list(line.get_ydata()) for line in figure.axes[0].get_lines() if line.get_linestyle() == ":"]
+    assert chances == [[6.0, 6.0], [5.5, 5.5], []]
+    assert figure.axes[0].get_xlabel() == "hours of training steps"
+    assert figure.axes[0].get_ylabel() == "NT-Xent loss (nats)"
+    colours = {line.get_label(): line.get_color() for line in figure.axes[0].get_lines()}
+    assert colours["a"] != colours["b"]
+
+
+def test_a_long_curve_is_a_running_mean_of_the_last_points() -> None:
+    values = [float(i % 2) for i in range(400)]
+    _, drawn = lines(overlay.loss_overlay([Trace("a", 0, range(400), values)]))["a"]
+    assert drawn[0] == 0.0 and drawn[1] == 0.5  # fewer points at the start, not zeros
+    assert drawn[10:] == pytest.approx([0.5] * 390)
+
+
+def test_knn_curves_share_one_chance_level() -> None:
+    figure = overlay.knn_overlay([Trace("a", 0, [1.0], [0.5]), Trace("b", 1, [2.0], [0.4])], classes=4)
+    assert lines(figure)["chance"][1] == [0.25, 0.25]
+    assert "chance" not in lines(overlay.knn_overlay([Trace("a", 0, [1.0], [0.5])]))
+
+
+def test_a_bar_for_each_run_that_has_the_method() -> None:
+    figure = overlay.accuracy_overlay(
+        ["linear", "kNN"], ["a", "b"], [[0.5, 0.6], [None, 0.4]], [[0.2, None], [None, 0.1]]
+    )
+    bars = sorted(bar.get_width() for bar in figure.axes[0].patches)
+    assert bars == [0.4, 0.5, 0.6]
+    marks = np.concatenate([points.get_offsets() for points in figure.axes[0].collections])
+    assert sorted(marks[:, 0]) == [0.1, 0.2]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "b", "random encoder"]
+
+
+def test_more_runs_than_colours_still_differ() -> None:
+    traces = [Trace(f"run-{i}", i, [1.0, 2.0], [1.0, 2.0]) for i in range(20)]
+    axes = overlay.knn_overlay(traces).axes[0]
+    looks = {(line.get_color(), str(line.get_linestyle()), str(line._dash_pattern)) for line in axes.get_lines()}
+    assert len(looks) == 20
+
+
+def test_a_run_that_no_font_can_spell_is_called_by_its_number() -> None:
+    assert overlay.run_label("\ue000", 2) == "run 3"  # of private use
+    assert overlay.run_label("_hidden", 0).strip() == "_hidden"
+    assert len(overlay.run_label("long" * 30, 0)) <= overlay.LONGEST_RUN

@@ -1,0 +1,240 @@
+"""report.html says what the run's files say, and needs nothing beside it."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from fixtures.html_page import Page
+from fixtures.saved_results import page_of, saved
+from fixtures.synthetic_run import (
+    fold_scores,
+    random_confusion,
+    result,
+    write_evaluation,
+    write_metrics,
+    write_run,
+)
+from simclr_engine.cli.report import command
+from simclr_engine.errors import PlatformError
+from simclr_engine.evaluation.comparison import compare
+from simclr_engine.report import style, write_report
+from simclr_engine.report.build import write_pictures
+from simclr_engine.report.content import gather
+from simclr_engine.report.page import DrawnPicture, document, gallery
+from simclr_engine.report.provenance import commands
+from simclr_engine.run import Run
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _small_pictures() -> Iterator[None]:
+    """What the page says does not depend on how finely its pictures are drawn."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(style, "DPI", 30)
+        yield
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Page]:
+    """A run with a log, two methods, features, views and an export."""
+    run = write_run(tmp_path_factory.mktemp("runs") / "full")
+    write_metrics(run)
+    write_evaluation(run)
+    rng = np.random.default_rng(0)
+    views = {"originals": rng.integers(0, 256, (2, 16, 16, 3), np.uint8)}
+    views["views"] = rng.integers(0, 256, (2, 8, 16, 16, 3), np.uint8)
+    np.savez(run.directory / "views.npz", **views)
+    export = {"file": "encoder.onnx", "bytes": 44 << 20, "sha256": "12" * 32, "parity": {"max_abs": 3.1e-6}}
+    (run.directory / "export.json").write_text(json.dumps(export), "utf-8")
+    page = write_report(run)
+    assert page == run.directory / "report.html"
+    return run, Page(page.read_text("utf-8"))
+
+
+def test_the_page_needs_nothing_beside_it(full: tuple[Run, Page]) -> None:
+    full[1].check()
+    assert not re.search(r"https?://", full[1].html)
+
+
+def test_every_picture_is_a_png_in_both_themes_and_a_file_of_the_run(full: tuple[Run, Page]) -> None:
+    run, page = full
+    light, dark = ([a["src"] for a in page.all("img") if a["class"] == name] for name in ("light", "dark"))
+    assert len(light) == len(dark) == len(list((run.directory / "figures").iterdir())) >= 12
+    assert {p.stem for p in (run.directory / "figures").glob("*.png")} >= {
+        "confusion-photos-linear-pretrained",
+        "confusion-photos-knn-pretrained",
+        "per-class-photos-linear-pretrained",
+        "embedding-pca-pretrained",
+        "embedding-pca-random",
+        "loss",
+        "online-knn",
+        "augmentation",
+    }
+    for sources, bright in ((light, True), (dark, False)):
+        for source in sources:
+            picture = Image.open(io.BytesIO(base64.b64decode(str(source).split(",")[1]))).convert("L")
+            assert (picture.getpixel((0, 0)) > 128) is bright
+
+
+def test_a_picture_is_shown_once_and_the_light_one_on_paper(full: tuple[Run, Page]) -> None:
+    css = full[1].html.split("<style>")[1].split("</style>")[0]
+    before, dark = css.split("@media screen and (prefers-color-scheme: dark) {\n  figure", 1)
+    assert "figure img.dark { display: none; }" in before
+    assert dark.startswith(" img.dark { display: block; }\n  figure img.light { display: none; }")
+
+
+def test_every_picture_has_a_caption_and_room_before_it_is_loaded(full: tuple[Run, Page]) -> None:
+    _, page = full
+    assert len(page.all("figcaption")) == len(page.all("figure")) == len(page.all("img")) / 2
+    for attributes in page.all("img"):
+        picture = Image.open(io.BytesIO(base64.b64decode(str(attributes["src"]).split(",")[1])))
+        assert (attributes["width"], attributes["height"]) == tuple(map(str, picture.size))
+
+
+def test_wide_pictures_take_both_columns() -> None:
+    def drawn(inches: float) -> DrawnPicture:
+        file = io.BytesIO()
+        Image.new("RGB", (round(inches * style.DPI), 60)).save(file, "PNG")
+        return DrawnPicture("s", "a caption that says what is seen", dict.fromkeys(("light", "dark"), file.getvalue()))
+
+    assert [a["class"] for a in Page(gallery([drawn(5.4), drawn(9.0)])).all("figure")] == ["card", "card wide"]
+    assert gallery([]) == ""
+
+
+def test_the_contents_lead_to_every_part_also_to_two_of_one_name(full: tuple[Run, Page]) -> None:
+    page = full[1]
+    sections = [a["id"] for a in page.all("section") if "id" in a]
+    assert [str(a["href"])[1:] for a in page.all("a")] == sections
+    assert {"methods", "beside-published-figures", "pretraining", "what-was-run", "reproduce"} <= set(sections)
+    twice = Page(document("t", [], [("A & b", "<p>1</p>"), ("A <b>", "<p>2</p>"), ("none", ""), ("é", "<p>3</p>")], ""))
+    twice.check()
+    assert [a["href"] for a in twice.all("a")] == ["#a-b", "#a-b-1", "#part"]
+
+
+def test_the_headline_is_the_linear_probe_beside_the_random_encoder(full: tuple[Run, Page]) -> None:
+    trained, scratch = (random_confusion(3, 300, right).trace() / 300 for right in (0.7, 0.2))
+    assert f"{100 * trained:.1f} % linear probe, pretrained encoder" in full[1].text
+    assert f"random encoder {100 * scratch:.1f} %: +{100 * (trained - scratch):.1f} points" in full[1].text
+
+
+def test_only_the_random_encoder_or_only_the_trained_one_is_shown_as_what_it_is(tmp_path: Path) -> None:
+    for init, whose in (
+        ("scratch", "linear probe, random encoder"),
+        ("pretrained", "linear probe, pretrained encoder"),
+    ):
+        run = write_run(tmp_path / init)
+        saved(run, init=init)
+        assert whose in page_of(run).text
+
+
+def test_folds_alone_head_the_page_with_their_mean_and_deviation(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "folds")
+    saved(run, method="finetune", folds=fold_scores(3, 0.8))
+    text = page_of(run).text
+    assert "78.0 % fine-tuning, 3 folds, pretrained encoder" in text
+    assert "Standard deviation over the 3 folds: 1.00 points" in text
+    assert "Standard error" not in text
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "3 min 12 s",
+        "A Processor, 2 threads, cpu, bf16, channels_last",
+        "augment: torch, nt_xent: torch",
+        "40 of 512 images × 2 views",
+        "simclr-engine 0.1.0, python 3.11.7, torch 2.13.0",
+        "linear by hand",
+        "kNN, random encoder. knn by hand",
+        "weighted k=5",
+        "79.65 %",  # published for lars-800
+        "the author's own figures: CIFAR-10, ResNet-18, 800 epochs",
+        "44.0 MiB",
+        "parity: max abs",
+        "a note of the platform",
+        "3.00 GiB",
+        "321 images/s at the end",
+        "c0ffeec0ffee",
+        "ended 1970-01-01 00:00 UTC",
+    ],
+)
+def test_the_page_says_what_was_run(full: tuple[Run, Page], words: str) -> None:
+    assert words in full[1].text
+
+
+def test_results_of_an_older_encoder_raise_an_alarm(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "older")
+    saved(run, encoder="a" * 64)
+    saved(run, method="knn", encoder="a" * 64)
+    saved(run, init="scratch", encoder="c" * 64)
+    assert "different encoders" not in page_of(run).text
+    assert "Encoder sha256 aaaaaaaaaaaaaaaa…" in page_of(run).text
+    saved(run, method="head", encoder="")  # of the time before results said
+    assert "different encoders" not in page_of(run).text
+    saved(run, method="knn", encoder="b" * 64)
+    text = page_of(run).text
+    assert "Results of 2 different encoders" in text
+    assert "linear probe: aaaaaaaaaaaa…; kNN: bbbbbbbbbbbb…" in text
+
+
+def test_notes_of_convergence_are_on_the_page(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "notes")
+    saved(run, notes=["lbfgs did not converge in 200 iterations"])
+    page = page_of(run)
+    assert "lbfgs did not converge in 200 iterations" in page.section("how-the-numbers-were-made").text
+    assert {"class": "warn"} in page.all("li")
+
+
+def test_the_commands_that_reproduce_it_are_there(full: tuple[Run, Page]) -> None:
+    where = full[0].directory
+    assert f"simclr-engine pretrain --recipe {where}/recipe.toml --data photos" in full[1].text
+    assert f"simclr-engine evaluate {where} --data photos --method linear --method knn" in full[1].text
+    assert f"simclr-engine report {where}" in full[1].text
+
+
+def test_the_commands_have_the_options_of_each_kind_of_result(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "my runs; rm", data="my photos/")
+    for init in ("pretrained", "scratch"):
+        saved(run, init=init)
+        saved(run, method="finetune", init=init, label_fraction=0.3, folds=fold_scores(5, 0.5))
+    saved(run, method="knn", limit=500)
+    saved(run, method="supervised", init="scratch")
+    where = f"'{run.directory}'"
+    recipe, again = f"'{run.directory}/recipe.toml'", f"'{run.directory}-again'"
+    assert commands(gather(run)) == [
+        f"simclr-engine pretrain --recipe {recipe} --data 'my photos/' --out {again}",
+        f"simclr-engine evaluate {where} --data 'my photos/' --method linear --method supervised",
+        f"simclr-engine evaluate {where} --data 'my photos/' --method knn --limit 500 --init pretrained",
+        f"simclr-engine evaluate {where} --data 'my photos/' --method finetune --label-fraction 0.3 --folds 5",
+        f"simclr-engine report {where}",
+    ]
+
+
+def test_a_place_that_cannot_be_written_is_an_error_of_the_platform(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("a file")
+    with pytest.raises(PlatformError, match="cannot write the pictures"):
+        write_pictures(compare([result(random_confusion(3, 90, 0.5))])[0], tmp_path / "taken")
+
+
+def test_the_command_chooses_the_images_of_the_galleries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = {}
+
+    def record(run: Run, **options: int) -> Path:
+        asked.update(options)
+        return run.directory / "report.html"
+
+    monkeypatch.setattr("simclr_engine.report.build.write_report", record)
+    run = write_run(tmp_path / "run")
+    done = CliRunner().invoke(command, [str(run.directory), "--n", "60", "--seed", "3"])
+    assert done.output.strip() == str(run.directory / "report.html")
+    assert asked == {"gallery": 60, "seed": 3}
+    assert CliRunner().invoke(command, [str(run.directory), "--n", "101"]).exit_code == 2

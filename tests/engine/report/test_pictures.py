@@ -1,0 +1,204 @@
+"""Which pictures a run gives, and what their captions say."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from fixtures.synthetic_run import (
+    predictions,
+    random_confusion,
+    result,
+    write_evaluation,
+    write_metrics,
+    write_neighbours,
+    write_predictions,
+    write_run,
+    write_training,
+)
+from simclr_engine.evaluation.records import load_predictions, result_id, save_predictions, save_result
+from simclr_engine.report import embedding, gallery
+from simclr_engine.report.content import gather
+from simclr_engine.report.picture import Picture
+from simclr_engine.report.pictures import run_pictures
+from simclr_engine.report.style import DARK, LIGHT
+from simclr_engine.run import Run
+
+
+@pytest.fixture(autouse=True)
+def no_tsne(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first two columns instead of a t-SNE, which takes a second."""
+
+    def quick(features: NDArray[np.float32], limit: int, seed: int) -> tuple[Any, Any]:
+        return np.ascontiguousarray(features[:limit, :2]), np.arange(min(limit, len(features)))
+
+    monkeypatch.setattr(embedding, "tsne", quick)
+
+
+def of(run: Run, **options: Any) -> dict[str, Picture]:
+    found = run_pictures(gather(run), **options)
+    assert len({one.name for one in found}) == len(found)  # a file each
+    return {one.name: one for one in found}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """With everything that an evaluation writes."""
+    run = write_run(tmp_path / "run")
+    write_metrics(run)
+    write_evaluation(run)
+    write_predictions(run)
+    write_training(run)
+    write_neighbours(run)
+    return run
+
+
+def test_an_evaluated_run_gives_every_picture(run: Run) -> None:
+    found = of(run)
+    assert set(found) >= {
+        "methods",
+        "confusion-photos-linear-pretrained",
+        "per-class-photos-finetune-pretrained-30pct-3folds",
+        "predictions-photos-linear-pretrained",
+        "predictions-photos-linear-scratch",
+        "reliability-photos-knn-pretrained",
+        "training-photos-head-pretrained",
+        "training-photos-finetune-pretrained-30pct-3folds",
+        "embedding-pca-random",
+        "embedding-tsne-pretrained",
+        "neighbours-pretrained",
+        "neighbours-random",
+        "spectrum",
+        "loss",
+    }
+    assert not any("reliability" in name and "scratch" in name for name in found)
+    assert list(dict.fromkeys(one.section for one in found.values())) == [
+        "Accuracy by method",
+        "Predictions",
+        "Learning from labels",
+        "Features",
+        "Pretraining",
+    ]
+    drawn = ("methods", "training-photos-finetune-pretrained-30pct-3folds", "spectrum", "neighbours-random")
+    assert all(isinstance(found[name].draw(theme), Figure) for name in drawn for theme in (LIGHT, DARK))
+
+
+def test_captions_say_what_was_counted(run: Run) -> None:
+    found = of(run, images=5, seed=3)
+    stored = load_predictions(run.directory / "evaluation", "photos-linear-pretrained")
+    assert stored is not None
+    rows = stored.rows[gallery.pick(5, 3, len(stored.rows))]
+    right = int((stored.truth == stored.predicted)[rows].sum())
+    caption = found["predictions-photos-linear-pretrained"].caption
+    assert "5 of 300 test images, drawn at random (seed 3; the same for every method)" in caption
+    assert f"{right} of these are right" in caption
+    figure = found["predictions-photos-linear-pretrained"].draw(LIGHT)
+    shown = [np.asarray(axes.images[0].get_array()) for axes in figure.axes if axes.images]
+    np.testing.assert_array_equal(shown, stored.images[gallery.pick(5, 3, len(stored.rows))])
+    assert "training from the pretrained one is after epoch 3" in found["training-photos-head-pretrained"].caption
+    assert "all 300 through 8 principal components" in found["embedding-tsne-random"].caption
+    assert "3 of 3 classes are named at all" in found["spectrum"].caption
+
+
+def test_a_sample_of_the_features_is_stated(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedding.cached_tsne, "__defaults__", (120, 0))
+    found = of(run)
+    assert "120 of the 300, at even distances along the file" in found["embedding-tsne-random"].caption
+    assert "All 300 test images" in found["embedding-pca-random"].caption
+    figure = found["embedding-tsne-random"].draw(LIGHT)
+    assert figure.axes[0].get_title(loc="left") == "t-SNE, random encoder (n = 120 of 300)"
+    assert sum(len(c.get_offsets()) for c in figure.axes[0].collections) == 120
+
+
+def test_a_method_on_several_shares_of_the_labels_has_a_curve(run: Run) -> None:
+    for fraction, images in ((0.01, 3), (0.1, 30)):
+        one = result(
+            random_confusion(3, 300, fraction), method="finetune", label_fraction=fraction, train_images=images
+        )
+        save_result(run.directory / "evaluation", one)
+    found = of(run)
+    (name,) = [name for name in found if name.startswith("labels-")]
+    assert name == "labels-photos-finetune"
+    axes = found[name].draw(LIGHT).axes[0]
+    np.testing.assert_array_equal(axes.containers[0].lines[0].get_xdata(), [0.01, 0.1, 1.0])
+    assert "1 % to 100 % of the train labels" in found[name].caption
+
+
+def test_many_comparisons_share_one_gallery_per_method(run: Run) -> None:
+    for fraction in (0.1, 0.2, 0.5):
+        confusion = random_confusion(3, 300, 0.5)
+        one = result(confusion, method="finetune", label_fraction=fraction)
+        save_predictions(
+            run.directory / "evaluation", save_result(run.directory / "evaluation", one), predictions(confusion)
+        )
+    galleries = {name for name in of(run) if name.startswith("predictions-")}
+    assert galleries == {
+        f"predictions-photos-{method}-{init}"
+        for method in ("linear", "head", "finetune")
+        for init in ("pretrained", "scratch")
+    }
+
+
+def test_a_run_of_an_older_version_still_has_its_pictures(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "old")
+    write_evaluation(run)
+    for path in (run.directory / "evaluation").glob("*.json"):
+        plain = json.loads(path.read_text())
+        for name in ("loss", "label_fraction", "folds", "history"):
+            del plain[name]
+        path.write_text(json.dumps(plain))
+    found = of(run)
+    assert {"methods", "confusion-photos-knn-pretrained", "embedding-pca-pretrained", "spectrum"} <= set(found)
+    assert not any(name.startswith(("predictions", "training", "neighbours", "reliability")) for name in found)
+
+
+def test_a_run_without_anything_has_no_pictures(tmp_path: Path) -> None:
+    assert of(write_run(tmp_path / "bare")) == {}
+
+
+def test_predictions_of_other_classes_than_the_results_are_left_out(run: Run) -> None:
+    name = result_id(result(random_confusion(3, 300, 0.5)))
+    save_predictions(run.directory / "evaluation", name, predictions(random_confusion(4, 90, 0.5)))
+    assert f"predictions-{name}" not in of(run)
+
+
+def test_features_that_are_not_finite_are_not_mapped(run: Run) -> None:
+    path = run.directory / "embeddings" / "test.npy"
+    features = np.load(path)
+    features[3, 1] = np.nan
+    np.save(path, features)
+    found = of(run)
+    assert "embedding-pca-pretrained" not in found
+    assert "embedding-tsne-pretrained" not in found
+    assert {"embedding-pca-random", "embedding-tsne-random", "spectrum"} <= set(found)
+    assert "(random)" in found["spectrum"].caption
+    assert "(pretrained)" not in found["spectrum"].caption
+
+
+def test_supervised_training_is_not_called_an_encoder(run: Run) -> None:
+    confusion = random_confusion(3, 300, 0.9)
+    one = result(confusion, method="supervised", init="scratch")
+    name = save_result(run.directory / "evaluation", one)
+    save_predictions(run.directory / "evaluation", name, predictions(confusion))
+    found = of(run)
+    assert found[f"confusion-{name}"].caption.startswith("Supervised: ")
+    assert "random encoder" not in found[f"per-class-{name}"].caption
+
+
+def test_one_image_with_sixteen_views_fills_the_augmentation_sheet(run: Run) -> None:
+    rng = np.random.default_rng(0)
+    originals = rng.integers(0, 256, (4, 8, 8, 3), dtype=np.uint8)
+    views = rng.integers(0, 256, (4, 16, 8, 8, 3), dtype=np.uint8)
+    np.savez(run.directory / "views.npz", originals=originals, views=views)
+    picture = of(run)["augmentation"]
+    shown = [np.asarray(axes.images[0].get_array()) for axes in picture.draw(LIGHT).axes if axes.images]
+    np.testing.assert_array_equal(shown, [originals[0], *views[0]])
+    assert "an image as stored (framed), and 16 of its views" in picture.caption
+    np.savez(run.directory / "views.npz", originals=originals, views=views[:, :8])
+    assert "images as stored (framed), and 8 views of each" in of(run)["augmentation"].caption

@@ -1,0 +1,164 @@
+"""What the tables of a report say: methods beside published figures, folds, classes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fixtures.html_page import Page
+from fixtures.saved_results import page_of, saved
+from fixtures.synthetic_run import (
+    fold_scores,
+    history,
+    random_confusion,
+    result,
+    write_evaluation,
+    write_metrics,
+    write_run,
+    write_training,
+)
+from simclr_engine.evaluation.comparison import compare
+from simclr_engine.evaluation.result import FoldScores
+from simclr_engine.report.content import gather
+from simclr_engine.report.page import render_page
+from simclr_engine.report.tables import fold_tables, methods_table
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Page:
+    """The page of a run with a log and two methods, without its pictures."""
+    run = write_run(tmp_path_factory.mktemp("runs") / "full")
+    write_metrics(run)
+    write_evaluation(run)
+    return page_of(run)
+
+
+def test_the_published_figure_stands_beside_ours_only_for_the_same_method(evaluated: Page) -> None:
+    ours = 100 * random_confusion(3, 300, 0.7).trace() / 300
+    apart = f"{ours - 79.65:+.1f}".replace("-", "−")
+    text = evaluated.section("beside-published-figures").text
+    assert f"linear probe pretrained 79.65 % {ours:.1f} % {apart}" in text
+    assert "head pretrained 79.53 % not run —" in text
+
+
+def test_further_published_scores_stand_below_the_accuracy(evaluated: Page) -> None:
+    shown = compare([result(random_confusion(3, 300, 0.7))])[0].shown
+    text = evaluated.section("beside-published-figures").text
+    for words, published, ours in (("macro F1", 0.7960, shown.f1_macro), ("mean IoU", 0.6726, shown.mean_iou)):
+        apart = f"{ours - published:+.4f}".replace("-", "−")
+        assert f"{words} {published:.4f} {ours:.4f} {apart}" in text
+
+
+def few_labels(directory: Path, fraction: float, folds: int) -> Page:
+    """A run of the recipe whose author publishes fine-tuning on 30 % of the labels in 5 folds."""
+    run = write_run(directory, recipe="few-labels-50")
+    for init, right in (("pretrained", 0.8), ("scratch", 0.4)):
+        saved(
+            run,
+            right,
+            method="finetune",
+            init=init,
+            label_fraction=fraction,
+            folds=fold_scores(folds, right),
+            history=history(6, right, folds),
+            loss=1 - right,
+        )
+    return page_of(run).section("beside-published-figures")
+
+
+def test_published_figures_on_a_part_of_the_labels_match_the_same_part_and_folds(tmp_path: Path) -> None:
+    text = few_labels(tmp_path / "same", 0.3, 5).text
+    mean, sd = 100 * (0.8 - 0.03), 100 * np.std([0.01, 0.02, 0.03, 0.04, 0.05], ddof=1)
+    assert "fine-tuning 30 % of the labels, 5 folds" in text
+    assert f"pretrained 82.00 % {mean:.1f} ± {sd:.1f} % −5.0" in text
+    assert "loss (nats) 0.22 0.20 −0.02" in text
+    assert "epochs to the baseline 6 3 −3" in text
+    assert f"random 76.00 % {mean - 40:.1f} ± {sd:.1f} % −39.0" in text
+    assert "not run" not in text
+
+
+@pytest.mark.parametrize(("fraction", "folds"), [(1.0, 5), (0.3, 3), (0.1, 5), (0.3, 0)])
+def test_published_figures_do_not_match_another_part_or_other_folds(
+    tmp_path: Path, fraction: float, folds: int
+) -> None:
+    text = few_labels(tmp_path / "other", fraction, folds).text
+    assert text.count("not run —") == 2
+    assert "loss (nats) 0.22 — —" in text
+
+
+@pytest.mark.parametrize("shape", ["rows", "table"])
+def test_published_scores_of_each_class_stand_beside_ours(tmp_path: Path, shape: str) -> None:
+    run = write_run(tmp_path / "classes")
+    rows = [{"name": "Bee", "accuracy": 0.9, "f1": 0.8, "iou": 0.7}, {"name": "dog", "accuracy": 0.1}]
+    table = {str(row["name"]): {key: value for key, value in row.items() if key != "name"} for row in rows}
+    run.recipe.published["per_class"] = rows if shape == "rows" else table
+    saved(run)
+    ours = result(random_confusion(3, 300, 0.7)).per_class[1]
+    text = Page(render_page(gather(run), [])).section("beside-published-figures").text
+    assert f"Bee 90.0 % {100 * ours.accuracy:.1f} % 0.8000 {ours.f1:.4f} 0.7000 {ours.iou:.4f}" in text
+    assert "dog 10.0 % — — — — —" in text
+    run.recipe.published["per_class"] = [{"name": "horse", "accuracy": 0.5}]
+    assert "horse" not in Page(render_page(gather(run), [])).section("beside-published-figures").text
+
+
+def test_methods_that_train_the_encoder_are_a_group_of_their_own(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "groups")
+    write_evaluation(run)
+    write_training(run)
+    text = page_of(run).section("methods").text
+    order = ("Frozen encoder", "linear probe", "kNN", "linear head", "Encoder trained with the labels", "fine-tuning")
+    assert [text.index(words) for words in order] == sorted(text.index(words) for words in order)
+    assert (
+        "fine-tuning, 30 % of labels, 3 folds 600 / 300" not in text
+    )  # all have the same images: not said in each row
+    assert "78.0 ± 1.0 % 38.0 ± 1.0 % +40.0" in text
+    assert "0.200 3 of 6 2.5 s" in text  # loss, epochs to the baseline, time
+    assert "In linear probe, kNN and linear head the encoder is frozen: a hash" in text
+
+
+def test_the_encoder_is_called_frozen_only_where_it_is() -> None:
+    confusion = random_confusion(3, 300, 0.7)
+    assert "The encoder is frozen: a hash" in methods_table(compare([result(confusion, method="knn")]))
+    assert "frozen" not in methods_table(compare([result(confusion, method="finetune")])).lower()
+
+
+def test_a_baseline_that_is_never_reached_is_said_so() -> None:
+    confusion = random_confusion(3, 300, 0.7)
+    pair = [
+        result(confusion, method="finetune", init=i, history=history(6, end))
+        for i, end in (("pretrained", 0.4), ("scratch", 0.8))
+    ]
+    assert "not in 6" in methods_table(compare(pair))
+    assert "epochs" not in methods_table(compare(pair[:1]))
+
+
+def test_the_columns_of_old_results_are_those_they_can_fill(evaluated: Page) -> None:
+    head = evaluated.section("methods").text.split("linear probe")[0]
+    assert "calibration error time" in head
+
+
+def test_the_table_of_folds_has_each_fold_and_their_mean_and_deviation(tmp_path: Path) -> None:
+    folds = [FoldScores(1, 0.5, 1.25, 0.52, 80, 20), FoldScores(2, 0.6, 1.5, 0.58, 80, 21)]
+    one = compare([result(random_confusion(3, 300, 0.5), method="finetune", folds=tuple(folds))])
+    page = Page(fold_tables(one))
+    assert "1 80 20 50.0 % 1.2500 52.0 %" in page.text
+    assert "2 80 21 60.0 % 1.5000 58.0 %" in page.text
+    assert "mean ± sd 55.0 ± 7.1 % 1.3750 ± 0.1768 55.0 ± 4.2 %" in page.text
+    assert fold_tables(compare([result(random_confusion(3, 300, 0.5))])) == ""
+
+
+def test_the_table_of_classes_has_the_numbers_of_the_headline(evaluated: Page) -> None:
+    row = compare([result(random_confusion(3, 300, 0.7))])[0].shown.per_class[1]
+    assert f"bee {row.support} {100 * row.accuracy:.1f} %" in evaluated.text
+    assert f"{row.precision:.4f} {row.f1:.4f} {row.iou:.4f}" in evaluated.text
+
+
+def test_results_on_several_data_sets_are_told_apart_and_the_runs_own_comes_first(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "two", data="photos")
+    for data, right in (("/data/others", 0.9), ("photos", 0.4)):
+        saved(run, right, data=data)
+    page = page_of(run)
+    assert f"{100 * random_confusion(3, 300, 0.4).trace() / 300:.1f} % linear probe, pretrained" in page.text
+    assert "others, 600 / 300 images" in page.text
