@@ -116,28 +116,42 @@ class World:
         dist.all_reduce(votes, op=dist.ReduceOp.MAX)
         return tuple(bool(vote) for vote in votes.tolist())
 
-    def first(self, work: Callable[[], T]) -> T:
-        """`work` on rank 0 alone, the others waiting; its result on every rank, and its failure too.
+    @contextmanager
+    def fail_together(self, timeout: timedelta | None = None) -> Iterator[None]:
+        """Around work that some ranks do alone (`if world.main: …`): what one fails at, all fail at, and none waits.
+
+        Args:
+            timeout: how long the ranks wait for each other, where that is not the usual TIMEOUT.
 
         Raises:
-            PeerFailed: on the other ranks, where rank 0 failed.
+            PeerFailed: on the ranks that did not fail, where another did.
         """
         if self.size == 1:
-            return work()
-        result: list[object] = [None, None]
+            yield
+            return
         failed: Exception | None = None
-        if self.main:
-            try:
-                result[0] = work()
-            except Exception as error:  # of any kind: the others must not wait for what never comes
-                failed, result[1] = error, _report(0, error)
-        dist.broadcast_object_list(result, src=0)
-        _raise(failed, [result[1]])
-        return result[0]  # type: ignore[return-value]  # set on rank 0, sent to the rest
+        try:
+            yield
+        except Exception as error:  # of any kind: the others must not wait for what never comes
+            failed = error
+        group = dist.new_group(backend="gloo", timeout=timeout) if timeout else None
+        reports: list[object] = [None] * self.size
+        dist.all_gather_object(reports, _report(self.rank, failed), group=group)
+        if group is not None:
+            dist.destroy_process_group(group)
+        if failed is not None:
+            raise failed
+        for report in reports:
+            if isinstance(report, tuple):
+                raise PeerFailed(*report)
 
     def same(self, value: T) -> T:
         """Rank 0's value."""
-        return self.first(lambda: value)
+        if self.size == 1:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values, src=0)
+        return values[0]
 
     def leaders_first(self, work: Callable[[], T]) -> T:
         """`work` on every rank, but on one of each machine before the others: it fills the cache they will read.
@@ -145,22 +159,10 @@ class World:
         Raises:
             PeerFailed: where the leader of some machine failed.
         """
-        if self.size == 1:
-            return work()
         leads = self.local_rank == 0
-        result: T | None = None
-        failed: Exception | None = None
-        if leads:
-            try:
-                result = work()
-            except Exception as error:  # of any kind, as in `first`
-                failed = error
-        waiting = dist.new_group(backend="gloo", timeout=DATA_TIMEOUT)
-        reports: list[object] = [None] * self.size
-        dist.all_gather_object(reports, _report(self.rank, failed), group=waiting)
-        dist.destroy_process_group(waiting)
-        _raise(failed, reports)
-        return result if leads else work()  # type: ignore[return-value]  # set where it leads
+        with self.fail_together(DATA_TIMEOUT):
+            result = work() if leads else None
+        return work() if result is None else result
 
     def agree(self, what: dict[str, object]) -> None:
         """Refuses ranks that are not about to do the same.
@@ -401,15 +403,6 @@ def _report(rank: int, error: Exception | None) -> tuple[int, str, int] | None:
         return None
     message = error.lines()[0] if isinstance(error, EngineError) else f"{type(error).__name__}: {error}"
     return rank, message, getattr(error, "exit_code", 1)
-
-
-def _raise(mine: Exception | None, reports: Sequence[object]) -> None:
-    """This rank's own failure, else that of the first rank that reports one."""
-    if mine is not None:
-        raise mine
-    for report in reports:
-        if isinstance(report, tuple):
-            raise PeerFailed(*report)
 
 
 def _unflatten_(tensors: Sequence[Tensor], flat: Tensor) -> None:

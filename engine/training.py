@@ -22,7 +22,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -141,26 +141,15 @@ class Trainer:
         )
         self.optimizer = build_optimizer(self.model, recipe.optimizer, plan.peak_lr)
         self.scaler = torch.amp.GradScaler(platform.device.type, enabled=platform.precision == "fp16")
-        self.step = 0
-        self._finite = torch.ones((), dtype=torch.bool, device=platform.device)  # all gradients so far
-        self.spec: AugmentSpec = _with_image_size(recipe.augment, store.image_size)
-        self._order: tuple[int, Tensor] | None = None
+        self.step = 0  # steps done
+        self.began = time.perf_counter()  # of the step that runs
+        self.finite = torch.ones((), dtype=torch.bool, device=platform.device)  # all gradients so far
+        self.spec: AugmentSpec = replace(recipe.augment, image_size=store.image_size)
         self.streamed = stays_in_files(store, platform.device)
+        # The loader holds the function, not the trainer: a trainer is freed, and its memory, when it is dropped.
+        self.sample_ids = SampleOrder(plan, world, torch.device("cpu") if self.streamed else platform.device)
         loader = Prefetched if self.streamed else Resident
         self._loader: Loader = loader(store, platform.device, self.sample_ids, plan.total_steps)
-
-    def sample_ids(self, step: int) -> Tensor:
-        """int64: which images this process trains on in `step`; a fresh permutation each epoch.
-
-        `[B]`, or this rank's share of the same: a step sees the same images on any number of ranks, none of them twice.
-        They stand on the device, where the images do too.
-        """
-        epoch, offset = divmod(step, self.plan.steps_per_epoch)
-        if self._order is None or self._order[0] != epoch:
-            order = epoch_order(self.plan.samples, self.recipe.train.seed, epoch)
-            self._order = epoch, order if self.streamed else order.to(self.platform.device)
-        batch = self.recipe.train.batch_size
-        return self.world.share(self._order[1][offset * batch : (offset + 1) * batch])
 
     def views(self, ids: Tensor, epoch: int, size: int) -> Tensor:
         """Views `[V·B, 3, size, size]` of the images `ids`; row v·B + i is view v of sample i."""
@@ -185,6 +174,7 @@ class Trainer:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
+        self.step = step + 1
         return loss, z
 
     def gradients(self, step: int, size: int | None = None) -> tuple[Tensor, Tensor]:
@@ -261,51 +251,11 @@ class Trainer:
         else:
             torch.set_rng_state(state)
 
-    def steps(self, log: Callable[[int, dict[str, float]], None]) -> Iterator[int]:
-        """Trains from where it stands to the end of the plan, yielding the number of steps done after each.
-
-        `log(step, row)` receives the means since the last row, read from the device once in `log_steps` steps. The
-        caller may do anything between two steps (save, evaluate, stop); its time is not counted into images per second.
-
-        Raises:
-            CheckFailed: the loss or a gradient is no longer finite.
-        """
-        train, every = self.recipe.train, self.recipe.monitor.log_steps
+    def remaining(self) -> Iterator[int]:
+        """The steps (0-based) from where the trainer stands to the end of its plan, for `train_step`."""
         self.model.train()
-        loss_sum = torch.zeros((), device=self.platform.device)
-        count, busy = 0, 0.0
         while self.step < self.plan.total_steps:
-            start = time.perf_counter()
-            step = self.step
-            loss, z = self.train_step(step)
-            loss_sum, count = loss_sum + loss, count + 1
-            self.step += 1
-            last_of_epoch = self.step % self.plan.steps_per_epoch == 0
-            if self.step % every == 0 or last_of_epoch or self.step == self.plan.total_steps:
-                everyone = self.world.gather_views(z, train.views)
-                p_pos, top1 = contrastive_metrics(everyone, views=train.views, temperature=self.recipe.loss.temperature)
-                numbers = [loss_sum / count, p_pos.float(), top1.float(), self._finite.float()]
-                mean, p, t, finite = torch.stack(numbers).tolist()
-                busy = max(busy + time.perf_counter() - start, 1e-9)  # a coarse clock may stand still
-                if not math.isfinite(mean):
-                    raise loss_not_finite(self.step, mean)
-                if not finite:
-                    raise gradient_not_finite(self.step)
-                row = {
-                    "epoch": self.step / self.plan.steps_per_epoch,
-                    "loss": mean,
-                    "chance": self.plan.chance_loss(),
-                    "p_pos": p,
-                    "top1": t,
-                    "lr": self.plan.lr(step),
-                    "view_size": self.plan.view_size(step),
-                    "images_per_second": count * train.batch_size / busy,
-                    "views_per_second": count * train.batch_size * train.views / busy,
-                }
-                log(self.step, row)
-                loss_sum, count, busy = torch.zeros_like(loss_sum), 0, 0.0
-            else:
-                busy += time.perf_counter() - start
+            self.began = time.perf_counter()
             yield self.step
 
     def state_dict(self) -> dict[str, Any]:
@@ -317,10 +267,10 @@ class Trainer:
         """
         held = [t for state in self.optimizer.state.values() for t in state.values() if isinstance(t, Tensor)]
         tensors = [*self.model.state_dict().values(), *held]
-        flags = [torch.isfinite(t).all().to(self._finite.device) for t in tensors if t.is_floating_point()]
+        flags = [torch.isfinite(t).all().to(self.finite.device) for t in tensors if t.is_floating_point()]
         if not bool(torch.stack(flags).all()):
             raise loss_not_finite(self.step, math.nan)
-        if not bool(self._finite):
+        if not bool(self.finite):
             raise gradient_not_finite(self.step)
         state: dict[str, Any] = {
             "step": self.step,
@@ -363,7 +313,75 @@ class Trainer:
         """
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         largest = torch.stack(torch._foreach_norm(gradients, math.inf))
-        self._finite = self._finite & largest.isfinite().all()
+        self.finite = self.finite & largest.isfinite().all()
+
+
+class Meter:
+    """Means of the steps since the last row, summed on the device and read from it once in `log_steps` steps.
+
+    Time that the caller spends between two steps (to save, evaluate, stop) is not counted into images per second.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._trainer = trainer
+        self._loss_sum, self._count, self._busy = torch.zeros((), device=trainer.platform.device), 0, 0.0
+
+    def row(self, loss: Tensor, z: Tensor) -> dict[str, float] | None:
+        """To be called after each step with what `train_step` gave; None between rows.
+
+        Raises:
+            CheckFailed: the loss or a gradient is no longer finite.
+        """
+        trainer, plan = self._trainer, self._trainer.plan
+        self._loss_sum, self._count = self._loss_sum + loss, self._count + 1
+        done = trainer.step
+        ends = done % plan.steps_per_epoch == 0 or done == plan.total_steps
+        values = self._read(z) if ends or done % trainer.recipe.monitor.log_steps == 0 else None
+        self._busy += time.perf_counter() - trainer.began
+        if values is None:
+            return None
+        images = self._count * trainer.recipe.train.batch_size / max(self._busy, 1e-9)  # a coarse clock may stand still
+        self._loss_sum, self._count, self._busy = torch.zeros_like(self._loss_sum), 0, 0.0
+        return {
+            "epoch": done / plan.steps_per_epoch,
+            **values,
+            "lr": plan.lr(done - 1),
+            "view_size": plan.view_size(done - 1),
+            "images_per_second": images,
+            "views_per_second": images * trainer.recipe.train.views,
+        }
+
+    def _read(self, z: Tensor) -> dict[str, float]:
+        """The numbers of a row that the device holds; the host waits for it here alone."""
+        trainer, views = self._trainer, self._trainer.recipe.train.views
+        everyone = trainer.world.gather_views(z, views)
+        p_pos, top1 = contrastive_metrics(everyone, views=views, temperature=trainer.recipe.loss.temperature)
+        numbers = [self._loss_sum / self._count, p_pos.float(), top1.float(), trainer.finite.float()]
+        mean, p, t, finite = torch.stack(numbers).tolist()
+        if not math.isfinite(mean):
+            raise loss_not_finite(trainer.step, mean)
+        if not finite:
+            raise gradient_not_finite(trainer.step)
+        return {"loss": mean, "chance": trainer.plan.chance_loss(), "p_pos": p, "top1": t}
+
+
+class SampleOrder:
+    """Which images this process trains on in a step: int64 `[B]`, or this rank's share of the same.
+
+    A fresh permutation each epoch: a step sees the same images on any number of ranks, none of them twice. They stand
+    on `device`, where the images do too.
+    """
+
+    def __init__(self, plan: Plan, world: World, device: torch.device) -> None:
+        self._plan, self._world, self._device = plan, world, device
+        self._order: tuple[int, Tensor] | None = None
+
+    def __call__(self, step: int) -> Tensor:
+        epoch, offset = divmod(step, self._plan.steps_per_epoch)
+        train = self._plan.recipe.train
+        if self._order is None or self._order[0] != epoch:
+            self._order = epoch, epoch_order(self._plan.samples, train.seed, epoch).to(self._device)
+        return self._world.share(self._order[1][offset * train.batch_size : (offset + 1) * train.batch_size])
 
 
 def epoch_order(samples: int, seed: int, epoch: int) -> Tensor:
@@ -403,9 +421,3 @@ def gradient_not_finite(step: int) -> CheckFailed:
         saw=f"at step {step} or since the row before it",
         fix="the last good checkpoint is kept; see metrics.jsonl, lower optimizer.lr, or --precision fp32",
     )
-
-
-def _with_image_size(spec: AugmentSpec, size: int) -> AugmentSpec:
-    from dataclasses import replace
-
-    return replace(spec, image_size=size)

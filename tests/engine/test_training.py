@@ -33,7 +33,7 @@ from simclr_engine.planning import calibrate, steps_within
 from simclr_engine.pretraining import Interrupted, pretrain
 from simclr_engine.recipe import Recipe
 from simclr_engine.run import Run
-from simclr_engine.training import Backends, Plan, Trainer, epoch_order
+from simclr_engine.training import Backends, Meter, Plan, Trainer, epoch_order
 
 FP32 = Platform(torch.device("cpu"), "fp32", channels_last=True, compile=False)
 
@@ -125,8 +125,10 @@ def test_the_loss_falls_below_chance() -> None:
     recipe = tiny_recipe(**{"train.epochs": 10, "loss.temperature": 0.2, "head.dropout": 0.0, **adam})
     trainer = trainer_for(recipe, tiny_store())
     rows: list[dict[str, float]] = []
-    for _ in trainer.steps(lambda step, row: rows.append(row)):
-        pass
+    meter = Meter(trainer)
+    for step in trainer.remaining():
+        if row := meter.row(*trainer.train_step(step)):
+            rows.append(row)
     assert rows[0]["chance"] == pytest.approx(math.log(31))
     assert rows[-1]["loss"] < rows[0]["chance"] - 0.5, [row["loss"] for row in rows]
     assert rows[-1]["top1"] > 2 / 31
@@ -193,15 +195,14 @@ def test_resuming_in_the_middle_of_an_epoch_is_bitwise_the_same(
 
 def _stop_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     """As if a signal came during `step`."""
-    real = Trainer.steps
+    real = Trainer.train_step
 
-    def steps(self: Trainer, log: Any) -> Any:
-        for done in real(self, log):
-            if done == step:
-                os.kill(os.getpid(), signal.SIGTERM)
-            yield done
+    def train_step(self: Trainer, number: int, size: int | None = None) -> Any:
+        if number + 1 == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(self, number, size)
 
-    monkeypatch.setattr(Trainer, "steps", steps)
+    monkeypatch.setattr(Trainer, "train_step", train_step)
 
 
 SCRIPT = """

@@ -1,0 +1,87 @@
+"""How far a command is: a bar on a terminal, elsewhere a line now and then. Always to stderr."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+INTERVAL = 15.0  # seconds between two lines where there is no terminal
+
+
+def say(line: str) -> None:
+    """One line for the user on stderr."""
+    print("".join(c if c.isprintable() else repr(c)[1:-1] for c in line), file=sys.stderr, flush=True)
+
+
+class Progress:
+    """`done` of `total` units of work, shown as they pass.
+
+    Args:
+        total: units of work; 0 where that is not known.
+        label: what is done, in a few words.
+        done: units that were done before.
+        unit: `bytes` shows amounts as such; anything else shows a share.
+        show: False shows nothing.
+        lines: whether plain lines are printed where stderr is no terminal: at the start, at the end and every INTERVAL.
+        short: what ends within INTERVAL prints no line at all.
+    """
+
+    def __init__(
+        self,
+        total: int,
+        label: str = "",
+        *,
+        done: int = 0,
+        unit: str = "",
+        show: bool = True,
+        lines: bool = True,
+        short: bool = False,
+    ) -> None:
+        self.total, self.done, self._label = total, done, label
+        self._bar: Any = _bar(unit) if show and sys.stderr.isatty() else None
+        self._lines = show and lines and self._bar is None
+        self._began, self._at_first, self._short = time.monotonic(), done, short
+        self._said = self._began if short else -INTERVAL
+        if self._bar is not None:
+            self._bar.start()
+            self._task = self._bar.add_task(label, total=total, completed=done)
+
+    def advance(self, count: int = 1) -> None:
+        """So many more units are done."""
+        self.update(self.done + count, self._label)
+
+    def update(self, done: int, text: str) -> None:
+        """`done` units are done; `text` says where that is."""
+        self.done = done
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, description=text)
+            return
+        now = time.monotonic()
+        ends = done >= self.total and not self._short
+        if self._lines and (ends or now - self._said >= INTERVAL):
+            self._said = now
+            rate = (done - self._at_first) / max(1e-9, now - self._began)
+            left = f"  {(self.total - done) / rate:.0f} s left" if rate > 0 else ""
+            say(f"[{100 * done // max(1, self.total):3d}%] {text}{left}")
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Leaves the terminal as it was."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+def _bar(unit: str) -> Any:
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    amount = DownloadColumn() if unit == "bytes" else TextColumn("{task.percentage:>3.0f}%")
+    # The text may hold brackets from a file's name, which rich would take for markup.
+    columns = (BarColumn(bar_width=24), amount, TextColumn("{task.description}", markup=False))
+    clocks = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    return Bar(*columns, *clocks, console=Console(stderr=True))
