@@ -35,7 +35,7 @@ COMMANDS = """
 import json, os, signal, sys
 from simclr_engine.cli.main import main
 from simclr_engine.report import style
-import matplotlib.pyplot, onnx, onnxruntime, sklearn.linear_model, torch
+import matplotlib.pyplot, onnx, sklearn.linear_model, torch  # onnxruntime each for itself, so that it is blamed
 
 style.DPI = 30  # pictures are a third of the time
 

@@ -346,7 +346,7 @@ NOT_OURS: dict[str, Callable[[Path], object]] = {
 def _tree(folder: Path) -> dict[str, bytes | str]:
     """Every file and link in it, with what it holds."""
     found = {path: path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()}
-    return {str(p.relative_to(folder)): os.readlink(p) if p.is_symlink() else p.read_bytes() for p in found}
+    return {str(p.relative_to(folder)): str(p.readlink()) if p.is_symlink() else p.read_bytes() for p in found}
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
@@ -358,7 +358,7 @@ def test_what_is_no_index_of_ours_is_not_replaced_or_written_through(
     out = tmp_path / "out" / "v.npy"
     NOT_OURS[what](out)
     before = _tree(tmp_path / "out")
-    with pytest.raises(UsageError, match="replace|taken|not its own|something else") as caught:
+    with pytest.raises(UsageError, match=r"replace|taken|not its own|something else") as caught:
         embedded(model, out, photos, overwrite=overwrite)
     assert "--out" in str(caught.value) or "another name" in str(caught.value)
     assert _tree(tmp_path / "out") == before
