@@ -18,18 +18,22 @@ import torch
 
 from fixtures.disturbed_runs import at_step, interrupted, narrow, newest_step, store, train
 from fixtures.image_files import class_tree, write_tree
+from fixtures.synthetic_run import write_run
 from simclr_engine import planning, stopping
 from simclr_engine.checkpoint import load_checkpoint, save_checkpoint
 from simclr_engine.cli.main import main
 from simclr_engine.command_line import launch_command, resume_command, shell_command
 from simclr_engine.data import load_data
 from simclr_engine.errors import DataError, UsageError
+from simclr_engine.export.probe import choose_probe
 from simclr_engine.parallel import check_gpus
 from simclr_engine.planning import rest_within, seconds_after
 from simclr_engine.pretraining import Interrupted, pretrain
 from simclr_engine.recipe import Recipe
+from simclr_engine.report.comparability import notes
 from simclr_engine.report.content import gather
 from simclr_engine.report.provenance import commands
+from simclr_engine.report.subjects import gather_runs
 from simclr_engine.run import Run
 from simclr_engine.training import Plan, Trainer
 
@@ -379,7 +383,7 @@ def test_pasting_what_each_command_prints_takes_a_run_to_its_end(tmp_path: Path)
             ["bash", "-c", line], capture_output=True, text=True, cwd=here, env=environment, timeout=300
         )
         assert done.returncode == code, done.stdout + done.stderr
-        return done.stdout + done.stderr
+        return done.stderr + done.stdout
 
     begin = shell_command("pretrain", "--data", "my photos", "--out", 'a "run"', "--device", "cpu", *GIVEN)
     stop = (
@@ -396,15 +400,36 @@ def test_pasting_what_each_command_prints_takes_a_run_to_its_end(tmp_path: Path)
     evaluate, export = (line.removeprefix("next:").strip() for line in said.splitlines()[-2:])
     assert "accuracy on the test split" in shell(evaluate)
     assert "encoder.onnx" in shell(export)
-    first, *rest = commands(gather(Run.open(here / 'a "run"')))
+    first, *scores, report = commands(gather(Run.open(here / 'a "run"')))
     assert first == begin
-    for line in rest:
-        assert "--data" not in line
-        shell(line)
-    fresh = shell(begin.replace("""'a "run"'""", "again"))
-    assert "next: simclr-engine evaluate again" in fresh
-    both = shell("simclr-engine compare again 'a \"run\"'")
-    shell(both.split("has not been evaluated: ")[1].splitlines()[0])
+    assert scores == [shell_command("evaluate", here / 'a "run"', "--method", "linear")]
+    assert "report.html" in shell(report)
+
+
+def test_the_commands_of_documents_and_errors_are_read_as_they_were_meant(
+    tmp_path: Path, paste: Callable[[str], list[str]]
+) -> None:
+    runs = [write_run(tmp_path / name) for name in ("it's", 'a "run"')]
+    note = next(
+        one for one in notes(gather_runs([run.directory for run in runs])) if "it's" in one and "evaluate" in one
+    )
+    program, said = "simclr-engine", paste(note.split("has not been evaluated: ")[1])
+    assert said == [program, "evaluate", str(runs[0].directory)]
+    with pytest.raises(UsageError) as caught:
+        choose_probe(runs[0], None, 512, "")
+    assert caught.value.fix is not None
+    said = paste(caught.value.fix.split("export again after: ")[1])
+    assert said == [program, "evaluate", str(runs[0].directory), "--method", "linear"]
+    again = commands(gather(runs[1]))[0]
+    options = [
+        "--recipe",
+        f"{runs[1].directory}/recipe.toml",
+        "--data",
+        "photos",
+        "--out",
+        f"{runs[1].directory}-again",
+    ]
+    assert paste(again) == [program, "pretrain", *options]
 
 
 def test_a_run_of_arrays_says_the_call_that_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
