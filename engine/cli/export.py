@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..command_line import command_here
 from ..errors import UsageError
 from .options import print_json
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 @click.option("--fp16", is_flag=True, help="Also write FILE.fp16.onnx: half the size, for GPU providers.")
 @click.option("--data", metavar="NAME|PATH", help="Images to check and calibrate on.  [default: the run's own]")
 @click.option("--opset", type=int, default=20, show_default=True, metavar="N", help="ONNX operator set, 18 or newer.")
+@click.option("--overwrite", is_flag=True, help="Replace files of these names that are no exports.")
 @click.option("--card/--no-card", default=True, help="Measure speed, memory and size of what was written.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 def command(
@@ -43,6 +45,7 @@ def command(
     fp16: bool,
     data: str | None,
     opset: int,
+    overwrite: bool,
     card: bool,
     as_json: bool,
 ) -> None:
@@ -62,7 +65,7 @@ def command(
 
     from simclr_engine.export import export_onnx
 
-    result = export_onnx(run, file, opset=opset, probe=wanted, precision=precision, data=data)
+    result = export_onnx(run, file, opset=opset, probe=wanted, precision=precision, data=data, overwrite=overwrite)
     document = result.to_json()
     if not as_json:
         _show(result)
@@ -82,7 +85,7 @@ def _wanted(probe: str | None, no_probe: bool) -> bool | str | None:
         raise UsageError(
             "--probe takes the word behind it for the ID of a probe",
             saw=f"--probe {probe}",
-            fix=f"name the file first: simclr-engine export {probe} --probe",
+            fix=f"name the file first: {command_here('export', Path(probe), '--probe')}",
         )
     return probe or True
 
