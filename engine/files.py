@@ -39,7 +39,7 @@ class Folder:
     def __init__(self, path: Path, what: str, above: Folder | None, handle: int | None) -> None:
         self.path, self._what, self._above, self._handle = path, what, above, handle
         # Absolute, for the process may go to another working directory.
-        self._where = path.absolute() if above is None else above._where / path.name
+        self._where: Path = path.absolute() if above is None else above._where / path.name
         self._identity = self._where.stat() if handle is None else os.fstat(handle)
         if not stat.S_ISDIR(self._identity.st_mode):
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
@@ -122,6 +122,15 @@ class Folder:
                 return sorted(os.listdir(listed))  # noqa: PTH208  # a descriptor
             finally:
                 os.close(listed)
+
+    def kinds(self) -> dict[str, int]:
+        """The names in it, each with its `st_mode`; links are not followed."""
+        found = {}
+        with _clear_errors(self.path, self._what):
+            for name in self.names():
+                with suppress(FileNotFoundError):  # removed since, by a process that writes here
+                    found[name] = self.status(name).st_mode
+        return found
 
     def status(self, name: str) -> os.stat_result:
         """What `lstat` says of a name inside; FileNotFoundError where there is none."""

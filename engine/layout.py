@@ -90,8 +90,8 @@ def check_removable(at: Folder) -> None:
 def survey(at: Folder, inside: str = "") -> tuple[list[str], list[str]]:
     """The files in a directory that a run writes, and everything else; folders end in `/`, links are something else."""
     ours, foreign = list[str](), list[str]()
-    for name in at.names():
-        kind, path = at.status(name).st_mode, f"{inside}/{name}".lstrip("/")
+    for name, kind in at.kinds().items():
+        path = f"{inside}/{name}".lstrip("/")
         if stat.S_ISDIR(kind) and is_our_folder(path):
             within = survey(at.folder(name, make=False), path)
             ours += within[0]
@@ -118,8 +118,8 @@ def empty(at: Folder) -> None:
 
 def _empty(at: Folder, inside: str) -> None:
     # Checkpoints go first, so that a kill in between leaves nothing that could be resumed.
-    for name in sorted(at.names(), key=lambda name: (name != "checkpoints", name)):
-        kind, path = at.status(name).st_mode, f"{inside}/{name}".lstrip("/")
+    for name, kind in sorted(at.kinds().items(), key=lambda one: one[0] != "checkpoints"):
+        path = f"{inside}/{name}".lstrip("/")
         if stat.S_ISDIR(kind) and is_our_folder(path):
             _empty(at.folder(name, make=False), path)
             at.remove_folder(name)

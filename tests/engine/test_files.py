@@ -186,6 +186,12 @@ def test_a_directory_is_held_open_no_longer_than_it_is_used(run: Path) -> None:
     assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
+def test_a_name_that_vanishes_while_it_is_listed_is_left_out(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (run / "a").touch()
+    monkeypatch.setattr(Folder, "names", lambda self: ["a", ".next.pt.7.tmp"])
+    assert list(Folder.open(run).kinds()) == ["a"]
+
+
 def test_an_empty_path_is_refused_and_not_taken_for_the_working_directory() -> None:
     with pytest.raises(UsageError, match="--out is empty"):
         named_path("")
