@@ -110,7 +110,7 @@ def evaluate(
     train, test = train.limit(limit), test.limit(limit)
     asked = Assignment(train, test, tasks(train, test, label_fraction, folds), training, label_fraction, limit, notes)
     run = Folder.open(subject.path, RESULTS) if subject.run is not None and out is None else None
-    elsewhere = Folder.open(named_path(out), RESULTS, make=True) if out is not None else None
+    where, elsewhere = named_path(out) if out is not None else None, None
     results = []
     for one, names in _order(inits, methods, subject.inits):
         start = time.perf_counter()
@@ -118,7 +118,8 @@ def evaluate(
         for name in names:
             outcome = run_method(name, encoder, asked, subject.path, start)
             results.append(outcome.result)
-            if elsewhere is not None:
+            if where is not None:  # made for a first result, and not for an evaluation that fails
+                elsewhere = elsewhere or Folder.open(where, RESULTS, make=True)
                 keep_outcome(elsewhere, outcome, test)
             elif run is not None:
                 keep_outcome(run.folder("evaluation"), outcome, test)
