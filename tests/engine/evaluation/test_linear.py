@@ -65,8 +65,8 @@ def test_c_is_the_strongest_within_one_standard_error_of_the_best(
     deviations = spread * np.resize([-1.0, 1.0], 30)
     losses = {0.001: 2.0, 0.01: 1.04, 0.1: 1.0, 1.0: 1.01}
     monkeypatch.setattr(linear, "_log_losses", lambda model, *_: losses[model.C] + deviations)
-    probe = fit_linear(*blobs(3, 300))
-    assert probe.C == expected
+    found = fit_linear(*blobs(3, 300)).C
+    assert found == expected
 
 
 def test_the_log_loss_of_a_class_that_was_not_seen_is_that_of_the_smallest_probability() -> None:
