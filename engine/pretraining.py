@@ -441,11 +441,11 @@ def _write_environment(at: Folder, environment: dict[str, Any]) -> None:
 
 
 def _commit() -> str | None:
-    """The commit of the checkout this package runs from; None where it is installed without one."""
+    """The commit of the checkout this package runs from; None where there is none, or it may not be read."""
     here = Path(__file__).resolve().parent.parent
-    if not (here / ".git").exists():
-        return None
     try:
+        if not (here / ".git").exists():
+            return None
         return subprocess.run(
             ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=5, check=True
         ).stdout.strip()

@@ -248,7 +248,8 @@ def test_a_limit_of_the_system_on_the_size_of_files_is_one_too(tmp_path: Path) -
 
 @contextmanager
 def unprivileged() -> Iterator[Path]:
-    """A folder, and no right to write anywhere else; root, whom permissions do not bind, becomes nobody for a while."""
+    """A folder, and no right to write anywhere else, nor perhaps to read: root, whom permissions do not bind, becomes
+    nobody for a while."""
     folder = Path(tempfile.mkdtemp(prefix="faults-"))
     root = os.geteuid() == 0
     try:
@@ -264,7 +265,12 @@ def unprivileged() -> Iterator[Path]:
         shutil.rmtree(folder)
 
 
-def test_a_directory_that_may_not_be_written_or_entered_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_directory_that_may_not_be_written_or_entered_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Python and the checkout may lie below a home that only root enters: a rehearsal imports what the rest needs.
+    interrupted(tmp_path / "rehearsal", monkeypatch)
+    train(tmp_path / "rehearsal", resume=True)
     with unprivileged() as folder:
         out = folder / "kept" / "run"
         interrupted(out, monkeypatch)
@@ -286,3 +292,11 @@ def test_a_directory_that_may_not_be_written_or_entered_is_named(monkeypatch: py
         with pytest.raises(PlatformError, match="cannot be reached"):
             train(out, resume=True)
         out.parent.chmod(0o700)
+
+
+def test_a_checkout_that_may_not_be_read_has_no_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    with unprivileged() as folder:
+        (folder / "checkout" / "engine").mkdir(parents=True)
+        monkeypatch.setattr(pretraining, "__file__", str(folder / "checkout" / "engine" / "pretraining.py"))
+        (folder / "checkout").chmod(0o000)
+        assert pretraining._commit() is None
