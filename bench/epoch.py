@@ -117,7 +117,7 @@ def _monitoring_rows(best: Platform, batch: int, size: int, repeats: int, monito
     plan = Plan.of(recipe, store)
     views_by = pick_augment("auto", best.device)[0]
     loss_by = pick_nt_xent("auto", best.device, recipe.head.dimension, recipe.loss.temperature)[0]
-    trainer = Trainer(recipe, plan, eager, store, Backends(views_by, loss_by))
+    trainer = Trainer(plan, eager, store, Backends(views_by, loss_by))
     trainer.model.train()
     monitor = OnlineMonitor(store, recipe.augment, watch.knn_images, eager)
     z = torch.randn(2 * batch, recipe.head.dimension, device=best.device)
@@ -157,7 +157,7 @@ def _contenders(recipe: Recipe, store: ImageStore, best: Platform, size: int) ->
         platform: Platform, augment: str = views_by, nt_xent: str = loss_by, convolutions: bool = True
     ) -> Callable[[], Callable[[], object]]:
         def build() -> Callable[[], object]:
-            trainer = Trainer(recipe, plan, platform, store, Backends(augment, nt_xent))
+            trainer = Trainer(plan, platform, store, Backends(augment, nt_xent))
             trainer.model.train()
             if not convolutions:
                 with_plain_convolutions(trainer.model)
@@ -170,7 +170,7 @@ def _contenders(recipe: Recipe, store: ImageStore, best: Platform, size: int) ->
         model = with_plain_convolutions(SimCLR(recipe.model, recipe.head)).to(best.device).train()
         optimizer = build_optimizer(model, recipe.optimizer, 0.01)
         eager = Platform(best.device, "fp32", channels_last=False, compile=False)
-        augmenter = Trainer(recipe, plan, eager, store, Backends("torch", "torch"))
+        augmenter = Trainer(plan, eager, store, Backends("torch", "torch"))
         return lambda: plain_step(model, optimizer, augmenter.views(augmenter.sample_ids(0), 0, size), temperature)
 
     found = {"ours": ours(best)}

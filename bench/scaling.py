@@ -74,7 +74,8 @@ def _rank(
     with start_world("cpu") as world:
         shared = _trainer(images * processes, size, world)
         single = _trainer(images, size, World()) if world.main else None
-        pause = world.first(lambda: sleep if sleep is not None else _network_seconds(_trainer(images, size, World())))
+        timed = _network_seconds(_trainer(images, size, World())) if world.main and sleep is None else 0.0
+        pause = world.same(timed if sleep is None else sleep)
         alone: list[float] = []
         together: list[float] = []
         for turn in range(repeats + 1):  # the first is not counted
@@ -96,7 +97,7 @@ def _trainer(batch: int, size: int, world: World) -> Trainer:
     pixels = np.random.default_rng(0).integers(0, 256, (4 * batch, size, size, 3), dtype=np.uint8)
     store = ImageStore.from_arrays(pixels, name="noise")
     backends = Backends(pick_augment("auto", platform.device)[0], "torch")
-    trainer = Trainer(recipe, Plan.of(recipe, store), platform, store, backends, world)
+    trainer = Trainer(Plan.of(recipe, store), platform, store, backends, world)
     trainer.model.train()
     return trainer
 

@@ -120,7 +120,7 @@ def _trainer(store: ImageStore, batch: int) -> Trainer:
     platform = choose_platform("cpu", compile=False)
     keep_freed_memory()
     backends = Backends(pick_augment("auto", platform.device)[0], "torch")
-    trainer = Trainer(recipe, Plan.of(recipe, store), platform, store, backends)
+    trainer = Trainer(Plan.of(recipe, store), platform, store, backends)
     trainer.model.train()
     return trainer
 

@@ -16,6 +16,7 @@ from .evaluation.collapse import feature_statistics
 from .evaluation.knn import classify_knn
 from .model import SimCLR
 from .parallel import World
+from .training import Plan, Trainer
 
 NEIGHBOURS = 10
 CHUNK = 250
@@ -35,13 +36,28 @@ class OnlineMonitor:
         images: int,
         platform: Platform,
         world: World = World(),  # noqa: B008  # frozen
+        epochs: int = 1,
     ) -> None:
+        self._epochs = epochs
         sample = store.limit(images)
         order = np.random.default_rng(0).permutation(len(sample))
         self._images, self._platform, self._world = sample.images[order], platform, world
         self._labels = None if sample.labels is None else sample.labels[order]
         self._queries = max(1, len(sample) // 5)
         self._mean, self._std = (torch.tensor(v).view(1, 3, 1, 1) for v in (spec.mean, spec.std))
+
+    @classmethod
+    def of(cls, trainer: Trainer) -> OnlineMonitor | None:
+        """The monitor that the trainer's recipe asks for; None where it asks for none."""
+        wanted, spec = trainer.recipe.monitor, trainer.recipe.augment
+        if not wanted.knn_epochs:
+            return None
+        return cls(trainer.store, spec, wanted.knn_images, trainer.platform, trainer.world, wanted.knn_epochs)
+
+    def due(self, step: int, plan: Plan) -> bool:
+        """Whether it is time to look, after so many steps: at the end of the run and of every `epochs` epochs."""
+        epoch, into = divmod(step, plan.steps_per_epoch)
+        return step == plan.total_steps or (into == 0 and epoch % self._epochs == 0)
 
     def __call__(self, model: SimCLR) -> dict[str, float]:
         """`accuracy` (kNN, k = 10, cosine; with labels only), `feature_std`, `rankme`, `images`; {} but on rank 0."""

@@ -7,7 +7,8 @@ import resource
 import sys
 import time
 from bisect import bisect_right
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,61 @@ BUDGET_SHARE = 0.96
 
 
 @dataclass(frozen=True)
+class Options:
+    """How a run is made on this machine: the arguments of `pretrain` that are neither recipe nor images.
+
+    Attributes:
+        device: auto | cuda | mps | cpu.
+        fused: True and None take the best backend of each kernel, False plain PyTorch.
+        augment: auto, or the augmentation backend by name.
+        compile: torch.compile; None decides by device and length.
+        max_minutes: what the run may take, all in all.
+        limit: images to train on.
+        resume, overwrite: go on with the run that is there, or replace it.
+        deterministic: bitwise the same run each time.
+        quiet: no progress.
+        overrides: settings over the recipe's, as they were given.
+
+    Raises:
+        UsageError: minutes of 0 or less; `deterministic` beside what depends on measured times.
+    """
+
+    device: str = "auto"
+    fused: bool | None = None
+    augment: str = "auto"
+    compile: bool | None = None
+    max_minutes: float | None = None
+    limit: int | None = None
+    resume: bool = False
+    overwrite: bool = False
+    deterministic: bool = False
+    quiet: bool = False
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.max_minutes is not None and not self.max_minutes > 0:
+            raise UsageError(
+                "--max-minutes must be above 0", saw=self.max_minutes, fix="give the minutes the run may take"
+            )
+        if self.deterministic and (self.compile or self.max_minutes is not None):
+            raise UsageError(
+                "--deterministic excludes what depends on measured times",
+                saw="--compile" if self.compile else "--max-minutes",
+                fix="leave it out; --epochs sets a length",
+            )
+
+    def words(self) -> list[str]:
+        """Those that say how to compute, as the command line takes them: with them a run goes on as it was begun."""
+        words = list[str]()
+        for name, text in (("device", self.device), ("augment", self.augment)):
+            words += [] if text == "auto" else [f"--{name}", text]
+        choices = (("fused", self.fused), ("compile", self.compile), ("deterministic", self.deterministic or None))
+        for name, value in choices:
+            words += [] if value is None else [f"--{name}" if value else f"--no-{name}"]
+        return words
+
+
+@dataclass(frozen=True)
 class Estimate:
     """What a run will take, from steps that were timed on this machine (an estimate, not a measurement of the run).
 
@@ -47,82 +103,94 @@ class Estimate:
 def prepare(
     recipe: Recipe,
     store: ImageStore,
+    options: Options,
+    world: World = World(),  # noqa: B008  # frozen
     *,
-    device: str = "auto",
-    fused: bool | None = None,
-    augment: str = "auto",
-    compile: bool | None = None,
-    max_minutes: float | None = None,
     saved: dict[str, Any] | None = None,
     measure: bool = False,
-    world: World = World(),  # noqa: B008  # frozen
 ) -> tuple[Trainer, Estimate | None]:
     """The trainer, its recipe and plan final.
 
-    With `max_minutes` (or `measure`) some steps are timed first, on another trainer. A run that comes out short takes
-    the recipe's settings for short runs, and is then timed with them. One that is resumed (`saved`) keeps its own, and
-    its plan, unless `max_minutes` are given for what is left of it.
+    With `options.max_minutes` (or `measure`) some steps are timed first, on another trainer. A run that comes out short
+    takes the recipe's settings for short runs, and is then timed with them. One that is resumed (`saved`) keeps its
+    own, and its plan, unless `max_minutes` are given for what is left of it.
     Where ranks of a `world` could come to different times, rank 0's hold.
     """
+    making = _Making(recipe, store, options, world, saved)
     if saved is not None:
-        plan = Plan.of(Recipe.from_toml(saved["recipe"]), store, int(saved["total_steps"]))
-    else:
-        plan = Plan.of(recipe.for_epochs(math.inf), store)
-    if world.size > 1:
-        compile = bool(compile)  # unless asked for: synchronised batch norm breaks the graph at every layer
-    platform = choose_platform(device, recipe.train.precision, compile, plan.total_steps)
-    if platform.device.type == "cpu":
-        keep_freed_memory()
-
-    def trainer_of(plan: Plan) -> Trainer:
-        """With the kernels that serve this plan's recipe: a short run may have another temperature."""
-        backends, notes = _backends(platform, plan.recipe, fused, augment)
-        with loading_errors(store, platform.device):
-            return Trainer(plan.recipe, plan, replace(platform, notes=platform.notes + notes), store, backends, world)
-
-    world.agree(
-        {
-            "the images": store.fingerprint,
-            "the recipe": plan.recipe.hash(),
-            "precision": platform.precision,
-            "the version of torch": torch.__version__,
-        }
-    )
-    began, per_step = time.perf_counter(), dict[int, float]()
-    if saved is not None:
-        if max_minutes is None:
-            return trainer_of(plan), None
-        step, per_step = int(saved["step"]), world.same(calibrate(trainer_of(plan)))
-        left = world.same(max_minutes * 60 * BUDGET_SHARE - (time.perf_counter() - began))
-        plan = rest_within(plan, step, left, per_step)
-        trainer = trainer_of(plan)
-        return trainer, Estimate(seconds_after(plan, step, per_step), per_step, peak_memory(platform))
-
-    def timed(plan: Plan) -> tuple[Plan, dict[int, float]]:
-        """View size → seconds of a step, and the plan cut to the time that is left."""
-        per_step = world.same(calibrate(trainer_of(plan)))
-        if max_minutes is not None:
-            left = world.same(max_minutes * 60 * BUDGET_SHARE - (time.perf_counter() - began))
-            plan = Plan.of(plan.recipe, store, min(plan.total_steps, steps_within(plan, left, per_step)))
-        return plan, per_step
-
-    if max_minutes is not None:
-        plan, per_step = timed(plan)
+        return making.resumed(saved)
+    plan, per_step = making.plan, dict[int, float]()
+    if options.max_minutes is not None:
+        plan, per_step = making.timed(plan)
     adapted = recipe.for_epochs(plan.total_steps / plan.steps_per_epoch)
     if adapted != plan.recipe:
         plan, per_step = Plan.of(adapted, store), {}
-    if not per_step and (max_minutes is not None or measure):
-        plan, per_step = timed(plan)
+    if not per_step and (options.max_minutes is not None or measure):
+        plan, per_step = making.timed(plan)
     changes = adapted.differences(recipe)
-    if changes:
-        taken = ", ".join(f"{key} = {value}" for key, value in changes.items())
-        note = f"a run this short takes {taken} (the recipe's short_runs; what you --set stays)"
-        platform = replace(platform, notes=(*platform.notes, note))
-    trainer = trainer_of(plan)
+    taken = ", ".join(f"{key} = {value}" for key, value in changes.items())
+    notes = [f"a run this short takes {taken} (the recipe's short_runs; what you --set stays)"] if changes else []
+    trainer = making.trainer(plan, *notes)
     if not per_step:
         return trainer, None
-    seconds = sum(per_step[size] * count for size, count in plan.sizes().items())
-    return trainer, Estimate(seconds, per_step, peak_memory(platform))
+    return trainer, Estimate(seconds_after(plan, 0, per_step), per_step, peak_memory(trainer.platform))
+
+
+class _Making:
+    """A trainer in the making: the platform is chosen, the kernels follow from the plan's recipe."""
+
+    def __init__(
+        self, recipe: Recipe, store: ImageStore, options: Options, world: World, saved: dict[str, Any] | None
+    ) -> None:
+        self._store, self._options, self._world = store, options, world
+        if saved is not None:
+            self.plan = Plan.of(Recipe.from_toml(saved["recipe"]), store, int(saved["total_steps"]))
+        else:
+            self.plan = Plan.of(recipe.for_epochs(math.inf), store)
+        # With ranks only if asked for: synchronised batch norm breaks the graph at every layer.
+        compile = bool(options.compile) if world.size > 1 else options.compile
+        precision = recipe.train.precision
+        self._platform = choose_platform(options.device, precision, compile, self.plan.total_steps)
+        if self._platform.device.type == "cpu":
+            keep_freed_memory()
+        world.agree(
+            {
+                "the images": store.fingerprint,
+                "the recipe": self.plan.recipe.hash(),
+                "precision": self._platform.precision,
+                "the version of torch": torch.__version__,
+            }
+        )
+        self._began = time.perf_counter()
+
+    def trainer(self, plan: Plan, *notes: str) -> Trainer:
+        """With the kernels that serve this plan's recipe: a short run may have another temperature."""
+        backends, why = _backends(self._platform, plan.recipe, self._options)
+        platform = replace(self._platform, notes=(*self._platform.notes, *notes, *why))
+        with loading_errors(self._store, platform.device):
+            return Trainer(plan, platform, self._store, backends, self._world)
+
+    def timed(self, plan: Plan) -> tuple[Plan, dict[int, float]]:
+        """The plan, cut to the time that is left, and view size → seconds of a step."""
+        per_step = self._world.same(calibrate(self.trainer(plan)))
+        if self._options.max_minutes is not None:
+            steps = steps_within(plan, self._seconds_left(), per_step)
+            plan = replace(plan, total_steps=min(plan.total_steps, steps))
+        return plan, per_step
+
+    def resumed(self, saved: dict[str, Any]) -> tuple[Trainer, Estimate | None]:
+        """With the saved plan, or what is left of it laid out anew to fit into `max_minutes`."""
+        if self._options.max_minutes is None:
+            return self.trainer(self.plan), None
+        step, per_step = int(saved["step"]), self._world.same(calibrate(self.trainer(self.plan)))
+        plan = rest_within(self.plan, step, self._seconds_left(), per_step)
+        trainer = self.trainer(plan)
+        return trainer, Estimate(seconds_after(plan, step, per_step), per_step, peak_memory(trainer.platform))
+
+    def _seconds_left(self) -> float:
+        minutes = self._options.max_minutes
+        assert minutes is not None
+        return self._world.same(minutes * 60 * BUDGET_SHARE - (time.perf_counter() - self._began))
 
 
 def calibrate(trainer: Trainer) -> dict[int, float]:
@@ -244,9 +312,9 @@ def peak_memory(platform: Platform) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def _backends(platform: Platform, recipe: Recipe, fused: bool | None, augment: str) -> tuple[Backends, tuple[str, ...]]:
+def _backends(platform: Platform, recipe: Recipe, options: Options) -> tuple[Backends, tuple[str, ...]]:
     """The kernels' implementations by what the device offers, and what there is to say about them."""
-    plain = fused is False
+    plain, augment = options.fused is False, options.augment
     dimension, temperature = recipe.head.dimension, recipe.loss.temperature
     try:
         views, why_views = pick_augment("torch" if plain and augment == "auto" else augment, platform.device)
@@ -257,5 +325,5 @@ def _backends(platform: Platform, recipe: Recipe, fused: bool | None, augment: s
         ) from error
     said = {f"augmentation by {views}": why_views, f"NT-Xent by {loss}": why_loss}
     # Asked for, everything is said; otherwise what keeps a faster kernel from serving ("…; no native: …").
-    notes = tuple(f"{what}: {why}" for what, why in said.items() if fused or "; no " in why)
+    notes = tuple(f"{what}: {why}" for what, why in said.items() if options.fused or "; no " in why)
     return Backends(views, loss), notes

@@ -7,10 +7,8 @@ import json
 import math
 import os
 import socket
-import sys
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -79,7 +77,7 @@ class Run:
                 continue
             if environment.get("finished"):
                 ended = environment.get("ended")
-                found.append((float(ended) if _is_number(ended) else 0.0, file.parent))
+                found.append((float(ended) if is_number(ended) else 0.0, file.parent))
         if not found:
             raise DataError(
                 "no finished run to take",
@@ -194,7 +192,8 @@ def _whole_number(digits: str) -> int:
     return int(digits)
 
 
-def _is_number(value: object) -> TypeGuard[float]:
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether a value of a log is a finite number."""
     return isinstance(value, int | float) and math.isfinite(value)
 
 
@@ -338,121 +337,3 @@ class RunLock:
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
             file.flush()
-
-
-class RunLog:
-    """metrics.jsonl and TensorBoard, written together; a resumed run drops the rows after its checkpoint.
-
-    Each row is in the hands of the system when `write` returns: a process that is killed loses none.
-
-    Raises:
-        PlatformError: from every method, where the disk is full or the directory cannot be written; from `write`, where
-            it was removed or replaced.
-    """
-
-    def __init__(self, directory: Path | Folder, resume_step: int | None = None) -> None:
-        from tensorboard.compat.proto.event_pb2 import Event
-        from tensorboard.summary.writer.record_writer import RecordWriter
-
-        self._folder = Folder.of(directory)
-        self.path = self._folder.path / "metrics.jsonl"
-        if resume_step is not None:
-            kept = [r for r in read_rows(self.path) if _is_number(r.get("step", 0)) and r.get("step", 0) <= resume_step]
-            self._folder.write_text(self.path.name, "".join(json.dumps(r) + "\n" for r in kept))
-        self._file = self._folder.append(self.path.name, "a")
-        # Not tensorboard's EventFileWriter: it writes from a thread, where a full disk is a traceback and comes late.
-        self._board = RecordWriter(self._folder.folder("tensorboard").append(event_file_name()))
-        with self._clear_errors():
-            self._board.write(Event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString())
-
-    def write(self, event: str, step: int, values: Mapping[str, Any]) -> None:
-        """One row `{"event", "step", **values}`; numbers go to TensorBoard as `event/name`."""
-        from tensorboard.compat.proto.event_pb2 import Event
-        from tensorboard.compat.proto.summary_pb2 import Summary
-
-        row = {"event": event, "step": step, **values}
-        scalars = [
-            Summary.Value(tag=f"{event}/{k}", simple_value=v) for k, v in values.items() if isinstance(v, int | float)
-        ]
-        record = Event(wall_time=time.time(), step=step, summary=Summary(value=scalars)).SerializeToString()
-        self._folder.check()
-        with self._clear_errors():
-            self._file.write(json.dumps(row) + "\n")
-            self._file.flush()
-            self._board.write(record)
-            self._board.flush()
-
-    def close(self) -> None:
-        """Closes both."""
-        with self._clear_errors():
-            try:
-                self._file.close()
-            finally:
-                self._board.close()
-
-    @contextmanager
-    def _clear_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise PlatformError(
-                "cannot write the log",
-                saw=f"{error.filename or self.path}: {error.strerror}",
-                fix="free space or mend its permissions, then --resume",
-            ) from error
-
-
-def event_file_name() -> str:
-    """The name under which TensorBoard finds the events of this process."""
-    return f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}"
-
-
-class Progress:
-    """A bar on a terminal; elsewhere one plain line at most every `interval` seconds. Always to stderr."""
-
-    def __init__(self, total: int, done: int = 0, *, quiet: bool = False, interval: float = 15.0) -> None:
-        self.total, self.done, self.quiet, self.interval = total, done, quiet, interval
-        self._bar: Any = None
-        self._start, self._first, self._last = time.monotonic(), done, 0.0
-        if not quiet and sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-            from rich.progress import Progress as Bar
-
-            columns = (
-                BarColumn(bar_width=24),
-                TextColumn("{task.percentage:>3.0f}%"),
-                TextColumn("{task.description}"),
-            )
-            self._bar = Bar(
-                *columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=Console(stderr=True)
-            )
-            self._bar.start()
-            self._task = self._bar.add_task("starting", total=total, completed=done)
-
-    def update(self, done: int, text: str) -> None:
-        """`done` of `total` steps are done; `text` is the state in a few words."""
-        self.done = done
-        if self._bar is not None:
-            self._bar.update(self._task, completed=done, description=text)
-        elif not self.quiet and (time.monotonic() - self._last >= self.interval or done >= self.total):
-            self._last = time.monotonic()
-            rate = (done - self._first) / max(1e-9, self._last - self._start)
-            left = f"{(self.total - done) / rate:.0f} s left" if rate > 0 else ""
-            print(f"[{100 * done // max(1, self.total):3d}%] {text}  {left}", file=sys.stderr, flush=True)
-
-    def close(self) -> None:
-        """Leaves the terminal as it was."""
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
-
-
-@contextmanager
-def progress(total: int, done: int = 0, *, quiet: bool = False) -> Iterator[Progress]:
-    """A `Progress` that is closed whatever happens."""
-    bar = Progress(total, done, quiet=quiet)
-    try:
-        yield bar
-    finally:
-        bar.close()

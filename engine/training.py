@@ -114,16 +114,16 @@ class Trainer:
 
     def __init__(
         self,
-        recipe: Recipe,
         plan: Plan,
         platform: Platform,
         store: ImageStore,
         backends: Backends,
         world: World = World(),  # noqa: B008  # frozen
     ) -> None:
+        recipe = plan.recipe
         torch.manual_seed(recipe.train.seed)
-        self.recipe, self.platform, self.store, self.backends = recipe, platform, store, backends
-        self.plan, self.world = plan, world
+        self.recipe, self.plan, self.platform, self.store = recipe, plan, platform, store
+        self.backends, self.world = backends, world
         share = check_shares(recipe.train, world.size)
         self.micro_batch = recipe.train.micro_batch or share
         self.two_passes = self.micro_batch < share

@@ -91,28 +91,24 @@ def command(
     # A run that goes on has a recipe of its own.
     resolved = Recipe.load(recipe or DEFAULT, overrides=overrides) if recipe or resume is None else None
 
+    from dataclasses import replace
+
     from ..device import deterministic_algorithms
     from ..parallel import PeerFailed, is_main, start_world
-    from ..pretraining import Interrupted, describe, open_data, prepare, pretrain
+    from ..planning import Options, describe, prepare
+    from ..pretraining import Interrupted, open_data, pretrain
     from ..resuming import trained_on
 
     if gpus is not None and _launched(gpus, device):
         return
 
     if dry_run and resolved is not None:
+        options = Options(device, fused, augment, compile, max_minutes, limit, deterministic=deterministic)
         with deterministic_algorithms(deterministic), start_world(device) as world:
-            store, _ = world.leaders_first(lambda: open_data(resolved, data, limit, quiet=as_json or not world.main))
-            trainer, estimate = prepare(
-                trained_on(resolved, world.same(store.name), store.image_size),
-                store,
-                device=world.device,
-                fused=fused,
-                augment=augment,
-                compile=compile,
-                max_minutes=max_minutes,
-                measure=True,
-                world=world,
-            )
+            options = replace(options, device=world.device, quiet=as_json or not world.main)
+            store, _ = world.leaders_first(lambda: open_data(resolved, data, options))
+            trained = trained_on(resolved, world.same(store.name), store.image_size)
+            trainer, estimate = prepare(trained, store, options, world, measure=True)
         if not world.main:
             return
         if as_json and estimate is not None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import Folder
-from ..run import event_file_name
+from ..event_log import event_file_name
 
 # Key in a row → tag. The learning rate is known at both; the finer of the two is written.
 HISTORY = {"test_accuracy": "test/accuracy", "test_loss": "test/loss", "train_loss": "train/loss_epoch", "lr": "lr"}

@@ -106,7 +106,7 @@ def test_an_error_of_the_reading_is_raised_by_the_step_that_needs_it(
 def trainer(store: ImageStore, **more: object) -> Trainer:
     settings = {"train.batch_size": 8, "train.epochs": 2, "short_runs": []} | more
     recipe = Recipe.load("cifar10-sgd", overrides=settings)
-    made = Trainer(recipe, Plan.of(recipe, store), FP32, store, Backends("torch", "torch"))
+    made = Trainer(Plan.of(recipe, store), FP32, store, Backends("torch", "torch"))
     made.model.train()
     return made
 

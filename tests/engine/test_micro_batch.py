@@ -123,7 +123,7 @@ def test_resnet_differs_from_the_whole_batch_by_no_more_than_rounding_in_any_pre
         for micro in (0, 8):
             recipe = recipe_of(**{"train.batch_size": 32, "train.micro_batch": micro})
             store, platform = ranks_of.blobs(32), Platform(torch.device("cpu"), precision, True, False)
-            trainer = Trainer(recipe, Plan.of(recipe, store), platform, store, Backends("torch", "torch"))
+            trainer = Trainer(Plan.of(recipe, store), platform, store, Backends("torch", "torch"))
             trainer.model.train()
             for module in trainer.model.modules():
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -147,7 +147,7 @@ def test_a_step_of_two_passes_reads_nothing_from_the_device(monkeypatch: pytest.
     monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: nullcontext())
     recipe, store = recipe_of(**{"train.micro_batch": 4}), ranks_of.blobs()
     meta = Platform(torch.device("meta"), "fp32", channels_last=True, compile=False)
-    trainer = Trainer(recipe, Plan.of(recipe, store), meta, store, Backends("torch", "torch"))
+    trainer = Trainer(Plan.of(recipe, store), meta, store, Backends("torch", "torch"))
     trainer.model.train()
     loss, z = trainer.train_step(0)
     assert (loss.device.type, tuple(z.shape)) == ("meta", (2 * BATCH, 8))
@@ -160,7 +160,7 @@ def peak_of_a_step(batch: int, micro: int) -> int:
     settings = {"train.batch_size": batch, "train.micro_batch": micro, "train.precision": "fp32", "short_runs": []}
     recipe = Recipe.load("cifar10-sgd", overrides=settings)
     platform = Platform(torch.device("cpu"), "fp32", channels_last=True, compile=False)
-    trainer = Trainer(recipe, Plan.of(recipe, store), platform, store, Backends("torch", "torch"))
+    trainer = Trainer(Plan.of(recipe, store), platform, store, Backends("torch", "torch"))
     trainer.model.train()
     for p in trainer.model.parameters():  # they stay, and are no part of a step
         trainer.optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)

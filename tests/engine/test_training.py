@@ -66,7 +66,7 @@ def tiny_recipe(**overrides: Any) -> Recipe:
 
 
 def trainer_for(recipe: Recipe, store: ImageStore) -> Trainer:
-    trainer = Trainer(recipe, Plan.of(recipe, store), FP32, store, Backends("torch", "torch"))
+    trainer = Trainer(Plan.of(recipe, store), FP32, store, Backends("torch", "torch"))
     trainer.model.train()
     return trainer
 
@@ -144,7 +144,7 @@ def test_a_step_reads_nothing_from_the_device(optimizer: str, monkeypatch: pytes
     )  # which knows no meta; all is fp32 here
     recipe, store = tiny_recipe(**{"optimizer.name": optimizer, "augment.blur": 0.5}), tiny_store()
     meta = Platform(torch.device("meta"), "fp32", channels_last=True, compile=False)
-    trainer = Trainer(recipe, Plan.of(recipe, store), meta, store, Backends("torch", "torch"))
+    trainer = Trainer(Plan.of(recipe, store), meta, store, Backends("torch", "torch"))
     trainer.model.train()
     for step in range(2):
         loss, z = trainer.train_step(step)
@@ -465,20 +465,20 @@ def test_kernels_are_chosen_for_what_a_short_run_takes(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(planning, "pick_nt_xent", pick)
     recipe = tiny_recipe(short_runs=[{"epochs": 5, "settings": {"loss.temperature": 0.01}}])
-    trainer, _ = planning.prepare(recipe, tiny_store(), device="cpu")
+    trainer, _ = planning.prepare(recipe, tiny_store(), planning.Options(device="cpu"))
     assert trainer.recipe.loss.temperature == 0.01 and asked[-1] == 0.01
 
 
 def test_training_sees_the_same_views_from_every_backend() -> None:
     recipe, store = tiny_recipe(), tiny_store()
     plan = Plan.of(recipe, store)
-    by_torch = Trainer(recipe, plan, FP32, store, Backends("torch", "torch")).views(torch.arange(16), 1, 12)
+    by_torch = Trainer(plan, FP32, store, Backends("torch", "torch")).views(torch.arange(16), 1, 12)
     for backend in ("native", "dali"):
         try:
             pick_augment(backend, "cpu")
         except ValueError:
             continue
-        views = Trainer(recipe, plan, FP32, store, Backends(backend, "torch")).views(torch.arange(16), 1, 12)
+        views = Trainer(plan, FP32, store, Backends(backend, "torch")).views(torch.arange(16), 1, 12)
         assert views.shape == by_torch.shape and views.is_contiguous(memory_format=torch.channels_last)
         difference = (views - by_torch).abs()
         assert difference.max() <= 1e-5 if backend == "native" else difference.mean() < 0.3

@@ -1,0 +1,210 @@
+"""What a run leaves in its directory while it trains: environment, log, checkpoints, weights. Rank 0 writes."""
+
+from __future__ import annotations
+
+import json
+import platform as host
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+
+from . import __version__, stopping
+from .checkpoint import LAST, encoder_metadata, keep_last_as, pack_weights, save_last
+from .command_line import PROGRAM, shell_command
+from .errors import PlatformError
+from .event_log import RunLog
+from .files import Folder
+from .model import parameter_count
+from .parallel import run_id
+from .planning import Estimate, Options, peak_memory
+from .resuming import Stopped
+from .run import Run, RunLock
+from .training import Trainer
+
+SAVE_SECONDS = 120.0  # at most this much training is lost to a crash
+VIEWS_SHOWN, IMAGES_SHOWN = 16, 4  # in views.npz, for the report's augmentation sheet
+
+
+class Recording:
+    """A run's directory while it trains: every rank has one, and only rank 0's writes.
+
+    What rank 0 fails at, all ranks fail at. Left by `with`, the log is closed and environment.json tells the time.
+
+    Args:
+        lock: of the directory, taken by rank 0.
+        trainer: what is trained.
+        environment: what environment.json says.
+        began: `time.perf_counter()` when this part of the run did.
+    """
+
+    def __init__(self, lock: RunLock, trainer: Trainer, environment: dict[str, Any], began: float) -> None:
+        self._lock, self._trainer, self._world, self._environment = lock, trainer, trainer.world, environment
+        self._began, self._spent = began, float(environment["seconds"])
+        self._saved_at = time.monotonic()
+        with self._world.fail_together():
+            if self._world.main:
+                self._log = RunLog(lock.folder, resume_step=trainer.step or None)
+                lock.folder.write_text("recipe.toml", trainer.recipe.to_toml())
+                self._write_environment()
+                save_view_samples(lock.folder, trainer)
+                self._checkpoints = lock.folder.folder("checkpoints")
+                self._mend_names()
+
+    def __enter__(self) -> Recording:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """What is raised in the `with` says more than that the log cannot be closed, as on a full disk."""
+        if self._world.main:
+            with suppress(*(PlatformError,) if error else ()):
+                self._log.close()
+                self._tell_time()
+
+    def log(self, event: str, row: dict[str, float]) -> None:
+        """A row of metrics.jsonl and TensorBoard, at the trainer's step."""
+        if self._world.main:
+            self._log.write(event, self._trainer.step, row)
+
+    def save_due(self, seconds: float) -> bool:
+        """Whether too much would be lost by now; a step of `seconds` that a deadline may cut is worth one each."""
+        return time.monotonic() - self._saved_at > (SAVE_SECONDS if seconds < stopping.STOP_SECONDS / 2 else 0.0)
+
+    def lasting_name(self) -> str | None:
+        """The second name of the checkpoint of the trainer's step, if it is to stay."""
+        epoch, into = divmod(self._trainer.step, self._trainer.plan.steps_per_epoch)
+        keep = self._trainer.recipe.train.checkpoint_epochs
+        return f"epoch_{epoch:04d}.pt" if keep and into == 0 and epoch % keep == 0 else None
+
+    def save(self) -> None:
+        """`last.pt` of the trainer's state, under its second name too if it is to stay."""
+        with self._world.fail_together():
+            if self._world.main:
+                self._save()
+        self._saved_at = time.monotonic()
+
+    def _save(self) -> None:
+        save_last(self._checkpoints, self._trainer.state_dict())
+        if name := self.lasting_name():
+            keep_last_as(self._checkpoints, name)
+
+    def finish(self) -> Run:
+        """The weights, and that the run is finished."""
+        trainer, folder = self._trainer, self._lock.folder if self._world.main else None
+        with self._world.fail_together():
+            if folder is not None:
+                metadata = encoder_metadata(trainer.recipe, trainer.store.image_size)
+                folder.write("model.safetensors", pack_weights(trainer.model, metadata))
+                folder.write("encoder.safetensors", pack_weights(trainer.model.encoder, metadata))
+                self._environment.update(finished=True, ended=time.time())
+                self._tell_time()
+        environment = self._world.same(self._environment)
+        directory = self._lock.directory
+        # Other machines need not see the directory.
+        return Run.open(directory) if folder is not None else Run(directory, trainer.recipe, environment)
+
+    def _tell_time(self) -> None:
+        seconds = self._spent + time.perf_counter() - self._began
+        self._environment.update(seconds=seconds, peak_bytes=peak_memory(self._trainer.platform))
+        self._write_environment()
+
+    def _write_environment(self) -> None:
+        self._lock.folder.write_text("environment.json", json.dumps(self._environment, indent=2) + "\n")
+
+    def _mend_names(self) -> None:
+        """Gives the resumed checkpoint the names that a kill kept from it."""
+        names = [LAST, self.lasting_name()]
+        if self._trainer.step and not all(self._checkpoints.is_file(name) for name in names if name):
+            self._save()
+
+
+def environment_of(
+    trainer: Trainer, options: Options, place: str | None, estimate: Estimate | None, stopped: Stopped | None
+) -> dict[str, Any]:
+    """What environment.json says when a run begins, or goes on.
+
+    It alone has `place`, the absolute path of the images: it is not handed on.
+    """
+    plan, store, started = trainer.plan, trainer.store, Path(sys.argv[0]).name == PROGRAM
+    environment: dict[str, Any] = {
+        "version": __version__,
+        "finished": False,
+        "command": shell_command(*sys.argv[1:]) if started else None,
+        "commit": _commit(),
+        **trainer.platform.describe(),
+        "backends": {"augment": trainer.backends.augment, "nt_xent": trainer.backends.nt_xent},
+        "notes": list(trainer.platform.notes),
+        "versions": {"python": host.python_version(), "torch": torch.__version__, "numpy": np.__version__},
+        "parameters": parameter_count(trainer.model),
+        "ranks": trainer.world.size,
+        "micro_batch": trainer.micro_batch,
+        "batch_norm": "synchronised" if trainer.synchronised else "local",
+        "images_in_files": trainer.streamed,
+        "launch": run_id(),
+        "data": {
+            "name": store.name,
+            "path": place,
+            "split": store.split,
+            "fingerprint": store.fingerprint,
+            "images": len(store),
+            "limit": options.limit,
+            "image_size": store.image_size,
+            "class_names": list(store.class_names),
+        },
+        "plan": {
+            "total_steps": plan.total_steps,
+            "steps_per_epoch": plan.steps_per_epoch,
+            "epochs": plan.total_steps / plan.steps_per_epoch,
+            "peak_lr": plan.peak_lr,
+            "max_minutes": options.max_minutes,
+            "estimated_seconds": estimate.seconds if estimate else None,
+        },
+        "seconds": 0.0,
+    }
+    if stopped is not None:
+        earlier = stopped.run.environment
+        environment |= {"seconds": stopped.seconds, "command": earlier.get("command")}
+        if estimate is None:  # the plan is as it was
+            environment["plan"] = earlier.get("plan", environment["plan"])
+        else:
+            environment["plan"] |= {"estimated_seconds": stopped.seconds + estimate.seconds}
+    return environment
+
+
+def save_view_samples(at: Folder, trainer: Trainer) -> None:
+    """`views.npz`: some images and views of each, of the first epochs.
+
+    Arrays `originals` uint8 `[n, S, S, 3]` and `views` uint8 `[n, 16, S', S', 3]`, the normalisation undone.
+    """
+    ids = torch.arange(min(IMAGES_SHOWN, len(trainer.store)), device=trainer.platform.device)
+    views, size = trainer.recipe.train.views, trainer.plan.view_size(trainer.plan.total_steps - 1)
+    epochs = range(-(-VIEWS_SHOWN // views))
+    batch = torch.cat(
+        [trainer.views(ids, epoch, size).float().cpu().reshape(views, len(ids), 3, size, size) for epoch in epochs]
+    )[:VIEWS_SHOWN]
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (trainer.spec.mean, trainer.spec.std))
+    pixels = ((batch * std + mean).clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 0, 3, 4, 2)
+    originals = np.ascontiguousarray(trainer.store.images[: len(ids)])
+    with at.writing("views.npz") as file:
+        np.savez_compressed(file, originals=originals, views=pixels.numpy())
+
+
+def _commit() -> str | None:
+    """The commit of the checkout this package runs from; None where there is none, or it may not be read."""
+    here = Path(__file__).resolve().parent.parent
+    try:
+        if not (here / ".git").exists():
+            return None
+        return subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=5, check=True
+        ).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
