@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 
 from . import specs
-from .errors import UsageError
-from .wording import cut, shown
+from .errors import UsageError, cut, shown
 
 ARCHITECTURES = ("resnet18", "resnet34", "resnet50")
 SCHEDULES = ("cosine", "step", "exponential", "constant")

@@ -17,7 +17,7 @@ from typing import Any
 from simclr_engine.kernels.augmentation.spec import AugmentSpec
 
 from . import ranges
-from .errors import UsageError
+from .errors import UsageError, cut, nearest, shown
 from .ranges import ARCHITECTURES
 from .specs import (
     DataSpec,
@@ -34,7 +34,6 @@ from .specs import (
 )
 from .toml_tree import leaves, parse, read_value, set_key, to_toml
 from .typed_tree import build, known_keys, to_plain
-from .wording import cut, nearest, shown
 
 __all__ = [
     "ARCHITECTURES",

@@ -7,8 +7,7 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from .errors import UsageError
-from .wording import cut, shown
+from .errors import UsageError, cut, shown
 
 
 def parse(text: str, where: str) -> dict[str, Any]:

@@ -9,8 +9,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from .errors import UsageError
-from .wording import cut, nearest, shown
+from .errors import UsageError, cut, nearest, shown
 
 
 def build(cls: type[Any], tree: Mapping[str, Any], path: str) -> Any:
