@@ -18,7 +18,6 @@ from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, TypeGuard
 
 from .errors import DataError, PlatformError, UsageError
-from .recipe import Recipe
 
 try:
     import fcntl
@@ -27,6 +26,8 @@ except ImportError:  # no POSIX system; nothing keeps a second process out there
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from .recipe import Recipe
 
 RUNS = Path("runs")
 LOCK = ".lock"
@@ -85,6 +86,8 @@ class Run:
         Raises:
             DataError: there is no run, or its files cannot be read.
         """
+        from .recipe import Recipe  # and pydantic with it
+
         directory = Path(path)
         try:
             recipe = Recipe.from_toml((directory / "recipe.toml").read_text("utf-8"))

@@ -16,13 +16,14 @@ from numpy.typing import NDArray
 from ..data.cache import cache_root
 from ..data.store import ImageStore
 from ..errors import PlatformError, UsageError
-from ..recipe import DEFAULT, Recipe, recipe_names
 from ..run import Run, write_text_atomic
 from .feature_cache import cached_features
 from .progress import show_progress
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from ..recipe import Recipe
 
 INITS = ("pretrained", "scratch")
 WEIGHTS = (".safetensors", ".pt", ".pth", ".tar", ".ckpt", ".bin")  # .pth.tar is MoCo's
@@ -77,7 +78,7 @@ class Target:
         data: what it was pretrained on, if known: the default of `--data`.
         pretrained_on: fingerprint of those images, "" if unknown.
         seconds: what the pretraining took; 0 if unknown.
-        recipe: whose settings the methods that train take.
+        recipe: opens the one whose settings the methods that train take; a file is evaluated without it.
         run: the run; None for a file.
         inits: which encoders it has.
         encoder: the encoder of an init; the flag shows progress bars.
@@ -89,7 +90,7 @@ class Target:
     data: str | None
     pretrained_on: str
     seconds: float
-    recipe: Recipe
+    recipe: Callable[[], Recipe]
     run: Run | None
     inits: tuple[str, ...]
     encoder: Callable[[str, bool], Encoder]
@@ -121,6 +122,13 @@ def open_target(target: str | Path | Run | Target) -> Target:
     )
 
 
+def _recipe(name: str) -> Recipe:
+    """The recipe that a file names, or the default for one that is not known."""
+    from ..recipe import DEFAULT, Recipe, recipe_names
+
+    return Recipe.load(name if name in recipe_names() else DEFAULT)
+
+
 def _open_run(run: Run) -> Target:
     about, recipe = run.environment.get("data", {}), run.recipe
 
@@ -136,7 +144,7 @@ def _open_run(run: Run) -> Target:
         data=about.get("name"),
         pretrained_on=str(about.get("fingerprint", "")),
         seconds=float(run.environment.get("seconds") or 0.0),
-        recipe=recipe,
+        recipe=lambda: recipe,
         run=run,
         inits=INITS,
         encoder=encoder,
@@ -173,7 +181,7 @@ def _open_file(path: Path) -> Target:
         data=None,
         pretrained_on=about.data_fingerprint,
         seconds=0.0,
-        recipe=Recipe.load(about.recipe if about.recipe in recipe_names() else DEFAULT),
+        recipe=lambda: _recipe(about.recipe),
         run=None,
         inits=INITS[:1],
         encoder=encoder,
@@ -289,7 +297,7 @@ def _open_weights(path: Path) -> Target:
         data=None,
         pretrained_on="",
         seconds=0.0,
-        recipe=Recipe.load(DEFAULT),
+        recipe=lambda: _recipe(""),
         run=None,
         inits=INITS,
         encoder=encoder,

@@ -94,7 +94,6 @@ def test_data_knows_nothing_but_errors() -> None:
     "name",
     [
         "recipe",
-        "specs",
         "run",
         "checkpoint",
         "device",
