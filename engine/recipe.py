@@ -178,7 +178,7 @@ class TrainSpec(Table):
     """The loop."""
 
     epochs: Epochs
-    batch_size: int = Field(ge=2, le=1_000_000, description="images of all processes in a step; contrast needs two")
+    batch_size: int = Field(ge=2, le=1_000_000, description="images in a step, of all processes; it takes two images")
     micro_batch: int = Field(default=0, description="images in memory at once on each process; 0: all of its share")
     views: int = Field(default=2, ge=2, le=64, description="V, of each image")
     resolution: Stages = Field(
@@ -186,7 +186,7 @@ class TrainSpec(Table):
     )
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     seed: int = Field(default=0, ge=0, le=2**63 - 1)
-    checkpoint_epochs: Count = Field(default=100, description="between two that are kept; 0: the last one alone")
+    checkpoint_epochs: Count = Field(default=100, description="epochs between kept checkpoints; 0: the last alone")
 
     @field_validator("micro_batch")
     @classmethod
@@ -546,18 +546,18 @@ def _refusal(error: ValidationError) -> UsageError:
 
 
 def _range(key: str) -> str:
-    """What the bounds of a number allow, in words."""
+    """What the bounds of a number allow, and what the number is, in words."""
     *tables, name = key.split(".")
     table: Any = Recipe
     for part in tables:
         table = ShortRun if part == "short_runs" else table.model_fields[part].annotation
-    limits, words = table.model_fields[name].metadata, {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
-    bounds = {kind: getattr(limit, kind) for limit in limits for kind in words if hasattr(limit, kind)}
-    if bounds.get("le") == MOST:
-        return f"{bounds['ge']:,} or more"
+    field, words = table.model_fields[name], {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
+    bounds = {kind: getattr(limit, kind) for limit in field.metadata for kind in words if hasattr(limit, kind)}
+    said = " and ".join(f"{words[kind]} {bound:,}" for kind, bound in bounds.items()) or "a number"
     if bounds.keys() == {"ge", "le"}:
-        return f"{bounds['ge']:,} to {bounds['le']:,}"
-    return " and ".join(f"{words[kind]} {bound:,}" for kind, bound in bounds.items()) or "a number"
+        most = "or more" if bounds["le"] == MOST else f"to {bounds['le']:,}"
+        said = f"{bounds['ge']:,} {most}"
+    return f"{said} ({field.description})" if field.description else said
 
 
 def _no_such_key(key: str, known: Iterable[str]) -> UsageError:

@@ -7,7 +7,6 @@ from importlib import import_module
 
 import click
 
-from .. import __version__
 from ..errors import EngineError
 
 # name → what `--help` shows; the module of that name holds `command`. Kept here so that --help imports none of them.
@@ -57,8 +56,23 @@ class LazyGroup(click.Group):
         return super().resolve_command(ctx, args)
 
 
+def _show_version(ctx: click.Context, option: click.Parameter, asked: bool) -> None:
+    if asked:
+        from ..version import __version__  # reading the metadata takes time that --help has no need to spend
+
+        click.echo(f"simclr-engine, version {__version__}")
+        ctx.exit()
+
+
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.version_option(__version__, prog_name="simclr-engine")
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_version,
+    help="Show the version and exit.",
+)
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
 def cli(debug: bool) -> None:
     """Pretrain an image encoder without labels, evaluate it honestly, ship it as one ONNX file."""

@@ -310,7 +310,7 @@ def test_a_half_character_of_a_path_is_refused_before_it_is_written() -> None:
         ("loss.temperature", math.inf, "loss.temperature must be finite and above 0 and at most 100"),
         ("optimizer.name", "sdg", "optimizer.name must be lars, sgd, adam or adamw"),
         ("optimizer.momentum", 1.0, "optimizer.momentum must be at least 0 and below 1"),
-        ("train.views", 65, "train.views must be 2 to 64"),
+        ("train.views", 65, "train.views must be 2 to 64 .V, of each image"),
         ("monitor.log_steps", 0, "monitor.log_steps must be 1 or more"),
     ],
 )
