@@ -184,7 +184,7 @@ class SimCLR(nn.Module):
     def __init__(self, model: ModelSpec, head: HeadSpec) -> None:
         super().__init__()
         self.encoder: nn.Module = build_encoder(model.arch, model.stem)
-        self.head = build_head(cast(int, self.encoder.feature_dim), head)
+        self.head = build_head(self.encoder.feature_dim, head)
 
     def forward(self, views: Tensor) -> Tensor:
         """Views `[V·B, 3, S, S]` → projections `[V·B, D]`, not normalised (the loss does that)."""
