@@ -453,7 +453,6 @@ def _read(name: str) -> dict[str, Any]:
         fix = nearest(shown(base), recipe_names())
         raise UsageError("`base` must name a recipe of the package", saw=shown(base), fix=fix)
     merged = _read(base)
-    merged["published"] = {}
     published = tree.pop("published", {})
     for key, value in leaves(tree):
         if value == {} and any(other.startswith(f"{key}.") for other, _ in leaves(merged)):
