@@ -40,13 +40,12 @@ class BasicBlock(nn.Module):
 
     def __init__(self, inputs: int, width: int, stride: int) -> None:
         super().__init__()
-        downsample = _downsample(inputs, width, stride)
         self.conv1 = Convolution(inputs, width, stride)
         self.bn1 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU(inplace=True)
         self.conv2 = Convolution(width, width, 1)
         self.bn2 = nn.BatchNorm2d(width)
-        self.downsample = downsample
+        self.downsample = _downsample(inputs, width, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         """`[B, C, H, W]` → `[B, width, H / stride, W / stride]`."""
@@ -63,7 +62,6 @@ class Bottleneck(nn.Module):
 
     def __init__(self, inputs: int, width: int, stride: int) -> None:
         super().__init__()
-        downsample = _downsample(inputs, 4 * width, stride)
         self.conv1 = nn.Conv2d(inputs, width, kernel_size=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.conv2 = Convolution(width, width, stride)
@@ -71,7 +69,7 @@ class Bottleneck(nn.Module):
         self.conv3 = nn.Conv2d(width, 4 * width, kernel_size=1, bias=False)
         self.bn3 = nn.BatchNorm2d(4 * width)
         self.relu = nn.ReLU(inplace=True)
-        self.downsample = downsample
+        self.downsample = _downsample(inputs, 4 * width, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         """`[B, C, H, W]` → `[B, 4·width, H / stride, W / stride]`."""
@@ -83,7 +81,7 @@ class Bottleneck(nn.Module):
 
 
 def _downsample(inputs: int, outputs: int, stride: int) -> nn.Sequential | None:
-    """The shortcut where it cannot be the identity. Made before its block's layers, as a seed's draws go."""
+    """The shortcut where it cannot be the identity."""
     if stride == 1 and inputs == outputs:
         return None
     return nn.Sequential(nn.Conv2d(inputs, outputs, kernel_size=1, stride=stride, bias=False), nn.BatchNorm2d(outputs))
