@@ -9,10 +9,9 @@ encoder = run.encoder()  # [B, 3, S, S] -> [B, 512]
 from __future__ import annotations
 
 import os
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
+from .lazy import lazy_names
 
 # Libraries that report to their makers, or look for a newer version, are told not to. They ask when they are imported,
 # and every import of ours passes here first. A variable that is set already is left as it is.
@@ -35,25 +34,7 @@ if TYPE_CHECKING:
     from .pretraining import pretrain
     from .recipe import Recipe
     from .run import Run
-
-# Every public name and where it lives; loaded when first asked for: `--help` and the torch-free evaluator stay light.
-_HOMES = {
-    "AugmentSpec": "simclr_engine.kernels",
-    "EngineError": "simclr_engine.errors",
-    "EvaluationResult": "simclr_engine.evaluation",
-    "ImageStore": "simclr_engine.data",
-    "OnnxEncoder": "simclr_engine.export",
-    "Recipe": "simclr_engine.recipe",
-    "Run": "simclr_engine.run",
-    "augment": "simclr_engine.kernels",
-    "draw_params": "simclr_engine.kernels",
-    "evaluate": "simclr_engine.evaluation",
-    "export_onnx": "simclr_engine.export",
-    "load_data": "simclr_engine.data",
-    "load_encoder": "simclr_engine.checkpoint",
-    "nt_xent": "simclr_engine.kernels",
-    "pretrain": "simclr_engine.pretraining",
-}
+    from .version import __version__
 
 __all__ = [
     "AugmentSpec",
@@ -74,12 +55,24 @@ __all__ = [
     "pretrain",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "AugmentSpec": ".kernels",
+        "EngineError": ".errors",
+        "EvaluationResult": ".evaluation",
+        "ImageStore": ".data",
+        "OnnxEncoder": ".export",
+        "Recipe": ".recipe",
+        "Run": ".run",
+        "__version__": ".version",
+        "augment": ".kernels",
+        "draw_params": ".kernels",
+        "evaluate": ".evaluation",
+        "export_onnx": ".export",
+        "load_data": ".data",
+        "load_encoder": ".checkpoint",
+        "nt_xent": ".kernels",
+        "pretrain": ".pretraining",
+    },
+)

@@ -1,7 +1,13 @@
-"""The errors a user can meet: each says the cause, the value it saw and the fix, and carries an exit code."""
+"""The errors a user can meet: each says the cause, the value it saw and the fix, and carries an exit code.
+
+What `shown`, `cut` and `nearest` give is foreign text and values as such a message holds them.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+LONGEST_VALUE = 200  # characters of a foreign value within a part of a message
 LONGEST = 800  # characters of one part of a message that are shown: foreign text and a library's words have no bound
 
 
@@ -23,11 +29,11 @@ class EngineError(Exception):
     def lines(self) -> list[str]:
         """The message, one line per part that is known; control characters of foreign text are made visible, and a
         part that is too long loses its middle."""
-        rows = [_shown(self.cause)]
+        rows = [_printable(self.cause)]
         if self.saw is not None:
-            rows.append(f"saw: {_shown(self.saw)}")
+            rows.append(f"saw: {_printable(self.saw)}")
         if self.fix:
-            rows.append(f"fix: {_shown(self.fix)}")
+            rows.append(f"fix: {_printable(self.fix)}")
         return rows
 
     def __str__(self) -> str:
@@ -58,7 +64,7 @@ class DataError(EngineError):
     exit_code = 4
 
 
-def _shown(part: object) -> str:
+def _printable(part: object) -> str:
     """At most `LONGEST` printable characters, … included: a path stands first and the reason last, so both are kept."""
     try:
         text = str(part)
@@ -71,3 +77,25 @@ def _shown(part: object) -> str:
         return text
     last = LONGEST // 4
     return f"{text[: LONGEST - last - 1]}…{text[-last:]}"
+
+
+def shown(value: object) -> str:
+    """A foreign value as Python writes it, at most `LONGEST_VALUE` characters and …"""
+    try:
+        return cut(repr(value))
+    except (ValueError, RecursionError):
+        return f"a {type(value).__name__} too long to show"
+
+
+def cut(text: str) -> str:
+    """The first `LONGEST_VALUE` characters."""
+    return text if len(text) <= LONGEST_VALUE else text[:LONGEST_VALUE] + "…"
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The known name that was probably meant, as the fix of an error; all of them where none is close."""
+    import difflib  # not at the top: `--help` loads this module too
+
+    names = list(known)
+    close = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
+    return f"did you mean `{close[0]}`?" if close else "one of: " + ", ".join(names)

@@ -13,10 +13,10 @@ from pathlib import Path
 
 from .errors import EngineError, UsageError
 from .files import Folder
-from .recipe import LARGEST_FILE, Recipe
 
 MARKER, LOCK = ".simclr-engine-run", ".lock"
 FORMAT = "simclr-engine run 1"
+_MOST_BYTES = 1 << 20  # of the small files by which a run is known
 
 _PROTOCOL = r"[a-z]+-(pretrained|scratch)(-[0-9.e+-]+pct)?(-\d+folds)?"  # `evaluation.records.protocol_id`
 _RESULT = rf"[a-z0-9-]+-{_PROTOCOL}"  # `evaluation.records.result_id`
@@ -190,6 +190,8 @@ def _is_run(at: Folder) -> bool:
         if isinstance(marker, dict) and marker.get("format") == FORMAT and isinstance(marker.get("id"), str):
             return True
     with suppress(OSError, ValueError, EngineError):
+        from .recipe import Recipe
+
         Recipe.from_toml(_read(at, "recipe.toml"))
         return True
     with suppress(OSError, ValueError):
@@ -200,7 +202,7 @@ def _is_run(at: Folder) -> bool:
 def _read(at: Folder, name: str) -> str:
     """The text of a regular file; ValueError for a link, a device, or more than any of these files holds."""
     found = at.status(name)
-    if not stat.S_ISREG(found.st_mode) or found.st_size > LARGEST_FILE:
+    if not stat.S_ISREG(found.st_mode) or found.st_size > _MOST_BYTES:
         raise ValueError("not a small regular file")
     return (at.path / name).read_text("utf-8")
 

@@ -1,54 +1,24 @@
-"""The encoder (torchvision's ResNet, small-image or ImageNet stem) and the projection head."""
+"""The encoder (a ResNet with a stem for small images or ImageNet's) and the projection head."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import cast
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
 
 from simclr_engine.kernels.convolution import SMALL, convolve
 
-from .recipe import ARCHITECTURES, HeadSpec, ModelSpec
-from .torchvision_shim import import_torchvision
-
-
-def build_encoder(arch: str, stem: str) -> nn.Module:
-    """A ResNet without its classifier, randomly initialised; parameter names are torchvision's.
-
-    Args:
-        arch: `resnet18`, `resnet34` or `resnet50`.
-        stem: `small` (3×3 convolution of stride 1, no max-pool: for images up to about 96 px, SimCLR paper B.9) or
-            `imagenet` (7×7 of stride 2 and max-pool).
-
-    Returns:
-        A module from normalised images `[B, 3, S, S]` to features `[B, feature_dim]`, with `feature_dim` (512, or 2048
-        for `resnet50`) as an attribute.
-    """
-    if arch not in ARCHITECTURES or stem not in ("small", "imagenet"):
-        raise ValueError(f"arch {arch!r}, stem {stem!r}: known are {ARCHITECTURES} and ('small', 'imagenet')")
-    constructor = cast("Callable[[], nn.Module]", getattr(import_torchvision().models, arch))
-    encoder = constructor()
-    feature_dim = cast(nn.Linear, encoder.fc).in_features
-    if stem == "small":
-        conv1 = nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=1, bias=False)
-        nn.init.kaiming_normal_(conv1.weight, mode="fan_out", nonlinearity="relu")  # as torchvision initialises its own
-        encoder.conv1 = conv1
-        encoder.maxpool = nn.Identity()
-    for module in encoder.modules():
-        # The same parameters, initialised as they are: only what `forward` calls is another function.
-        if type(module) is nn.Conv2d and module.kernel_size == (3, 3):  # of padding 1, without bias or dilation
-            module.__class__ = Convolution
-    encoder.fc = nn.Identity()
-    encoder.feature_dim = cast(
-        Tensor, feature_dim
-    )  # a plain int: nn.Module's annotations know tensors and modules only
-    return encoder
+if TYPE_CHECKING:
+    from .recipe import HeadSpec, ModelSpec
 
 
 class Convolution(nn.Conv2d):
-    """torchvision's 3×3 convolution (padding 1, no bias); in CPU training, small maps take `kernels.convolution`."""
+    """3×3, padding 1, no bias; in CPU training, small maps take `kernels.convolution`."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__(inputs, outputs, kernel_size=3, stride=stride, padding=1, bias=False)
 
     def forward(self, input: Tensor) -> Tensor:
         """`[B, C, H, W]` → `[B, K, H', W']`."""
@@ -61,6 +31,125 @@ class Convolution(nn.Conv2d):
             dtype = torch.get_autocast_dtype("cpu")
             input, weight = input.to(dtype), weight.to(dtype)
         return convolve(input, weight, stride)
+
+
+class BasicBlock(nn.Module):
+    """Two 3×3 convolutions beside a shortcut."""
+
+    expansion = 1
+
+    def __init__(self, inputs: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = Convolution(inputs, width, stride)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv2 = Convolution(width, width, 1)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.downsample = _downsample(inputs, width, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B, C, H, W]` → `[B, width, H / stride, W / stride]`."""
+        y = self.relu(self.bn1(self.conv1(x)))
+        y = self.bn2(self.conv2(y))
+        y += x if self.downsample is None else self.downsample(x)
+        return cast(Tensor, self.relu(y))
+
+
+class Bottleneck(nn.Module):
+    """A 3×3 convolution between two of 1×1, beside a shortcut; the 3×3 has the stride ("ResNet v1.5")."""
+
+    expansion = 4
+
+    def __init__(self, inputs: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, width, kernel_size=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = Convolution(width, width, stride)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = nn.Conv2d(width, 4 * width, kernel_size=1, bias=False)
+        self.bn3 = nn.BatchNorm2d(4 * width)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = _downsample(inputs, 4 * width, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B, C, H, W]` → `[B, 4·width, H / stride, W / stride]`."""
+        y = self.relu(self.bn1(self.conv1(x)))
+        y = self.relu(self.bn2(self.conv2(y)))
+        y = self.bn3(self.conv3(y))
+        y += x if self.downsample is None else self.downsample(x)
+        return cast(Tensor, self.relu(y))
+
+
+def _downsample(inputs: int, outputs: int, stride: int) -> nn.Sequential | None:
+    """The shortcut where it cannot be the identity."""
+    if stride == 1 and inputs == outputs:
+        return None
+    return nn.Sequential(nn.Conv2d(inputs, outputs, kernel_size=1, stride=stride, bias=False), nn.BatchNorm2d(outputs))
+
+
+ARCHITECTURES: dict[str, tuple[type[BasicBlock | Bottleneck], tuple[int, ...]]] = {
+    "resnet18": (BasicBlock, (2, 2, 2, 2)),
+    "resnet34": (BasicBlock, (3, 4, 6, 3)),
+    "resnet50": (Bottleneck, (3, 4, 6, 3)),
+}
+
+
+class ResNet(nn.Module):
+    """He et al., 2015, without the classifier. Names of parameters and initial weights of a seed are torchvision's."""
+
+    def __init__(self, block: type[BasicBlock | Bottleneck], blocks: Sequence[int], stem: str) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 64, kernel_size=7, stride=2, padding=3, bias=False)
+        self.bn1 = nn.BatchNorm2d(64)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool: nn.Module = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
+        inputs, stages = 64, []
+        for i, (width, count) in enumerate(zip((64, 128, 256, 512), blocks, strict=True)):
+            strides = (1 if i == 0 else 2, *(1 for _ in range(count - 1)))
+            stage = []
+            for stride in strides:
+                stage.append(block(inputs, width, stride))
+                inputs = block.expansion * width
+            stages.append(nn.Sequential(*stage))
+        self.layer1, self.layer2, self.layer3, self.layer4 = stages
+        self.avgpool = nn.AdaptiveAvgPool2d((1, 1))
+        self.feature_dim = inputs
+        # Not kept: torchvision draws the weights of a classifier here, and a seed gives the same encoder as there.
+        nn.Linear(inputs, 1000)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                _initialise(module)
+        if stem == "small":
+            self.conv1 = Convolution(3, 64, stride=1)
+            _initialise(self.conv1)
+            self.maxpool = nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalised images `[B, 3, S, S]` → features `[B, feature_dim]`."""
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return torch.flatten(self.avgpool(x), 1)
+
+
+def _initialise(convolution: nn.Conv2d) -> None:
+    nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
+
+
+def build_encoder(arch: str, stem: str) -> ResNet:
+    """A ResNet without its classifier, randomly initialised; parameter names are torchvision's.
+
+    Args:
+        arch: `resnet18`, `resnet34` or `resnet50`.
+        stem: `small` (3×3 convolution of stride 1, no max-pool: for images up to about 96 px, SimCLR paper B.9) or
+            `imagenet` (7×7 of stride 2 and max-pool).
+
+    Returns:
+        A module from normalised images `[B, 3, S, S]` to features `[B, feature_dim]`, with `feature_dim` (512, or 2048
+        for `resnet50`) as an attribute.
+    """
+    if arch not in ARCHITECTURES or stem not in ("small", "imagenet"):
+        raise ValueError(f"arch {arch!r}, stem {stem!r}: known are {(*ARCHITECTURES,)} and ('small', 'imagenet')")
+    return ResNet(*ARCHITECTURES[arch], stem)
 
 
 def build_head(feature_dim: int, spec: HeadSpec) -> nn.Sequential:
@@ -93,7 +182,7 @@ class SimCLR(nn.Module):
     def __init__(self, model: ModelSpec, head: HeadSpec) -> None:
         super().__init__()
         self.encoder: nn.Module = build_encoder(model.arch, model.stem)
-        self.head = build_head(int(cast(int, self.encoder.feature_dim)), head)
+        self.head = build_head(self.encoder.feature_dim, head)
 
     def forward(self, views: Tensor) -> Tensor:
         """Views `[V·B, 3, S, S]` → projections `[V·B, D]`, not normalised (the loss does that)."""

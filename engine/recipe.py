@@ -1,100 +1,315 @@
 """Recipe: every hyper-parameter of a run, typed, validated and frozen; read from TOML, overridden by `--set a.b=c`.
 
-A recipe file is complete: no hyper-parameter has a default here, so its one home is the file. A user's own file may
-say `base = "cifar10"` and list only what differs.
+Names, defaults, units and ranges are here; a recipe file says only what is its own. A user's own file may start from
+one of them with `base = "cifar10"`. Imports no torch, but pydantic: import this module where a recipe is opened.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+import re
+import tomllib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, TypeGuard
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from simclr_engine.kernels.augmentation.spec import AugmentSpec
 
-from . import ranges
-from .errors import UsageError
-from .ranges import ARCHITECTURES
-from .specs import (
-    DataSpec,
-    EvaluationSpec,
-    HeadSpec,
-    LabelledSpec,
-    LossSpec,
-    ModelSpec,
-    MonitorSpec,
-    OptimizerSpec,
-    ScheduleSpec,
-    ShortRun,
-    TrainSpec,
-)
-from .toml_tree import leaves, parse, read_value, set_key, to_toml
-from .typed_tree import build, known_keys, to_plain
-from .wording import cut, nearest, shown
-
-__all__ = [
-    "ARCHITECTURES",
-    "AugmentSpec",
-    "DataSpec",
-    "EvaluationSpec",
-    "HeadSpec",
-    "LabelledSpec",
-    "LossSpec",
-    "ModelSpec",
-    "MonitorSpec",
-    "OptimizerSpec",
-    "Recipe",
-    "ScheduleSpec",
-    "ShortRun",
-    "TrainSpec",
-    "recipe_names",
-]
+from .errors import UsageError, cut, nearest, shown
 
 DEFAULT = "cifar10"
-LARGEST_FILE = 1 << 20  # bytes; the recipes of the package have 4,000
+LARGEST_FILE = 1 << 20  # bytes; the recipes of the package have 2,000
+MOST = 10**9  # of steps, images or epochs, where nothing else sets a bound
 
 
-@dataclass(frozen=True)
-class Recipe:
+class Table(BaseModel):
+    """A table of a recipe: frozen, of exactly these keys and types."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+def _only(holds: Callable[[Any], bool], allowed: str) -> AfterValidator:
+    """For a range that two bounds cannot say; the error names what is `allowed`."""
+
+    def check(value: Any) -> Any:
+        if not holds(value):
+            raise ValueError(allowed)
+        return value
+
+    return AfterValidator(check)
+
+
+def _rising(stages: Sequence[tuple[float, int]]) -> bool:
+    ends = [end for end, _ in stages]
+    return ends == sorted(set(ends)) and all(0 < end <= 1 for end in ends) and ends[-1:] in ([], [1])
+
+
+def _can_be_written(part: Any) -> bool:
+    if isinstance(part, dict | list | tuple):
+        return all(_can_be_written(inner) for inner in (part.values() if isinstance(part, dict) else part))
+    if isinstance(part, str):  # a path that is no UTF-8 reaches Python with half characters
+        return not any("\ud800" <= character <= "\udfff" for character in part)
+    return isinstance(part, float) or (isinstance(part, int) and abs(part) < 2**63)
+
+
+LIST = Field(strict=False)  # TOML has lists where these are tuples; what is in them stays strict
+Text = Annotated[str, _only(_can_be_written, "text that UTF-8 can encode")]
+Count = Annotated[int, Field(ge=0, le=MOST)]
+Epochs = Annotated[int, Field(ge=1, le=100_000)]
+Side = Annotated[int, _only(lambda side: side == 0 or 8 <= side <= 1024, "0 (as it is) or 8 to 1024 pixels")]
+Widths = Annotated[
+    tuple[int, ...],
+    LIST,
+    _only(
+        lambda widths: 1 <= len(widths) <= 2 and all(1 <= width <= 65_536 for width in widths),
+        "one or two widths of 1 to 65,536 (a head of 2 or 3 layers)",
+    ),
+]
+Stages = Annotated[
+    tuple[Annotated[tuple[float, Side], LIST], ...],
+    LIST,
+    _only(_rising, "pairs (fraction, side), fractions rising to 1"),
+]
+Shares = Annotated[tuple[float, float], LIST, _only(lambda s: 0 < s[0] <= s[1] <= 1, "two shares, 0 < low ≤ high ≤ 1")]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+Momentum = Annotated[float, Field(ge=0, lt=1)]
+Factor = Annotated[float, Field(gt=0, le=1)]
+Schedule = Literal["cosine", "step", "exponential", "constant"]
+LabelledOptimizer = Literal["sgd", "adam", "adamw"]
+FreeTable = Annotated[
+    dict[str, Any], _only(_can_be_written, "of text, numbers, true or false, lists and tables of them")
+]
+
+AUGMENT_KEYS = [f"augment.{field.name}" for field in dataclasses.fields(AugmentSpec) if field.name != "image_size"]
+
+
+def _augment(value: object) -> object:
+    """AugmentSpec has its defaults and ranges among the kernels; `image_size` is for the data to say."""
+    if not isinstance(value, dict):
+        return value
+    for key in value:
+        if f"augment.{key}" not in AUGMENT_KEYS:
+            raise _no_such_key(f"augment.{key}", AUGMENT_KEYS)
+    try:
+        return AugmentSpec(**value)
+    except (ValueError, OverflowError) as error:
+        raise UsageError("a recipe value is out of range", saw=error, fix="correct it under [augment]") from error
+
+
+class DataSpec(Table):
+    """What is trained on."""
+
+    source: Text = Field(description="the name of a dataset, a folder or an archive")
+    size: Side = Field(default=0, description="side in pixels; 0: the images as they are")
+
+
+class ModelSpec(Table):
+    """The encoder: a ResNet with a `small` (3×3, no max-pool) or `imagenet` (7×7, max-pool) stem."""
+
+    arch: Literal["resnet18", "resnet34", "resnet50"] = "resnet18"
+    stem: Literal["small", "imagenet"] = "small"
+
+
+class HeadSpec(Table):
+    """The projection head."""
+
+    hidden: Widths = Field(default=(1024,), description="widths of the hidden layers")
+    dimension: int = Field(default=128, ge=1, le=65_536, description="width D of the projection")
+    batch_norm: Literal["none", "hidden", "all"] = Field(default="none", description="the layers it stands after")
+    dropout: Momentum = Field(default=0.0, description="probability, before each linear layer but the first")
+
+
+class LossSpec(Table):
+    """NT-Xent."""
+
+    temperature: float = Field(gt=0, le=100)
+
+
+class OptimizerSpec(Table):
+    """The optimizer and its peak learning rate."""
+
+    name: Literal["lars", "sgd", "adam", "adamw"]
+    lr: Positive = Field(description="peak learning rate")
+    lr_per_256: bool = Field(default=False, description="whether `lr` is per 256 images of the batch")
+    momentum: Momentum = 0.9
+    nesterov: bool = False
+    weight_decay: NotNegative = 1e-6
+    form: Literal["paper", "google"] = Field(default="paper", description="of LARS: where the decay enters")
+    trust_coefficient: NotNegative = Field(default=0.001, description="of LARS")
+
+
+class ScheduleSpec(Table):
+    """The learning rate over the run, after a linear warm-up; lengths in epochs."""
+
+    name: Schedule = "cosine"
+    warmup_epochs: NotNegative = 0.0
+    lr_min: float = Field(default=0.0, ge=0, le=1, description="where cosine ends, as a fraction of the peak")
+    step_epochs: float = Field(default=1.0, description="of `step`: epochs between two steps")
+    gamma: Factor = Field(default=1.0, description="factor of `step`; of `exponential`, each epoch of its first phase")
+    phase_epochs: NotNegative = Field(default=0.0, description="of `exponential`: length of its first phase")
+    gamma_late: Factor = Field(default=1.0, description="of `exponential`: the factor of its second phase")
+
+    @field_validator("step_epochs")
+    @classmethod
+    def _steps_take_time(cls, value: float, info: ValidationInfo) -> float:
+        if info.data.get("name") == "step" and value < 1e-9:
+            raise ValueError("above 0")
+        return value
+
+
+class TrainSpec(Table):
+    """The loop."""
+
+    epochs: Epochs
+    batch_size: int = Field(ge=2, le=1_000_000, description="images in a step, of all processes; it takes two images")
+    micro_batch: int = Field(default=0, description="images in memory at once on each process; 0: all of its share")
+    views: int = Field(default=2, ge=2, le=64, description="V, of each image")
+    resolution: Stages = Field(
+        default=(), description="(fraction of the run, side of the views in pixels, 0 for the images' own size)"
+    )
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    seed: int = Field(default=0, ge=0, le=2**63 - 1)
+    checkpoint_epochs: Count = Field(default=100, description="epochs between kept checkpoints; 0: the last alone")
+
+    @field_validator("micro_batch")
+    @classmethod
+    def _divides(cls, value: int, info: ValidationInfo) -> int:
+        batch = info.data.get("batch_size", 0)
+        if value < 0 or (value > 0 and batch % value):
+            raise ValueError(f"0 (the whole batch at once) or a divisor of train.batch_size = {batch}")
+        return value
+
+
+class MonitorSpec(Table):
+    """What is watched."""
+
+    log_steps: int = Field(default=10, ge=1, le=MOST, description="steps per row of the log")
+    knn_epochs: Count = Field(default=10, description="epochs between two kNN accuracies; 0: never")
+    knn_images: int = Field(default=2000, ge=20, le=MOST, description="images that it looks at")
+
+
+class LabelledSpec(Table):
+    """Training with labels, for an evaluation. Names mean what they mean for pretraining; lengths in epochs."""
+
+    epochs: Epochs
+    batch_size: int = Field(default=128, ge=1, le=1_000_000, description="images in a step")
+    crop_scale: Shares = Field(default=(0.5, 1.0), description="share of the area that a random crop covers")
+    flip: Probability = Field(default=0.5, description="probability of mirroring")
+    optimizer: LabelledOptimizer
+    lr: Positive
+    momentum: Momentum = 0.0
+    weight_decay: NotNegative
+    schedule: Schedule = "cosine"
+    gamma: Factor = 1.0
+    phase_epochs: NotNegative = 0.0
+    gamma_late: Factor = 1.0
+
+    def optimizer_spec(self) -> OptimizerSpec:
+        """As pretraining knows it; LARS has no place here."""
+        return OptimizerSpec(
+            name=self.optimizer, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay, form="paper"
+        )
+
+    def schedule_spec(self) -> ScheduleSpec:
+        """As pretraining knows it, without warm-up."""
+        return ScheduleSpec(
+            name=self.schedule, gamma=self.gamma, phase_epochs=self.phase_epochs, gamma_late=self.gamma_late
+        )
+
+
+class LinearSpec(LabelledSpec):
+    """A linear layer on the frozen encoder; whole images and no flips, for it trains on features computed once."""
+
+    epochs: Epochs = 10
+    batch_size: int = Field(default=256, ge=1, le=1_000_000)
+    crop_scale: Shares = (1.0, 1.0)
+    flip: Probability = 0.0
+    optimizer: LabelledOptimizer = "adam"
+    lr: Positive = 0.001
+    weight_decay: NotNegative = 0.0
+
+
+class FinetuneSpec(LabelledSpec):
+    """Encoder and linear layer end to end."""
+
+    epochs: Epochs = 10
+    optimizer: LabelledOptimizer = "adamw"
+    lr: Positive = 0.0005
+    weight_decay: NotNegative = 0.01
+
+
+class SupervisedSpec(LabelledSpec):
+    """The same network from scratch."""
+
+    epochs: int = Field(default=0, ge=0, le=100_000, description="0: for as long as the pretraining took")
+    optimizer: LabelledOptimizer = "sgd"
+    lr: Positive = 0.05
+    momentum: Momentum = 0.9
+    weight_decay: NotNegative = 0.0005
+
+
+class EvaluationSpec(Table):
+    """The evaluation methods that train."""
+
+    head: LinearSpec = LinearSpec()
+    finetune: FinetuneSpec = FinetuneSpec()
+    supervised: SupervisedSpec = SupervisedSpec()
+
+
+class ShortRun(Table):
+    """What a run of at most `epochs` epochs does otherwise: `settings` as for `--set`, `{"train.views": 4}`."""
+
+    epochs: int = Field(ge=1, le=MOST)
+    settings: Annotated[
+        FreeTable, _only(lambda s: all("." in key for key in s), 'of keys within a table, such as "train.views"')
+    ]
+
+
+class Recipe(Table):
     """All hyper-parameters of a pretraining run.
 
     `published` holds the figures of the system that the recipe covers: `{"source": …, "results": [{"method", "init",
     "accuracy", …}]}`; empty where nothing was published.
     """
 
-    name: str
-    origin: str
-    notes: str
-    published: dict[str, Any]
+    name: Text
+    origin: Text = ""
+    notes: Text = ""
+    published: FreeTable = Field(default_factory=dict)
     data: DataSpec
-    augment: AugmentSpec
-    model: ModelSpec
-    head: HeadSpec
+    augment: Annotated[AugmentSpec, BeforeValidator(_augment)] = AugmentSpec()
+    model: ModelSpec = ModelSpec()
+    head: HeadSpec = HeadSpec()
     loss: LossSpec
     optimizer: OptimizerSpec
-    schedule: ScheduleSpec
+    schedule: ScheduleSpec = ScheduleSpec()
     train: TrainSpec
-    monitor: MonitorSpec
-    evaluation: EvaluationSpec
-    short_runs: tuple[ShortRun, ...]
+    monitor: MonitorSpec = MonitorSpec()
+    evaluation: EvaluationSpec = EvaluationSpec()
+    short_runs: Annotated[tuple[ShortRun, ...], LIST] = ()
 
-    def __post_init__(self) -> None:
-        ranges.data(self.data)
-        ranges.model(self.model)
-        ranges.head(self.head)
-        ranges.loss(self.loss)
-        ranges.optimizer(self.optimizer)
-        ranges.schedule(self.schedule)
-        ranges.train(self.train)
-        ranges.monitor(self.monitor)
-        ranges.evaluation(self.evaluation)
+    @model_validator(mode="after")
+    def _short_runs_can_be_meant(self) -> Recipe:
         for short in self.short_runs:
-            ranges.short_run(short)
             self.for_epochs(short.epochs)  # every setting is a key of the recipe, and its value in range
+        return self
 
     @classmethod
     def load(cls, name_or_file: str | Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
@@ -110,18 +325,28 @@ class Recipe:
 
     @classmethod
     def from_toml(cls, text: str) -> Recipe:
-        """The recipe that `to_toml` wrote."""
-        tree = parse(text, "")
-        if "evaluation" not in tree:  # a run written before recipes said how to train with labels
-            tree["evaluation"] = _read(DEFAULT)["evaluation"]
-        if isinstance(tree.get("train"), dict):  # a run written before there were micro-batches
-            tree["train"].setdefault("micro_batch", 0)
-        return cls.from_tree(tree)
+        """The recipe that `to_toml` wrote: a complete one, but for what older versions did not know.
+
+        Raises:
+            UsageError: it is not such a text; a key is missing.
+        """
+        tree = _parse(text, "")
+        recipe, there = (
+            cls.from_tree(tree),
+            {key for key, _ in leaves(tree | {"published": {}})} | {"train.micro_batch"},
+        )
+        known = known_keys() if "evaluation" in tree else [k for k in known_keys() if not k.startswith("evaluation.")]
+        if lost := [key for key in known if key not in there]:
+            raise _incomplete(lost)
+        return recipe
 
     @classmethod
     def from_tree(cls, tree: Mapping[str, Any]) -> Recipe:
-        """A recipe from nested plain values, every key checked."""
-        return build(cls, tree, "")
+        """A recipe from nested plain values, every key checked; errors as of `load`."""
+        try:
+            return cls.model_validate(tree)
+        except ValidationError as error:
+            raise _refusal(error) from error
 
     def replace(self, **overrides: Any) -> Recipe:
         """A copy with overrides, their dots written as double underscores: `replace(train__epochs=2)`."""
@@ -135,12 +360,12 @@ class Recipe:
         return Recipe.from_tree(tree)
 
     def to_tree(self) -> dict[str, Any]:
-        """Nested plain values (str, int, float, bool, list, dict)."""
-        return to_plain(self)
+        """Nested plain values (str, int, float, bool, list, dict), complete."""
+        return self.model_dump(mode="json", exclude={"augment": {"image_size"}})
 
     def to_toml(self) -> str:
         """The resolved recipe as a complete TOML file."""
-        return to_toml(self.to_tree())
+        return _to_toml(self.to_tree())
 
     def hash(self) -> str:
         """sha256 of the resolved TOML text, 64 hex digits."""
@@ -177,6 +402,38 @@ def recipe_names() -> list[str]:
     return sorted(f.name.removesuffix(".toml") for f in files if f.name.endswith(".toml"))
 
 
+def known_keys(table: type[Table] = Recipe, path: str = "") -> list[str]:
+    """Every key that `--set` takes: `train.epochs`, `evaluation.head.lr`."""
+    keys: list[str] = []
+    for name, field in table.model_fields.items():
+        kind = field.annotation
+        if kind is AugmentSpec:
+            keys += AUGMENT_KEYS
+        else:
+            keys += known_keys(kind, f"{path}{name}.") if _is_table(kind) else [path + name]
+    return keys
+
+
+def leaves(tree: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    """(`a.b`, value) of everything in nested tables."""
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from leaves(value, f"{path}{key}.")
+        else:
+            yield path + key, value
+
+
+def read_value(text: str) -> Any:
+    """A TOML value (`[0.2, 1.0]`, `true`, `3`), a number as one types it (`.9`, `1e-6`), or plain text (`adamw`)."""
+    try:
+        return tomllib.loads(f"v = {text}")["v"]
+    except (ValueError, RecursionError):
+        try:
+            return float(text)
+        except ValueError:
+            return text
+
+
 def _read(name: str) -> dict[str, Any]:
     """The tree of a named recipe or a file, merged over its `base`."""
     if name in recipe_names():
@@ -188,7 +445,7 @@ def _read(name: str) -> dict[str, Any]:
             raise UsageError("the recipe file cannot be read", saw=f"{name}: {error}", fix="check the path") from error
     else:
         raise UsageError("no recipe of this name", saw=name, fix=nearest(name, recipe_names()))
-    tree = parse(text, f"{where}: ")
+    tree = _parse(text, f"{where}: ")
     base = tree.pop("base", None)
     if base is None:
         return tree
@@ -196,12 +453,11 @@ def _read(name: str) -> dict[str, Any]:
         fix = nearest(shown(base), recipe_names())
         raise UsageError("`base` must name a recipe of the package", saw=shown(base), fix=fix)
     merged = _read(base)
-    merged["published"] = {}
     published = tree.pop("published", {})
     for key, value in leaves(tree):
         if value == {} and any(other.startswith(f"{key}.") for other, _ in leaves(merged)):
             continue  # a table that says nothing leaves the one of `base` as it is
-        set_key(merged, key, value)
+        _set_key(merged, key, value)
         _claim(merged, key)
     return merged | {"published": published}
 
@@ -214,12 +470,20 @@ def _read_text(path: Path) -> str:
     return path.read_text("utf-8")
 
 
+def _parse(text: str, where: str) -> dict[str, Any]:
+    """The tree of a TOML file; `where` stands before what is wrong with it."""
+    try:
+        return tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # also brackets within brackets without end, a number of 5,000 digits
+        raise UsageError("the recipe is not valid TOML", saw=cut(f"{where}{error}"), fix="correct that line") from error
+
+
 def _override(tree: dict[str, Any], key: str, value: Any) -> None:
     """Sets `a.b` in the tree; the key must exist. Text is read as a TOML value where it is one."""
-    known = known_keys(Recipe)
+    known = known_keys()
     if key not in known:
-        raise UsageError("the recipe has no such key", saw=cut(key), fix=nearest(cut(key), known))
-    set_key(tree, key, read_value(value) if isinstance(value, str) else value)
+        raise _no_such_key(key, known)
+    _set_key(tree, key, read_value(value) if isinstance(value, str) else value)
     _claim(tree, key)
 
 
@@ -231,6 +495,105 @@ def _claim(tree: dict[str, Any], key: str) -> None:
             short["settings"].pop(key, None)
 
 
+def _set_key(tree: dict[str, Any], key: str, value: Any) -> None:
+    *tables, last = key.split(".")
+    for name in tables:
+        tree = tree.setdefault(name, {})
+        if not isinstance(tree, dict):  # `train = 3` beside `"train.epochs" = 4`
+            raise UsageError("a recipe table was expected", saw=f"{cut(key)} in {shown(tree)}", fix="write [table]")
+    tree[last] = value
+
+
 def _flat(recipe: Recipe) -> dict[str, Any]:
-    rooms = {room: t for room, t in recipe.to_tree().items() if isinstance(t, dict) and room != "published"}
-    return dict(leaves(rooms))
+    tables = {name: t for name, t in recipe.to_tree().items() if isinstance(t, dict) and name != "published"}
+    return dict(leaves(tables))
+
+
+def _is_table(kind: Any) -> TypeGuard[type[Table]]:
+    return isinstance(kind, type) and issubclass(kind, Table)
+
+
+def _refusal(error: ValidationError) -> UsageError:
+    """The first thing that is wrong: unknown keys before missing ones before values, for they may be the cause."""
+    problems = [(".".join(part for part in p["loc"] if isinstance(part, str)), p) for p in error.errors()]
+    missing = [key for key, p in problems if p["type"] == "missing" and isinstance(p["loc"][-1], str)]
+    key, problem = min(problems, key=lambda found: found[1]["type"] != "extra_forbidden")
+    if problem["type"] == "extra_forbidden":
+        names = [*Recipe.model_fields, *known_keys(), *(f"short_runs.{name}" for name in ShortRun.model_fields)]
+        return _no_such_key(key, names)
+    if missing:
+        return _incomplete(missing)
+    value = problem["input"]
+    saw = f"{key} = {cut(value) if isinstance(value, str) else shown(value)}"
+    match problem["type"]:
+        case "model_type" | "dataclass_exact_type":
+            return UsageError("a recipe table was expected", saw=saw, fix=f"write it as [{key}]")
+        case "value_error":
+            cause, allowed = "a recipe value is out of range", str(problem["ctx"]["error"])
+        case "literal_error":
+            cause, allowed = "a recipe value is out of range", problem["ctx"]["expected"].replace("'", "")
+        case "greater_than" | "greater_than_equal" | "less_than" | "less_than_equal":
+            cause, allowed = "a recipe value is out of range", _range(key)
+        case "finite_number":
+            cause, allowed = "a recipe value is out of range", f"finite and {_range(key)}"
+        case "missing" | "too_long":
+            cause, allowed = "a recipe value has the wrong type", "as long a list as `simclr-engine recipes` shows"
+        case _:
+            cause, allowed = "a recipe value has the wrong type", problem["msg"].removeprefix("Input should be ")
+            allowed = allowed.replace("tuple", "list").replace("dictionary", "table")  # TOML's words
+    return UsageError(cause, saw=saw, fix=f"{key} must be {allowed}")
+
+
+def _range(key: str) -> str:
+    """What the bounds of a number allow, and what the number is, in words."""
+    *tables, name = key.split(".")
+    table: Any = Recipe
+    for part in tables:
+        table = ShortRun if part == "short_runs" else table.model_fields[part].annotation
+    field, words = table.model_fields[name], {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
+    bounds = {kind: getattr(limit, kind) for limit in field.metadata for kind in words if hasattr(limit, kind)}
+    said = " and ".join(f"{words[kind]} {bound:,}" for kind, bound in bounds.items()) or "a number"
+    if bounds.keys() == {"ge", "le"}:
+        most = "or more" if bounds["le"] == MOST else f"to {bounds['le']:,}"
+        said = f"{bounds['ge']:,} {most}"
+    return f"{said} ({field.description})" if field.description else said
+
+
+def _no_such_key(key: str, known: Iterable[str]) -> UsageError:
+    return UsageError("the recipe has no such key", saw=cut(key), fix=nearest(cut(key), known))
+
+
+def _incomplete(keys: list[str]) -> UsageError:
+    fix = 'add them, or start from a whole recipe with: base = "cifar10"'
+    return UsageError("the recipe is incomplete", saw="no " + ", ".join(keys), fix=fix)
+
+
+def _to_toml(tree: Mapping[str, Any], path: str = "") -> str:
+    """A TOML file of nested tables, in the form that `hash` has always hashed (tomli-w breaks lists into lines)."""
+    lines = [f"{_toml_key(k)} = {_toml_value(v)}" for k, v in tree.items() if not isinstance(v, dict)]
+    for name, table in tree.items():
+        if isinstance(table, dict):
+            only_tables = bool(table) and all(isinstance(v, dict) for v in table.values())
+            head = [] if only_tables else ["", f"[{path}{_toml_key(name)}]"]
+            lines += [*head, _to_toml(table, f"{path}{_toml_key(name)}.").rstrip("\n")]
+    return "\n".join(lines) + "\n"
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        escaped = "".join(
+            {"\\": "\\\\", '"': '\\"', "\n": "\\n", "\t": "\\t"}.get(c, c if c.isprintable() else f"\\U{ord(c):08X}")
+            for c in value
+        )
+        return f'"{escaped}"'
+    if isinstance(value, list):
+        return "[" + ", ".join(_toml_value(v) for v in value) + "]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{_toml_value(k)} = {_toml_value(v)}" for k, v in value.items()) + "}"
+    return repr(value)
+
+
+def _toml_key(key: str) -> str:
+    return key if re.fullmatch("[A-Za-z0-9_-]+", key) else _toml_value(key)

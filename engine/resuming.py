@@ -12,9 +12,8 @@ from .checkpoint import newest_checkpoint
 from .data.decode import MAX_SIZE, MIN_SIZE
 from .data.store import ImageStore
 from .errors import DataError, UsageError
-from .recipe import Recipe
+from .recipe import Recipe, leaves
 from .run import Run, public_name
-from .toml_tree import leaves
 
 MOST_NAMED = 6  # differences in one message
 

@@ -19,7 +19,6 @@ from .files import Folder, is_plain_name, named_path
 from .files import write_atomic as write_atomic  # for `export`, until it imports them from there
 from .files import write_text_atomic as write_text_atomic
 from .layout import LOCK, check_removable, empty, holds_a_lock, is_free, mark, remove_torn
-from .recipe import Recipe
 
 try:
     import fcntl
@@ -28,6 +27,8 @@ except ImportError:  # no POSIX system; nothing keeps a second process out there
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from .recipe import Recipe
 
 RUNS = Path("runs")
 MOST_DIGITS = 20  # of a whole number in a run's files: 2⁶⁴ has so many, and no float or picture takes 400
@@ -54,6 +55,8 @@ class Run:
         Raises:
             DataError: there is no run, or its files cannot be read.
         """
+        from .recipe import Recipe  # and pydantic with it
+
         directory = Path(path)
         try:
             recipe = Recipe.from_toml((directory / "recipe.toml").read_text("utf-8"))

@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from simclr_engine.lazy import lazy_names
 
 if TYPE_CHECKING:
     from .evaluator import onnx_features as onnx_features
@@ -19,8 +20,4 @@ _HOMES = {"ExportResult": "writer", "OnnxEncoder": "runtime", "export_onnx": "wr
 __all__ = ["ExportResult", "OnnxEncoder", "export_onnx", "onnx_features"]
 
 
-def __getattr__(name: str) -> Any:
-    """Loads a public name when it is first asked for."""
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+__getattr__, __dir__ = lazy_names(__name__, {name: f".{module}" for name, module in _HOMES.items()})

@@ -11,10 +11,13 @@ from .loss import nt_xent_eager
 
 
 def with_plain_convolutions(model: nn.Module) -> nn.Module:
-    """The same model with torchvision's own convolutions throughout."""
-    for module in model.modules():
-        if isinstance(module, Convolution):
-            module.__class__ = nn.Conv2d  # type: ignore[assignment]  # a parent for a child
+    """The same model, with its weights, with PyTorch's own convolutions throughout."""
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, Convolution):
+                plain = nn.Conv2d(child.in_channels, child.out_channels, 3, child.stride[0], padding=1, bias=False)
+                plain.weight = child.weight
+                setattr(module, name, plain)
     return model
 
 

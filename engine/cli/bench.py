@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from .options import print_json
+from .tables import add, show, table
 
 # Each is a module of bench/ with `rows(repeats, …)` and `floors()`; what it takes to see every line of it run quickly.
 BENCHES: dict[str, dict[str, Any]] = {
@@ -120,20 +121,15 @@ def command(
 
 
 def _table(document: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=str(document["device"]), box=None, pad_edge=False, header_style="bold", title_justify="left")
-    for column in ("measured", "contender", "median", "p20", "p80", "unit", "also"):
-        table.add_column(column, justify="right" if column in ("median", "p20", "p80") else "left")
+    columns = ("measured", "contender", "#median", "#p20", "#p80", "unit", "also")
+    measured = table(*columns, title=str(document["device"]), rule=False)
     for row in document["rows"]:
         if row["median"] is None:
-            table.add_row(row["name"], row["contender"], "–", "", "", "", row.get("note", ""))
+            add(measured, row["name"], row["contender"], "–", "", "", "", row.get("note", ""))
             continue
         figures = [f"{row[k]:,.0f}" if row[k] >= 100 else f"{row[k]:.3g}" for k in ("median", "p20", "p80")]
-        table.add_row(row["name"], row["contender"], *figures, row["unit"], _also(row))
-    console = Console()
-    (console if console.is_terminal else Console(width=200)).print(table)
+        add(measured, row["name"], row["contender"], *figures, row["unit"], _also(row))
+    show(measured, width=200)
 
 
 def _also(row: dict[str, Any]) -> str:

@@ -14,12 +14,14 @@ import click
     default="runs/demo",
     show_default=True,
     metavar="DIR",
-    help="Run directory; an earlier demo there is replaced.",
+    help="Run directory; replaces an earlier demo there.",
 )
-@click.option("--file", default="encoder.onnx", show_default=True, metavar="FILE", help="Where the ONNX file goes.")
-@click.option("--max-minutes", type=float, default=2.5, show_default=True, metavar="M", help="Of training, at most.")
+@click.option("--file", default="encoder.onnx", show_default=True, metavar="FILE", help="The ONNX file to write.")
+@click.option(
+    "--max-minutes", type=float, default=2.5, show_default=True, metavar="M", help="Limit of the pretraining."
+)
 def command(out: str, file: str, max_minutes: float) -> None:
-    """Pretrain on drawn letters without their labels, compare with a random encoder, export, evaluate the file."""
+    """Pretrain on built-in letters without their labels, compare with a random encoder, export, evaluate the file."""
     from simclr_engine.export import export_onnx
 
     from ..evaluation import evaluate
@@ -28,15 +30,15 @@ def command(out: str, file: str, max_minutes: float) -> None:
     from ..report import write_report
 
     began = time.perf_counter()
-    click.echo("1/4  pretraining on drawn letters; the labels stay unseen", err=True)
+    click.echo("1/4  pretraining on drawn letters, without their labels", err=True)
     run = pretrain(Recipe.load("demo"), out=out, overwrite=True, max_minutes=max_minutes)
-    click.echo("2/4  what the encoder knows, beside one with random weights", err=True)
+    click.echo("2/4  evaluating the encoder beside one with random weights", err=True)
     results = evaluate(run, method=["linear", "knn"], init=["pretrained", "scratch"])
     assert isinstance(results, list)
-    click.echo("3/4  one ONNX file, checked against PyTorch", err=True)
+    click.echo("3/4  exporting one ONNX file, checked against PyTorch", err=True)
     exported = export_onnx(run, file)
     from_file = evaluate(exported.file, data=run.environment["data"]["name"], method="linear")
-    click.echo("4/4  the report", err=True)
+    click.echo("4/4  writing the report", err=True)
     page = write_report(run)
 
     accuracy = {(r.method, r.init): 100 * r.accuracy for r in results}

@@ -30,18 +30,16 @@ PACKAGES = (
 @click.command(name="doctor")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 def command(as_json: bool) -> None:
-    """Show what this machine and installation can do; exit 3 where a needed part does not work."""
+    """Check what this machine and installation can do. Exits with 3 if a required part does not work."""
     versions = {name: _version(name) for name in PACKAGES}
     findings: list[tuple[str, bool, str]] = [("python", True, platform.python_version())]
     if versions["torch"] is None:
-        findings.append(
-            ("torch", False, "not installed: pretraining is not possible; evaluate FILE.onnx works without it")
-        )
+        findings.append(("torch", False, "not installed: needed for pretraining; evaluate FILE.onnx works without it"))
     else:
         findings += _torch_findings()
     findings += [_cache_finding(), *_onnx_findings(versions)]
     compiler = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
-    findings.append(("C++ compiler", True, compiler or "none: torch.compile and the native module are off"))
+    findings.append(("C++ compiler", True, compiler or "not found: torch.compile and the native module are off"))
     broken = [name for name, works, _ in findings if not works]
     if as_json:
         document = {
@@ -89,11 +87,11 @@ def _torch_findings() -> list[tuple[str, bool, str]]:
         except ValueError as reason:
             rows.append((f"  {backend}", True, str(reason).partition(" here: ")[2]))
         else:
-            rows.append((f"  {backend}", True, f"--augment {backend} serves {chosen.device.type}"))
+            rows.append((f"  {backend}", True, f"--augment {backend} works on {chosen.device.type}"))
     try:
         import_torchvision()
         detail = (
-            "its own operators do not load (built for another torch); schemas declared, datasets and models work"
+            "its compiled operators do not load (built for another torch); data sets work without them"
             if is_shimmed()
             else "works"
         )
@@ -119,7 +117,7 @@ def _cache_finding() -> tuple[str, bool, str]:
 
 def _onnx_findings(versions: dict[str, str | None]) -> list[tuple[str, bool, str]]:
     if versions["onnxruntime"] is None:
-        return [("onnxruntime", False, "not installed: ONNX files cannot be run")]
+        return [("onnxruntime", False, "not installed: needed to run ONNX files")]
     import onnxruntime
 
     return [("onnxruntime", True, ", ".join(onnxruntime.get_available_providers()))]

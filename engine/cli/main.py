@@ -7,24 +7,23 @@ from importlib import import_module
 
 import click
 
-from .. import __version__
 from ..errors import EngineError
 
 # name → what `--help` shows; the module of that name holds `command`. Kept here so that --help imports none of them.
 COMMANDS = {
     "pretrain": "Pretrain an encoder without labels.",
-    "evaluate": "Any method on a run, an ONNX file or foreign weights, beside a random encoder.",
+    "evaluate": "Score an encoder beside the same network with random weights.",
     "export": "Write the encoder of a run as one ONNX file, checked against PyTorch.",
-    "embed": "Features of any images, as vectors with paths: an index that can be searched.",
-    "predict": "Classes and nearest neighbours of images, by a run or an ONNX file.",
-    "serve": "A page on this machine: drop an image, see its class and neighbours.",
-    "report": "Rebuild a run's figures and its report.html.",
-    "compare": "Put several runs side by side.",
-    "recipes": "List the named recipes, or show one.",
-    "data": "List, inspect and pack image sources.",
-    "bench": "Measure this machine, beside other libraries: epoch, nt-xent, augment, …",
-    "demo": "Pretrain, evaluate and export on the built-in glyphs, in about three minutes.",
-    "doctor": "Show what this machine and installation can do.",
+    "embed": "Compute the features of images and write them as a searchable index.",
+    "predict": "Predict the classes of images and find their nearest neighbours.",
+    "serve": "Open a local page that shows the class and neighbours of an image.",
+    "report": "Draw the figures of a run and its report.html again.",
+    "compare": "Compare several runs in a table and on a page.",
+    "recipes": "List the recipes, or print one.",
+    "data": "List, inspect and pack image data.",
+    "bench": "Benchmark this machine beside other libraries: epoch, nt-xent, augment, …",
+    "demo": "Pretrain, evaluate and export on built-in images, in about three minutes.",
+    "doctor": "Check what this machine and installation can do.",
 }
 
 
@@ -57,11 +56,31 @@ class LazyGroup(click.Group):
         return super().resolve_command(ctx, args)
 
 
+def _show_version(ctx: click.Context, option: click.Parameter, asked: bool) -> None:
+    if asked:
+        from ..version import __version__  # reading the metadata takes time that --help has no need to spend
+
+        click.echo(f"simclr-engine, version {__version__}")
+        ctx.exit()
+
+
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.version_option(__version__, prog_name="simclr-engine")
-@click.option("--debug", is_flag=True, help="Show tracebacks.")
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_version,
+    help="Show the version and exit.",
+)
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def cli(debug: bool) -> None:
-    """Pretrain an image encoder without labels, evaluate it honestly, ship it as one ONNX file."""
+    """Pretrain an image encoder without labels, evaluate it honestly, ship it as one ONNX file.
+
+    \b
+    Exit codes: 0 done, 1 a check failed, 2 wrong usage, 3 missing on this machine,
+    4 data that cannot be used, 130 interrupted.
+    """
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""What several commands share: `--set`, and one JSON document on stdout."""
+"""Options that several commands share: `--set KEY=VALUE` and `--json`."""
 
 from __future__ import annotations
 
@@ -23,5 +23,5 @@ def parse_overrides(pairs: Sequence[str]) -> dict[str, str]:
 
 
 def print_json(document: dict[str, Any]) -> None:
-    """The one document that `--json` promises on stdout."""
+    """Prints the one document of `--json` to stdout."""
     click.echo(json.dumps(document, indent=2))

@@ -5,13 +5,19 @@ from __future__ import annotations
 import click
 
 from .options import print_json
+from .tables import add, show, table
 
 
 @click.command(name="recipes")
 @click.argument("name", required=False)
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 def command(name: str | None, as_json: bool) -> None:
-    """List the named recipes with origin and published result; with NAME, show that one whole."""
+    """List the recipes with their origin and published results. With NAME, print that recipe with every value.
+
+    \b
+    simclr-engine recipes
+    simclr-engine recipes cifar10-sgd
+    """
     from ..recipe import Recipe, recipe_names
 
     if name is not None:
@@ -25,23 +31,10 @@ def command(name: str | None, as_json: bool) -> None:
     if as_json:
         print_json({"recipes": [{"name": r.name, "origin": r.origin, "published": r.published} for r in recipes]})
         return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("recipe", "origin", "epochs", "batch", "views", "optimizer", "published"):
-        table.add_column(column, justify="right" if column in ("epochs", "batch", "views") else "left")
+    listed = table("recipe", "origin", "#epochs", "#batch", "#views", "optimizer", "published", rule=False)
     for r in recipes:
-        published = "\n".join(
-            f"{p['method']} {100 * p['accuracy']:.2f} % ({p['init']})" for p in r.published.get("results", [])
-        )
-        table.add_row(
-            r.name,
-            r.origin,
-            str(r.train.epochs),
-            str(r.train.batch_size),
-            str(r.train.views),
-            r.optimizer.name,
-            published or "–",
-        )
-    Console().print(table)
+        results = r.published.get("results", [])
+        published = "\n".join(f"{p['method']} {100 * p['accuracy']:.2f} % ({p['init']})" for p in results) or "–"
+        figures = (str(r.train.epochs), str(r.train.batch_size), str(r.train.views))
+        add(listed, r.name, r.origin, *figures, r.optimizer.name, published)
+    show(listed)

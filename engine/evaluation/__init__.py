@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ..lazy import lazy_names
 
 if TYPE_CHECKING:
     from .protocol import evaluate as evaluate
@@ -13,10 +15,4 @@ _HOME = {"evaluate": "protocol", "EvaluationResult": "result"}
 __all__ = ["EvaluationResult", "evaluate"]
 
 
-def __getattr__(name: str) -> Any:
-    """Loads a public name when it is first asked for."""
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
-    return getattr(import_module(f".{_HOME[name]}", __name__), name)
+__getattr__, __dir__ = lazy_names(__name__, {name: f".{module}" for name, module in _HOME.items()})

@@ -13,8 +13,8 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
-from ..files import Folder
 from ..event_log import event_file_name
+from ..files import Folder
 
 # Key in a row → tag. The learning rate is known at both; the finer of the two is written.
 HISTORY = {"test_accuracy": "test/accuracy", "test_loss": "test/loss", "train_loss": "train/loss_epoch", "lr": "lr"}

@@ -67,7 +67,7 @@ class _Lesson:
 def predict_head(encoder: Encoder, task: Task, training: Training) -> Prediction:
     """A linear layer on the standardised features of the frozen encoder, on features computed once, or on those of
     augmented images where the recipe asks for crops or flips."""
-    spec, platform = training.spec.head, choose_platform(precision="fp32")
+    spec, platform = training.recipe().evaluation.head, choose_platform(precision="fp32")
     of_train, of_test = encoder.features(task.train), encoder.features(task.test)
     features = of_train[task.rows]
     mean = torch.from_numpy(features.mean(0, dtype=np.float64).astype(np.float32)).to(platform.device)
@@ -116,13 +116,13 @@ def predict_head(encoder: Encoder, task: Task, training: Training) -> Prediction
 
 def predict_finetune(encoder: Encoder, task: Task, training: Training) -> Prediction:
     """The encoder and a linear layer, trained end to end."""
-    spec = training.spec.finetune
+    spec = training.recipe().evaluation.finetune
     return _end_to_end(encoder, task, training, spec, "fine-tuning (end to end", spec.epochs)
 
 
 def predict_supervised(encoder: Encoder, task: Task, training: Training) -> Prediction:
     """The same network from scratch, for the epochs of the recipe, or for as long as the pretraining took."""
-    spec = training.spec.supervised
+    spec = training.recipe().evaluation.supervised
     return _end_to_end(encoder, task, training, spec, "supervised training from scratch (end to end", spec.epochs)
 
 
@@ -135,7 +135,7 @@ def _end_to_end(
             saw=words.split(" (")[0],
             fix="evaluate the run it came from, or take linear, knn or head",
         )
-    platform = choose_platform(precision=training.precision)
+    platform = choose_platform(precision=training.recipe().train.precision)
     if platform.device.type == "cpu":
         keep_freed_memory()
     trunk = encoder.build()

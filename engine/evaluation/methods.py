@@ -9,17 +9,20 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from importlib import import_module
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UsageError
-from ..recipe import EvaluationSpec
 from .knn import TEMPERATURE, classify_knn
 from .linear import HELD_OUT, LinearProbe, fit_linear
 from .progress import Advance, show_progress
 from .target import Encoder
 from .task import SEED, Task
+
+if TYPE_CHECKING:
+    from ..recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -27,15 +30,13 @@ class Training:
     """How the methods that train do it.
 
     Attributes:
-        spec: the recipe's settings.
-        precision: auto | bf16 | fp16 | fp32, of end-to-end training.
+        recipe: opens the recipe whose settings are taken; methods that do not train never ask.
         seconds: what the pretraining took; 0 if unknown.
         progress: show bars on a terminal.
         seed: of the weights of the linear layer, the order of the images and their crops.
     """
 
-    spec: EvaluationSpec
-    precision: str
+    recipe: Callable[[], Recipe]
     seconds: float
     progress: bool
     seed: int = SEED

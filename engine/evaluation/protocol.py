@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any, overload
 
@@ -103,8 +104,11 @@ def evaluate(
                 saw=f"--init {one} for {subject.path.name}",
                 fix="evaluate the run it came from, or leave --init away",
             )
-    recipe = subject.recipe.override(_evaluation_only(overrides or {}))
-    training = Training(recipe.evaluation, recipe.train.precision, subject.seconds, progress)
+    settings = _evaluation_only(overrides or {})
+    recipe = cache(lambda: subject.recipe().override(settings))
+    if settings:  # one that cannot be meant is refused before anything is done
+        recipe()
+    training = Training(recipe, subject.seconds, progress)
     (train, test), of_the_run = _splits(subject, data, progress)
     notes = (*check_splits(train, test), *check_pretraining(subject, test, of_the_run), *subject.notes)
     train, test = train.limit(limit), test.limit(limit)

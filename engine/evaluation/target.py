@@ -18,13 +18,14 @@ from ..data.cache import cache_root
 from ..data.store import ImageStore
 from ..errors import PlatformError, UsageError
 from ..files import Folder
-from ..recipe import DEFAULT, Recipe, recipe_names
 from ..run import Run
 from .feature_cache import cached_features
 from .progress import show_progress
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from ..recipe import Recipe
 
 INITS = ("pretrained", "scratch")
 WEIGHTS = (".safetensors", ".pt", ".pth", ".tar", ".ckpt", ".bin")  # .pth.tar is MoCo's
@@ -78,7 +79,7 @@ class Target:
         image_size: side in pixels of the images it takes; None for any.
         pretrained_on: fingerprint of those images, "" if unknown.
         seconds: what the pretraining took; 0 if unknown.
-        recipe: whose settings the methods that train take.
+        recipe: opens the one whose settings the methods that train take; a file is evaluated without it.
         run: the run; None for a file.
         inits: which encoders it has.
         encoder: the encoder of an init; the flag shows progress bars.
@@ -89,7 +90,7 @@ class Target:
     image_size: int | None
     pretrained_on: str
     seconds: float
-    recipe: Recipe
+    recipe: Callable[[], Recipe]
     run: Run | None
     inits: tuple[str, ...]
     encoder: Callable[[str, bool], Encoder]
@@ -121,6 +122,13 @@ def open_target(target: str | Path | Run | Target) -> Target:
     )
 
 
+def _recipe(name: str) -> Recipe:
+    """The recipe that a file names, or the default for one that is not known."""
+    from ..recipe import DEFAULT, Recipe, recipe_names
+
+    return Recipe.load(name if name in recipe_names() else DEFAULT)
+
+
 def _open_run(run: Run) -> Target:
     recipe = run.recipe
 
@@ -135,7 +143,7 @@ def _open_run(run: Run) -> Target:
         image_size=run.image_size,
         pretrained_on=str(run.data.get("fingerprint") or ""),
         seconds=float(run.environment.get("seconds") or 0.0),
-        recipe=recipe,
+        recipe=lambda: recipe,
         run=run,
         inits=INITS,
         encoder=encoder,
@@ -171,7 +179,7 @@ def _open_file(path: Path) -> Target:
         image_size=onnx.image_size,
         pretrained_on=about.data_fingerprint,
         seconds=0.0,
-        recipe=Recipe.load(about.recipe if about.recipe in recipe_names() else DEFAULT),
+        recipe=lambda: _recipe(about.recipe),
         run=None,
         inits=INITS[:1],
         encoder=encoder,
@@ -283,7 +291,7 @@ def _open_weights(path: Path) -> Target:
         image_size=found.image_size,
         pretrained_on="",
         seconds=0.0,
-        recipe=Recipe.load(DEFAULT),
+        recipe=lambda: _recipe(""),
         run=None,
         inits=INITS,
         encoder=encoder,

@@ -6,8 +6,9 @@ Every picture is a function that returns a matplotlib Figure, such as `gallery_f
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ..lazy import lazy_names
 
 if TYPE_CHECKING:
     from .augmentation import augmentation_sheet as augmentation_sheet
@@ -53,8 +54,5 @@ PLACES = {name: module for module, names in MODULES.items() for name in names}
 __all__ = sorted(PLACES)
 
 
-def __getattr__(name: str) -> Any:
-    """Loads matplotlib with the first picture, not with the package."""
-    if name not in PLACES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{PLACES[name]}", __name__), name)
+# Loads matplotlib with the first picture, not with the package.
+__getattr__, __dir__ = lazy_names(__name__, {name: f".{module}" for name, module in PLACES.items()})

@@ -7,13 +7,15 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..evaluation.comparison import METHOD_NAMES, Comparison, compare
 from ..evaluation.records import load_results
 from ..evaluation.result import EvaluationResult
-from ..recipe import Recipe
 from ..run import Run
+
+if TYPE_CHECKING:
+    from ..recipe import Recipe
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError
 from ..evaluation.comparison import METHOD_NAMES, Comparison
-from ..recipe import Recipe
 from ..run import Run
-from ..toml_tree import leaves
 from .content import ReportContent, gather, short_name
 from .tables import accuracy
+
+if TYPE_CHECKING:
+    from ..recipe import Recipe
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,6 +114,8 @@ def best_of(one: MethodRow) -> int | None:
 
 def differing_keys(subjects: Sequence[Subject]) -> dict[str, list[Any]]:
     """Key (`train.views`) → the value of each run, for the hyper-parameters that are not the same everywhere."""
+    from ..recipe import leaves  # loaded with the subjects' recipes already
+
     first, *others = (subject.recipe for subject in subjects)
     differing = {key for other in others for key in first.differences(other)}
     values = [dict(leaves(subject.recipe.to_tree())) for subject in subjects]

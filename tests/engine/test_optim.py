@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,9 +12,11 @@ from torch import nn
 
 from reference.optimizers import lars_step
 from simclr_engine.optim import LARS, build_optimizer, lr_factor, parameter_groups
-from simclr_engine.recipe import Recipe
+from simclr_engine.recipe import OptimizerSpec, Recipe, ScheduleSpec
 
-COSINE = Recipe.load("cifar10").schedule
+
+def _optimizer(recipe: str, **changes: Any) -> OptimizerSpec:
+    return Recipe.load(recipe, {f"optimizer.{key}": value for key, value in changes.items()}).optimizer
 
 
 def _module() -> nn.Module:
@@ -25,7 +27,7 @@ def _module() -> nn.Module:
 @pytest.mark.parametrize("form", ["paper", "google"])
 def test_lars_equals_the_plain_float64_loop_over_ten_steps(form: str) -> None:
     module = _module()
-    spec = replace(Recipe.load("lars-800").optimizer, form=form, weight_decay=1e-3, trust_coefficient=0.02)
+    spec = _optimizer("lars-800", form=form, weight_decay=1e-3, trust_coefficient=0.02)
     optimizer = build_optimizer(module, spec, lr=0.7)
     params = list(module.parameters())
     truth = [(p.detach().numpy().copy(), np.zeros(p.shape)) for p in params]
@@ -56,7 +58,7 @@ def test_lars_compiles_as_one_graph_and_follows_a_rate_kept_in_a_tensor(form: st
     def run(compiled: bool) -> torch.Tensor:
         module = _module()
         rate = torch.tensor(0.0, dtype=torch.float64)
-        optimizer = build_optimizer(module, replace(Recipe.load("lars-800").optimizer, form=form), lr=1.0)
+        optimizer = build_optimizer(module, _optimizer("lars-800", form=form), lr=1.0)
         for group in optimizer.param_groups:
             group["lr"] = rate
         step = torch.compile(optimizer.step, backend="aot_eager", fullgraph=True) if compiled else optimizer.step
@@ -113,7 +115,7 @@ def test_an_unknown_form_is_refused() -> None:
 
 
 def test_cosine_warms_up_linearly_and_ends_at_its_floor() -> None:
-    spec = replace(COSINE, warmup_epochs=2.0, lr_min=0.1)
+    spec = ScheduleSpec(warmup_epochs=2.0, lr_min=0.1)
     factors = [lr_factor(spec, s, total_steps=100, steps_per_epoch=5) for s in range(101)]
     assert factors[:10] == pytest.approx([(s + 1) / 10 for s in range(10)])
     for s in range(10, 101):
@@ -121,7 +123,7 @@ def test_cosine_warms_up_linearly_and_ends_at_its_floor() -> None:
 
 
 def test_the_warm_up_of_a_short_run_is_cut_to_a_tenth() -> None:
-    spec = replace(COSINE, warmup_epochs=10.0)
+    spec = ScheduleSpec(warmup_epochs=10.0)
     assert lr_factor(spec, 0, total_steps=50, steps_per_epoch=25) == pytest.approx(1 / 5)
     assert lr_factor(spec, 4, total_steps=50, steps_per_epoch=25) == 1.0
 
@@ -133,19 +135,19 @@ def test_step_decay_falls_every_ten_epochs() -> None:
 
 
 def test_two_phase_exponential_changes_its_rate() -> None:
-    spec = replace(COSINE, name="exponential", warmup_epochs=0.0, gamma=0.9, phase_epochs=15.0, gamma_late=0.6)
+    spec = ScheduleSpec(name="exponential", warmup_epochs=0.0, gamma=0.9, phase_epochs=15.0, gamma_late=0.6)
     at = [lr_factor(spec, epoch * 3, total_steps=60, steps_per_epoch=3) for epoch in (0, 1, 15, 16, 19)]
     assert at == pytest.approx([1, 0.9, 0.9**15, 0.9**15 * 0.6, 0.9**15 * 0.6**4])
 
 
 def test_constant_stays() -> None:
-    assert lr_factor(replace(COSINE, name="constant", warmup_epochs=0.0), 77, 100, 10) == 1.0
+    assert lr_factor(ScheduleSpec(name="constant", warmup_epochs=0.0), 77, 100, 10) == 1.0
 
 
 @pytest.mark.parametrize(
     ("name", "kind"), [("sgd", torch.optim.SGD), ("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)]
 )
 def test_the_other_optimizers_are_torchs_own(name: str, kind: type[torch.optim.Optimizer]) -> None:
-    optimizer = build_optimizer(_module(), replace(Recipe.load("cifar10").optimizer, name=name), lr=0.1)
+    optimizer = build_optimizer(_module(), _optimizer("cifar10", name=name), lr=0.1)
     assert type(optimizer) is kind
     assert [g["weight_decay"] for g in optimizer.param_groups] == [1e-6, 0.0]

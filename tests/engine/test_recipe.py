@@ -1,8 +1,9 @@
-"""Recipes: complete, typed, refused when wrong, equal after a round trip."""
+"""Recipes: defaults and what a file adds, typed, refused when wrong, equal after a round trip."""
 
 from __future__ import annotations
 
 import math
+import re
 import tomllib
 from pathlib import Path
 
@@ -11,15 +12,28 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simclr_engine.errors import UsageError
-from simclr_engine.recipe import Recipe, recipe_names
-from simclr_engine.toml_tree import read_value
-from simclr_engine.typed_tree import known_keys
+from simclr_engine.kernels import AugmentSpec
+from simclr_engine.recipe import Recipe, known_keys, read_value, recipe_names
 
-SYSTEMS = {"lars-800", "few-labels-50", "quick-10", "scratch-100", "two-protocols"}
+HASHES = {  # of the resolved recipes, as every version has had them: runs and exported files name their recipe by it
+    "cifar10": "1307e41feaf921319828549a065beade3e83f5ab4c17939c81294471186c08bc",
+    "cifar10-sgd": "a76360f764958c3abd776039434f7cd93b42609bf970fefacc94fd14d25f2aa1",
+    "demo": "98b928d213e81e94e29f371886de73cfbea461633752db8db7975b3d24c68cb4",
+    "few-labels-50": "9bd6c4ba066abb5df982324a5291dcbdc9a7252009cfb9547ece499619ed757b",
+    "lars-800": "c25dba150dcf9f4ab531157c3931e97c0be0a01d8b0f364749299cf47dcee1ac",
+    "quick-10": "8c3c5e256ebffea4ffd2af2f215ed6066f368e781868ca61c5fb3c5dc9866428",
+    "scratch-100": "7b996747105b54b47b5cc561b13e3357032af0808991431edcbc6393c8725b29",
+    "two-protocols": "63e3edd59773da595d667fd8fd6cb8a9d143eb9ebd26fcb38d016cc45f726eff",
+}
 
 
-def test_all_published_systems_and_the_bases_are_there() -> None:
-    assert set(recipe_names()) >= SYSTEMS | {"demo", "cifar10", "cifar10-sgd"}
+@pytest.mark.parametrize("name", HASHES)
+def test_a_recipe_of_the_package_has_the_hash_it_has_always_had(name: str) -> None:
+    assert Recipe.load(name).hash() == HASHES[name]
+
+
+def test_every_recipe_of_the_package_has_a_known_hash() -> None:
+    assert recipe_names() == sorted(HASHES)
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -29,6 +43,29 @@ def test_a_recipe_survives_the_round_trip_through_toml(name: str) -> None:
     assert again == recipe
     assert again.hash() == recipe.hash()
     assert recipe.name == name
+
+
+def _without(text: str, lost: str) -> str:
+    """The lines of a run's recipe.toml but those whose key (`train.epochs`, `evaluation.`) starts so."""
+    kept, table = [], ""
+    for line in text.split("\n"):
+        table = f"{line[1:-1]}." if line.startswith("[") else table
+        kept += [] if f"{table}{line}".startswith(lost) else [line]
+    return "\n".join(kept)
+
+
+def test_a_run_recipe_that_lost_a_key_is_refused() -> None:
+    text = Recipe.load("cifar10").to_toml()
+    for key in set(known_keys()) - {"train.micro_batch", "published"}:
+        with pytest.raises(UsageError, match=f"incomplete\n.*no {re.escape(key)}"):
+            Recipe.from_toml(_without(text, f"{key} ="))
+
+
+@pytest.mark.parametrize("younger", ["train.micro_batch =", "evaluation."])
+def test_a_recipe_of_an_older_run_takes_the_defaults(younger: str) -> None:
+    recipe = Recipe.load("cifar10")
+    text = _without(recipe.to_toml(), younger)
+    assert text != recipe.to_toml() and Recipe.from_toml(text) == recipe
 
 
 def test_published_figures_and_settings_of_the_systems_are_the_authors() -> None:
@@ -53,7 +90,7 @@ def test_published_figures_and_settings_of_the_systems_are_the_authors() -> None
     assert [r["accuracy"] for r in e.published["results"]] == [0.4089, 0.5887, 0.8918, 0.8908]
 
 
-def test_a_short_run_takes_the_settings_of_every_limit_that_it_is_within() -> None:
+def test_a_short_run_takes_the_settings_of_every_limit_it_is_within() -> None:
     recipe = Recipe.load("cifar10-sgd", overrides={"train.batch_size": 128})
     long, hundred, minutes = recipe.for_epochs(100.5), recipe.for_epochs(100), recipe.for_epochs(2.5)
     assert long.learning_rate() == pytest.approx(0.03 * 128 / 256)
@@ -66,7 +103,7 @@ def test_a_short_run_takes_the_settings_of_every_limit_that_it_is_within() -> No
     }  # fmt: skip
 
 
-def test_the_narrowest_limit_has_the_last_word_in_any_order_of_the_list() -> None:
+def test_the_narrowest_limit_has_the_last_word_in_any_order() -> None:
     wide, narrow = ({"epochs": e, "settings": {"optimizer.lr": lr}} for e, lr in ((100, 0.5), (10, 0.25)))
     for listed in ([wide, narrow], [narrow, wide]):
         recipe = Recipe.load("cifar10", overrides={"short_runs": listed})
@@ -98,7 +135,7 @@ def test_a_value_that_was_set_holds_for_short_runs_too(tmp_path: Path) -> None:
         ([{"epochs": 10, "settings": {"train.views": 1}}], "train.views must be 2 to 64"),
         ([{"epochs": 0, "settings": {}}], "short_runs.epochs must be 1 or more"),
         ([{"epochs": 10, "settings": {"name": "x"}}], "keys within a table"),
-        ([{"epoch": 10, "settings": {}}], "did you mean `epochs`"),
+        ([{"epoch": 10, "settings": {}}], "did you mean `short_runs.epochs`"),
         ({"epochs": 10}, "short_runs"),
     ],
 )
@@ -221,6 +258,67 @@ def test_a_misspelt_recipe_names_the_nearest() -> None:
         Recipe.load("cifar10-sdg")
 
 
+def test_a_recipe_is_frozen() -> None:
+    recipe = Recipe.load("cifar10")
+    with pytest.raises(ValueError, match="frozen"):
+        recipe.train.epochs = 3
+    with pytest.raises(ValueError, match="frozen"):
+        recipe.train = Recipe.load("demo").train
+
+
+def test_what_a_file_leaves_unsaid_has_its_default(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    text = 'name = "mine"\n[data]\nsource = "digits"\n[loss]\ntemperature = 0.3\n[optimizer]\nname = "sgd"\nlr = 1\n'
+    file.write_text(text + "[train]\nepochs = 3\nbatch_size = 8\n[evaluation.head]\nepochs = 4\n")
+    recipe = Recipe.load(file)
+    assert (recipe.train.epochs, recipe.optimizer.lr, recipe.loss.temperature) == (3, 1.0, 0.3)
+    assert recipe.evaluation == Recipe.load("cifar10", {"evaluation.head.epochs": 4}).evaluation
+    assert recipe.augment == AugmentSpec()
+    assert (recipe.train.views, recipe.train.precision, recipe.schedule.name) == (2, "auto", "cosine")
+    assert (recipe.published, recipe.short_runs) == ({}, ())
+
+
+@pytest.mark.parametrize("key", ["name", "data.source", "loss.temperature", "optimizer.lr", "train.epochs"])
+def test_what_makes_a_recipe_has_no_default(key: str) -> None:
+    tree = Recipe.load("cifar10").to_tree()
+    table, _, name = key.rpartition(".")
+    del (tree[table] if table else tree)[name]
+    with pytest.raises(UsageError, match=f"incomplete\n.*no {key}\n"):
+        Recipe.from_tree(tree)
+
+
+def test_a_half_character_of_a_path_is_refused_before_it_is_written() -> None:
+    for key in ("notes", "data.source"):
+        with pytest.raises(UsageError, match=f"{key} must be text"):
+            Recipe.load("cifar10", {key: "a\udc80"})
+    with pytest.raises(UsageError, match="published must be"):
+        Recipe.load("cifar10", {"published": {"x": ["\ud800"]}})
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("train.epochs", 2.5, "train.epochs must be a valid integer"),
+        ("train.epochs", True, "train.epochs must be a valid integer"),
+        ("loss.temperature", "warm", "loss.temperature must be a valid number"),
+        ("head.hidden", "wide", "head.hidden must be a valid list"),
+        ("optimizer.nesterov", 1, "optimizer.nesterov must be a valid boolean"),
+        ("evaluation.head.crop_scale", [1.0], "evaluation.head.crop_scale must be as long a list"),
+        ("augment.crop_scale", [1.0], "crop_scale must be 2 numbers"),
+        ("augment.flip", "often", "flip must be a number"),
+        ("augment.flip", 10**400, "flip must be between 0 and 1"),
+        ("loss.temperature", math.inf, "loss.temperature must be finite and above 0 and at most 100"),
+        ("optimizer.name", "sdg", "optimizer.name must be lars, sgd, adam or adamw"),
+        ("optimizer.momentum", 1.0, "optimizer.momentum must be at least 0 and below 1"),
+        ("train.views", 65, "train.views must be 2 to 64 .V, of each image"),
+        ("monitor.log_steps", 0, "monitor.log_steps must be 1 or more"),
+    ],
+)
+def test_an_error_names_the_type_or_the_range(key: str, value: object, says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        Recipe.load("cifar10", {key: value})
+
+
 def test_a_file_builds_on_a_base_and_lists_only_what_differs(tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text('base = "cifar10"\nname = "mine"\n[train]\nepochs = 3\n')
@@ -262,7 +360,7 @@ def test_to_toml_is_toml_of_the_same_tree() -> None:
     assert tomllib.loads(recipe.to_toml()) == recipe.to_tree()
 
 
-def test_an_empty_table_beside_a_base_changes_nothing_and_a_misspelt_one_is_refused(tmp_path: Path) -> None:
+def test_an_empty_table_beside_a_base_changes_nothing_or_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text('name = "mine"\nbase = "cifar10-sgd"\n[train]\n[evaluation.head]\n')
     ours, base = Recipe.load(str(file)), Recipe.load("cifar10-sgd")

@@ -87,7 +87,7 @@ def test_kernels_know_nothing_of_the_engine() -> None:
 
 
 def test_data_knows_nothing_but_errors() -> None:
-    assert rooms_below("data") == {"errors", "torchvision_shim"}
+    assert rooms_below("data") == {"errors", "lazy", "torchvision_shim"}
 
 
 def test_the_room_that_writes_files_knows_nothing_but_errors() -> None:
@@ -98,7 +98,6 @@ def test_the_room_that_writes_files_knows_nothing_but_errors() -> None:
     "name",
     [
         "recipe",
-        "specs",
         "run",
         "checkpoint",
         "device",

@@ -311,7 +311,7 @@ import sys
 
 class Blocked:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in ("torch", "torchvision", "onnx", "onnxscript", "triton"):
+        if name.partition(".")[0] in ("torch", "torchvision", "onnx", "onnxscript", "triton", "pydantic"):
             raise ImportError(f"{name} is blocked")
 
 sys.meta_path.insert(0, Blocked())

@@ -124,7 +124,7 @@ import sys
 
 class Refuse:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("torch", "torchvision", "onnx"):
+        if name.split(".")[0] in ("torch", "torchvision", "onnx", "pydantic"):
             raise ImportError(f"{name} must not be imported")
 
 sys.meta_path.insert(0, Refuse())
