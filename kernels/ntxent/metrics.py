@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .dispatch import check_projections
-from .reference import normalise, positives, strips
+from .chunked import normalise, positives, strips
+from .loss import check_projections
 
 
 @torch.no_grad()
@@ -33,7 +33,7 @@ def contrastive_metrics(z: Tensor, views: int = 2, temperature: float = 0.5) -> 
         unit, _ = normalise(z)
         total = len(unit)
         mass, found = unit.new_empty(total), unit.new_empty(total)
-        for rows in strips(unit):
+        for rows in strips(unit, total):
             logits = (unit[rows] @ unit.T).div_(temperature)
             logits.diagonal(rows.start).fill_(-torch.inf)
             others = positives(rows, total, views, z.device)

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from fixtures import ROOT
 from simclr_engine.kernels import AugmentSpec, augment, draw_params, pick_augment
+from simclr_engine.kernels.augmentation import fused as backend
 from simclr_engine.kernels.augmentation import params
-from simclr_engine.kernels.augmentation import triton as backend
+from simclr_engine.kernels.augmentation import table as columns
 
 NEEDED = (7, 5)
 SERVED = torch.cuda.is_available() and torch.cuda.get_device_capability() >= NEEDED
@@ -88,8 +89,8 @@ def test_the_recipes_views_equal_float64(recipe: Path) -> None:
 def test_each_of_the_24_orders_equals_float64(size: int) -> None:
     spec = AugmentSpec(image_size=9, **STRONG)
     table = drawn(spec, 24, views=1)
-    table[:, params.JITTER_ON] = 1
-    table[:, params.ORDER] = torch.arange(24, device="cuda")
+    table[:, columns.JITTER_ON] = 1
+    table[:, columns.ORDER] = torch.arange(24, device="cuda")
     images = pictures(1, 9).expand(24, -1, -1, -1)
     assert error(augment(images, table, spec, size, backend="triton"), images, table, spec, size) <= TOLERANCE
 
@@ -190,8 +191,8 @@ def test_drawing_and_applying_are_captured_in_a_graph(image: int, size: int) -> 
 
 
 def test_a_smaller_last_batch_and_another_epoch_compile_nothing() -> None:
-    from simclr_engine.kernels.augmentation.apply_triton import apply
-    from simclr_engine.kernels.augmentation.draw_triton import draw
+    from simclr_engine.kernels.augmentation.fused_apply import apply
+    from simclr_engine.kernels.augmentation.fused_draw import draw
 
     def compiled() -> tuple[int, ...]:
         device = torch.cuda.current_device()

@@ -16,14 +16,15 @@ from torch import Tensor
 
 from reference import augmentation_truth as truth
 from simclr_engine.kernels import AugmentSpec, augment, draw_params
-from simclr_engine.kernels.augmentation import colour, dali
-from simclr_engine.kernels.augmentation.params import (
+from simclr_engine.kernels.augmentation import dali, eager
+from simclr_engine.kernels.augmentation.table import (
     BRIGHTNESS,
     CONTRAST,
     FLIP,
     GRAY,
     HUE,
     JITTER_ON,
+    JITTER_ORDERS,
     ORDER,
     SATURATION,
     SIGMA,
@@ -46,7 +47,7 @@ needs_dali = pytest.mark.skipif(bool(MISSING), reason=MISSING)
 # On the scale where white is 1. Resampling weights come from float32 coordinates (3e-6 at 96 pixels).
 ATOL = 1e-5
 # In this order DALI's and the reference's jitter agree, and without a turn so do their hues.
-SAME_ORDER = colour.JITTER_ORDERS.index((0, 1, 2, 3))
+SAME_ORDER = JITTER_ORDERS.index((0, 1, 2, 3))
 PLAIN = AugmentSpec(image_size=16, mean=(0, 0, 0), std=(1, 1, 1))
 STRONG = AugmentSpec(
     crop_scale=(0.08, 1.0), brightness=0.8, contrast=0.8, saturation=0.8, hue=0.5, gray=0.3, blur=0.5,
@@ -242,7 +243,7 @@ def colourful(count: int, size: int) -> Tensor:
 
 
 def gray_plane(views: Tensor) -> Tensor:
-    return (views * torch.tensor(colour.GRAY_WEIGHTS)[:, None, None]).sum(1)
+    return (views * torch.tensor(eager.GRAY_WEIGHTS)[:, None, None]).sum(1)
 
 
 def mean_hue(views: Tensor) -> Tensor:

@@ -25,7 +25,8 @@ from hypothesis import strategies as st
 
 from reference import params_truth
 from simclr_engine.kernels import AugmentSpec, draw_params
-from simclr_engine.kernels.augmentation import native, params, reference
+from simclr_engine.kernels.augmentation import eager, native
+from simclr_engine.kernels.augmentation import table as columns
 from simclr_engine.recipe import Recipe, recipe_names
 
 CPU = torch.device("cpu")
@@ -81,7 +82,7 @@ def table(spec: AugmentSpec, count: int, views: int = 2, seed: int = 3) -> torch
 def check(images: torch.Tensor, drawn: torch.Tensor, spec: AugmentSpec, size: int) -> None:
     ours = native.augment(images, drawn, spec, size, torch.float32)
     assert ours.dtype == torch.float32 and ours.is_contiguous(memory_format=torch.channels_last)
-    expected = reference.augment(images, drawn, spec, size, torch.float64)
+    expected = eager.augment(images, drawn, spec, size, torch.float64)
     torch.testing.assert_close(ours.double(), expected, rtol=0, atol=TOLERANCE)
 
 
@@ -111,7 +112,7 @@ def test_each_operation_equals_the_reference(name: str, image: int, size: int) -
 def test_all_24_orders_of_the_jitter_equal_the_reference() -> None:
     spec = replace(STRONG, image_size=16, jitter=1)
     drawn = table(spec, 48)
-    drawn[:, params.ORDER] = torch.arange(96) % 24
+    drawn[:, columns.ORDER] = torch.arange(96) % 24
     check(pictures(48, 16), drawn, spec, 16)
 
 
@@ -165,7 +166,7 @@ def test_images_that_are_not_square_equal_the_reference() -> None:
     images = pictures(10, 48)[:, :20]
     spec = replace(STRONG, image_size=20)
     drawn = table(spec, 10)
-    drawn[:, params.X] += 28  # crops of the right end
+    drawn[:, columns.X] += 28  # crops of the right end
     check(images, drawn, spec, 24)
 
 
@@ -186,8 +187,8 @@ def test_bfloat16_rounds_ties_to_even_and_carries() -> None:
     wanted = torch.tensor([0x3F008000, 0x3F018000, 0x3F017FFF, 0x3F018001, 0x3F7F8000, 0x00000000], dtype=torch.int32)
     spec = replace(PLAIN, image_size=1, jitter=1, mean=(0, 0, 0), std=(1, 1, 1))
     drawn = table(spec, len(wanted), views=1)
-    drawn[:, params.BRIGHTNESS : params.ORDER] = torch.tensor([1.0, 1.0, 1.0, 0.0])
-    drawn[:, params.BRIGHTNESS] = wanted.view(torch.float32)
+    drawn[:, columns.BRIGHTNESS : columns.ORDER] = torch.tensor([1.0, 1.0, 1.0, 0.0])
+    drawn[:, columns.BRIGHTNESS] = wanted.view(torch.float32)
     images = torch.full((len(wanted), 1, 1, 3), 255, dtype=torch.uint8)
     exact = native.augment(images, drawn, spec, 1, torch.float32)
     assert torch.equal(exact[:, 0, 0, 0].view(torch.int32), wanted)
@@ -201,7 +202,7 @@ def test_float16_is_rounded_and_float64_is_the_reference() -> None:
     assert half.dtype == torch.float16 and half.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(half, native.augment(images, drawn, STRONG, 24, torch.float32).half())
     double = native.augment(images, drawn, STRONG, 24, torch.float64)
-    assert torch.equal(double, reference.augment(images, drawn, STRONG, 24, torch.float64))
+    assert torch.equal(double, eager.augment(images, drawn, STRONG, 24, torch.float64))
 
 
 @needs_module
@@ -261,7 +262,7 @@ def test_read_only_memory_maps_serve(tmp_path: Path) -> None:
 def test_strided_and_other_tables_and_images_serve() -> None:
     images, drawn = pictures(20, 32), table(STRONG, 10)
     expected = native.augment(images[::2].contiguous(), drawn, STRONG, 32, torch.float32)
-    wide = torch.empty(40, 2 * len(params.COLUMNS))
+    wide = torch.empty(40, 2 * len(columns.COLUMNS))
     wide[::2, ::2] = drawn
     for same_images, same_table in (
         (images[::2], drawn),
@@ -360,13 +361,13 @@ def test_forked_children_make_the_same_views() -> None:
 
 # Column, value that cannot be meant, value that it counts as. The image is 16 × 16, the crop 8 × 8 at (4, 4).
 HOSTILE = [
-    *[(column, bad, 0.0) for column in (params.Y, params.X) for bad in (-1.0, -1e9, float("nan"), -float("inf"))],
-    *[(column, bad, 8.0) for column in (params.Y, params.X) for bad in (9.0, 1e9, 2.0**31, float("inf"))],
-    *[(column, bad, 1.0) for column in (params.H, params.W) for bad in (0.0, -7.0, float("nan"), -float("inf"))],
-    (params.ORDER, 24.0, 23.0), (params.ORDER, 1e30, 23.0), (params.ORDER, -1.0, 0.0),
-    (params.ORDER, float("nan"), 0.0),
-    (params.FLIP, float("nan"), 0.0), (params.JITTER_ON, float("nan"), 0.0), (params.GRAY, float("nan"), 0.0),
-    (params.SIGMA, float("nan"), 0.0), (params.SIGMA, -1.0, 0.0),
+    *[(column, bad, 0.0) for column in (columns.Y, columns.X) for bad in (-1.0, -1e9, float("nan"), -float("inf"))],
+    *[(column, bad, 8.0) for column in (columns.Y, columns.X) for bad in (9.0, 1e9, 2.0**31, float("inf"))],
+    *[(column, bad, 1.0) for column in (columns.H, columns.W) for bad in (0.0, -7.0, float("nan"), -float("inf"))],
+    (columns.ORDER, 24.0, 23.0), (columns.ORDER, 1e30, 23.0), (columns.ORDER, -1.0, 0.0),
+    (columns.ORDER, float("nan"), 0.0),
+    (columns.FLIP, float("nan"), 0.0), (columns.JITTER_ON, float("nan"), 0.0), (columns.GRAY, float("nan"), 0.0),
+    (columns.SIGMA, float("nan"), 0.0), (columns.SIGMA, -1.0, 0.0),
 ]  # fmt: skip
 
 
@@ -376,8 +377,8 @@ HOSTILE = [
 def test_values_that_cannot_be_meant_count_as_the_nearest_that_can(column: int, bad: float, meant: float) -> None:
     spec = replace(STRONG, image_size=16, blur=1)
     images, drawn = pictures(8, 16), table(spec, 8)
-    drawn[:, : params.FLIP] = torch.tensor([4.0, 4.0, 8.0, 8.0])
-    drawn[:, params.JITTER_ON] = 1
+    drawn[:, : columns.FLIP] = torch.tensor([4.0, 4.0, 8.0, 8.0])
+    drawn[:, columns.JITTER_ON] = 1
     good = drawn.clone()
     drawn[1::2, column], good[1::2, column] = bad, meant
     ours = native.augment(images, drawn, spec, 16, torch.float32)
@@ -389,9 +390,9 @@ def test_values_that_cannot_be_meant_count_as_the_nearest_that_can(column: int, 
 def test_crops_larger_than_the_image_are_the_image() -> None:
     spec = replace(STRONG, image_size=16)
     images, drawn = pictures(8, 16), table(spec, 8)
-    drawn[:, : params.FLIP] = torch.tensor([5.0, 3.0, 1e9, float("inf")])
+    drawn[:, : columns.FLIP] = torch.tensor([5.0, 3.0, 1e9, float("inf")])
     good = drawn.clone()
-    good[:, : params.FLIP] = torch.tensor([0.0, 0.0, 16.0, 16.0])
+    good[:, : columns.FLIP] = torch.tensor([0.0, 0.0, 16.0, 16.0])
     ours = native.augment(images, drawn, spec, 16, torch.float32)
     assert torch.equal(ours, native.augment(images, good, spec, 16, torch.float32))
 
@@ -399,14 +400,14 @@ def test_crops_larger_than_the_image_are_the_image() -> None:
 @needs_module
 @pytest.mark.usefixtures("instructions")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("column", [params.BRIGHTNESS, params.CONTRAST, params.SATURATION, params.HUE])
+@pytest.mark.parametrize("column", [columns.BRIGHTNESS, columns.CONTRAST, columns.SATURATION, columns.HUE])
 def test_a_factor_that_is_not_a_number_gives_views_that_are_none(column: int, dtype: torch.dtype) -> None:
     # Brightness, contrast, saturation, hue in this order; a colourful image, so that the hue means something.
     spec = replace(STRONG, image_size=8, jitter=1, gray=0, blur=0)
     images = torch.tensor([200, 100, 50], dtype=torch.uint8).expand(4, 8, 8, 3).contiguous()
     drawn = table(spec, 4)
-    drawn[:, params.ORDER] = 0
-    drawn[:, params.BRIGHTNESS : params.ORDER] = torch.tensor([0.9, 0.9, 0.9, 0.1])
+    drawn[:, columns.ORDER] = 0
+    drawn[:, columns.BRIGHTNESS : columns.ORDER] = torch.tensor([0.9, 0.9, 0.9, 0.1])
     drawn[::2, column] = float("nan")
     views = native.augment(images, drawn, spec, 8, dtype)
     assert views[::2].isnan().all() and views[1::2].isfinite().all()
@@ -496,7 +497,7 @@ def test_drawing_equals_a_scalar_transcription() -> None:
 
 @needs_module
 def test_no_samples_draw_no_rows() -> None:
-    assert native.draw(STRONG, 0, 0, torch.arange(0), 2).shape == (0, len(params.COLUMNS))
+    assert native.draw(STRONG, 0, 0, torch.arange(0), 2).shape == (0, len(columns.COLUMNS))
 
 
 @pytest.mark.parametrize("device", ["cuda", "meta"])

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from fixtures import ROOT
 from simclr_engine.kernels import AugmentSpec, augment, draw_params
-from simclr_engine.kernels.augmentation import reference
-from simclr_engine.kernels.augmentation import triton as backend
-from simclr_engine.kernels.augmentation.params import COLUMNS
+from simclr_engine.kernels.augmentation import eager
+from simclr_engine.kernels.augmentation import fused as backend
+from simclr_engine.kernels.augmentation.table import COLUMNS
 
 # A few roundings of numbers up to 1, enlarged by factors up to 1.8 or 2.5 per operation.
 TOLERANCE = 2e-6
@@ -213,5 +213,5 @@ def test_what_the_kernel_does_not_serve_the_reference_does(size: int, kernel: in
     images, table = pictures(2, 8), drawn(spec, 2, views=1)
     assert torch.equal(
         augment(images, table, spec, size, dtype, backend="triton"),
-        reference.augment(images, table, spec, size, dtype),
+        eager.augment(images, table, spec, size, dtype),
     )
