@@ -1,85 +1,44 @@
-"""Which way imports point: down, never in a circle."""
+"""Which way imports point: down, never in a circle; and how long a function may be."""
 
 from __future__ import annotations
 
-import ast
-from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
-from fixtures import ROOT
+import import_graph
+from import_graph import circles, imports, long_functions, read_modules, relayed_parameters
 
-PACKAGES = {
-    "engine": "simclr_engine",
-    "kernels": "simclr_engine.kernels",
-    "export": "simclr_engine.export",
-    "bench": "simclr_engine.bench",
-}
+MODULES = read_modules()
+GRAPH = {name: imports(module, MODULES) for name, module in MODULES.items()}
 
-
-def _modules() -> dict[str, Path]:
-    found = {}
-    for folder, package in PACKAGES.items():
-        for path in (ROOT / folder).rglob("*.py"):
-            parts = path.relative_to(ROOT / folder).with_suffix("").parts
-            found[".".join((package, *parts)).removesuffix(".__init__")] = path
-    return found
-
-
-MODULES = _modules()
-
-
-def _module_of(name: str) -> str:
-    """`simclr_engine.run` for `simclr_engine.run.Run`."""
-    while name not in MODULES:
-        name = name.rpartition(".")[0]
-    return name
+# What is still to be undone. These lists may only get shorter: what is gone has to be struck off.
+CIRCLES = [
+    [
+        "simclr_engine",
+        "simclr_engine.export",
+        "simclr_engine.export.sealing",
+        "simclr_engine.export.writer",
+        "simclr_engine.pretraining",
+    ],
+    ["simclr_engine.checkpoint", "simclr_engine.run"],
+    ["simclr_engine.evaluation.features", "simclr_engine.evaluation.target"],
+]
+LONG_FUNCTIONS = {"pretraining:_fit", "pretraining:_pretrain"}
+RELAYS = {"pretraining:pretrain"}
 
 
-def _imports(module: str, tree: ast.AST) -> set[str]:
-    path, found = MODULES[module], set()
-    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
-    for node in [tree] if isinstance(tree, ast.Import | ast.ImportFrom) else ast.walk(tree):
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            above = package.rsplit(".", node.level - 1)[0] if node.level else ""
-            base = ".".join(part for part in (above, node.module) if part)
-            names = [f"{base}.{alias.name}" for alias in node.names]
-        else:
-            continue
-        found |= {_module_of(name) for name in names if name.split(".")[0] == "simclr_engine"} - {module}
-    return found
-
-
-def imports(module: str) -> set[str]:
-    """Everything of ours that the module imports, also inside functions."""
-    return _imports(module, ast.parse(MODULES[module].read_text(encoding="utf-8")))
-
-
-def imports_when_loaded(module: str) -> set[str]:
-    """What it imports at its top level."""
-    body = ast.parse(MODULES[module].read_text(encoding="utf-8")).body
-    statements = [node for node in body if isinstance(node, ast.Import | ast.ImportFrom)]
-    return {name for node in statements for name in _imports(module, node)}
-
-
-def room(module: str) -> str:
+def room(name: str) -> str:
     """`data` for `simclr_engine.data.cache`, `__init__` for the package itself."""
-    return ([*module.split("."), "__init__"])[1]
+    return ([*name.split("."), "__init__"])[1]
+
+
+ROOMS = {room(name) for name in MODULES}
 
 
 def rooms_below(name: str) -> set[str]:
-    return {room(found) for module in MODULES if room(module) == name for found in imports(module)} - {name}
-
-
-def test_the_imports_are_seen() -> None:
-    assert len(MODULES) > 150
-    assert {"simclr_engine.training", "simclr_engine.errors"} <= imports("simclr_engine.pretraining")
-    assert "simclr_engine.kernels" in imports("simclr_engine.training")
-    assert "simclr_engine.evaluation.board" in imports("simclr_engine.evaluation.keeping")  # within a function
-    assert "simclr_engine.evaluation.board" not in imports_when_loaded("simclr_engine.evaluation.keeping")
+    assert name in ROOMS, f"there is no {name} any more: correct this test"
+    return {room(other) for module in MODULES if room(module) == name for other in GRAPH[module]} - {name}
 
 
 def test_kernels_know_nothing_of_the_engine() -> None:
@@ -90,44 +49,81 @@ def test_data_knows_nothing_but_errors() -> None:
     assert rooms_below("data") == {"errors", "torchvision_shim"}
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "recipe",
-        "specs",
-        "run",
-        "checkpoint",
-        "device",
-        "model",
-        "optim",
-        "parallel",
-        "loading",
-        "training",
-        "planning",
-        "pretraining",
-        "monitor",
-        "evaluation",
-        "report",
-    ],
-)
-def test_what_trains_and_evaluates_knows_neither_the_command_line_nor_the_benchmarks(name: str) -> None:
-    assert not rooms_below(name) & {"cli", "bench"}
-
-
 @pytest.mark.parametrize("name", ["recipe", "run", "checkpoint", "model", "training", "planning", "pretraining"])
 def test_what_trains_knows_neither_report_nor_export(name: str) -> None:
     assert not rooms_below(name) & {"report", "export"}
 
 
-def test_only_the_command_line_starts_benchmarks_and_only_main_the_command_line() -> None:
-    for name, known_by in (("bench", {"cli"}), ("cli", {"__main__"})):
-        assert {other for other in {room(m) for m in MODULES} - {name} if name in rooms_below(other)} == known_by
+@pytest.mark.parametrize(("name", "known_by"), [("bench", {"cli"}), ("cli", {"__main__"})])
+def test_only_the_way_in_knows_the_command_line_and_the_benchmarks(name: str, known_by: set[str]) -> None:
+    assert {other for other in ROOMS - {name} if name in rooms_below(other)} == known_by
+
+
+def test_no_import_goes_in_a_circle() -> None:
+    assert circles(GRAPH) == CIRCLES
 
 
 def test_no_module_is_loaded_in_a_circle() -> None:
-    # `__init__` of the package imports by name when asked, and not when it is loaded.
-    graph = {m: imports_when_loaded(m) - {"simclr_engine"} for m in MODULES}
-    try:
-        TopologicalSorter(graph).prepare()
-    except CycleError as error:
-        pytest.fail(" → ".join(error.args[1]))
+    assert circles({name: imports(module, MODULES, only_when_loaded=True) for name, module in MODULES.items()}) == []
+
+
+def test_no_function_is_longer_than_a_screen() -> None:
+    assert set(long_functions(MODULES)) == LONG_FUNCTIONS, long_functions(MODULES)
+
+
+def test_no_function_relays_more_than_six_parameters() -> None:
+    assert set(relayed_parameters(MODULES)) == RELAYS, relayed_parameters(MODULES)
+
+
+# A package whose imports are of every kind, as files under engine/, and what the graph must hold.
+FILES = {
+    "__init__.py": (
+        "from importlib import import_module\n_HOMES = {'Run': 'simclr_engine.run'}\n"
+        "def __getattr__(name): return getattr(import_module(_HOMES[name]), name)\n"
+    ),
+    "run.py": "import typing\nif typing.TYPE_CHECKING:\n    from .only_typed import T\nfrom .errors import F\n",
+    "errors.py": "def why():\n    from . import run, __version__\n",
+    "only_typed.py": "import numpy, simclr_engine.data.store\n",
+    "data/__init__.py": "_PLACES = {'Store': 'store'}\ndef __getattr__(name): return import_module('.store')\n",
+    "data/store.py": "from ..errors import Failed\nTEXT = 'store'\n",
+    "long.py": "def _long(a):\n" + "    a\n" * 60 + "class C:\n    def short(self):\n" + "        self\n" * 59,
+    "documented.py": 'def public(\n    a,\n):\n    """A\n' + "    line\n" * 60 + '    """\n    return a\n',
+    "relay.py": "def f(a, b, c, d, e, g, h):\n    f(a, b, c, d, e, g, h=h)\n    f(a, b, 1)\n    print(a)\n",
+}
+EXPECTED = {
+    "simclr_engine": {"simclr_engine.run"},
+    "simclr_engine.run": {"simclr_engine.errors"},
+    "simclr_engine.errors": {"simclr_engine", "simclr_engine.run"},
+    "simclr_engine.only_typed": {"simclr_engine.data.store"},
+    "simclr_engine.data": {"simclr_engine.data.store"},
+    "simclr_engine.data.store": {"simclr_engine.errors"},
+}
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> dict[str, import_graph.Module]:
+    for name, text in FILES.items():
+        path = tmp_path / "engine" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    return read_modules(tmp_path)
+
+
+def test_imports_of_every_kind_are_seen(small: dict[str, import_graph.Module]) -> None:
+    graph = {name: imports(module, small) for name, module in small.items()}
+    assert {name: targets for name, targets in graph.items() if targets} == EXPECTED
+    assert circles(graph) == [["simclr_engine", "simclr_engine.errors", "simclr_engine.run"]]
+    loaded = {name: imports(module, small, only_when_loaded=True) for name, module in small.items()}
+    assert loaded["simclr_engine"] == loaded["simclr_engine.errors"] == set() and circles(loaded) == []
+
+
+def test_long_functions_and_relayed_parameters_are_seen(small: dict[str, import_graph.Module]) -> None:
+    assert long_functions(small) == {"long:_long": 61}
+    assert relayed_parameters(small) == {"relay:f": 7}
+
+
+def test_the_script_prints_what_the_tests_check(capsys: pytest.CaptureFixture[str]) -> None:
+    import_graph.main(import_graph.ROOT)
+    printed = capsys.readouterr().out
+    assert f"nodes    {len(MODULES)}" in printed and "circles" in printed and "parameters relayed" in printed
+    assert all(name in printed for name in (*LONG_FUNCTIONS, *RELAYS))
