@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fixtures import ROOT
+from fixtures import pictures as on_host
 from simclr_engine.kernels import AugmentSpec, augment, draw_params, pick_augment
 from simclr_engine.kernels.augmentation import fused as backend
 from simclr_engine.kernels.augmentation import params
@@ -33,14 +34,7 @@ STRONG: dict[str, Any] = {
 
 
 def pictures(count: int, size: int) -> Tensor:
-    """uint8 `[count, size, size, 3]`: noise over gradients, with flat, gray, black and white ones among them."""
-    images = torch.randint(0, 256, (count, size, size, 3), generator=torch.Generator().manual_seed(0))
-    images[::2] = (images[::2] // 4 + (torch.linspace(0, 255, size)[:, None, None] * 0.7)).long()
-    images[1::7] = images[1::7, :1, :1]  # flat colour
-    images[2::7] = images[2::7, :, :, :1]  # gray: no hue
-    images[3::14] = 0
-    images[10::14] = 255
-    return images.to(torch.uint8).cuda()
+    return on_host.pictures(count, size).cuda()
 
 
 def drawn(spec: AugmentSpec, count: int, views: int = 2, epoch: int = 1) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fixtures import ROOT
+from fixtures.pictures import pictures
 from simclr_engine.kernels import AugmentSpec, augment, draw_params
 from simclr_engine.kernels.augmentation import eager
 from simclr_engine.kernels.augmentation import fused as backend
@@ -25,17 +26,6 @@ STRONG: dict[str, Any] = {
     "crop_scale": (0.08, 1.0), "brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.5, "gray": 0.3,
     "mean": (0, 0, 0), "std": (1, 1, 1),
 }  # fmt: skip
-
-
-def pictures(count: int, size: int, seed: int = 0) -> Tensor:
-    """uint8 `[count, size, size, 3]`: noise over gradients, with flat, gray, black and white ones among them."""
-    images = torch.randint(0, 256, (count, size, size, 3), generator=torch.Generator().manual_seed(seed))
-    images[::2] = (images[::2] // 4 + (torch.linspace(0, 255, size)[:, None, None] * 0.7)).long()
-    images[3::7] = images[3::7, :1, :1]  # flat colour
-    images[4::7] = images[4::7, :, :, :1]  # gray: no hue
-    images[5::14] = 0
-    images[12::14] = 255
-    return images.to(torch.uint8)
 
 
 def rows(count: int, image_size: int, **columns: object) -> Tensor:

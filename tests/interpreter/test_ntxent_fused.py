@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from fixtures import ntxent_ranks
+from fixtures.ntxent_edges import FINITE, NOT_FINITE, gradient_penalty, projections
 from reference import ntxent_truth as truth
 from simclr_engine.kernels import nt_xent, pick_nt_xent
 from simclr_engine.kernels.ntxent import fused
@@ -39,10 +40,6 @@ def tiles_of_16(monkeypatch: pytest.MonkeyPatch) -> None:
     """Many small tiles, of different heights and widths, so that few rows make many programs and many turns."""
     tiles = fused.Tiles(fused.Tile(16, 16, 4, 2), fused.Tile(16, 32, 4, 2), fused.Tile(32, 16, 4, 2))
     monkeypatch.setattr(fused, "tiles", lambda device, products, width: tiles)
-
-
-def projections(rows: int, width: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    return torch.randn(rows, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
 def ours(z: torch.Tensor, views: int, temperature: float, scale: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -222,25 +219,10 @@ def test_opposite_vectors_at_the_lowest_temperature_stay_finite(dtype: torch.dty
     check(torch.cat((z[:1], -z[:1])), 2, 0.03)
 
 
-def test_duplicates_and_zero_rows_are_as_in_the_truth() -> None:
-    z = projections(24, 8)
-    z[3] = z[15] = z[7]  # duplicates, one of them of its own positive
-    z[5] = 0.0
-    z[9] = 1e-14  # shorter than ε: divided by ε, and no projection in the gradient
-    loss, gradient = ours(z, 2, 0.2)
-    expected_loss, expected = truth.loss_and_gradient(z, 2, 0.2)
-    torch.testing.assert_close(loss.double(), expected_loss, rtol=1e-6, atol=1e-6)
-    for row in range(24):  # row by row: those of the short rows are 1e12 times the others
-        torch.testing.assert_close(gradient[row], expected[row], rtol=1e-4, atol=1e-6)
-
-
-@pytest.mark.parametrize("length", [1e-6, 1e6, 1e19, 1e30, 3e38])
-def test_the_length_of_a_row_does_not_matter(length: float) -> None:
-    # From 1e19 on the squares overflow float32; a plain norm would be infinite and the row silently zero.
-    z = torch.nn.functional.normalize(projections(32, 8))
-    z[4] *= length
-    loss, gradient = ours(z, 2, 0.2)
-    expected_loss, expected = truth.loss_and_gradient(z, 2, 0.2)
+@pytest.mark.parametrize("name", FINITE)
+def test_edge_cases_are_as_in_the_truth(name: str) -> None:
+    loss, gradient = ours(FINITE[name], 2, 0.2)
+    expected_loss, expected = truth.loss_and_gradient(FINITE[name], 2, 0.2)
     torch.testing.assert_close(loss.double(), expected_loss, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-7)
 
@@ -253,7 +235,7 @@ def test_float16_rows_whose_squares_overflow_count_in_full() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["fp32", "fp16"])
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("bad", NOT_FINITE)
 @pytest.mark.parametrize("row", [0, 70])
 def test_what_is_not_finite_gives_nan_and_not_a_number(bad: float, row: int, dtype: torch.dtype) -> None:
     z = projections(100, 8, dtype=dtype)
@@ -276,15 +258,9 @@ def test_the_result_is_repeatable_bit_for_bit(tiles_of_16: None) -> None:
 
 
 def test_a_gradient_penalty_is_that_of_the_truth() -> None:
-    def penalty(loss_of: Any, dtype: torch.dtype) -> torch.Tensor:
-        weight = projections(4, 6, seed=2, dtype=dtype).requires_grad_()
-        z = projections(8, 4, dtype=dtype) @ weight
-        (gradient,) = torch.autograd.grad(loss_of(z), z, create_graph=True)
-        return torch.autograd.grad(gradient.square().sum(), weight)[0]
-
-    expected = penalty(lambda z: truth.nt_xent(z, 2, 0.3), torch.float64)
+    expected = gradient_penalty(lambda z: truth.nt_xent(z, 2, 0.3), torch.float64)
     assert expected.norm() > 1e-4
-    found = penalty(lambda z: nt_xent(z, 2, 0.3, "triton"), torch.float32)
+    found = gradient_penalty(lambda z: nt_xent(z, 2, 0.3, "triton"), torch.float32)
     torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-6)
 
 

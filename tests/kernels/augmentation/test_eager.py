@@ -6,6 +6,7 @@ import pytest
 import torch
 import torchvision.transforms.functional as F
 
+from fixtures.pictures import pictures
 from reference import augmentation_truth as truth
 from simclr_engine.kernels import AugmentSpec, augment, draw_params
 from simclr_engine.kernels.augmentation import eager
@@ -14,19 +15,6 @@ from simclr_engine.kernels.augmentation import table as columns
 STRONG = AugmentSpec(
     crop_scale=(0.08, 1.0), brightness=0.8, contrast=0.8, saturation=0.8, hue=0.5, gray=0.3, blur=0.5
 )  # fmt: skip
-
-
-def pictures(count: int, size: int, seed: int = 0) -> torch.Tensor:
-    """uint8 `[count, size, size, 3]`: noise over gradients, with flat, gray, black and white ones among them."""
-    generator = torch.Generator().manual_seed(seed)
-    images = torch.randint(0, 256, (count, size, size, 3), generator=generator)
-    ramp = torch.linspace(0, 255, size)
-    images[::2] = (images[::2] // 4 + (ramp[:, None, None] * 0.7)).long()
-    images[1::7] = images[1::7, :1, :1]  # flat colour
-    images[2::7] = images[2::7, :, :, :1]  # gray: no hue
-    images[3::14] = 0
-    images[10::14] = 255
-    return images.to(torch.uint8)
 
 
 def table(spec: AugmentSpec, count: int, views: int = 2) -> torch.Tensor:
@@ -158,23 +146,6 @@ def test_no_device_is_waited_for_where_rows_cannot_be_picked_for_free() -> None:
         eager.view_planes(images, drawn, spec, 24, on_host=True)
 
 
-def test_row_v_times_batch_plus_i_is_view_v_of_image_i() -> None:
-    spec = AugmentSpec(image_size=8, crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=0, jitter=0, gray=0)
-    images = torch.arange(5, dtype=torch.uint8)[:, None, None, None].expand(5, 8, 8, 3).contiguous()
-    views = augment(images, table(spec, 5, views=3), spec)
-    assert torch.equal(((views[:, 0, 0, 0] * 0.5 + 0.5) * 255).round(), torch.arange(5.0).repeat(3))
-
-
-@pytest.mark.parametrize(("dtype", "atol"), [(torch.float32, 1e-5), (torch.float16, 1e-3), (torch.bfloat16, 8e-3)])
-def test_views_are_channels_last_in_the_asked_precision(dtype: torch.dtype, atol: float) -> None:
-    images, drawn = pictures(20, 32), table(STRONG, 20)
-    views = augment(images, drawn, STRONG, 24, dtype)
-    assert views.dtype == dtype and views.shape == (40, 3, 24, 24)
-    assert views.is_contiguous(memory_format=torch.channels_last)
-    exact = augment(images, drawn, STRONG, 24, torch.float64)
-    torch.testing.assert_close(views.double(), exact, rtol=0, atol=atol)
-
-
 def test_block_boundaries_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     images, drawn = pictures(50, 16), table(AugmentSpec(**{**vars(STRONG), "image_size": 16}), 50)
     spec = AugmentSpec(**{**vars(STRONG), "image_size": 16})
@@ -183,26 +154,8 @@ def test_block_boundaries_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(augment(images, drawn, spec, dtype=torch.float64), whole, rtol=0, atol=1e-13)
 
 
-def test_a_view_does_not_depend_on_the_rest_of_its_batch() -> None:
-    images, drawn = pictures(20, 32), table(STRONG, 20, views=1)
-    alone = torch.cat([augment(images[i : i + 1], drawn[i : i + 1], STRONG, dtype=torch.float64) for i in range(20)])
-    torch.testing.assert_close(augment(images, drawn, STRONG, dtype=torch.float64), alone, rtol=0, atol=1e-13)
-
-
 def test_autocast_does_not_lower_the_precision() -> None:
     images, drawn = pictures(20, 32), table(STRONG, 20)
     with torch.autocast("cpu", torch.bfloat16):
         inside = augment(images, drawn, STRONG)
     assert torch.equal(inside, augment(images, drawn, STRONG))
-
-
-def test_non_contiguous_and_read_only_images_work() -> None:
-    images, drawn = pictures(20, 32), table(STRONG, 10)
-    assert torch.equal(augment(images[::2], drawn, STRONG), augment(images[::2].contiguous(), drawn, STRONG))
-
-
-def test_inputs_are_left_as_they_were() -> None:
-    images, drawn = pictures(10, 32), table(STRONG, 10)
-    kept = images.clone(), drawn.clone()
-    augment(images, drawn, STRONG)
-    assert torch.equal(images, kept[0]) and torch.equal(drawn, kept[1])
