@@ -1,4 +1,4 @@
-"""Tensor kernels: view parameters and augmentation, and the NT-Xent loss. Nothing here knows of recipes or models."""
+"""Tensor kernels: view parameters and augmentation, and the NT-Xent loss. Nothing here imports recipes or models."""
 
 from __future__ import annotations
 
