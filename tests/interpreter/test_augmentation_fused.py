@@ -60,7 +60,7 @@ def test_crop_resize_and_flip_equal_the_reference(image: int, size: int) -> None
 
 
 @pytest.mark.parametrize(("image", "size"), [(16, 16), (16, 12), (9, 20)])
-def test_crops_of_one_pixel_or_line_and_of_the_whole_image_equal_the_reference(image: int, size: int) -> None:
+def test_crops_of_one_pixel_line_or_the_whole_image_equal_the_reference(image: int, size: int) -> None:
     end = image - 1
     boxes = torch.tensor(
         [(0, 0, 1, 1), (end, end, 1, 1), (0, end, 1, 1), (3, 0, 1, image), (0, 5, image, 1), (0, 0, image, image)]

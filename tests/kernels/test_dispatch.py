@@ -96,7 +96,7 @@ def test_a_spec_names_what_it_cannot_mean(fields: dict[str, Any], message: str) 
         AugmentSpec(**fields)
 
 
-def test_a_spec_from_lists_and_whole_numbers_is_the_spec_from_tuples_and_floats() -> None:
+def test_a_spec_from_lists_and_whole_numbers_equals_one_from_tuples() -> None:
     loose = AugmentSpec(crop_scale=[1, 1], flip=1, std=[1, 1, 1])
     strict = AugmentSpec(crop_scale=(1.0, 1.0), flip=1.0, std=(1.0, 1.0, 1.0))
     assert loose == strict and hash(loose) == hash(strict) and repr(loose) == repr(strict)

@@ -64,7 +64,7 @@ def test_a_view_does_not_depend_on_the_rest_of_its_batch(backend: str) -> None:
     torch.testing.assert_close(whole, torch.cat(alone), rtol=0, atol=off)
 
 
-def test_read_only_and_strided_images_serve_and_inputs_are_left_as_they_were(backend: str, tmp_path: Path) -> None:
+def test_read_only_and_strided_images_serve_and_are_left_unchanged(backend: str, tmp_path: Path) -> None:
     np.save(tmp_path / "images.npy", pictures(20, 16).numpy())
     mapped, drawn = np.load(tmp_path / "images.npy", mmap_mode="r"), table(10)
     with warnings.catch_warnings():  # torch warns of it, once in a process

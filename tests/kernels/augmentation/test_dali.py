@@ -143,7 +143,7 @@ def turned_in_yiq(image: Tensor, turn: float) -> Tensor:
     return image @ matrix.T
 
 
-def test_hue_turns_in_yiq_by_the_drawn_share_of_the_circle_and_its_way_round() -> None:
+def test_hue_turns_in_yiq_by_the_drawn_share_of_the_circle() -> None:
     images = (pictures(16, 8)[:1] // 8 + 112).repeat(9, 1, 1, 1)  # faint colours, so that nothing is clamped
     drawn = untouched(9, 8)
     drawn[:, columns.JITTER_ON], drawn[:, columns.HUE] = 1, torch.linspace(-0.5, 0.5, 9)
@@ -333,7 +333,7 @@ def test_a_table_that_dali_refuses_does_not_spoil_the_calls_that_follow() -> Non
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
-def test_a_batch_of_which_none_or_all_are_jittered_gray_and_blurred_equals_torchvision(share: float) -> None:
+def test_batches_changed_in_none_or_all_of_their_views_equal_torchvision(share: float) -> None:
     spec = replace(STRONG, image_size=16)
     drawn = comparable(spec, 8)
     drawn[:, [columns.JITTER_ON, columns.GRAY, columns.SIGMA]] = share
