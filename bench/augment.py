@@ -1,4 +1,4 @@
-"""How many views per second does the augmentation make, beside its peers? With the distributions of `lars-800`."""
+"""Views per second of the augmentation beside other libraries, with the distributions of `lars-800`."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from simclr_engine.kernels.augmentation.dispatch import BACKENDS
 from simclr_engine.recipe import Recipe
 from simclr_engine.timing import interleave
 
-from .baselines.augmentation import BUILDERS
-from .rows import Floor, Row, missing_row, rate_row
+from .baselines import BUILDERS
+from .rows import Floor, Row, first_line, missing_row, rate_row
 
 VIEWS = 2
 NAME, UNIT = "augmentation {0}×{0}", "views/s"
 FLOORS = (
-    # The reference must not starve a CPU; batched kornia made 13,800 and torchvision per image 4,400 on two cores.
+    # The PyTorch backend must keep a CPU fed; on two cores batched kornia made 13,800, torchvision per image 4,400.
     Floor(NAME.format(32), "ours (torch) on cpu", least=10_000),
     Floor(NAME.format(32), "ours (native) on cpu", of="DALI on CPU", least=3),
     Floor(NAME.format(32), "ours (native) on cpu", of="lightly", least=25),
@@ -56,7 +56,7 @@ def rows(repeats: int = 7, views: int | None = None, size: int = 32) -> list[Row
     spec = replace(Recipe.load("lars-800").augment, image_size=size)
     keep_freed_memory()
     name = NAME.format(size)
-    found: list[Row] = []
+    measured: list[Row] = []
     for kind in dict.fromkeys((device.type, "cpu")):
         batch = (views or (65536 if kind == "cuda" else 512)) // VIEWS
         images = _pictures(batch, size)
@@ -75,43 +75,37 @@ def rows(repeats: int = 7, views: int | None = None, size: int = 32) -> list[Row
                 row["gigabytes_per_second"] = row["median"] * bytes_per_view / 1e9
             else:
                 row["threads"] = torch.get_num_threads()
-            found.append(row)
-        found += [missing_row(name, contender, UNIT, note) for contender, note in missing.items()]
-    return found
-
-
-def _label(backend: str, device: torch.device) -> str:
-    return f"ours ({backend}) on {device.type}"
-
-
-def _dtype(device: torch.device) -> torch.dtype:
-    return torch.bfloat16 if device.type == "cuda" else torch.float32
+            measured.append(row)
+        measured += [missing_row(name, contender, UNIT, note) for contender, note in missing.items()]
+    return measured
 
 
 def _ours(
     images: NDArray[np.uint8], spec: AugmentSpec, device: torch.device
 ) -> tuple[dict[str, Callable[[], object]], dict[str, str]]:
-    """Every backend that serves the device, and what keeps the others."""
+    """A call for each backend that serves the device, and the reason for each that does not."""
     stored, ids = torch.from_numpy(images).to(device), torch.arange(len(images), device=device)
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     running: dict[str, Callable[[], object]] = {}
     missing: dict[str, str] = {}
     for backend in BACKENDS:
+        label = f"ours ({backend}) on {device.type}"
         try:
             pick_augment(backend, device)
         except ValueError as reason:
-            missing[_label(backend, device)] = str(reason)
+            missing[label] = str(reason)
             continue
 
         def call(backend: str = backend) -> Tensor:
             params = draw_params(spec, seed=0, epoch=0, sample_ids=ids, views=VIEWS)
-            return augment(stored, params, spec, dtype=_dtype(device), backend=backend)
+            return augment(stored, params, spec, dtype=dtype, backend=backend)
 
-        running[_label(backend, device)] = call
+        running[label] = call
     return running, missing
 
 
 def _quality(label: str, images: NDArray[np.uint8], spec: AugmentSpec, device: torch.device) -> dict[str, float]:
-    """How far the views are from the float64 reference, fp32 out."""
+    """The error of float32 views against the PyTorch backend in float64."""
     backend = label.removeprefix("ours (").split(")")[0]
     some = torch.from_numpy(images[:256])
     params = draw_params(spec, seed=1, epoch=0, sample_ids=torch.arange(len(some)), views=VIEWS)
@@ -130,21 +124,19 @@ def _peers(images: NDArray[np.uint8], spec: AugmentSpec) -> tuple[dict[str, Call
         except ModuleNotFoundError:
             missing[contender] = "not installed"
         except Exception as reason:  # an installed peer may fail to import in many ways; it is named all the same
-            missing[contender] = (
-                f"does not load: {str(reason).splitlines()[0] if str(reason) else type(reason).__name__}"
-            )
+            missing[contender] = f"does not load: {first_line(reason)}"
     return running, missing
 
 
 def _pictures(count: int, size: int) -> NDArray[np.uint8]:
-    """uint8 `[count, size, size, 3]`: noise over gradients; no operation is cheaper or dearer on it than on photos."""
+    """uint8 `[count, size, size, 3]`: noise over gradients; operations take as long on them as on photographs."""
     generator = np.random.default_rng(0)
     ramp = np.linspace(0, 160, size)[:, None, None] * generator.random((count, 1, 1, 3))
     return (ramp + generator.integers(0, 96, (count, size, size, 3))).astype(np.uint8)
 
 
 def sheet(image: NDArray[np.uint8], views: int, path: Path) -> None:
-    """One image, `views` views of it, a row for each backend that is here: every column must look the same.
+    """Draws `views` views of one image, a row for each backend that serves here: columns must look the same.
 
     Args:
         image: uint8 `[S, S, 3]`.

@@ -1,4 +1,4 @@
-"""How fast is a training step, and what is each part of it worth? Ours, ours with one part undone, and a plain one."""
+"""Views per second of a training step: ours, ours with one part switched off, and a plain one."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from simclr_engine.data.store import ImageStore
 from simclr_engine.device import Platform, choose_platform, keep_freed_memory
-from simclr_engine.kernels import contrastive_metrics, pick_augment, pick_nt_xent
+from simclr_engine.kernels import contrastive_metrics
 from simclr_engine.model import SimCLR
 from simclr_engine.monitor import OnlineMonitor
 from simclr_engine.optim import build_optimizer
 from simclr_engine.recipe import Recipe
 from simclr_engine.timing import interleave
-from simclr_engine.training import Backends, Plan, Trainer
 
-from .baselines.step import plain_step, with_plain_convolutions
+from .baselines import plain_step, with_plain_convolutions
 from .memory import peak_extra_bytes
-from .rows import Floor, Row, missing_row, rate_row
+from .rows import Floor, Row, first_line, missing_row, rate_row, single_row
+from .trainer import bench_recipe, bench_trainer, noise
 
 NAME, UNIT = "training step", "views/s"
 PLAIN = "plain eager fp32 NCHW"
@@ -57,10 +57,8 @@ def rows(repeats: int = 7, views: int | None = None, size: int = 32, monitored: 
     steps_per_call = 10 if cuda else 1  # one step is too short to be timed alone, and steps overlap in a real run
     if best.device.type == "cpu":
         keep_freed_memory()
-    recipe = Recipe.load("cifar10-sgd", overrides={"train.batch_size": views // 2, "short_runs": []})
-    images = np.random.default_rng(0).integers(0, 256, (4 * views, size, size, 3), dtype=np.uint8)
-    store = ImageStore.from_arrays(images, name="noise")
-
+    recipe = bench_recipe(views // 2)
+    store = ImageStore.from_arrays(noise(4 * views, size), name="noise")
     calls: dict[str, Callable[[], object]] = {}
     first: dict[str, float] = {}
     missing: dict[str, str] = {}
@@ -70,8 +68,8 @@ def rows(repeats: int = 7, views: int | None = None, size: int = 32, monitored: 
             start = time.perf_counter()
             step()
             best.synchronize()
-        except Exception as reason:  # one contender's failure must not take the others along
-            missing[name] = f"{type(reason).__name__}: {str(reason).splitlines()[0] if str(reason) else ''}"
+        except Exception as error:
+            missing[name] = first_line(error)
             continue
         first[name] = time.perf_counter() - start
 
@@ -82,7 +80,7 @@ def rows(repeats: int = 7, views: int | None = None, size: int = 32, monitored: 
         calls[name] = call
     timings = interleave(calls, repeats, warmup=2, synchronize=best.synchronize)
     flops, peaks = flops_per_view(recipe, size), {p: matmul_tflops(best, p) for p in (best.precision, "fp32")}
-    found: list[Row] = []
+    measured: list[Row] = []
     for name, timing in timings.items():
         row = rate_row(NAME, name, views * steps_per_call, timing, UNIT, views=views, size=size)
         rate, precision = row["median"], "fp32" if "fp32" in name else best.precision
@@ -94,31 +92,25 @@ def rows(repeats: int = 7, views: int | None = None, size: int = 32, monitored: 
             "peak_bytes": peak_extra_bytes(calls[name], best.device),
             "first_call_seconds": first[name],
         }
-        found.append(row | more)
+        measured.append(row | more)
     missing_rows = [missing_row(NAME, name, UNIT, note) for name, note in missing.items()]
-    return found + missing_rows + _monitoring_rows(best, views // 2, size, min(3, repeats), monitored)
+    return measured + missing_rows + _monitoring_rows(best, views // 2, size, min(3, repeats), monitored)
 
 
 def _monitoring_rows(best: Platform, batch: int, size: int, repeats: int, monitored: int | None) -> list[Row]:
-    """What watching costs at the default recipe's intervals on CIFAR-10: a log row every few steps (`p_pos`, top-1, the
-    reading of the loss) and the kNN of a sample every few epochs, each timed beside the training step of this run.
+    """What monitoring costs at the default recipe's intervals on CIFAR-10: a log row every few steps (`p_pos`, top-1,
+    the reading of the loss) and the kNN of a sample every few epochs, each timed beside the training step of this run.
 
     `batch` images a step, of which the recipe has more: a log row then weighs more here than it does there.
     """
-    recipe = Recipe.load("cifar10", overrides={"train.batch_size": batch, "short_runs": []})
+    recipe = bench_recipe(batch, "cifar10")
     if monitored is not None:
         recipe = recipe.replace(monitor__knn_images=monitored)
-    watch, rng = recipe.monitor, np.random.default_rng(0)
+    watch = recipe.monitor
     count = max(watch.knn_images, batch)
-    labels = np.arange(count) % 10
-    images = rng.integers(0, 256, (count, size, size, 3), dtype=np.uint8)
-    store = ImageStore.from_arrays(images, labels, name="noise")
+    store = ImageStore.from_arrays(noise(count, size), np.arange(count) % 10, name="noise")
     eager = replace(best, compile=False)
-    plan = Plan.of(recipe, store)
-    views_by = pick_augment("auto", best.device)[0]
-    loss_by = pick_nt_xent("auto", best.device, recipe.head.dimension, recipe.loss.temperature)[0]
-    trainer = Trainer(plan, eager, store, Backends(views_by, loss_by))
-    trainer.model.train()
+    trainer = bench_trainer(recipe, eager, store)
     monitor = OnlineMonitor(store, recipe.augment, watch.knn_images, eager)
     z = torch.randn(2 * batch, recipe.head.dimension, device=best.device)
 
@@ -134,31 +126,24 @@ def _monitoring_rows(best: Platform, batch: int, size: int, repeats: int, monito
     steps = EPOCH_VIEWS // 2 / batch  # of an epoch of CIFAR-10
     log = seconds["log"] / watch.log_steps / seconds["step"]
     knn = seconds["kNN"] / (watch.knn_epochs * steps) / seconds["step"]
-    about = {"repeats": repeats, "views": 2 * batch, "size": size, "unit": SHARE, "knn_seconds": seconds["kNN"]}
+    about = {"repeats": repeats, "views": 2 * batch, "size": size, "knn_seconds": seconds["kNN"]}
     shares = {
         "log rows and kNN": log + knn,
         f"a log row every {watch.log_steps} steps": log,
         f"kNN of {watch.knn_images:,} images every {watch.knn_epochs} epochs": knn,
     }
-    return [
-        {"name": WATCHED, "contender": who, "median": 100 * share, "p20": 100 * share, "p80": 100 * share, **about}
-        for who, share in shares.items()
-    ]
+    return [single_row(WATCHED, who, 100 * share, SHARE) | about for who, share in shares.items()]
 
 
 def _contenders(recipe: Recipe, store: ImageStore, best: Platform, size: int) -> dict[str, Callable[[], Any]]:
-    """Name → what builds a call that makes one step. Only parts that are on are switched off, each in turn."""
-    dimension, temperature = recipe.head.dimension, recipe.loss.temperature
-    views_by = pick_augment("auto", best.device)[0]
-    loss_by = pick_nt_xent("auto", best.device, dimension, temperature)[0]
-    plan = Plan.of(recipe, store)
+    """Name → a function that builds a call of one step. Each part that is on is switched off in turn."""
+    backends = bench_trainer(recipe, replace(best, compile=False), store).backends
 
     def ours(
-        platform: Platform, augment: str = views_by, nt_xent: str = loss_by, convolutions: bool = True
+        platform: Platform, augment: str = "auto", nt_xent: str = "auto", convolutions: bool = True
     ) -> Callable[[], Callable[[], object]]:
         def build() -> Callable[[], object]:
-            trainer = Trainer(plan, platform, store, Backends(augment, nt_xent))
-            trainer.model.train()
+            trainer = bench_trainer(recipe, platform, store, augment, nt_xent)
             if not convolutions:
                 with_plain_convolutions(trainer.model)
             return lambda: trainer.train_step(0)
@@ -170,25 +155,25 @@ def _contenders(recipe: Recipe, store: ImageStore, best: Platform, size: int) ->
         model = with_plain_convolutions(SimCLR(recipe.model, recipe.head)).to(best.device).train()
         optimizer = build_optimizer(model, recipe.optimizer, 0.01)
         eager = Platform(best.device, "fp32", channels_last=False, compile=False)
-        augmenter = Trainer(plan, eager, store, Backends("torch", "torch"))
-        return lambda: plain_step(model, optimizer, augmenter.views(augmenter.sample_ids(0), 0, size), temperature)
+        augmenter, tau = bench_trainer(recipe, eager, store, "torch", "torch"), recipe.loss.temperature
+        return lambda: plain_step(model, optimizer, augmenter.views(augmenter.sample_ids(0), 0, size), tau)
 
-    found = {"ours": ours(best)}
-    if loss_by != "torch":
-        found["ours, loss by PyTorch"] = ours(best, nt_xent="torch")
-    if views_by != "torch":
-        found["ours, augmentation by PyTorch"] = ours(best, augment="torch")
+    measured = {"ours": ours(best)}
+    if backends.nt_xent != "torch":
+        measured["ours, loss by PyTorch"] = ours(best, nt_xent="torch")
+    if backends.augment != "torch":
+        measured["ours, augmentation by PyTorch"] = ours(best, augment="torch")
     if best.device.type == "cpu":
-        found["ours, all convolutions by oneDNN"] = ours(best, convolutions=False)
-    found["ours, augmentation by DALI"] = ours(best, augment="dali")
+        measured["ours, all convolutions by oneDNN"] = ours(best, convolutions=False)
+    measured["ours, augmentation by DALI"] = ours(best, augment="dali")
     if best.compile:
-        found["ours, not compiled"] = ours(replace(best, compile=False))
+        measured["ours, not compiled"] = ours(replace(best, compile=False))
     if best.channels_last:
-        found["ours, contiguous"] = ours(replace(best, channels_last=False))
+        measured["ours, contiguous"] = ours(replace(best, channels_last=False))
     if best.precision != "fp32":
-        found["ours, fp32"] = ours(replace(best, precision="fp32"))
-    found[PLAIN] = plain
-    return found
+        measured["ours, fp32"] = ours(replace(best, precision="fp32"))
+    measured[PLAIN] = plain
+    return measured
 
 
 def flops_per_view(recipe: Recipe, size: int) -> float:
@@ -200,7 +185,7 @@ def flops_per_view(recipe: Recipe, size: int) -> float:
 
 
 def matmul_tflops(platform: Platform, precision: str) -> float:
-    """What a large matrix product reaches on the device, TFLOP/s: the peak that a step is held against."""
+    """What a large matrix product reaches on the device, TFLOP/s: the peak that a step is compared with."""
     side = 8192 if platform.device.type == "cuda" else 2048
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
     a, b = (torch.randn(side, side, device=platform.device).to(dtype) for _ in range(2))

@@ -1,4 +1,4 @@
-"""What does an evaluation cost once features are there? Probe and kNN beside scikit-learn's own, maps, the start."""
+"""What an evaluation costs once features are computed: probe and kNN beside scikit-learn, maps, the start."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +24,7 @@ from .rows import Floor, Row, missing_row, time_row
 PROBE, NEIGHBOURS, MAPS, START = "linear probe", "kNN", "maps of the test features", "start on cached features"
 PLAIN = "scikit-learn, lbfgs at the same C"
 CLASSES = 10
-# Milliseconds, as asked of two cores; of a machine with fewer or slower ones they are the first to be missed.
+# Milliseconds on two cores; a machine with fewer or slower cores misses these first.
 FLOORS = (
     Floor(PROBE, "ours, C chosen", most=60_000),
     Floor(PROBE, "ours, C chosen", most=0.1, field="lost_points"),
@@ -50,50 +51,48 @@ def rows(
         run: an evaluated run, whose features are then taken instead of synthetic ones, and whose start is timed.
     """
     repeats = min(repeats, 3)
-    x, labels, queries, truth = _features_of(run) if run is not None else synthetic_features(train, test, dim)
+    features = _features_of(run) if run is not None else synthetic_features(train, test, dim)
     return [
-        *_probe_rows(repeats, x, labels, queries, truth),
-        *_neighbour_rows(repeats, x, labels, queries),
-        *_map_rows(repeats, queries),
+        *_probe_rows(repeats, features),
+        *_neighbour_rows(repeats, features),
+        *_map_rows(repeats, features.queries),
         *_start_rows(repeats, run),
     ]
 
 
-def synthetic_features(
-    train: int, test: int, dim: int
-) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float32], NDArray[np.int64]]:
-    """Features as an encoder gives them: not negative, correlated, of classes that overlap.
+class Features(NamedTuple):
+    """Features of the train split float32 `[train, D]` with labels, and of the test split `[test, D]` with labels."""
 
-    Returns:
-        Train features float32 `[train, D]` with labels, test features float32 `[test, D]` with labels.
-    """
+    x: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    queries: NDArray[np.float32]
+    truth: NDArray[np.int64]
+
+
+def synthetic_features(train: int, test: int, dim: int) -> Features:
+    """Features as an encoder gives them: not negative, correlated, of classes that overlap."""
     rng, latent = np.random.default_rng(0), 64
     labels = np.arange(train + test) % CLASSES
     centres = rng.normal(0, 0.6, (CLASSES, latent))
     mixing = rng.normal(0, latent**-0.5, (latent, dim))
     hidden = (centres[labels] + rng.normal(0, 1, (train + test, latent))) @ mixing
     features = np.maximum(hidden + rng.normal(0, 0.3, hidden.shape) + 0.3, 0).astype(np.float32)
-    return features[:train], labels[:train], features[train:], labels[train:]
+    return Features(features[:train], labels[:train], features[train:], labels[train:])
 
 
-def _features_of(run: str) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float32], NDArray[np.int64]]:
+def _features_of(run: str) -> Features:
     train, test = (load_embeddings(Path(run) / "embeddings", name) for name in ("train", "test"))
     if train is None or test is None:
         raise UsageError("the run has no features yet", saw=run, fix=command_here("evaluate", Path(run)))
-    return np.asarray(train.features), train.labels, np.asarray(test.features), test.labels
+    return Features(np.asarray(train.features), train.labels, np.asarray(test.features), test.labels)
 
 
-def _probe_rows(
-    repeats: int,
-    x: NDArray[np.float32],
-    labels: NDArray[np.int64],
-    queries: NDArray[np.float32],
-    truth: NDArray[np.int64],
-) -> list[Row]:
+def _probe_rows(repeats: int, features: Features) -> list[Row]:
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
+    x, labels, queries, truth = features
     ours = fit_linear(x, labels)
     plain = make_pipeline(StandardScaler(), LogisticRegression(C=ours.C, max_iter=1000))
     calls: dict[str, Callable[[], object]] = {
@@ -104,16 +103,15 @@ def _probe_rows(
     timings = interleave(calls, repeats, warmup=0)
     right = 100 * float((ours.predict_proba(queries, CLASSES).argmax(1) == truth).mean())
     theirs = 100 * float((plain.predict(queries) == truth).mean())
-    found = [time_row(PROBE, name, timing, images=len(x)) for name, timing in timings.items()]
-    found[0] |= {"accuracy": right, "lost_points": theirs - right}
-    return found
+    measured = [time_row(PROBE, name, timing, images=len(x)) for name, timing in timings.items()]
+    measured[0] |= {"accuracy": right, "lost_points": theirs - right}
+    return measured
 
 
-def _neighbour_rows(
-    repeats: int, x: NDArray[np.float32], labels: NDArray[np.int64], queries: NDArray[np.float32]
-) -> list[Row]:
+def _neighbour_rows(repeats: int, features: Features) -> list[Row]:
     from sklearn.neighbors import KNeighborsClassifier
 
+    x, labels, queries, _ = features
     plain = KNeighborsClassifier(min(10, len(x)), metric="cosine", algorithm="brute").fit(x, labels)
     calls: dict[str, Callable[[], object]] = {
         "ours, k = 10 and k = 200": lambda: classify_knn(x, labels, queries, CLASSES),
@@ -132,7 +130,7 @@ def _map_rows(repeats: int, queries: NDArray[np.float32]) -> list[Row]:
     return [time_row(MAPS, name, interleave({name: both}, min(repeats, 1), warmup=0)[name], images=len(queries))]
 
 
-# What stands between the command and the first probe of either encoder: imports, images, checks, features.
+# What happens between the command and the first probe of both encoders: imports, images, checks, features.
 _STARTED = """
 import sys
 from simclr_engine.data import load_splits
@@ -150,7 +148,7 @@ for init in ("pretrained", "scratch"):
 
 
 def _start_rows(repeats: int, run: str | None) -> list[Row]:
-    """Fresh processes; an untimed one first, so that the features are there."""
+    """The start in fresh processes; the first is not timed and leaves the features in the cache."""
     name = "ours, both encoders"
     if run is None:
         return [missing_row(START, name, "ms", "name an evaluated run with --run")]

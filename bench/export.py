@@ -1,4 +1,4 @@
-"""What does the exported file gain over PyTorch, and what does it cost? On the CPU, from the same uint8 images.
+"""Exported files beside PyTorch, on the CPU, from the same uint8 images.
 
 Speed of every way to run the encoder, interleaved; memory and start-up in processes of their own; sizes; seconds that
 an export takes. Without a run it measures a ResNet-18 with random weights, whose speed is that of a trained one.
@@ -45,9 +45,9 @@ from simclr_engine.export.writer import export_onnx
 from simclr_engine.model import build_encoder
 from simclr_engine.recipe import Recipe
 from simclr_engine.run import Run
-from simclr_engine.timing import Timing, interleave, summarize
+from simclr_engine.timing import interleave, summarize
 
-from .rows import Floor, Row, missing_row, rate_row
+from .rows import Floor, Row, first_line, missing_row, rate_row, row, single_row
 
 EAGER = "torch eager fp32 channels_last"
 BF16, COMPILED = "torch eager bf16 channels_last", "torch.compile fp32 channels_last"
@@ -66,7 +66,7 @@ def speed(batch: int) -> str:
 
 def floors(run: str | None = None) -> tuple[Floor, ...]:
     """What must hold on this machine; the accuracy of int8 only where a trained run is measured."""
-    found = [
+    bounds = [
         Floor(speed(64), FP32, least=1.05, of=EAGER),
         Floor(speed(1), FP32, least=1.8, of=EAGER),
         Floor(speed(64), FP32, least=1 / 1.10, of=BARE),  # preprocessing costs at most a tenth of the time
@@ -75,20 +75,20 @@ def floors(run: str | None = None) -> tuple[Floor, ...]:
         Floor(EXPORT, INT8, most=20),
     ]
     if has_vnni():  # without it the products of int8 take the detour over 16 bits
-        found.append(Floor(speed(64), INT8, least=3, of=FP32))
+        bounds.append(Floor(speed(64), INT8, least=3, of=FP32))
     if run is not None:
-        found.append(Floor(ACCURACY, INT8, most=1, field="lost_points"))
-    return tuple(found)
+        bounds.append(Floor(ACCURACY, INT8, most=1, field="lost_points"))
+    return tuple(bounds)
 
 
 def about() -> dict[str, Any]:
     """Device and versions of these rows: files run on the CPU, whatever else the machine has."""
-    found = card_versions(with_torch=True)
+    versions = card_versions(with_torch=True)
     with suppress(ImportError):
         import openvino
 
-        found["openvino"] = str(openvino.__version__)
-    return {"device": f"{device_name()}, {available_threads()} threads", "versions": found}
+        versions["openvino"] = str(openvino.__version__)
+    return {"device": f"{device_name()}, {available_threads()} threads", "versions": versions}
 
 
 def rows(
@@ -111,13 +111,13 @@ def rows(
     """
     threads = available_threads()
     with tempfile.TemporaryDirectory(prefix="simclr-engine-") as folder, torch_threads(threads):
-        subject = Run.open(run) if run is not None else random_run(Path(folder) / "run", size)
-        exported = _export(subject, Path(folder) / "encoder.onnx", trained=run is not None)
-        found = _speed_rows(subject, exported, repeats, batches, compile, threads)
-        found += _process_rows(subject, exported, processes, threads)
-        found += _size_rows(subject, exported)
-        found += _export_rows(exported)
-        return found + (_accuracy_rows(exported) if run is not None else [])
+        source = Run.open(run) if run is not None else random_run(Path(folder) / "run", size)
+        exported = _export(source, Path(folder) / "encoder.onnx", trained=run is not None)
+        measured = _speed_rows(source, exported, repeats, batches, compile, threads)
+        measured += _process_rows(source, exported, processes, threads)
+        measured += _size_rows(source, exported)
+        measured += _export_rows(exported)
+        return measured + (_accuracy_rows(exported) if run is not None else [])
 
 
 def random_run(directory: Path, size: int) -> Run:
@@ -140,7 +140,7 @@ def random_run(directory: Path, size: int) -> Run:
 
 @dataclass(frozen=True)
 class _Exported:
-    """The two files of a run and the seconds they took; no int8 file where a gate failed, and then why."""
+    """The two files of a run and the seconds they took; where a gate failed there is no int8 file but a reason."""
 
     fp32: Path
     seconds: float
@@ -150,8 +150,8 @@ class _Exported:
 
 
 def _export(run: Run, file: Path, trained: bool) -> _Exported:
-    """Both files. Of random weights there is no accuracy to check, so int8 skips that gate, and no data to calibrate
-    on but noise with the spectrum of photographs."""
+    """Writes both files. Random weights have no accuracy to check, so int8 skips that gate, and are calibrated on noise
+    with the spectrum of photographs."""
     probed = trained and any((run.directory / "evaluation").glob("*-linear-pretrained.safetensors"))
     fp32 = export_onnx(run, file, probe=probed or None)
     begin, int8 = time.perf_counter(), file.with_name("encoder.int8.onnx")
@@ -185,9 +185,9 @@ def _speed_rows(
             calls[name], first[name] = call, time.perf_counter() - start
         except Unavailable as reason:
             missing[name] = str(reason)
-        except Exception as reason:  # one contender's failure must not take the others along
-            missing[name] = f"{type(reason).__name__}: {str(reason).splitlines()[0] if str(reason) else ''}"
-    found: list[Row] = []
+        except Exception as error:
+            missing[name] = first_line(error)
+    measured: list[Row] = []
     for batch in batches:
         some, per_call = np.ascontiguousarray(images[:batch]), CALLS.get(batch, 1)
 
@@ -196,14 +196,14 @@ def _speed_rows(
 
         timings = interleave({name: repeated(call) for name, call in calls.items()}, repeats)
         for name, timing in timings.items():
-            row = rate_row(speed(batch), name, batch * per_call, timing, "images/s", batch=batch, size=run.image_size)
-            found.append(row | {"threads": threads, "first_call_seconds": first[name]})
-        found += [missing_row(speed(batch), name, "images/s", why) for name, why in missing.items()]
-    return found
+            more = {"batch": batch, "size": run.image_size, "threads": threads, "first_call_seconds": first[name]}
+            measured.append(rate_row(speed(batch), name, batch * per_call, timing, "images/s", **more))
+        measured += [missing_row(speed(batch), name, "images/s", why) for name, why in missing.items()]
+    return measured
 
 
 class Unavailable(Exception):
-    """A contender that is not here, and why."""
+    """A contender cannot run here; the message says why."""
 
 
 def _contenders(run: Run, exported: _Exported, compile: bool, threads: int) -> dict[str, Callable[[], Embed]]:
@@ -236,8 +236,8 @@ def torch_embed(
 ) -> Embed:
     """An encoder in PyTorch, channels_last, in `dtype` from the first convolution on."""
     encoder = encoder.to(memory_format=torch.channels_last, dtype=dtype)
-    spread = torch.tensor(list(std)).view(1, 3, 1, 1)
-    scale, offset = 1 / (255 * spread), torch.tensor(list(mean)).view(1, 3, 1, 1) / spread
+    deviation = torch.tensor(list(std)).view(1, 3, 1, 1)
+    scale, offset = 1 / (255 * deviation), torch.tensor(list(mean)).view(1, 3, 1, 1) / deviation
 
     def embed(images: NDArray[np.uint8]) -> object:
         with torch.inference_mode():
@@ -303,24 +303,26 @@ def _process_rows(run: Run, exported: _Exported, processes: int, threads: int) -
     for _ in range(processes):
         for name, (script, target) in targets.items():
             seen[name].append(fresh_process(script, target, threads))
-    found: list[Row] = []
+    measured: list[Row] = []
     for name, several in seen.items():
-        found.append(_row(START_UP, name, summarize([one.start_up for one in several]), "s"))
-        held = [one.resident_bytes / 2**20 for one in several if one.resident_bytes is not None]
-        peak = max((one.peak_bytes or 0 for one in several), default=0)
+        measured.append(row(START_UP, name, summarize([process.start_up for process in several]), "s"))
+        held = [process.resident_bytes / 2**20 for process in several if process.resident_bytes is not None]
+        peak = max((process.peak_bytes or 0 for process in several), default=0)
         if held:
-            found.append(_row(MEMORY, name, summarize(held), "MiB") | {"peak_bytes": peak})
+            measured.append(row(MEMORY, name, summarize(held), "MiB", peak_bytes=peak))
         else:
-            found.append(missing_row(MEMORY, name, "MiB", "the system does not tell a process's resident memory"))
+            measured.append(missing_row(MEMORY, name, "MiB", "the system does not tell a process's resident memory"))
     if exported.int8 is None:
-        found += [missing_row(what, INT8, unit, exported.reason) for what, unit in ((START_UP, "s"), (MEMORY, "MiB"))]
-    return found
+        measured += [
+            missing_row(what, INT8, unit, exported.reason) for what, unit in ((START_UP, "s"), (MEMORY, "MiB"))
+        ]
+    return measured
 
 
 def _size_rows(run: Run, exported: _Exported) -> list[Row]:
     files = {EAGER: run.directory / "encoder.safetensors", FP32: exported.fp32, INT8: exported.int8}
     return [
-        _one(SIZE, name, file.stat().st_size / 1e6, "MB")
+        single_row(SIZE, name, file.stat().st_size / 1e6, "MB")
         if file is not None and file.is_file()
         else missing_row(SIZE, name, "MB", exported.reason or "there is no such file")
         for name, file in files.items()
@@ -328,14 +330,15 @@ def _size_rows(run: Run, exported: _Exported) -> list[Row]:
 
 
 def _export_rows(exported: _Exported) -> list[Row]:
-    """Seconds from a run to the file, gates included, once."""
+    """Seconds of one export, gates included."""
+    fp32 = single_row(EXPORT, FP32, exported.seconds, "s")
     if exported.int8 is None:
-        return [_one(EXPORT, FP32, exported.seconds, "s"), missing_row(EXPORT, INT8, "s", exported.reason)]
-    return [_one(EXPORT, FP32, exported.seconds, "s"), _one(EXPORT, INT8, exported.int8_seconds, "s")]
+        return [fp32, missing_row(EXPORT, INT8, "s", exported.reason)]
+    return [fp32, single_row(EXPORT, INT8, exported.int8_seconds, "s")]
 
 
 def _accuracy_rows(exported: _Exported) -> list[Row]:
-    """Of a trained run: what int8 loses, as its gate measured it, on the same images as fp32."""
+    """What int8 loses against fp32 on the same images, as the gate of the export measured it for a trained run."""
     if exported.int8 is None:
         return [missing_row(ACCURACY, INT8, "%", exported.reason)]
     parity = read_metadata(exported.int8).parity
@@ -343,16 +346,6 @@ def _accuracy_rows(exported: _Exported) -> list[Row]:
         return [missing_row(ACCURACY, INT8, "%", "the run has no linear probe or no labelled images")]
     fp32, int8, images = 100 * parity["accuracy_fp32"], 100 * parity["accuracy"], parity["images_compared"]
     return [
-        _one(ACCURACY, FP32, fp32, "%") | {"images": images},
-        _one(ACCURACY, INT8, int8, "%") | {"images": images, "lost_points": fp32 - int8},
+        single_row(ACCURACY, FP32, fp32, "%", images=images),
+        single_row(ACCURACY, INT8, int8, "%", images=images, lost_points=fp32 - int8),
     ]
-
-
-def _row(name: str, contender: str, timing: Timing, unit: str) -> Row:
-    figures = {"median": timing.median, "p20": timing.p20, "p80": timing.p80}
-    return {"name": name, "contender": contender, **figures, "unit": unit, "repeats": timing.repeats}
-
-
-def _one(name: str, contender: str, value: float, unit: str) -> Row:
-    """A row of a value that was taken once."""
-    return _row(name, contender, Timing(value, value, value, 1), unit)

@@ -36,22 +36,8 @@ class Part:
 def parts(out: Path, data: str, tests: Path, dry: bool) -> dict[str, Part]:
     """Name → part, in the order of worth. On a device all limits together are less than nine minutes."""
     small = ["--small", "--repeats", "1"] if dry else []
-    found = {
-        "tests": Part(
-            [
-                sys.executable,
-                "-m",
-                "pytest",
-                "-q",
-                "-ra",
-                "-m",
-                "gpu",
-                str(tests),
-                *(["--collect-only"] if dry else []),
-            ],
-            150,
-        )
-    }
+    pytest = [sys.executable, "-m", "pytest", "-q", "-ra", "-m", "gpu", str(tests)]
+    found = {"tests": Part([*pytest, "--collect-only"] if dry else pytest, 150)}
     limits = {"augment": 50, "nt-xent": 70, "optimizer": 20, "epoch": 110}
     for name, seconds in limits.items():
         file = out / f"bench-{name}.json"

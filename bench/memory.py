@@ -1,4 +1,4 @@
-"""How much memory a call takes beyond what was there before it."""
+"""The memory that a call allocates."""
 
 from __future__ import annotations
 

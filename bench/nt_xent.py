@@ -1,4 +1,4 @@
-"""How fast, how lean and how exact is the loss? Ours beside the usual ways to write it."""
+"""Speed, memory and error of the loss, beside the usual ways to write it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from simclr_engine.device import choose_platform
 from simclr_engine.kernels import nt_xent, pick_nt_xent
 from simclr_engine.timing import interleave
 
-from .baselines.loss import nt_xent_boolean_mask, nt_xent_eager
+from .baselines import nt_xent_boolean_mask, nt_xent_eager
 from .memory import peak_extra_bytes
 from .rows import Floor, Row, missing_row, time_row
 
@@ -60,11 +60,11 @@ def rows(repeats: int = 7, sizes: Sequence[int] | None = None) -> list[Row]:
     if sizes is None:
         sizes = (256, 1024, 2048, 4096, 8192, 16384, 32768) if cuda else (1024, 4096, 16384)
     dtypes = (torch.bfloat16, torch.float32) if cuda else (torch.float32,)
-    found: list[Row] = []
+    measured: list[Row] = []
     for dtype in dtypes:
         for total in sizes:
-            found += _rows_of(total, dtype, device, repeats, platform.synchronize)
-    return found
+            measured += _rows_of(total, dtype, device, repeats, platform.synchronize)
+    return measured
 
 
 def _rows_of(
@@ -76,7 +76,7 @@ def _rows_of(
     truth, true_gradient = _with_gradient(lambda x: nt_xent(x, VIEWS, TEMPERATURE, backend="torch"), z.double())
     title = f"NT-Xent M = {total}, D = {DIMENSION}, {str(dtype).removeprefix('torch.')}"
     contenders, missing = _contenders(total, z)
-    found: list[Row] = []
+    measured: list[Row] = []
     for mode, factor in (("forward", 1), ("forward + backward", 3)):
         calls = {name: _call(loss, z, mode) for name, loss in contenders.items()}
         timings = interleave(calls, repeats, warmup=2, synchronize=wait)
@@ -90,13 +90,13 @@ def _rows_of(
                 "gradient_error": float((gradient.double() - true_gradient).norm() / true_gradient.norm()),
                 "tflops": factor * 2 * total**2 * DIMENSION / timing.median / 1e12,
             }
-            found.append(time_row(f"{title}, {mode}", name, timing, **more))
-        found += [missing_row(f"{title}, {mode}", name, "ms", note) for name, note in missing.items()]
-    return found
+            measured.append(time_row(f"{title}, {mode}", name, timing, **more))
+        measured += [missing_row(f"{title}, {mode}", name, "ms", note) for name, note in missing.items()]
+    return measured
 
 
 def _contenders(total: int, z: Tensor) -> tuple[dict[str, Loss], dict[str, str]]:
-    """Who runs, and who does not and why."""
+    """The losses that run, and the reason for each that does not."""
     running: dict[str, Loss] = {}
     missing: dict[str, str] = {}
     for backend in ("triton", "torch"):

@@ -1,4 +1,4 @@
-"""What does an update cost? Our LARS beside a plain loop and torch's own optimizers, over ResNet-18 with its head."""
+"""The time of an update of ResNet-18 with its head: our LARS, a plain loop, and torch's own SGD."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from simclr_engine.optim import build_optimizer, parameter_groups
 from simclr_engine.recipe import Recipe
 from simclr_engine.timing import interleave
 
-from .baselines.lars import LoopLARS
+from .baselines import LoopLARS
 from .rows import Floor, Row, time_row
 
 NAME = "update of ResNet-18"
-# Against a loop without synchronisations to save, as on the CPU, the gain is in memory traffic alone.
+# On the CPU the loop has no synchronisations to save: the gain is in memory traffic alone.
 FLOORS = (Floor(NAME, "ours (LARS)", of="plain loop, asking the device", most=1.0),)
 
 
@@ -26,7 +26,7 @@ def floors() -> tuple[Floor, ...]:
 
 
 def rows(repeats: int = 7) -> list[Row]:
-    """Milliseconds per update, contenders interleaved, gradients at hand.
+    """Milliseconds per update, contenders interleaved; gradients are computed before.
 
     Args:
         repeats: timed updates per contender.

@@ -23,14 +23,14 @@ def draw(document: dict[str, Any]) -> Figure:
     for axis, name in zip(panels, names, strict=True):
         rows = [row for row in document["rows"] if row["name"] == name and row["median"] is not None]
         medians = [row["median"] for row in rows]
-        spread = [
+        whiskers = [
             [row["median"] - min(row["p20"], row["p80"]) for row in rows],
             [max(row["p20"], row["p80"]) - row["median"] for row in rows],
         ]
         colours = ["#2b6cb0" if row["contender"].startswith("ours") else "#a0aec0" for row in rows]
         # Points, not bars: a bar's length means nothing on a logarithmic scale.
         places = list(range(len(rows)))
-        axis.errorbar(medians, places, xerr=spread, fmt="none", ecolor="#4a5568", capsize=3, zorder=1)
+        axis.errorbar(medians, places, xerr=whiskers, fmt="none", ecolor="#4a5568", capsize=3, zorder=1)
         axis.scatter(medians, places, c=colours, s=45, zorder=2)
         axis.set_yticks(places, [row["contender"] for row in rows])
         axis.set_ylim(len(rows) - 0.5, -0.5)

@@ -1,4 +1,4 @@
-"""The rows every benchmark writes, the document around them, and the floors that `--check` holds them to."""
+"""The rows every benchmark writes, the document around them, and the floors that `--check` compares them with."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Floor:
-    """A bound in the rows of `name`: `field` of `contender` is at `least` or at `most` so much, or so many `of`s."""
+    """A bound: in the rows of `name`, `field` of `contender` is at `least` or at `most` this value, or this multiple of
+    the same field of the contender `of`."""
 
     name: str
     contender: str
@@ -24,45 +25,37 @@ class Floor:
     field: str = "median"
 
 
+def row(name: str, contender: str, figures: Timing, unit: str, **more: Any) -> Row:
+    """A row of figures in `unit`, and `more` beside them."""
+    start = {"name": name, "contender": contender, "median": figures.median, "p20": figures.p20, "p80": figures.p80}
+    return {**start, "unit": unit, "repeats": figures.repeats, **more}
+
+
 def rate_row(name: str, contender: str, items: int, timing: Timing, unit: str, **more: Any) -> Row:
     """A row of items per second; p20 is the slow end and p80 the fast one, as for any rate."""
-    return {
-        "name": name,
-        "contender": contender,
-        "median": items / timing.median,
-        "p20": items / timing.p80,
-        "p80": items / timing.p20,
-        "unit": unit,
-        "repeats": timing.repeats,
-        **more,
-    }
+    rates = Timing(items / timing.median, items / timing.p80, items / timing.p20, timing.repeats)
+    return row(name, contender, rates, unit, **more)
 
 
 def time_row(name: str, contender: str, timing: Timing, **more: Any) -> Row:
     """A row of milliseconds per call; p20 is the fast end."""
-    return {
-        "name": name,
-        "contender": contender,
-        "median": 1e3 * timing.median,
-        "p20": 1e3 * timing.p20,
-        "p80": 1e3 * timing.p80,
-        "unit": "ms",
-        "repeats": timing.repeats,
-        **more,
-    }
+    milliseconds = Timing(1e3 * timing.median, 1e3 * timing.p20, 1e3 * timing.p80, timing.repeats)
+    return row(name, contender, milliseconds, "ms", **more)
+
+
+def single_row(name: str, contender: str, value: float, unit: str, **more: Any) -> Row:
+    """A row of a value that was taken once."""
+    return row(name, contender, Timing(value, value, value, 1), unit, **more)
 
 
 def missing_row(name: str, contender: str, unit: str, note: str = "not installed") -> Row:
-    """A contender that cannot run here: named, with the reason, never dropped."""
-    return {
-        "name": name,
-        "contender": contender,
-        "median": None,
-        "p20": None,
-        "p80": None,
-        "unit": unit,
-        "note": note,
-    }
+    """A row for a contender that cannot run here, with the reason."""
+    return {"name": name, "contender": contender, "median": None, "p20": None, "p80": None, "unit": unit, "note": note}
+
+
+def first_line(error: Exception) -> str:
+    """Why a contender failed, in one line; the others still run."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
 def bench_document(rows: list[Row], floors: tuple[Floor, ...] = ()) -> dict[str, Any]:
@@ -72,9 +65,8 @@ def bench_document(rows: list[Row], floors: tuple[Floor, ...] = ()) -> dict[str,
 
     from simclr_engine.device import choose_platform
 
-    chosen = choose_platform()
     return {
-        "device": str(chosen.describe()["device_name"]),
+        "device": str(choose_platform().describe()["device_name"]),
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": numpy.__version__},
         "rows": rows,
         "floors": judge(rows, floors),
@@ -86,23 +78,23 @@ def judge(rows: list[Row], floors: tuple[Floor, ...]) -> list[dict[str, Any]]:
 
     Without a value, of ours or of the rival, both are None, and `note` says who was not measured.
     """
-    found = {(row["name"], row["contender"]): row for row in rows}
-    judged = []
+    measured = {(row["name"], row["contender"]): row for row in rows}
+    verdicts = []
     for floor in floors:
         verdict: dict[str, Any] = {**asdict(floor), "value": None, "holds": None}
-        ours, rival = (found.get((floor.name, who), {}).get(floor.field) for who in (floor.contender, floor.of))
+        ours, rival = (measured.get((floor.name, who), {}).get(floor.field) for who in (floor.contender, floor.of))
         if ours is None or (floor.of and rival is None):
             verdict["note"] = f"{floor.contender if ours is None else floor.of} was not measured"
         else:
             value = verdict["value"] = ours / rival if floor.of else ours
             low, high = floor.least is None or value >= floor.least, floor.most is None or value <= floor.most
             verdict["holds"] = low and high
-        judged.append(verdict)
-    return judged
+        verdicts.append(verdict)
+    return verdicts
 
 
 def check(rows: list[Row], floors: tuple[Floor, ...]) -> list[str]:
-    """One line per floor that holds, or whose rival is not here.
+    """One line per floor that holds, or whose rival was not measured.
 
     Raises:
         CheckFailed: a floor is missed, or ours was not measured; all floors are named with what was.

@@ -1,4 +1,4 @@
-"""What do more processes give the data path? Views per second of one and of several, the network a sleep of its length.
+"""Views per second of the data path in one process and in several.
 
 The network is timed first (forward, loss, backward, update), then replaced by a sleep: what is left of a step is what
 every process does for itself (picking images, drawing, augmenting) and what it tells the others. Each process has the
@@ -21,13 +21,12 @@ import torch.multiprocessing as mp
 
 from simclr_engine.data.store import ImageStore
 from simclr_engine.device import choose_platform
-from simclr_engine.kernels import pick_augment
 from simclr_engine.parallel import World, start_world
-from simclr_engine.recipe import Recipe
 from simclr_engine.timing import summarize
-from simclr_engine.training import Backends, Plan, Trainer
+from simclr_engine.training import Trainer
 
 from .rows import Floor, Row, rate_row
+from .trainer import bench_recipe, bench_trainer, noise
 
 NAME, UNIT, ALONE = "data path over processes", "views/s", "ours, 1 process"
 EFFICIENCY = 0.9  # of ideal
@@ -92,14 +91,9 @@ def _rank(
 
 
 def _trainer(batch: int, size: int, world: World) -> Trainer:
-    recipe = Recipe.load("cifar10-sgd", overrides={"train.batch_size": batch, "short_runs": []})
     platform = replace(choose_platform("cpu"), compile=False)
-    pixels = np.random.default_rng(0).integers(0, 256, (4 * batch, size, size, 3), dtype=np.uint8)
-    store = ImageStore.from_arrays(pixels, name="noise")
-    backends = Backends(pick_augment("auto", platform.device)[0], "torch")
-    trainer = Trainer(Plan.of(recipe, store), platform, store, backends, world)
-    trainer.model.train()
-    return trainer
+    store = ImageStore.from_arrays(noise(4 * batch, size), name="noise")
+    return bench_trainer(bench_recipe(batch), platform, store, nt_xent="torch", world=world)
 
 
 def _network_seconds(trainer: Trainer) -> float:
@@ -121,7 +115,7 @@ def _views(trainer: Trainer, step: int) -> torch.Tensor:
 
 
 def _seconds(trainer: Trainer, pause: float, world: World) -> float:
-    """Of some steps, each ending as the loop ends it: with a word between the ranks."""
+    """Seconds of some steps, each followed by the exchange between ranks that ends a step of the training loop."""
     start = time.perf_counter()
     for step in range(STEPS_PER_CALL):
         _views(trainer, step)

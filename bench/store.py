@@ -1,4 +1,4 @@
-"""What does data larger than memory cost? Images from files against images in memory: reading, a step, peak memory.
+"""Data larger than memory: images from files against images in memory, in reading, in a step, in peak memory.
 
 The files are packed as any data set is, of noise, and read as the trainer reads them: at random, a step ahead.
 """
@@ -23,13 +23,12 @@ from simclr_engine.data.pack import SplitWriter, check_space
 from simclr_engine.data.shards import ShardedImages
 from simclr_engine.data.store import ImageStore
 from simclr_engine.device import choose_platform, keep_freed_memory
-from simclr_engine.kernels import pick_augment
 from simclr_engine.loading import Loader, Prefetched, Resident
-from simclr_engine.recipe import Recipe
 from simclr_engine.timing import interleave
-from simclr_engine.training import Backends, Plan, Trainer
+from simclr_engine.training import Trainer
 
-from .rows import Floor, Row, missing_row, rate_row
+from .rows import Floor, Row, missing_row, rate_row, single_row
+from .trainer import bench_recipe, bench_trainer, noise
 
 READING, STEP, PEAK = "images at random", "training step", "peak memory of a process that trains"
 FILES, MEMORY = "ours, from files, a step ahead", "ours, few images in memory"
@@ -67,21 +66,21 @@ def rows(repeats: int = 7, gigabytes: float = 20.0, size: int = 32, batch: int =
 
 @contextmanager
 def packed_noise(gigabytes: float, size: int) -> Iterator[Path]:
-    """A folder with so many bytes of packed images; gone afterwards."""
+    """A temporary folder with that many bytes of packed images."""
     cache_root().mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=cache_root(), prefix="bench-") as name:
         folder, count = Path(name), max(FEW, int(gigabytes * 1e9) // (size * size * 3))
         check_space(folder, count, size)
-        noise = np.random.default_rng(0).integers(0, 256, (FEW + 1, size, size, 3), dtype=np.uint8)  # odd: no two alike
+        images = noise(FEW + 1, size)  # odd: no two alike
         writer = SplitWriter(folder, "train", count, size)
         for row in range(count):
-            writer.put(row, noise[row % len(noise)])
+            writer.put(row, images[row % len(images)])
         write_meta(folder, Meta("noise", "bench", size, (), {"train": writer.finish(None)}))
         yield folder
 
 
 def _open(folder: Path) -> ImageStore:
-    """As a run opens it, but that it stays in its files at any size."""
+    """Opens the store as a run does, but leaves images in their files whatever their size."""
     meta = read_meta(folder)
     assert meta is not None
     store = read_split(folder, meta, "train", "noise")
@@ -116,13 +115,8 @@ def _reading_rows(repeats: int, few: ImageStore, large: ImageStore, about: dict[
 
 
 def _trainer(store: ImageStore, batch: int) -> Trainer:
-    recipe = Recipe.load("cifar10-sgd", overrides={"train.batch_size": batch, "short_runs": []})
-    platform = choose_platform("cpu", compile=False)
     keep_freed_memory()
-    backends = Backends(pick_augment("auto", platform.device)[0], "torch")
-    trainer = Trainer(Plan.of(recipe, store), platform, store, backends)
-    trainer.model.train()
-    return trainer
+    return bench_trainer(bench_recipe(batch), choose_platform("cpu", compile=False), store, nt_xent="torch")
 
 
 def _step_rows(repeats: int, few: ImageStore, large: ImageStore, batch: int) -> list[Row]:
@@ -137,7 +131,7 @@ def _step_rows(repeats: int, few: ImageStore, large: ImageStore, batch: int) -> 
 
 
 def _peak_rows(folder: Path, batch: int, about: dict[str, float]) -> list[Row]:
-    """Two processes train alike, one on few images, one on all of the files, which it then reads through once."""
+    """Two processes train in the same way: one on a few images, the other on all files, which it then reads once."""
     rows: list[Row] = []
     for what in (MEMORY, FILES):
         command = [sys.executable, "-m", __name__, what, str(folder), str(batch)]
@@ -145,12 +139,8 @@ def _peak_rows(folder: Path, batch: int, about: dict[str, float]) -> list[Row]:
         if done.returncode:
             rows.append(missing_row(PEAK, what, "MiB", (done.stderr.strip().splitlines() or ["failed"])[-1][:200]))
             continue
-        found = json.loads(done.stdout)
-        mib = found.pop("peak_bytes") / 2**20
-        rows.append(
-            {"name": PEAK, "contender": what, "median": mib, "p20": mib, "p80": mib, "unit": "MiB", "repeats": 1}
-        )
-        rows[-1] |= found
+        figures = json.loads(done.stdout)
+        rows.append(single_row(PEAK, what, figures.pop("peak_bytes") / 2**20, "MiB", **figures))
     if all(row["median"] for row in rows):
         rows[1] |= about | {ABOVE: rows[1]["median"] - rows[0]["median"]}
     return rows
@@ -163,7 +153,7 @@ def _peak(what: str, folder: Path, batch: int) -> dict[str, int]:
     for step in range(REAL_STEPS):
         trainer.train_step(step)
     if what == FILES:
-        at_once = 512  # to be through in minutes; a step reads no other way
+        at_once = 512  # faster than the batches of a step, which are read the same way
         order, steps = torch.randperm(len(store)), len(store) // at_once
 
         def ids_of(step: int) -> torch.Tensor:

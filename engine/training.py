@@ -7,7 +7,7 @@ A step may be spread twice, over processes and over time, with the same gradient
 
 - Over the ranks of a `World`: each takes its share of the batch and sees the projections of all. A rank's loss is that
   of the whole batch, its gradient the part that flows through its own rows, times the number of ranks; the mean over
-  the ranks is the gradient of the whole batch (`kernels.ntxent.distributed`).
+  the ranks is the gradient of the whole batch (`kernels.ntxent.loss`).
 - Over micro-batches, in two passes (Gao, Zhang, Han, Callan: "Scaling deep contrastive learning batch size under memory
   limited setup", 2021, arXiv 2101.06983): the first finds the projections of the whole batch, and with them the
   gradient of the loss by each; the second sends that back through the network, one micro-batch at a time.

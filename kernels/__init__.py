@@ -1,4 +1,4 @@
-"""Tensor kernels: view parameters and augmentation, and the NT-Xent loss. Nothing here knows of recipes or models."""
+"""Tensor kernels: view parameters and augmentation, and the NT-Xent loss. Nothing here imports recipes or models."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .augmentation.spec import AugmentSpec
 if TYPE_CHECKING:
     from .augmentation.dispatch import augment, pick_augment
     from .augmentation.params import draw_params
-    from .ntxent.dispatch import nt_xent, pick_nt_xent
+    from .ntxent.loss import nt_xent, pick_nt_xent
     from .ntxent.metrics import contrastive_metrics
 
 # Loaded when first asked for, so that a recipe, which needs only AugmentSpec, is read without torch.
@@ -18,8 +18,8 @@ _HOMES = {
     "augment": "augmentation.dispatch",
     "pick_augment": "augmentation.dispatch",
     "draw_params": "augmentation.params",
-    "nt_xent": "ntxent.dispatch",
-    "pick_nt_xent": "ntxent.dispatch",
+    "nt_xent": "ntxent.loss",
+    "pick_nt_xent": "ntxent.loss",
     "contrastive_metrics": "ntxent.metrics",
 }
 

@@ -1,1 +1,1 @@
-"""From uint8 images to views: what is drawn (spec, params) and what is done with it (one backend per file)."""
+"""From uint8 images to views: drawing parameters (spec, table, params) and applying them (one backend per file)."""

@@ -1,14 +1,14 @@
 """The DALI backend: the same views from a graph of NVIDIA DALI operators, on the CPU and on CUDA by one definition.
 
 It replays the drawn table, as every backend does. Crop, resize, flip, brightness, contrast, saturation, gray, blur and
-normalisation are the reference's in float32, operation by operation (within 1e-5 on the scale where white is 1, before
+normalisation are those of `eager` in float32, operation by operation (within 1e-5 on the scale where white is 1, before
 the division by std). Two differences remain:
 
-- Hue is DALI's: a rotation of the colour in YIQ (`fn.hue`, in degrees), where the reference rotates HSV's hue. It keeps
+- Hue is DALI's: a rotation of the colour in YIQ (`fn.hue`, in degrees), where `eager` rotates HSV's hue. It keeps
   the luma instead of the value, turns some colours further than others (the spread of turns is a tenth larger), and
   its rounded coefficients change grays: by 0.1 % for a turn of 0.1, by 0.6 % for half a turn. No turn is the identity.
 - Jitter has one order for all views: brightness, contrast, saturation, hue. The column `order` of the table is not
-  read. With the hue left out, spreads of brightness, contrast and saturation differ from the reference's by 0.1 %.
+  read. With the hue left out, spreads of brightness, contrast and saturation differ from those of `eager` by 0.1 %.
 
 The computation is in float32 even where float64 is asked for; DALI has no bfloat16, so those views are converted.
 
@@ -36,9 +36,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .colour import GRAY_WEIGHTS
-from .params import BRIGHTNESS, CONTRAST, FLIP, GRAY, HUE, JITTER_ON, SATURATION, SIGMA, H, W, X, Y
+from .eager import GRAY_WEIGHTS
 from .spec import AugmentSpec
+from .table import BRIGHTNESS, CONTRAST, FLIP, GRAY, HUE, JITTER_ON, SATURATION, SIGMA, H, W, X, Y
 
 PACKAGE = "nvidia-dali-cuda130"
 # Graphs kept ready, each with threads and memory of its own: training and evaluation, with a last, smaller batch each.
@@ -131,7 +131,7 @@ def arguments(table: Tensor, spec: AugmentSpec, size: int) -> dict[str, NDArray[
 def _border(image_size: int, size: int) -> int:
     """Pixels of zeros around a crop before it is resized; none where no crop can shrink.
 
-    Shrinking, the resampling's triangle reaches over the crop's edge. DALI then repeats the edge; the reference (as
+    Shrinking, the resampling's triangle reaches over the crop's edge. DALI then repeats the edge; `eager` (as
     PIL and torch) leaves out what is not there. Over a border of zeros DALI leaves it out too, but for the weights'
     sum, which `_undo_border` restores.
     """
@@ -178,40 +178,15 @@ def _views(spec: AugmentSpec, size: int, half: bool, device: str) -> Any:
     batch: DALI runs its branch for the views that take it, and puts the batch together again. Limits are a minimum
     and a maximum because DALI's `clamp` takes twice as long as both together.
     """
-    from nvidia.dali import fn
-    from nvidia.dali import types as published
+    from nvidia.dali import fn, types
     from nvidia.dali.math import max as larger
     from nvidia.dali.math import min as smaller
 
-    types: Any = published  # its names are made when it is imported: a type checker does not see them
-
-    def given(name: str, ndim: int = 0, dtype: Any = types.FLOAT) -> Any:
-        return fn.external_source(name=name, ndim=ndim, dtype=dtype, batch=True, no_copy=True)
-
     x: Any = fn.external_source(name="images", layout="HWC", dtype=types.UINT8, batch=True, no_copy=True, device=device)
-    start, end = given("crop_start", 1, types.INT32), given("crop_end", 1, types.INT32)
-    x = fn.slice(x, start=start, end=end, axes=(0, 1))
-    border = _border(spec.image_size, size)
-    if border > 0:
-        shape = end - start + 2 * border
-        x = fn.slice(x, start=(-border, -border), shape=shape, axes=(0, 1), out_of_bounds_policy="pad")
-    x = fn.resize(
-        x,
-        size=(size, size),
-        roi_start=given("region_start", 1),
-        roi_end=given("region_end", 1),
-        interp_type=types.INTERP_LINEAR,
-        antialias=True,
-        dtype=types.FLOAT,
-    )
-    if border > 0:
-        down, across = given("undo_y", 3), given("undo_x", 3)
-        if device == "gpu":  # their product is as large as a plane: better made there than sent
-            down, across = down.gpu(), across.gpu()
-        x = x * (down * across)
+    x = _resized_crops(x, spec, size, device)
     if spec.jitter > 0:
-        brightness, contrast, pivot = given("brightness"), given("contrast"), given("pivot", 1)
-        saturation, hue, jittered = given("saturation", 2), given("hue"), given("jittered", dtype=types.BOOL)
+        brightness, contrast, pivot = _given("brightness"), _given("contrast"), _given("pivot", 1)
+        saturation, hue, jittered = _given("saturation", 2), _given("hue"), _given("jittered", dtype=types.BOOL)
         if jittered:
             x = smaller(x * brightness, 255.0)
             gray = fn.reductions.sum(fn.reductions.mean(x, axes=(0, 1)) * pivot)
@@ -219,11 +194,11 @@ def _views(spec: AugmentSpec, size: int, half: bool, device: str) -> Any:
             x = larger(smaller(fn.coord_transform(x, M=saturation), 255.0), 0.0)
             x = larger(smaller(fn.hue(x, hue=hue), 255.0), 0.0)
     if spec.gray > 0:
-        dropped = given("gray", dtype=types.BOOL)
+        dropped = _given("gray", dtype=types.BOOL)
         if dropped:
             x = fn.coord_transform(x, M=GRAY_WEIGHTS * 3)
     if spec.blur > 0:
-        blurred, sigma = given("blurred", dtype=types.BOOL), given("sigma")
+        blurred, sigma = _given("blurred", dtype=types.BOOL), _given("sigma")
         if blurred:
             x = fn.gaussian_blur(x, window_size=spec.blur_kernel, sigma=sigma)
     return fn.crop_mirror_normalize(
@@ -233,3 +208,37 @@ def _views(spec: AugmentSpec, size: int, half: bool, device: str) -> Any:
         dtype=types.FLOAT16 if half else types.FLOAT,
         output_layout="HWC",
     )
+
+
+def _given(name: str, ndim: int = 0, dtype: Any = None) -> Any:
+    """An input of the graph, float32 unless said."""
+    from nvidia.dali import fn, types
+
+    return fn.external_source(name=name, ndim=ndim, dtype=dtype or types.FLOAT, batch=True, no_copy=True)
+
+
+def _resized_crops(x: Any, spec: AugmentSpec, size: int, device: str) -> Any:
+    """The crop of each image, resized and possibly mirrored."""
+    from nvidia.dali import fn, types
+
+    start, end = _given("crop_start", 1, types.INT32), _given("crop_end", 1, types.INT32)
+    x = fn.slice(x, start=start, end=end, axes=(0, 1))
+    border = _border(spec.image_size, size)
+    if border > 0:
+        shape = end - start + 2 * border
+        x = fn.slice(x, start=(-border, -border), shape=shape, axes=(0, 1), out_of_bounds_policy="pad")
+    x = fn.resize(
+        x,
+        size=(size, size),
+        roi_start=_given("region_start", 1),
+        roi_end=_given("region_end", 1),
+        interp_type=types.INTERP_LINEAR,
+        antialias=True,
+        dtype=types.FLOAT,
+    )
+    if border > 0:
+        down, across = _given("undo_y", 3), _given("undo_x", 3)
+        if device == "gpu":  # their product is as large as a plane: better made there than sent
+            down, across = down.gpu(), across.gpu()
+        x = x * (down * across)
+    return x

@@ -2,52 +2,35 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from .params import COLUMNS
+from ..dispatch import pick
+from . import dali, eager, fused, native
 from .spec import AugmentSpec
+from .table import COLUMNS
 
-# Backend → module of this package. Each has `why_not(device)`, which says what keeps it from serving there ("" if
-# nothing does), and `augment(images, params, spec, size, dtype)`. Modules are loaded when first asked for.
-BACKENDS = {"triton": "triton", "native": "native", "dali": "dali", "torch": "reference"}
-# What `auto` tries, in this order, by kind of device; the last one serves everywhere. DALI is taken only by name: its
-# hue and the order of its jitter are its own.
+# Backend → module. Beside `why_not(device)`, each has `augment(images, params, spec, size, dtype)`. None imports what
+# may be missing.
+BACKENDS: dict[str, ModuleType] = {"triton": fused, "native": native, "dali": dali, "torch": eager}
+# DALI is used only by name: its hue and the order of its jitter are its own.
 PREFERENCE = {"cuda": ("triton", "torch"), "cpu": ("native", "torch"), "mps": ("native", "torch")}
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 def pick_augment(backend: str = "auto", device: torch.device | str = "cpu") -> tuple[str, str]:
-    """The backend that `augment` would use, and why: for a run to say and to record.
+    """The backend that `augment` would use, and why.
 
     Returns:
         (name, reason).
 
     Raises:
-        ValueError: no backend of this name, or one that cannot serve this device; the message says what is missing.
+        ValueError: there is no backend of this name, or it cannot serve this device; the message says why.
     """
-    device = torch.device(device)
-    if backend != "auto":
-        if backend not in BACKENDS:
-            raise ValueError(f"there is no augmentation backend {backend!r}; there are auto, {', '.join(BACKENDS)}")
-        if reason := _module(backend).why_not(device):
-            raise ValueError(f"the augmentation backend {backend!r} cannot serve {device.type} here: {reason}")
-        return backend, "asked for by name"
-    missing: list[tuple[str, str]] = []
-    for name in PREFERENCE.get(device.type, ("torch",)):
-        reason = _module(name).why_not(device)
-        if not reason:
-            return name, f"the fastest for {device.type}" + "".join(f"; no {other}: {why}" for other, why in missing)
-        missing.append((name, reason))
-    raise AssertionError("the PyTorch backend serves every device")
-
-
-def _module(backend: str) -> ModuleType:
-    return import_module(f".{BACKENDS[backend]}", __package__)
+    return pick("augmentation", BACKENDS, PREFERENCE, backend, device)
 
 
 def augment(
@@ -73,7 +56,7 @@ def augment(
         `[V·B, 3, S, S]` of `dtype`, channels_last.
 
     Raises:
-        ValueError: shapes, dtypes or devices that do not fit together; a backend that is not there.
+        ValueError: shapes, dtypes or devices that do not fit together; a backend that cannot serve this.
 
     Example:
         >>> spec = AugmentSpec(image_size=32)
@@ -84,7 +67,7 @@ def augment(
     size = spec.image_size if size is None else size
     _check(images, params, spec, size, dtype)
     name, _ = pick_augment(backend, images.device)
-    views: Tensor = _module(name).augment(images, params, spec, size, dtype)
+    views: Tensor = BACKENDS[name].augment(images, params, spec, size, dtype)
     return views
 
 

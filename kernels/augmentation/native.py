@@ -1,6 +1,6 @@
 """The compiled CPU backend: `_native`'s C++ draws tables and makes views on all cores, without the GIL.
 
-The same views as the reference, to float32's own error. The module is optional; `why_not` says what it takes.
+The same views as `eager`, to float32's own error. The module is optional; `why_not` says what it takes.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import shutil
 import torch
 from torch import Tensor
 
-from . import reference
-from .params import COLUMNS
+from . import eager
 from .spec import AugmentSpec
+from .table import COLUMNS
 
 _why_not_loaded = ""
 try:
@@ -59,12 +59,12 @@ def augment(images: Tensor, params: Tensor, spec: AugmentSpec, size: int, dtype:
 
     Uses `torch.get_num_threads()` threads; the result does not depend on how many. Views for MPS are made on the host,
     whose memory it shares, and copied. Computes in float32; bfloat16 is that, rounded on the way out. float16, which no
-    CPU trains in, is rounded afterwards, and float64, for tests alone, is left to the reference. Values of the table
-    that cannot be meant are brought to the nearest that can (a crop outside the image is moved into it); NaN factors
+    CPU trains in, is rounded afterwards, and float64, for tests alone, is left to `eager`. Values of the table
+    that make no sense are brought to the nearest that can (a crop outside the image is moved into it); NaN factors
     give NaN.
     """
     if dtype == torch.float64:
-        return reference.augment(images, params, spec, size, dtype)
+        return eager.augment(images, params, spec, size, dtype)
     device, images, params = images.device, images.cpu(), params.detach().cpu()
     computed = torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
     views = torch.empty((len(params), 3, size, size), dtype=computed, memory_format=torch.channels_last)

@@ -13,21 +13,10 @@ import torch
 from torch import Tensor
 
 from ..philox import philox, uniform
-from .spec import AugmentSpec
+from . import fused, native
+from .spec import AugmentSpec, factor_range
+from .table import BLOCKS_PER_VIEW, COLUMNS, JITTER_ORDERS
 
-COLUMNS = (
-    "y", "x", "h", "w",  # the crop in pixels of the stored image; whole numbers
-    "flip",  # 1: mirrored left and right
-    "jitter_on",  # 0: the next five columns are to be ignored
-    "brightness", "contrast", "saturation",  # factors, 1 = unchanged
-    "hue",  # turns of the colour circle, 0 = unchanged
-    "order",  # 0–23, a row of JITTER_ORDERS
-    "gray",  # 1: the colour is dropped
-    "sigma",  # of the blur, in pixels of the view; 0 = no blur
-)  # fmt: skip
-Y, X, H, W, FLIP, JITTER_ON, BRIGHTNESS, CONTRAST, SATURATION, HUE, ORDER, GRAY, SIGMA = range(len(COLUMNS))
-
-BLOCKS_PER_VIEW = 16  # a view's share of the counter's last word: 64 random words, of which 32 are used
 _BLOCKS_USED = 8
 _ATTEMPTS = 10  # torchvision's RandomResizedCrop.get_params gives up after ten
 
@@ -75,18 +64,12 @@ def draw_params(
     # bit, so the same table comes out of every machine. MPS has no float64: its table is drawn on the CPU.
     source = torch.device("cpu") if target.type == "mps" else target
     ids = sample_ids.to(source, torch.int64)
-    if source.type == "cpu":
-        from . import native  # here, because it imports this file
+    if source.type == "cpu" and native.can_draw():
+        return native.draw(spec, seed, epoch, ids, views).to(target)
+    if source.type == "cuda" and not fused.why_not(source):
+        from .fused_draw import draw_in_one_launch  # here, because it imports Triton
 
-        if native.can_draw():
-            return native.draw(spec, seed, epoch, ids, views).to(target)
-    if source.type == "cuda":
-        from . import triton  # here, because it is loaded only where there is a device for it
-
-        if not triton.why_not(source):
-            from .draw_triton import draw_params as draw_in_one_launch
-
-            return draw_in_one_launch(spec, seed, epoch, ids, views)
+        return draw_in_one_launch(spec, seed, epoch, ids, views)
     return _drawn_by_torch(spec, seed, epoch, ids, views).to(target)
 
 
@@ -95,20 +78,23 @@ def _drawn_by_torch(spec: AugmentSpec, seed: int, epoch: int, sample_ids: Tensor
     words = _words(seed, epoch, sample_ids, views)
     chance = uniform(words, torch.float64)
 
-    columns: list[Tensor] = [torch.empty(0)] * len(COLUMNS)
-    columns[H], columns[W], found = _crop_sides(spec, chance[_WORD_ATTEMPTS:])
-    columns[Y] = _position(words[_WORD_Y], spec.image_size - columns[H], found)
-    columns[X] = _position(words[_WORD_X], spec.image_size - columns[W], found)
-    columns[FLIP] = chance[_WORD_FLIP] < spec.flip
-    columns[JITTER_ON] = chance[_WORD_JITTER] < spec.jitter
-    columns[BRIGHTNESS] = _between(chance[_WORD_BRIGHTNESS], *factor_range(spec.brightness))
-    columns[CONTRAST] = _between(chance[_WORD_CONTRAST], *factor_range(spec.contrast))
-    columns[SATURATION] = _between(chance[_WORD_SATURATION], *factor_range(spec.saturation))
-    columns[HUE] = _between(chance[_WORD_HUE], -spec.hue, spec.hue)
-    columns[ORDER] = _whole_below(words[_WORD_ORDER], 24)
-    columns[GRAY] = chance[_WORD_GRAY] < spec.gray
-    columns[SIGMA] = _between(chance[_WORD_SIGMA], *spec.blur_sigma) * (chance[_WORD_BLUR] < spec.blur)
-    return torch.stack([column.to(torch.float32) for column in columns], dim=1)
+    height, width, found = _crop_sides(spec, chance[_WORD_ATTEMPTS:])
+    columns = {
+        "y": _position(words[_WORD_Y], spec.image_size - height, found),
+        "x": _position(words[_WORD_X], spec.image_size - width, found),
+        "h": height,
+        "w": width,
+        "flip": chance[_WORD_FLIP] < spec.flip,
+        "jitter_on": chance[_WORD_JITTER] < spec.jitter,
+        "brightness": _between(chance[_WORD_BRIGHTNESS], *factor_range(spec.brightness)),
+        "contrast": _between(chance[_WORD_CONTRAST], *factor_range(spec.contrast)),
+        "saturation": _between(chance[_WORD_SATURATION], *factor_range(spec.saturation)),
+        "hue": _between(chance[_WORD_HUE], -spec.hue, spec.hue),
+        "order": _whole_below(words[_WORD_ORDER], len(JITTER_ORDERS)),
+        "gray": chance[_WORD_GRAY] < spec.gray,
+        "sigma": _between(chance[_WORD_SIGMA], *spec.blur_sigma) * (chance[_WORD_BLUR] < spec.blur),
+    }
+    return torch.stack([columns[name].to(torch.float32) for name in COLUMNS], dim=1)
 
 
 def _words(seed: int, epoch: int, sample_ids: Tensor, views: int) -> Tensor:
@@ -139,21 +125,12 @@ def _crop_sides(spec: AugmentSpec, chance: Tensor) -> tuple[Tensor, Tensor, Tens
     fits = (width > 0) & (width <= size) & (height > 0) & (height <= size)
     first = fits.to(torch.int8).argmax(0, keepdim=True)
     found = fits.any(0)
-    fallback_height, fallback_width = fallback_sides(spec)
+    fallback_height, fallback_width = spec.fallback_sides()
     return (
         torch.where(found, height.gather(0, first)[0], float(fallback_height)),
         torch.where(found, width.gather(0, first)[0], float(fallback_width)),
         found,
     )
-
-
-def fallback_sides(spec: AugmentSpec) -> tuple[int, int]:
-    """Height and width of the crop where no attempt fits: torchvision's for a square image, as large as the ratio's
-    range allows."""
-    narrowest, widest = spec.crop_ratio
-    width = max(1, round(spec.image_size * widest)) if widest < 1 else spec.image_size
-    height = max(1, round(spec.image_size / narrowest)) if narrowest > 1 else spec.image_size
-    return height, width
 
 
 def _exp(x: Tensor) -> Tensor:
@@ -171,11 +148,6 @@ def _exp(x: Tensor) -> Tensor:
     for _ in range(3):
         total = total * total
     return total
-
-
-def factor_range(strength: float) -> tuple[float, float]:
-    """Smallest and largest factor of brightness, contrast or saturation at a strength, as torchvision's ColorJitter."""
-    return max(0.0, 1.0 - strength), 1.0 + strength
 
 
 def _between(chance: Tensor, low: float, high: float) -> Tensor:

@@ -73,9 +73,22 @@ class AugmentSpec:
                 f"crop_scale and blur_sigma must start above 0, not {self.crop_scale} and {self.blur_sigma}"
             )
 
+    def fallback_sides(self) -> tuple[int, int]:
+        """Height and width in pixels of the crop where no attempt fits: torchvision's for a square image, as large as
+        the ratio's range allows."""
+        narrowest, widest = self.crop_ratio
+        width = max(1, round(self.image_size * widest)) if widest < 1 else self.image_size
+        height = max(1, round(self.image_size / narrowest)) if narrowest > 1 else self.image_size
+        return height, width
+
     def _keep(self, name: str, value: object) -> None:
         """The normalised form (floats, tuples), so that equal distributions compare and print equal."""
         object.__setattr__(self, name, value)
+
+
+def factor_range(strength: float) -> tuple[float, float]:
+    """Smallest and largest factor of brightness, contrast or saturation at a strength, as torchvision's ColorJitter."""
+    return max(0.0, 1.0 - strength), 1.0 + strength
 
 
 def _whole(name: str, value: object, least: int) -> None:

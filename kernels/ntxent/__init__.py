@@ -1,1 +1,1 @@
-"""The NT-Xent loss for two or more views of each sample, one backend per file, and the figures that watch it."""
+"""The NT-Xent loss for two or more views of each sample, one backend per file, and its metrics."""

@@ -1,12 +1,12 @@
-"""Two figures that say whether the contrast is being learnt, where the loss alone looks flat."""
+"""Two figures that show whether the contrast is being learnt where the loss alone looks flat."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from .dispatch import check_projections
-from .reference import normalise, positives, strips
+from .chunked import normalise, positives, strips
+from .loss import check_projections
 
 
 @torch.no_grad()
@@ -32,12 +32,12 @@ def contrastive_metrics(z: Tensor, views: int = 2, temperature: float = 0.5) -> 
     with torch.autocast(z.device.type, enabled=False):
         unit, _ = normalise(z)
         total = len(unit)
-        mass, found = unit.new_empty(total), unit.new_empty(total)
-        for rows in strips(unit):
+        mass, hits = unit.new_empty(total), unit.new_empty(total)
+        for rows in strips(unit, total):
             logits = (unit[rows] @ unit.T).div_(temperature)
             logits.diagonal(rows.start).fill_(-torch.inf)
             others = positives(rows, total, views, z.device)
             mass[rows] = torch.softmax(logits, 1).gather(1, others).sum(1)
             best = logits.gather(1, others).amax(1)
-            found[rows] = (best > logits.scatter_(1, others, -torch.inf).amax(1)).to(unit.dtype)
-        return mass.mean(), found.mean()
+            hits[rows] = (best > logits.scatter_(1, others, -torch.inf).amax(1)).to(unit.dtype)
+        return mass.mean(), hits.mean()

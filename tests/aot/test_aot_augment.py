@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from simclr_engine.kernels.augmentation import triton as backend
+from simclr_engine.kernels.augmentation import fused as backend
 
 pytest.importorskip("triton", reason="Triton exists for Linux only")
 
@@ -20,8 +20,8 @@ from triton.compiler import ASTSource
 
 from fixtures.aot import SHARED_LIMIT, TENSOR_CORE_OPCODES, Binding, Resources, usage
 from simclr_engine.kernels import AugmentSpec
-from simclr_engine.kernels.augmentation import draw_triton
-from simclr_engine.kernels.augmentation.apply_triton import apply
+from simclr_engine.kernels.augmentation import fused_draw
+from simclr_engine.kernels.augmentation.fused_apply import apply
 
 CAPABILITIES = (75, 80, 90, 100)
 # (image, size, blur's reach, type): each size at which the kernel is cut differently, with and without a blur, with
@@ -66,11 +66,11 @@ def compiled_apply(image: int, size: int, reach: int, output: str, cut: backend.
 
 
 def compiled_draw(capability: int, **options: object) -> Any:
-    """As `draw_triton.draw_params` launches it, with those options."""
-    annotated = {p.name: p.annotation_type or "i32" for p in draw_triton.draw.params if not p.is_constexpr}
+    """As `fused_draw.draw_in_one_launch` launches it, with those options."""
+    annotated = {p.name: p.annotation_type or "i32" for p in fused_draw.draw.params if not p.is_constexpr}
     signature = {**annotated, "ids": "*i64", "drawn": "*fp32"}
-    constants: dict[str, object] = {"BLOCK": draw_triton.ROWS_PER_PROGRAM}
-    return compiled(draw_triton.draw, signature, constants, capability, num_warps=draw_triton.WARPS, **options)
+    constants: dict[str, object] = {"BLOCK": fused_draw.ROWS_PER_PROGRAM}
+    return compiled(fused_draw.draw, signature, constants, capability, num_warps=fused_draw.WARPS, **options)
 
 
 @pytest.mark.slow
@@ -99,7 +99,7 @@ def test_no_configuration_spills_or_asks_for_more_memory_than_there_is(
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
 def test_the_draw_does_not_spill(capability: int, capsys: pytest.CaptureFixture[str]) -> None:
-    used = resources(compiled_draw(capability, **draw_triton.OPTIONS))
+    used = resources(compiled_draw(capability, **fused_draw.OPTIONS))
     with capsys.disabled():
         print(f"\nsm_{capability}  draw  registers {used.registers}  shared {used.shared_bytes}")
     assert used.stack_bytes == 0 and used.shared_bytes == 0 and not used.opcodes
@@ -109,20 +109,20 @@ def test_the_draw_does_not_spill(capability: int, capsys: pytest.CaptureFixture[
 def test_the_draw_rounds_after_every_operation(capability: int) -> None:
     # What makes its table the CPU's, bit for bit: IEEE operations in float64, none of them contracted to another.
     operations = r"\b((?:add|sub|mul|div|sqrt|fma|mad|neg|rcp)\.[a-z.]*f64)\b"
-    exact, contracted = (compiled_draw(capability, **options) for options in (draw_triton.OPTIONS, {}))
+    exact, contracted = (compiled_draw(capability, **options) for options in (fused_draw.OPTIONS, {}))
     assert set(re.findall(operations, exact.asm["ptx"])) == {"add.rn.f64", "mul.rn.f64", "div.rn.f64", "sqrt.rn.f64"}
     assert "fma.rn.f64" in re.findall(operations, contracted.asm["ptx"])  # the option is what does it
 
 
 def test_a_smaller_last_batch_and_another_epoch_compile_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    drawing, applying = Binding(draw_triton.draw), Binding(apply)
-    monkeypatch.setattr(draw_triton, "draw", drawing)
-    monkeypatch.setattr("simclr_engine.kernels.augmentation.apply_triton.apply", applying)
+    drawing, applying = Binding(fused_draw.draw), Binding(apply)
+    monkeypatch.setattr(fused_draw, "draw", drawing)
+    monkeypatch.setattr("simclr_engine.kernels.augmentation.fused_apply.apply", applying)
     spec = AugmentSpec(image_size=16)
     images, ids = torch.zeros(65, 16, 16, 3, dtype=torch.uint8), torch.arange(65)
     # Divisible by 16 and not, one, at odd addresses; seeds and epochs that need 32 bits, 64, or a sign.
     for first, count, seed, epoch in ((0, 64, 0, 0), (1, 1, 2**63 + 5, 2**32 - 1), (1, 17, -1, 16), (0, 16, 1, 1)):
-        draw_triton.draw_params(spec, seed, epoch, ids[first : first + count], views=2)
+        fused_draw.draw_in_one_launch(spec, seed, epoch, ids[first : first + count], views=2)
         table = torch.zeros(2 * count + 1, 13)[first : first + 2 * count]
         backend.augment(images[first : first + count], table, spec, 16, torch.bfloat16)
     for kernel in (drawing, applying):
@@ -152,29 +152,3 @@ def test_windows_cover_every_pixel_with_room_for_the_blur() -> None:
 def test_a_blur_too_wide_for_windows_has_no_tiling() -> None:
     assert backend.tiling(64, 31, False) is not None
     assert backend.tiling(65, 14, False) is not None and backend.tiling(65, 15, False) is None
-
-
-@pytest.mark.parametrize(
-    ("device", "capability", "reason"),
-    [
-        ("cpu", (9, 0), "it needs a CUDA device"),
-        ("mps", (9, 0), "it needs a CUDA device"),
-        ("cuda", None, "PyTorch sees no CUDA device"),
-        ("cuda", (7, 0), "the device has compute capability 7.0, it needs 7.5"),
-        ("cuda:1", (7, 5), ""),  # T4
-        ("cuda", (10, 0), ""),
-    ],
-)
-def test_devices_that_are_not_served_are_told_why(
-    device: str, capability: tuple[int, int] | None, reason: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: capability is not None)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
-    monkeypatch.setattr(torch.version, "hip", None)
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    assert backend.why_not(torch.device(device)) == reason
-
-
-def test_without_triton_no_device_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backend, "_triton_found", lambda: False)
-    assert "triton is not installed" in backend.why_not(torch.device("cuda"))

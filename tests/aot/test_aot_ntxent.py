@@ -13,8 +13,8 @@ import torch
 triton = pytest.importorskip("triton", reason="Triton is not installed")
 
 from fixtures.aot import SHARED_LIMIT, Binding, Resources, compile_for  # noqa: E402 (these need Triton)
-from simclr_engine.kernels.ntxent import triton as ntxent  # noqa: E402
-from simclr_engine.kernels.ntxent import triton_kernels  # noqa: E402
+from simclr_engine.kernels.ntxent import fused as ntxent  # noqa: E402
+from simclr_engine.kernels.ntxent import fused_kernels  # noqa: E402
 
 META = torch.device("meta")
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -39,7 +39,7 @@ class Launch:
     num_stages: int
 
     def compiled(self, capability: int) -> Resources:
-        kernel = getattr(triton_kernels, self.name)
+        kernel = getattr(fused_kernels, self.name)
         return compile_for(kernel, self.signature, self.constants, capability, self.num_warps, self.num_stages)
 
 
@@ -80,10 +80,10 @@ def launches(capability: int, products: str, width: int, dimension: int) -> list
     """One launch of each kernel, from the host code. `dimension` is that of z, `width` what it is padded to."""
     written: list[Launch] = []
     with pytest.MonkeyPatch.context() as patch:
-        plan = ntxent.TILES[ntxent.family((capability // 10, capability % 10))][products, width]
-        patch.setattr(ntxent, "plan", lambda *_: plan)
+        tiles = ntxent.TILES[ntxent.family((capability // 10, capability % 10))][products, width]
+        patch.setattr(ntxent, "tiles", lambda *_: tiles)
         for name in KERNELS:
-            patch.setattr(triton_kernels, name, Recorder(getattr(triton_kernels, name), written))
+            patch.setattr(fused_kernels, name, Recorder(getattr(fused_kernels, name), written))
         z = torch.empty(1000, dimension, dtype=DTYPES[products], device=META)
         unit, positive = ntxent.prepare(z, 2)
         assert unit.shape == (1000, width)
@@ -153,10 +153,10 @@ def test_odd_widths_compile_without_spilling(precision: Any) -> None:
 
 def test_the_table_has_every_width_and_type_for_every_family() -> None:
     assert set(ntxent.TILES) == {80, 90, 100}
-    for plans in ntxent.TILES.values():
-        assert set(plans) == {(products, width) for products in DTYPES for width in ntxent.WIDTHS}
-        for plan in plans.values():
-            assert plan.symmetric.rows == plan.symmetric.columns
+    for by_products in ntxent.TILES.values():
+        assert set(by_products) == {(products, width) for products in DTYPES for width in ntxent.WIDTHS}
+        for tiles in by_products.values():
+            assert tiles.symmetric.rows == tiles.symmetric.columns
 
 
 @pytest.mark.parametrize(
@@ -174,10 +174,10 @@ def test_batches_of_any_size_bind_to_the_same_compiled_kernels(
 ) -> None:
     """The arguments are bound by Triton's own code for launches, which has locals of its own and says so."""
     precision(products)
-    monkeypatch.setattr(ntxent, "plan", lambda *_: ntxent.TILES[90][products, 128])
-    bindings = {name: Binding(getattr(triton_kernels, name)) for name in KERNELS}
+    monkeypatch.setattr(ntxent, "tiles", lambda *_: ntxent.TILES[90][products, 128])
+    bindings = {name: Binding(getattr(fused_kernels, name)) for name in KERNELS}
     for name, binding in bindings.items():
-        monkeypatch.setattr(triton_kernels, name, binding)
+        monkeypatch.setattr(fused_kernels, name, binding)
     sizes = ((1, 2), (16, 2), (17, 3), (1000, 4))
     for batch, views in sizes:
         z = torch.zeros(batch * views, 128, dtype=DTYPES[products])

@@ -44,7 +44,7 @@ def test_errors_are_measured_beside_the_speed() -> None:
     assert all(v > 0 for v in ours.values())
 
 
-def test_a_sheet_of_another_benchmark_and_a_check_of_tiny_sizes_are_refused() -> None:
+def test_a_sheet_elsewhere_and_a_check_of_tiny_sizes_are_refused() -> None:
     from simclr_engine.errors import UsageError
 
     for arguments in (["epoch", "--sheet", "x.png"], ["epoch", "--small", "--check"]):

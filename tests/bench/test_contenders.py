@@ -7,8 +7,7 @@ import torch
 from torch import nn
 
 from reference import ntxent_truth
-from simclr_engine.bench.baselines.lars import LoopLARS
-from simclr_engine.bench.baselines.loss import nt_xent_boolean_mask, nt_xent_eager
+from simclr_engine.bench.baselines import LoopLARS, nt_xent_boolean_mask, nt_xent_eager
 from simclr_engine.bench.epoch import flops_per_view
 from simclr_engine.bench.memory import peak_extra_bytes
 from simclr_engine.optim import LARS, parameter_groups

@@ -70,7 +70,7 @@ def _small_file(path: Path) -> Path:
     return path
 
 
-def test_without_preprocessing_the_graph_begins_at_its_convolution_and_gives_the_same(tmp_path: Path) -> None:
+def test_without_preprocessing_the_graph_gives_the_same_features(tmp_path: Path) -> None:
     file, images = _small_file(tmp_path / "small.onnx"), _images(5)
     bare = subject.without_preprocessing(onnx.load(file))
     assert [node.op_type for node in bare.graph.node] == ["Conv", "Relu", "ReduceMean"]
@@ -99,7 +99,7 @@ def test_openvino_gives_the_same_features(tmp_path: Path) -> None:
     np.testing.assert_allclose(np.asarray(subject._openvino(file, 1)(images)), expected, atol=1e-4)
 
 
-def test_the_random_run_is_the_same_every_time_and_leaves_the_caller_s_random_numbers(tmp_path: Path) -> None:
+def test_the_random_run_is_repeatable_and_leaves_random_numbers_alone(tmp_path: Path) -> None:
     torch.manual_seed(3)
     runs = [subject.random_run(tmp_path / name, 8) for name in "ab"]
     drawn = torch.rand(2)
@@ -148,7 +148,7 @@ def test_who_is_missing_is_named_at_every_batch_with_the_reason(
     assert sizes == [1, 3] * 2 + [1] * 60 + [3] * 6
 
 
-def test_an_int8_file_that_failed_its_gate_is_missing_with_the_reason_everywhere(
+def test_an_int8_file_that_failed_its_gate_is_missing_with_the_reason(
     run: Run, exported: subject._Exported, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seconds = iter([0.3, 7.0, 0.1, 8.0, 0.2, 9.0])  # PyTorch and the file in turn

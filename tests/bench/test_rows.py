@@ -62,7 +62,7 @@ def test_the_document_holds_the_ratios() -> None:
     assert (unknown["value"], unknown["holds"], unknown["note"]) == (None, None, "nobody was not measured")
 
 
-def test_a_rival_that_is_absent_is_said_and_one_of_ours_that_is_absent_is_a_failure() -> None:
+def test_an_absent_rival_is_said_and_an_absent_one_of_ours_fails() -> None:
     rows = [row("ours", 50.0), missing_row("a thing", "theirs", "ms")]
     (line,) = check(rows, (Floor("a thing", "ours", of="theirs", least=3),))
     assert line.startswith("not checked") and "theirs was not measured" in line

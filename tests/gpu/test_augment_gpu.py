@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from fixtures import ROOT
+from fixtures import pictures as on_host
 from simclr_engine.kernels import AugmentSpec, augment, draw_params, pick_augment
+from simclr_engine.kernels.augmentation import fused as backend
 from simclr_engine.kernels.augmentation import params
-from simclr_engine.kernels.augmentation import triton as backend
+from simclr_engine.kernels.augmentation import table as columns
 
 NEEDED = (7, 5)
 SERVED = torch.cuda.is_available() and torch.cuda.get_device_capability() >= NEEDED
@@ -32,14 +34,7 @@ STRONG: dict[str, Any] = {
 
 
 def pictures(count: int, size: int) -> Tensor:
-    """uint8 `[count, size, size, 3]`: noise over gradients, with flat, gray, black and white ones among them."""
-    images = torch.randint(0, 256, (count, size, size, 3), generator=torch.Generator().manual_seed(0))
-    images[::2] = (images[::2] // 4 + (torch.linspace(0, 255, size)[:, None, None] * 0.7)).long()
-    images[1::7] = images[1::7, :1, :1]  # flat colour
-    images[2::7] = images[2::7, :, :, :1]  # gray: no hue
-    images[3::14] = 0
-    images[10::14] = 255
-    return images.to(torch.uint8).cuda()
+    return on_host.pictures(count, size).cuda()
 
 
 def drawn(spec: AugmentSpec, count: int, views: int = 2, epoch: int = 1) -> Tensor:
@@ -88,8 +83,8 @@ def test_the_recipes_views_equal_float64(recipe: Path) -> None:
 def test_each_of_the_24_orders_equals_float64(size: int) -> None:
     spec = AugmentSpec(image_size=9, **STRONG)
     table = drawn(spec, 24, views=1)
-    table[:, params.JITTER_ON] = 1
-    table[:, params.ORDER] = torch.arange(24, device="cuda")
+    table[:, columns.JITTER_ON] = 1
+    table[:, columns.ORDER] = torch.arange(24, device="cuda")
     images = pictures(1, 9).expand(24, -1, -1, -1)
     assert error(augment(images, table, spec, size, backend="triton"), images, table, spec, size) <= TOLERANCE
 
@@ -190,8 +185,8 @@ def test_drawing_and_applying_are_captured_in_a_graph(image: int, size: int) -> 
 
 
 def test_a_smaller_last_batch_and_another_epoch_compile_nothing() -> None:
-    from simclr_engine.kernels.augmentation.apply_triton import apply
-    from simclr_engine.kernels.augmentation.draw_triton import draw
+    from simclr_engine.kernels.augmentation.fused_apply import apply
+    from simclr_engine.kernels.augmentation.fused_draw import draw
 
     def compiled() -> tuple[int, ...]:
         device = torch.cuda.current_device()

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from simclr_engine.kernels import AugmentSpec, augment, draw_params
-from simclr_engine.kernels.augmentation import colour, dali
-from simclr_engine.kernels.augmentation.params import HUE, ORDER
+from simclr_engine.kernels.augmentation import dali
+from simclr_engine.kernels.augmentation.table import HUE, JITTER_ORDERS, ORDER
 
 NEEDED = (
     "no CUDA device here"
@@ -54,7 +54,7 @@ def test_views_equal_those_of_the_graph_on_the_cpu(image: int, size: int, views:
 @pytest.mark.parametrize(("image", "size", "views"), SIZES)
 def test_without_hue_and_in_dalis_order_views_equal_the_reference(image: int, size: int, views: int) -> None:
     images, drawn, spec = batch(image, views)
-    drawn[:, ORDER], drawn[:, HUE] = colour.JITTER_ORDERS.index((0, 1, 2, 3)), 0
+    drawn[:, ORDER], drawn[:, HUE] = JITTER_ORDERS.index((0, 1, 2, 3)), 0
     ours = augment(images.cuda(), drawn.cuda(), spec, size, backend="dali")
     expected = augment(images, drawn, spec, size, torch.float64, backend="torch")
     torch.testing.assert_close(ours.cpu().double(), expected, rtol=0, atol=ATOL)

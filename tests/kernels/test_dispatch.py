@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 
-from simclr_engine.kernels import AugmentSpec, augment, draw_params, nt_xent, pick_augment, pick_nt_xent
+from simclr_engine.kernels import AugmentSpec, augment, dispatch, draw_params, nt_xent, pick_augment, pick_nt_xent
+from simclr_engine.kernels.augmentation import dispatch as augmentation
+from simclr_engine.kernels.ntxent import loss as ntxent
 
 SPEC = AugmentSpec(image_size=8)
 IMAGES = torch.zeros(4, 8, 8, 3, dtype=torch.uint8)
@@ -93,7 +96,7 @@ def test_a_spec_names_what_it_cannot_mean(fields: dict[str, Any], message: str) 
         AugmentSpec(**fields)
 
 
-def test_a_spec_from_lists_and_whole_numbers_is_the_spec_from_tuples_and_floats() -> None:
+def test_a_spec_from_lists_and_whole_numbers_equals_one_from_tuples() -> None:
     loose = AugmentSpec(crop_scale=[1, 1], flip=1, std=[1, 1, 1])
     strict = AugmentSpec(crop_scale=(1.0, 1.0), flip=1.0, std=(1.0, 1.0, 1.0))
     assert loose == strict and hash(loose) == hash(strict) and repr(loose) == repr(strict)
@@ -109,39 +112,85 @@ def test_auto_says_what_it_picks_and_why(pick: Any, device: str) -> None:
 
 
 def test_auto_takes_the_first_that_serves_and_says_what_kept_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    from simclr_engine.kernels.augmentation import native
-    from simclr_engine.kernels.augmentation import triton as augmentation
-    from simclr_engine.kernels.ntxent import triton as loss
-
-    monkeypatch.setattr(native, "why_not", lambda device: "")
+    monkeypatch.setattr(augmentation.native, "why_not", lambda device: "")
     assert pick_augment("auto", "cpu")[0] == "native"
-    monkeypatch.setattr(native, "why_not", lambda device: "no compiler was there")
+    monkeypatch.setattr(augmentation.native, "why_not", lambda device: "no compiler was there")
     assert pick_augment("auto", "cpu") == ("torch", "the fastest for cpu; no native: no compiler was there")
-    for module in (augmentation, loss):
+    for module in (augmentation.fused, ntxent.fused):
         monkeypatch.setattr(module, "why_not", lambda *a: "")
     assert (pick_augment("auto", "cuda")[0], pick_nt_xent("auto", "cuda")[0]) == ("triton", "triton")
-    for module in (augmentation, loss):
+    for module in (augmentation.fused, ntxent.fused):
         monkeypatch.setattr(module, "why_not", lambda *a: "an old card")
     assert pick_augment("auto", "cuda") == ("torch", "the fastest for cuda; no triton: an old card")
     assert pick_nt_xent("auto", "cuda") == ("torch", "the fastest for cuda; no triton: an old card")
 
 
+@pytest.fixture
+def card(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Pretends that there is a GPU of some capability; forgets what was found out about devices."""
+
+    def pretend(capability: tuple[int, int] | None) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: capability is not None)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Card")
+
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(dispatch, "find_spec", lambda _: object())
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    dispatch._why_no_triton.cache_clear()
+    yield pretend
+    dispatch._why_no_triton.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("device", "capability", "reasons"),  # of augmentation, of the loss
+    [
+        ("cpu", (9, 0), ("it needs an NVIDIA GPU",) * 2),
+        ("mps", (9, 0), ("it needs an NVIDIA GPU",) * 2),
+        ("cuda", None, ("it needs an NVIDIA GPU",) * 2),
+        ("cuda", (7, 0), [f"it needs compute capability {least}, and Card has 7.0" for least in ("7.5", "8.0")]),
+        ("cuda:1", (7, 5), ("", "it needs compute capability 8.0, and Card has 7.5")),  # T4
+        *[("cuda", capability, ("", "")) for capability in ((8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0))],
+    ],
+)
+def test_triton_says_which_devices_it_cannot_serve(
+    device: str, capability: tuple[int, int] | None, reasons: tuple[str, str], card: Any
+) -> None:
+    card(capability)
+    there = torch.device(device)
+    assert (augmentation.fused.why_not(there), ntxent.fused.why_not(there, 128, 0.5)) == tuple(reasons)
+
+
+def test_triton_serves_neither_amd_nor_a_machine_without_it(card: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    card((9, 0))
+    monkeypatch.setattr(torch.version, "hip", "6.0")
+    assert dispatch.why_no_triton(torch.device("cuda"), (8, 0)) == "it needs an NVIDIA GPU, and this one is from AMD"
+    dispatch._why_no_triton.cache_clear()
+    monkeypatch.setattr(dispatch, "find_spec", lambda _: None)
+    for why_not in (augmentation.fused.why_not, lambda device: ntxent.fused.why_not(device, 128, 0.5)):
+        assert why_not(torch.device("cuda")) == "the package triton is not installed (it exists for Linux)"
+
+
+def test_the_interpreter_serves_the_cpu_alone(card: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    card((9, 0))
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert dispatch.why_no_triton(torch.device("cpu"), (8, 0)) == ""
+    assert "on the CPU while TRITON_INTERPRET=1" in dispatch.why_no_triton(torch.device("cuda"), (8, 0))
+
+
 @pytest.mark.parametrize("backend", ["auto", "torch"])
 def test_the_backend_that_is_picked_is_the_one_that_runs(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from simclr_engine.kernels.augmentation import native
-    from simclr_engine.kernels.augmentation import reference as augmentation
-    from simclr_engine.kernels.ntxent import reference as loss
-
     calls: list[tuple[Any, ...]] = []
-    for module in (augmentation, native):
+    for module in (augmentation.eager, augmentation.native):
         monkeypatch.setattr(module, "why_not", lambda device: "")
         monkeypatch.setattr(module, "augment", lambda *a, name=module.__name__: calls.append((*a, name)))
-    monkeypatch.setattr(loss, "nt_xent", lambda *a: calls.append(a))
+    forward = ntxent.chunked.forward
+    monkeypatch.setattr(ntxent.chunked, "forward", lambda *a: (calls.append(a), forward(*a))[1])
     z = torch.zeros(4, 2)
     augment(IMAGES, PARAMS, SPEC, backend=backend)
     nt_xent(z, 2, 1, backend=backend)
-    assert calls[0][3:5] == (8, torch.float32) and calls[1] == (z, 2, 1.0)
-    assert calls[0][5].endswith("native" if backend == "auto" else "reference")
+    assert calls[0][3:5] == (8, torch.float32) and calls[1][1:] == (2, 1.0, 0, None)
+    assert calls[0][5].endswith("native" if backend == "auto" else "eager")
 
 
 def test_the_spec_and_its_package_are_read_without_torch() -> None:

@@ -1,5 +1,5 @@
 // The compiled kernels, fed with random and hostile arguments: run under sanitizers, which see what a wrong index or a
-// race does (`make sanitize`). Whether the numbers are right is tested from Python (tests/kernels/test_augment_native.py).
+// race does (`make sanitize`). Whether the numbers are right is tested from Python (tests/kernels/augmentation/test_native.py).
 //
 // Every buffer is exactly as long as it has to be, so that one element beyond it is an error.
 

@@ -8,8 +8,7 @@ from torch import Tensor
 from torchvision.transforms import _functional_tensor as hsv
 
 from simclr_engine.kernels import AugmentSpec
-from simclr_engine.kernels.augmentation.colour import JITTER_ORDERS
-from simclr_engine.kernels.augmentation.params import COLUMNS
+from simclr_engine.kernels.augmentation.table import COLUMNS, JITTER_ORDERS
 
 
 def adjust_hue(image: Tensor, turn: float) -> Tensor:

@@ -10,7 +10,8 @@ from torchvision.transforms import ColorJitter, RandomResizedCrop
 from reference import params_truth
 from simclr_engine.kernels import AugmentSpec, draw_params
 from simclr_engine.kernels.augmentation import params
-from simclr_engine.kernels.augmentation.params import COLUMNS
+from simclr_engine.kernels.augmentation import table as columns
+from simclr_engine.kernels.augmentation.table import COLUMNS
 
 ALL = AugmentSpec(
     flip=0.3, jitter=0.6, brightness=0.4, contrast=0.3, saturation=1.5, hue=0.2, gray=0.25, blur=0.5
@@ -77,7 +78,7 @@ def test_seed_epoch_sample_and_view_each_change_the_row() -> None:
         draw_params(ALL, 5, 9, torch.tensor([7 + 2**32]), views=1),
         base[1:],
     ):
-        assert (other[0, params.BRIGHTNESS : params.ORDER] != base[0, params.BRIGHTNESS : params.ORDER]).all()
+        assert (other[0, columns.BRIGHTNESS : columns.ORDER] != base[0, columns.BRIGHTNESS : columns.ORDER]).all()
 
 
 @pytest.mark.parametrize("spec", CROPS)
@@ -126,15 +127,15 @@ def test_jitter_is_distributed_as_torchvisions() -> None:
         ColorJitter.get_params(jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue) for _ in range(3000)
     ]
     ours = draw(ALL, 6000).double()
-    for k, column in enumerate((params.BRIGHTNESS, params.CONTRAST, params.SATURATION, params.HUE)):
+    for k, column in enumerate((columns.BRIGHTNESS, columns.CONTRAST, columns.SATURATION, columns.HUE)):
         theirs = [row[1 + k] for row in drawn]
         assert stats.ks_2samp(ours[:, column].numpy(), theirs).pvalue > 1e-3, COLUMNS[column]
-    counts = torch.bincount(ours[:, params.ORDER].long(), minlength=24)
+    counts = torch.bincount(ours[:, columns.ORDER].long(), minlength=24)
     assert len(counts) == 24 and stats.chisquare(counts.numpy()).pvalue > 1e-3
 
 
 @pytest.mark.parametrize(
-    ("column", "probability"), [(params.FLIP, ALL.flip), (params.JITTER_ON, ALL.jitter), (params.GRAY, ALL.gray)]
+    ("column", "probability"), [(columns.FLIP, ALL.flip), (columns.JITTER_ON, ALL.jitter), (columns.GRAY, ALL.gray)]
 )
 def test_events_happen_as_often_as_asked(column: int, probability: float) -> None:
     happened = draw(ALL, 20_000)[:, column]
@@ -143,7 +144,7 @@ def test_events_happen_as_often_as_asked(column: int, probability: float) -> Non
 
 
 def test_blur_happens_as_often_as_asked_with_uniform_sigma() -> None:
-    sigma = draw(ALL, 20_000)[:, params.SIGMA]
+    sigma = draw(ALL, 20_000)[:, columns.SIGMA]
     assert stats.binomtest(int((sigma > 0).sum()), 20_000, ALL.blur).pvalue > 1e-3
     low, high = ALL.blur_sigma
     assert stats.kstest(sigma[sigma > 0].numpy(), stats.uniform(low, high - low).cdf).pvalue > 1e-3
@@ -153,22 +154,22 @@ def test_blur_happens_as_often_as_asked_with_uniform_sigma() -> None:
 def test_never_and_always_mean_it(probability: float) -> None:
     spec = AugmentSpec(flip=probability, jitter=probability, gray=probability, blur=probability)
     drawn = draw(spec, 5000)
-    for column in (params.FLIP, params.JITTER_ON, params.GRAY):
+    for column in (columns.FLIP, columns.JITTER_ON, columns.GRAY):
         assert (drawn[:, column] == probability).all()
-    assert ((drawn[:, params.SIGMA] > 0) == bool(probability)).all()
+    assert ((drawn[:, columns.SIGMA] > 0) == bool(probability)).all()
 
 
 def test_columns_and_views_are_independent() -> None:
     drawn = draw_params(ALL, 0, 0, torch.arange(10_000), views=2).view(2, 10_000, -1).double()
     everything = torch.cat((drawn[0], drawn[1]), dim=1)
     # A crop's place depends on its size; its sides on each other. Everything else must not be correlated.
-    keep = [i for i in range(2 * len(COLUMNS)) if i % len(COLUMNS) not in (params.Y, params.X, params.W)]
+    keep = [i for i in range(2 * len(COLUMNS)) if i % len(COLUMNS) not in (columns.Y, columns.X, columns.W)]
     correlation = torch.corrcoef(everything[:, keep].T).fill_diagonal_(0)
     assert float(correlation.abs().max()) < 4.5 / 10_000**0.5
 
 
 def test_successive_epochs_are_independent() -> None:
-    a, b = (draw(ALL, 10_000, epoch=e)[:, params.BRIGHTNESS].double() for e in (0, 1))
+    a, b = (draw(ALL, 10_000, epoch=e)[:, columns.BRIGHTNESS].double() for e in (0, 1))
     assert abs(float(torch.corrcoef(torch.stack((a, b)))[0, 1])) < 4.5 / 10_000**0.5
 
 

@@ -8,13 +8,10 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fixtures.ntxent_edges import FINITE, NOT_FINITE, gradient_penalty, projections
 from reference import ntxent_truth as truth
 from simclr_engine.kernels import nt_xent
-from simclr_engine.kernels.ntxent import reference
-
-
-def projections(rows: int, width: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    return torch.randn(rows, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+from simclr_engine.kernels.ntxent import chunked
 
 
 def ours(z: torch.Tensor, views: int, temperature: float, scale: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -48,9 +45,9 @@ def test_float32_equals_the_truth(batch: int, views: int) -> None:
 def test_float32_equals_the_truth_over_several_strips(
     views: int, temperature: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(reference.STRIP_BYTES, "cpu", 2**20)
+    monkeypatch.setitem(chunked.STRIP_BYTES, "cpu", 2**20)
     z = projections(views * 513, 128)
-    assert len(reference.strips(z)) > 4
+    assert len(chunked.strips(z, len(z))) > 4
     loss, gradient = ours(z, views, temperature)
     expected_loss, expected = truth.loss_and_gradient(z, views, temperature)
     torch.testing.assert_close(loss.double(), expected_loss, rtol=1e-6, atol=1e-6)
@@ -62,7 +59,7 @@ def test_float32_equals_the_truth_over_several_strips(
 def test_float64_equals_the_truth_whatever_the_strips(
     strip: int, temperature: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(reference.STRIP_BYTES, "cpu", strip * 24 * 8)
+    monkeypatch.setitem(chunked.STRIP_BYTES, "cpu", strip * 24 * 8)
     z = projections(24, 5, dtype=torch.float64)
     loss, gradient = ours(z, 3, temperature)
     expected_loss, expected = truth.loss_and_gradient(z, 3, temperature)
@@ -124,15 +121,10 @@ def test_gradcheck_and_gradgradcheck(views: int, temperature: float) -> None:
 
 
 def test_a_gradient_penalty_reaches_the_parameters_before_z() -> None:
-    def penalty(loss_of: Any) -> torch.Tensor:
-        weight = projections(4, 6, seed=2, dtype=torch.float64).requires_grad_()
-        z = projections(8, 4, dtype=torch.float64) @ weight
-        (gradient,) = torch.autograd.grad(loss_of(z), z, create_graph=True)
-        return torch.autograd.grad(gradient.square().sum(), weight)[0]
-
-    expected = penalty(lambda z: truth.nt_xent(z, 2, 0.3))
+    expected = gradient_penalty(lambda z: truth.nt_xent(z, 2, 0.3), torch.float64)
     assert expected.norm() > 1e-4
-    torch.testing.assert_close(penalty(lambda z: nt_xent(z, 2, 0.3)), expected, rtol=1e-9, atol=1e-12)
+    found = gradient_penalty(lambda z: nt_xent(z, 2, 0.3), torch.float64)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
 
 
 def test_grad_output_scales_the_gradient() -> None:
@@ -140,31 +132,16 @@ def test_grad_output_scales_the_gradient() -> None:
     torch.testing.assert_close(ours(z, 2, 0.1, scale=-3.5)[1], -3.5 * ours(z, 2, 0.1)[1], rtol=1e-12, atol=0)
 
 
-def test_duplicates_and_zero_rows_are_as_in_the_truth() -> None:
-    z = projections(24, 8)
-    z[3] = z[15] = z[7]  # duplicates, one of them of its own positive
-    z[5] = 0.0
-    z[9] = 1e-14  # shorter than ε: divided by ε, and no projection in the gradient
-    loss, gradient = ours(z, 2, 0.2)
-    expected_loss, expected = truth.loss_and_gradient(z, 2, 0.2)
-    torch.testing.assert_close(loss.double(), expected_loss, rtol=1e-6, atol=1e-6)
-    for row in range(24):  # row by row: those of the short rows are 1e12 times the others
-        torch.testing.assert_close(gradient[row].double(), expected[row], rtol=1e-4, atol=1e-6)
-
-
-@pytest.mark.parametrize("length", [1e-6, 1e6, 1e19, 1e30, 3e38])
-def test_the_length_of_a_row_does_not_matter(length: float) -> None:
-    # From 1e19 on the squares overflow float32; a plain norm would be infinite and the row silently zero.
-    z = torch.nn.functional.normalize(projections(32, 8))
-    z[4] *= length
-    loss, gradient = ours(z, 2, 0.2)
-    expected_loss, expected = truth.loss_and_gradient(z, 2, 0.2)
+@pytest.mark.parametrize("name", FINITE)
+def test_edge_cases_are_as_in_the_truth(name: str) -> None:
+    loss, gradient = ours(FINITE[name], 2, 0.2)
+    expected_loss, expected = truth.loss_and_gradient(FINITE[name], 2, 0.2)
     torch.testing.assert_close(loss.double(), expected_loss, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(gradient.double(), expected, rtol=1e-4, atol=1e-7)
 
 
 @pytest.mark.parametrize("temperature", [0.5, 0.02])
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("bad", NOT_FINITE)
 def test_what_is_not_finite_gives_nan_and_not_a_number(bad: float, temperature: float) -> None:
     z = projections(32, 8)
     z[6, 3] = bad
@@ -223,7 +200,7 @@ def test_the_square_matrix_is_never_held(temperature: float) -> None:
     z = projections(4096, 8)
     with _LargestTensor() as largest:
         ours(z, 2, temperature)
-    assert 0 < largest.numbers <= reference.STRIP_BYTES["cpu"] // 4 < 4096**2 // 4
+    assert 0 < largest.numbers <= chunked.STRIP_BYTES["cpu"] // 4 < 4096**2 // 4
 
 
 def test_only_z_and_one_number_per_row_wait_for_backward() -> None:

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from fixtures import ntxent_ranks
 from reference import ntxent_truth as truth
 from simclr_engine.kernels import nt_xent
-from simclr_engine.kernels.ntxent import distributed
+from simclr_engine.kernels.ntxent import chunked
 
 
 def numbers(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> torch.Tensor:
@@ -111,34 +112,32 @@ def test_a_second_derivative_is_refused_and_not_silently_dropped(ranks: Any) -> 
         assert all("has no second derivative (create_graph=True)" in mine["error"] for mine in found)
 
 
-def test_without_ranks_it_is_the_loss_of_one_process() -> None:
-    z = numbers(12, 8).requires_grad_()
-    assert torch.equal(distributed.nt_xent(z, 3, 0.2), nt_xent(z, 3, 0.2))
-    assert torch.autograd.gradgradcheck(lambda t: distributed.nt_xent(t, 3, 0.2), z)
-
-
 def test_one_rank_is_one_process(tmp_path: Path) -> None:
-    import torch.distributed as dist
-
-    z = numbers(12, 8)
+    z = numbers(12, 8).requires_grad_()
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
     try:
-        assert torch.equal(distributed.nt_xent(z, 3, 0.2), nt_xent(z, 3, 0.2))
+        assert torch.equal(nt_xent(z, 3, 0.2, group=dist.group.WORLD), nt_xent(z, 3, 0.2))
+        assert torch.autograd.gradgradcheck(lambda t: nt_xent(t, 3, 0.2, group=dist.group.WORLD), z)
     finally:
         dist.destroy_process_group()
 
 
 def test_arguments_are_checked_before_anyone_waits() -> None:
     with pytest.raises(ValueError, match="multiple of views=2"):
-        distributed.nt_xent(numbers(5, 4), 2, 0.5)
+        nt_xent(numbers(5, 4), 2, 0.5, group=object())
 
 
 @pytest.mark.parametrize("strip", [1, 3, 1000])
 def test_strips_of_any_height_give_the_same(strip: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    from simclr_engine.kernels.ntxent import reference
+    whole = numbers(24, 5)
+    unit, _ = chunked.normalise(whole)
 
-    unit, _ = reference.normalise(numbers(24, 5))
-    expected = distributed._sums(unit[6:12], unit, 6, 2, 0.3)
-    monkeypatch.setitem(reference.STRIP_BYTES, "cpu", strip * 24 * 8)
-    for found, target in zip(distributed._sums(unit[6:12], unit, 6, 2, 0.3), expected, strict=True):
-        torch.testing.assert_close(found, target, rtol=1e-13, atol=0)
+    def of_one_rank() -> tuple[torch.Tensor, ...]:
+        _, log_sum, loss = chunked.forward(whole[6:12], 2, 0.3, 6, lambda _: unit)
+        log_sums = torch.cat((numbers(6), log_sum, numbers(12))).abs()
+        return log_sum, loss, chunked.backward(torch.ones(()), whole[6:12], unit, log_sums, 6, 2, 0.3)
+
+    expected = of_one_rank()
+    monkeypatch.setitem(chunked.STRIP_BYTES, "cpu", strip * 24 * 8)
+    for found, target in zip(of_one_rank(), expected, strict=True):
+        torch.testing.assert_close(found, target, rtol=1e-13, atol=1e-15)

@@ -4,7 +4,7 @@ A view lives in registers as three planes, flat, so that any size wastes little 
 window by window; the mean gray that contrast needs is then found in a first round over the same windows. That computes
 the crop twice, and needs neither a second launch nor memory between two.
 
-`reference` says what each operation is; here is only what differs.
+`eager` says what each operation is; here is only what differs.
 """
 
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
@@ -14,15 +14,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from . import params as table
-from .colour import GRAY_WEIGHTS, JITTER_ORDERS
+from .eager import GRAY_WEIGHTS
+from .fused_draw import BRIGHTNESS, FLIP, GRAY, JITTER_ON, ORDER, ROW, SIGMA, H, W, X, Y
+from .table import JITTER_ORDERS
 
-ROW = tl.constexpr(len(table.COLUMNS))
-Y, X, H, W = tl.constexpr(table.Y), tl.constexpr(table.X), tl.constexpr(table.H), tl.constexpr(table.W)
-FLIP, GRAY, SIGMA = tl.constexpr(table.FLIP), tl.constexpr(table.GRAY), tl.constexpr(table.SIGMA)
-JITTER_ON, ORDER = tl.constexpr(table.JITTER_ON), tl.constexpr(table.ORDER)
-BRIGHTNESS, CONTRAST = tl.constexpr(table.BRIGHTNESS), tl.constexpr(table.CONTRAST)
-SATURATION, HUE = tl.constexpr(table.SATURATION), tl.constexpr(table.HUE)
 RED, GREEN, BLUE = map(tl.constexpr, GRAY_WEIGHTS)
 
 
@@ -138,7 +133,7 @@ def _shrunk(corner, h, w, out_y, out_x, inside, IMAGE: tl.constexpr, SIZE: tl.co
 
 @triton.jit
 def _hue(r, g, b, turn):
-    """`colour.hue_`, by comparisons."""
+    """`eager.hue_`, by comparisons."""
     upper, lower = tl.maximum(g, b), tl.minimum(g, b)
     high, middle = tl.maximum(r, upper), tl.minimum(r, upper)
     low = tl.minimum(middle, lower)
@@ -225,13 +220,32 @@ def _blurred(
 
 
 @triton.jit
-def _window(number, COUNT: tl.constexpr, INNER: tl.constexpr, REACH: tl.constexpr, ROOM: tl.constexpr):
+def _along(number, INNER: tl.constexpr, REACH: tl.constexpr, ROOM: tl.constexpr):
     """Along one axis: the first pixel that window `number` keeps, and the first that it computes.
 
     It computes REACH pixels more on either side, but none outside the view (ROOM is SIZE − WINDOW).
     """
     kept = number * INNER
     return kept, tl.minimum(tl.maximum(kept - REACH, 0), ROOM)
+
+
+@triton.jit
+def _window(
+    number, corner, h, w, flip, pixel, inside, IMAGE: tl.constexpr, SIZE: tl.constexpr,
+    WINDOW: tl.constexpr, INNER: tl.constexpr, REACH: tl.constexpr,
+):  # fmt: skip
+    """The crop in one window: its colours, each pixel's place in the view, the window's corner, and which are kept."""
+    COUNT: tl.constexpr = (SIZE + INNER - 1) // INNER
+    kept_y, top = _along(number // COUNT, INNER, REACH, SIZE - WINDOW)
+    kept_x, left = _along(number % COUNT, INNER, REACH, SIZE - WINDOW)
+    y, x = top + pixel // WINDOW, left + pixel % WINDOW
+    out_x = tl.where(flip, SIZE - 1 - x, x)
+    if IMAGE > SIZE:
+        r, g, b = _shrunk(corner, h, w, y, out_x, inside, IMAGE, SIZE)
+    else:
+        r, g, b = _enlarged(corner, h, w, y, out_x, inside, IMAGE, SIZE)
+    kept = inside & (y >= kept_y) & (y < kept_y + INNER) & (x >= kept_x) & (x < kept_x + INNER)
+    return r, g, b, y, x, top, left, kept
 
 
 @triton.jit(
@@ -257,7 +271,6 @@ def apply(
         REACH: of the blur on either side, 0 without blur.
     """
     COUNT: tl.constexpr = (SIZE + INNER - 1) // INNER
-    ROOM: tl.constexpr = SIZE - WINDOW
     number = tl.program_id(0)
     row = drawn + number.to(tl.int64) * ROW
     view = views + number.to(tl.int64) * (SIZE * SIZE * 3)
@@ -279,28 +292,17 @@ def apply(
             before = _looked_up(BEFORE_CONTRAST, order)
             grays = tl.zeros((BLOCK,), tl.float32)
             for window in range(tl.where(jitter_on, COUNT * COUNT, 0)):
-                kept_y, top = _window(window // COUNT, COUNT, INNER, REACH, ROOM)
-                kept_x, left = _window(window % COUNT, COUNT, INNER, REACH, ROOM)
-                y, x = top + pixel // WINDOW, left + pixel % WINDOW
-                out_x = tl.where(flip, SIZE - 1 - x, x)
-                if IMAGE > SIZE:
-                    r, g, b = _shrunk(corner, h, w, y, out_x, inside, IMAGE, SIZE)
-                else:
-                    r, g, b = _enlarged(corner, h, w, y, out_x, inside, IMAGE, SIZE)
+                r, g, b, y, x, top, left, kept = _window(
+                    window, corner, h, w, flip, pixel, inside, IMAGE, SIZE, WINDOW, INNER, REACH
+                )
                 r, g, b = _jittered(r, g, b, row + BRIGHTNESS, operations, before, pivot, inside, SIZE, True)
-                kept = inside & (y >= kept_y) & (y < kept_y + INNER) & (x >= kept_x) & (x < kept_x + INNER)
                 grays += tl.where(kept, _gray(r, g, b), 0.0)
             pivot = tl.sum(grays) * (1 / (SIZE * SIZE))
 
     for window in range(COUNT * COUNT):
-        kept_y, top = _window(window // COUNT, COUNT, INNER, REACH, ROOM)
-        kept_x, left = _window(window % COUNT, COUNT, INNER, REACH, ROOM)
-        y, x = top + pixel // WINDOW, left + pixel % WINDOW
-        out_x = tl.where(flip, SIZE - 1 - x, x)
-        if IMAGE > SIZE:
-            r, g, b = _shrunk(corner, h, w, y, out_x, inside, IMAGE, SIZE)
-        else:
-            r, g, b = _enlarged(corner, h, w, y, out_x, inside, IMAGE, SIZE)
+        r, g, b, y, x, top, left, kept = _window(
+            window, corner, h, w, flip, pixel, inside, IMAGE, SIZE, WINDOW, INNER, REACH
+        )
         if WITH_JITTER:
             r, g, b = _jittered(r, g, b, row + BRIGHTNESS, operations, steps, pivot, inside, SIZE, COUNT > 1)
         if WITH_GRAY:  # noqa: SIM102 (known when compiled, unlike the next)
@@ -311,7 +313,6 @@ def apply(
             sigma = tl.load(row + SIGMA)
             if sigma > 0:
                 r, g, b = _blurred(r, g, b, sigma, y, x, top, left, SIZE, WINDOW, BLOCK, REACH)
-        kept = inside & (y >= kept_y) & (y < kept_y + INNER) & (x >= kept_x) & (x < kept_x + INNER)
         # Channels lie side by side, and every thread has all three of its pixel: three stores, each of a third of the
         # same sectors, which the L2 cache puts together before they go to memory. Exchanging them through shared
         # memory first would cost two barriers per view to save cache traffic that is no bottleneck.

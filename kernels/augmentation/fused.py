@@ -1,6 +1,6 @@
 """The Triton backend, host side: what it serves, how it is configured, how it is launched.
 
-One launch draws the table of parameters (`draw_triton`), one applies it (`apply_triton`). Neither waits for the device
+One launch draws the table of parameters (`fused_draw`), one applies it (`fused_apply`). Neither waits for the device
 nor allocates anything but its result, so both can be captured in a CUDA graph. The kernels' modules are imported when
 first used: Triton is not there on every machine, and importing it takes a second.
 """
@@ -8,18 +8,16 @@ first used: Triton is not there on every machine, and importing it takes a secon
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass
 from functools import cache
-from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
-from . import reference
+from ..dispatch import why_no_triton
+from . import eager
 from .spec import AugmentSpec
 
-_LEAST_CAPABILITY = (7, 5)
 _WHOLE = 64  # views up to this side are computed at once
 _WINDOW = 45  # others in windows of at most this side (45² is just below 2,048),
 _LEAST_WINDOW = 26  # not much smaller ones (they would keep too few threads busy between two barriers),
@@ -33,31 +31,12 @@ _LARGEST = 2**14  # side of images and views up to which the kernel's 32-bit pla
 
 def why_not(device: torch.device) -> str:
     """What keeps Triton from serving this device; "" if nothing does."""
-    if not _triton_found():
-        return "the package triton is not installed (it exists for Linux)"
-    if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1":
-        return ""
-    if device.type != "cuda":
-        return "it needs a CUDA device"
-    if not torch.cuda.is_available():
-        return "PyTorch sees no CUDA device"
-    if torch.version.hip:
-        return "it is written for NVIDIA devices"
-    capability = torch.cuda.get_device_capability(device)
-    if capability < _LEAST_CAPABILITY:
-        have, need = (".".join(map(str, pair)) for pair in (capability, _LEAST_CAPABILITY))
-        return f"the device has compute capability {have}, it needs {need}"
-    return ""
-
-
-@cache
-def _triton_found() -> bool:
-    return find_spec("triton") is not None
+    return why_no_triton(device, (7, 5))
 
 
 @dataclass(frozen=True)
 class Tiling:
-    """How a view is cut and launched: arguments of `apply_triton.apply`, and of its compiler."""
+    """How a view is cut and launched: arguments of `fused_apply.apply`, and of its compiler."""
 
     window: int
     inner: int
@@ -107,8 +86,8 @@ def augment(images: Tensor, params: Tensor, spec: AugmentSpec, size: int, dtype:
     reach = spec.blur_kernel // 2 if spec.blur > 0 else 0
     cut = tiling(size, reach, spec.image_size > size)
     if dtype == torch.float64 or cut is None or max(spec.image_size, size) > _LARGEST:
-        return reference.augment(images, params, spec, size, dtype)
-    from .apply_triton import apply
+        return eager.augment(images, params, spec, size, dtype)
+    from .fused_apply import apply
 
     # Neither line does anything to what the engine passes: copies are made only of what is not contiguous float32.
     images, params = images.contiguous(), params.to(torch.float32).contiguous()

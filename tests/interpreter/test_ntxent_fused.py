@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from fixtures import ntxent_ranks
+from fixtures.ntxent_edges import FINITE, NOT_FINITE, gradient_penalty, projections
 from reference import ntxent_truth as truth
-from simclr_engine.kernels import nt_xent as public_nt_xent
-from simclr_engine.kernels import pick_nt_xent
-from simclr_engine.kernels.ntxent import reference, triton
+from simclr_engine.kernels import nt_xent, pick_nt_xent
+from simclr_engine.kernels.ntxent import fused
 
 # Past the ends of z there is nothing: zeros, whose logarithms and quotients are computed and not used.
 pytestmark = pytest.mark.filterwarnings("ignore:divide by zero", "ignore:invalid value", "ignore:overflow encountered")
@@ -38,18 +38,14 @@ def _float32_products_are_exact() -> Iterator[None]:
 @pytest.fixture
 def tiles_of_16(monkeypatch: pytest.MonkeyPatch) -> None:
     """Many small tiles, of different heights and widths, so that few rows make many programs and many turns."""
-    plan = triton.Plan(triton.Tile(16, 16, 4, 2), triton.Tile(16, 32, 4, 2), triton.Tile(32, 16, 4, 2))
-    monkeypatch.setattr(triton, "plan", lambda device, products, width: plan)
-
-
-def projections(rows: int, width: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    return torch.randn(rows, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+    tiles = fused.Tiles(fused.Tile(16, 16, 4, 2), fused.Tile(16, 32, 4, 2), fused.Tile(32, 16, 4, 2))
+    monkeypatch.setattr(fused, "tiles", lambda device, products, width: tiles)
 
 
 def ours(z: torch.Tensor, views: int, temperature: float, scale: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
     """Loss and gradient; the latter multiplied by `scale` on the way and divided again, as a GradScaler would."""
     leaf = z.detach().requires_grad_()
-    loss = triton.nt_xent(leaf, views, temperature)
+    loss = nt_xent(leaf, views, temperature, "triton")
     (gradient,) = torch.autograd.grad(loss, leaf, torch.tensor(scale))
     assert gradient.dtype == z.dtype and gradient.shape == z.shape
     return loss.detach(), gradient.double() / scale
@@ -87,8 +83,8 @@ def test_loss_and_gradient_equal_the_truth(
     batch: int, views: int, width: int, temperature: float, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if batch == 100:  # the interpreter is slow at the small tiles of fp32, which the smaller batches go through
-        tile = triton.Tile(64, 64, 4, 2)
-        monkeypatch.setattr(triton, "plan", lambda *_: triton.Plan(tile, tile, tile))
+        tile = fused.Tile(64, 64, 4, 2)
+        monkeypatch.setattr(fused, "tiles", lambda *_: fused.Tiles(tile, tile, tile))
     check(projections(views * batch, width, seed=batch, dtype=dtype), views, temperature)
 
 
@@ -101,26 +97,26 @@ def test_every_way_of_tiling_gives_the_same(
     # 3 blocks exactly; 4 blocks, the last with 2 rows; 4 exactly (half the circle twice); batches less than a tile; and
     # positives in the very corner of a tile that holds no other: lower left, lower left, upper right.
     if rows_owned:
-        monkeypatch.setattr(triton, "SYMMETRIC_UP_TO", 0)
+        monkeypatch.setattr(fused, "SYMMETRIC_UP_TO", 0)
     check(projections(views * batch, 24, dtype=dtype), views, 0.1)
 
 
 @pytest.mark.parametrize("chunk", [0, 16, 32])
 def test_products_in_chunks_are_the_whole_product(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    tile = triton.Tile(32, 32, 4, 2, chunk)
-    monkeypatch.setattr(triton, "plan", lambda *_: triton.Plan(tile, tile, tile))
+    tile = fused.Tile(32, 32, 4, 2, chunk)
+    monkeypatch.setattr(fused, "tiles", lambda *_: fused.Tiles(tile, tile, tile))
     check(projections(75, 100), 3, 0.2)
-    monkeypatch.setattr(triton, "SYMMETRIC_UP_TO", 0)
+    monkeypatch.setattr(fused, "SYMMETRIC_UP_TO", 0)
     check(projections(75, 100), 3, 0.2)
 
 
 @pytest.mark.parametrize("views", [2, 5])
 def test_many_programs_finish_as_one_does(views: int, monkeypatch: pytest.MonkeyPatch, tiles_of_16: None) -> None:
     z = projections(20 * views, 16)
-    monkeypatch.setattr(triton, "CELLS_OF_ONE_FINISH", 0)
-    monkeypatch.setattr(triton, "FINISH", {"SAMPLES": 8, "PARTS": 2, "num_warps": 1})
+    monkeypatch.setattr(fused, "CELLS_OF_ONE_FINISH", 0)
+    monkeypatch.setattr(fused, "FINISH", {"SAMPLES": 8, "PARTS": 2, "num_warps": 1})
     check(z, views, 0.5)
-    monkeypatch.setattr(triton, "CELLS_OF_ONE_FINISH", 10**9)  # one program, many turns
+    monkeypatch.setattr(fused, "CELLS_OF_ONE_FINISH", 10**9)  # one program, many turns
     check(z, views, 0.5)
 
 
@@ -128,11 +124,11 @@ def test_many_programs_finish_as_one_does(views: int, monkeypatch: pytest.Monkey
 def test_every_cell_of_the_sums_is_written_and_holds_its_own_block(
     rows: int, tiles_of_16: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    unit, _ = triton.prepare(projections(rows, 16), 2)
+    unit, _ = fused.prepare(projections(rows, 16), 2)
     new_empty = torch.Tensor.new_empty
     with monkeypatch.context() as patch:  # in fresh memory full of NaN, what nobody writes shows
         patch.setattr(torch.Tensor, "new_empty", lambda *a, **k: new_empty(*a, **k).fill_(torch.nan))
-        part = triton.symmetric_sums(unit, 0.5)
+        part = fused.symmetric_sums(unit, 0.5)
     e = ((unit.double() @ unit.double().T - 1) / 0.5).exp().fill_diagonal_(0)
     expected = torch.stack([columns.sum(1) for columns in e.split(16, 1)])
     torch.testing.assert_close(part.double(), expected, rtol=1e-5, atol=1e-7)
@@ -143,22 +139,22 @@ def test_every_cell_of_the_sums_is_written_and_holds_its_own_block(
 def test_the_rows_of_one_rank_against_all_equal_the_whole(
     batch: int, views: int, ranks: int, tiles_of_16: None
 ) -> None:
-    """What `distributed` does on each rank, with the gathering done by hand."""
+    """What `loss` does on each rank, with the gathering done by hand."""
     whole = projections(ranks * batch * views, 24).view(views, ranks, batch, 24)
     expected_loss, expected = truth.loss_and_gradient(whole.reshape(-1, 24), views, 0.2)
     local = [whole[:, rank].reshape(-1, 24).contiguous() for rank in range(ranks)]
-    prepared = [triton.prepare(z, views) for z in local]
+    prepared = [fused.prepare(z, views) for z in local]
     unit = torch.cat([u for u, _ in prepared])
     rows = batch * views
     finished = [
-        triton.finish(triton.row_sums(unit, rank * rows, rows, 0.2), prepared[rank][1], views, 0.2)
+        fused.finish(fused.row_sums(unit, rank * rows, rows, 0.2), prepared[rank][1], views, 0.2)
         for rank in range(ranks)
     ]
     loss = sum(float(one) for _, one in finished) / ranks
     assert abs(loss - float(expected_loss)) < 1e-6 * max(1, float(expected_loss))
     inverse = torch.cat([i for i, _ in finished])
     for rank in range(ranks):
-        gradient = triton.gradients(torch.ones(()), local[rank], unit, inverse, rank * rows, views, 0.2) / ranks
+        gradient = fused.gradients(torch.ones(()), local[rank], unit, inverse, rank * rows, views, 0.2) / ranks
         target = expected.view(views, ranks, batch, 24)[:, rank].reshape(-1, 24)
         assert float((gradient - target).norm() / target.norm()) < 1e-5
 
@@ -180,7 +176,7 @@ def test_two_ranks_with_these_kernels_are_one_process(tmp_path: Path) -> None:
 def test_tf32_rounds_to_the_nearest_and_keeps_nan() -> None:
     torch.backends.cuda.matmul.fp32_precision = "tf32"
     z = projections(66, 40)
-    unit, positive = triton.prepare(z, 3)
+    unit, positive = fused.prepare(z, 3)
     exact = torch.nn.functional.normalize(z.double())
     assert int((unit.view(torch.int32) & 0x1FFF).abs().max()) == 0  # ten bits of mantissa
     relative = ((unit[:, :40].double() - exact) / exact).abs()
@@ -191,7 +187,7 @@ def test_tf32_rounds_to_the_nearest_and_keeps_nan() -> None:
     check(z, 3, 0.2, "tf32")
     # A GPU's NaN has all bits set; one added to it would wrap around.
     z[3, 3] = torch.tensor(0x7FFFFFFF, dtype=torch.int32).view(torch.float32)
-    assert torch.isnan(triton.prepare(z, 3)[0][3, :40]).all()
+    assert torch.isnan(fused.prepare(z, 3)[0][3, :40]).all()
 
 
 def test_grad_output_scales_the_gradient() -> None:
@@ -223,25 +219,10 @@ def test_opposite_vectors_at_the_lowest_temperature_stay_finite(dtype: torch.dty
     check(torch.cat((z[:1], -z[:1])), 2, 0.03)
 
 
-def test_duplicates_and_zero_rows_are_as_in_the_truth() -> None:
-    z = projections(24, 8)
-    z[3] = z[15] = z[7]  # duplicates, one of them of its own positive
-    z[5] = 0.0
-    z[9] = 1e-14  # shorter than ε: divided by ε, and no projection in the gradient
-    loss, gradient = ours(z, 2, 0.2)
-    expected_loss, expected = truth.loss_and_gradient(z, 2, 0.2)
-    torch.testing.assert_close(loss.double(), expected_loss, rtol=1e-6, atol=1e-6)
-    for row in range(24):  # row by row: those of the short rows are 1e12 times the others
-        torch.testing.assert_close(gradient[row], expected[row], rtol=1e-4, atol=1e-6)
-
-
-@pytest.mark.parametrize("length", [1e-6, 1e6, 1e19, 1e30, 3e38])
-def test_the_length_of_a_row_does_not_matter(length: float) -> None:
-    # From 1e19 on the squares overflow float32; a plain norm would be infinite and the row silently zero.
-    z = torch.nn.functional.normalize(projections(32, 8))
-    z[4] *= length
-    loss, gradient = ours(z, 2, 0.2)
-    expected_loss, expected = truth.loss_and_gradient(z, 2, 0.2)
+@pytest.mark.parametrize("name", FINITE)
+def test_edge_cases_are_as_in_the_truth(name: str) -> None:
+    loss, gradient = ours(FINITE[name], 2, 0.2)
+    expected_loss, expected = truth.loss_and_gradient(FINITE[name], 2, 0.2)
     torch.testing.assert_close(loss.double(), expected_loss, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-7)
 
@@ -254,7 +235,7 @@ def test_float16_rows_whose_squares_overflow_count_in_full() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["fp32", "fp16"])
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("bad", NOT_FINITE)
 @pytest.mark.parametrize("row", [0, 70])
 def test_what_is_not_finite_gives_nan_and_not_a_number(bad: float, row: int, dtype: torch.dtype) -> None:
     z = projections(100, 8, dtype=dtype)
@@ -277,22 +258,16 @@ def test_the_result_is_repeatable_bit_for_bit(tiles_of_16: None) -> None:
 
 
 def test_a_gradient_penalty_is_that_of_the_truth() -> None:
-    def penalty(loss_of: Any, dtype: torch.dtype) -> torch.Tensor:
-        weight = projections(4, 6, seed=2, dtype=dtype).requires_grad_()
-        z = projections(8, 4, dtype=dtype) @ weight
-        (gradient,) = torch.autograd.grad(loss_of(z), z, create_graph=True)
-        return torch.autograd.grad(gradient.square().sum(), weight)[0]
-
-    expected = penalty(lambda z: truth.nt_xent(z, 2, 0.3), torch.float64)
+    expected = gradient_penalty(lambda z: truth.nt_xent(z, 2, 0.3), torch.float64)
     assert expected.norm() > 1e-4
-    found = penalty(lambda z: triton.nt_xent(z, 2, 0.3), torch.float32)
+    found = gradient_penalty(lambda z: nt_xent(z, 2, 0.3, "triton"), torch.float32)
     torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-6)
 
 
-def test_double_precision_is_served_by_the_reference() -> None:
+def test_double_precision_is_served_by_pytorch() -> None:
     z = projections(8, 4, dtype=torch.float64).requires_grad_()
-    assert torch.equal(triton.nt_xent(z, 2, 0.3), reference.nt_xent(z, 2, 0.3))
-    assert torch.autograd.gradcheck(lambda t: triton.nt_xent(t, 2, 0.3), z)
+    assert torch.equal(nt_xent(z, 2, 0.3, "triton"), nt_xent(z, 2, 0.3, "torch"))
+    assert torch.autograd.gradcheck(lambda t: nt_xent(t, 2, 0.3, "triton"), z)
 
 
 def test_opcheck_passes_for_both_operators() -> None:
@@ -320,7 +295,7 @@ def test_a_step_compiles_to_one_graph_that_holds_both_operators(dynamic: bool) -
     x = projections(32, 16)
 
     def step(x: torch.Tensor) -> torch.Tensor:
-        return public_nt_xent((x @ weight).relu() + 0.1, 2, 0.5, backend="triton") * 2
+        return nt_xent((x @ weight).relu() + 0.1, 2, 0.5, backend="triton") * 2
 
     step(x).backward()
     expected, weight.grad = weight.grad, None
@@ -347,4 +322,4 @@ def test_autocast_changes_nothing() -> None:
 def test_the_public_function_reaches_it_by_name() -> None:
     assert pick_nt_xent("triton", CPU, 128, 0.5) == ("triton", "asked for by name")
     z = projections(20, 16)
-    assert torch.equal(public_nt_xent(z, 2, 0.5, backend="triton"), triton.nt_xent(z, 2, 0.5))
+    assert torch.equal(nt_xent(z, 2, 0.5, backend="triton"), torch.ops.simclr_engine.nt_xent_forward(z, 2, 0.5)[0])

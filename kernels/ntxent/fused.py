@@ -1,8 +1,8 @@
 """The Triton backend of NT-Xent: fused, in memory that grows with M·D, for NVIDIA GPUs from Ampere on.
 
 Four launches: prepare → sums of E over tiles → finish (ℓ and the loss) → gradients; with many rows a fifth adds up the
-loss. The device code and its formulas are in `triton_kernels`. Here is what is launched, with which tiles, and how
-PyTorch sees it: two operators, `simclr_engine::nt_xent_forward` and `nt_xent_backward`, inside an autograd function.
+loss. The device code and its formulas are in `fused_kernels`. Here is what is launched, with which tiles, and how
+PyTorch sees it: for one process as two operators, `simclr_engine::nt_xent_forward` and `nt_xent_backward`.
 
 Nothing waits for the device: what is launched depends on shapes alone, so a step with this loss can be captured in a
 CUDA graph.
@@ -11,16 +11,16 @@ CUDA graph.
 from __future__ import annotations
 
 import math
-import os
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
-from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from . import reference
+from ..dispatch import interpreting, why_no_triton
+from .chunked import FIXED_MAXIMUM_FROM
 
 WIDTHS = (64, 128, 256)
 # From this many rows on, the sums of tiles (M²/BLOCK numbers) would cost more memory than they save time: each program
@@ -48,7 +48,7 @@ class Tile(NamedTuple):
     chunk: int = 0
 
 
-class Plan(NamedTuple):
+class Tiles(NamedTuple):
     """The tiles of the three kernels that walk the M × M matrix; the symmetric ones are square."""
 
     symmetric: Tile
@@ -60,49 +60,49 @@ class Plan(NamedTuple):
 # shared memory, on tensor cores. Which of those that pass is fastest, only a GPU can say.
 # Without tensor cores operands live in registers; the same tiles do everywhere.
 _FP32 = {
-    ("fp32", 64): Plan(Tile(64, 64, 8, 2, 16), Tile(64, 64, 8, 2, 16), Tile(64, 32, 8, 2, 16)),
-    ("fp32", 128): Plan(Tile(64, 64, 8, 2, 16), Tile(64, 64, 8, 2, 16), Tile(64, 32, 8, 2, 16)),
-    ("fp32", 256): Plan(Tile(64, 64, 8, 2, 16), Tile(64, 64, 8, 2, 16), Tile(32, 16, 8, 2, 16)),
+    ("fp32", 64): Tiles(Tile(64, 64, 8, 2, 16), Tile(64, 64, 8, 2, 16), Tile(64, 32, 8, 2, 16)),
+    ("fp32", 128): Tiles(Tile(64, 64, 8, 2, 16), Tile(64, 64, 8, 2, 16), Tile(64, 32, 8, 2, 16)),
+    ("fp32", 256): Tiles(Tile(64, 64, 8, 2, 16), Tile(64, 64, 8, 2, 16), Tile(32, 16, 8, 2, 16)),
 }
 _AMPERE_TF32 = {
-    ("tf32", 64): Plan(Tile(64, 64, 4, 2), Tile(64, 64, 4, 2), Tile(64, 32, 8, 2)),
-    ("tf32", 128): Plan(Tile(64, 64, 8, 2), Tile(64, 32, 4, 2), Tile(32, 32, 4, 2)),
-    ("tf32", 256): Plan(Tile(64, 64, 8, 2, 64), Tile(64, 64, 8, 2, 64), Tile(32, 16, 8, 2)),
+    ("tf32", 64): Tiles(Tile(64, 64, 4, 2), Tile(64, 64, 4, 2), Tile(64, 32, 8, 2)),
+    ("tf32", 128): Tiles(Tile(64, 64, 8, 2), Tile(64, 32, 4, 2), Tile(32, 32, 4, 2)),
+    ("tf32", 256): Tiles(Tile(64, 64, 8, 2, 64), Tile(64, 64, 8, 2, 64), Tile(32, 16, 8, 2)),
 }
 _HOPPER_TF32 = {
-    ("tf32", 64): Plan(Tile(128, 128, 8, 2), Tile(64, 64, 4, 3), Tile(64, 64, 4, 2)),
-    ("tf32", 128): Plan(Tile(64, 64, 4, 2), Tile(64, 64, 4, 2), Tile(64, 64, 8, 2)),
-    ("tf32", 256): Plan(Tile(64, 64, 4, 2), Tile(64, 32, 4, 2), Tile(64, 32, 8, 1)),
+    ("tf32", 64): Tiles(Tile(128, 128, 8, 2), Tile(64, 64, 4, 3), Tile(64, 64, 4, 2)),
+    ("tf32", 128): Tiles(Tile(64, 64, 4, 2), Tile(64, 64, 4, 2), Tile(64, 64, 8, 2)),
+    ("tf32", 256): Tiles(Tile(64, 64, 4, 2), Tile(64, 32, 4, 2), Tile(64, 32, 8, 1)),
 }
 _BLACKWELL_TF32 = {
-    ("tf32", 64): Plan(Tile(128, 128, 8, 2), Tile(64, 64, 4, 2), Tile(64, 64, 8, 2)),
-    ("tf32", 128): Plan(Tile(128, 128, 8, 2), Tile(64, 64, 4, 2), Tile(64, 64, 8, 2)),
-    ("tf32", 256): Plan(Tile(64, 64, 4, 2), Tile(64, 32, 4, 2), Tile(64, 16, 8, 2)),
+    ("tf32", 64): Tiles(Tile(128, 128, 8, 2), Tile(64, 64, 4, 2), Tile(64, 64, 8, 2)),
+    ("tf32", 128): Tiles(Tile(128, 128, 8, 2), Tile(64, 64, 4, 2), Tile(64, 64, 8, 2)),
+    ("tf32", 256): Tiles(Tile(64, 64, 4, 2), Tile(64, 32, 4, 2), Tile(64, 16, 8, 2)),
 }
 
 
-def _half(plans: dict[int, Plan]) -> dict[tuple[str, int], Plan]:
+def _half(by_width: dict[int, Tiles]) -> dict[tuple[str, int], Tiles]:
     """The same tiles for both types of 16 bits."""
-    return {(products, width): plan for products in ("fp16", "bf16") for width, plan in plans.items()}
+    return {(products, width): tiles for products in ("fp16", "bf16") for width, tiles in by_width.items()}
 
 
 _AMPERE_HALF = {
-    64: Plan(Tile(128, 128, 8, 2), Tile(64, 64, 4, 3), Tile(64, 64, 8, 2)),
-    128: Plan(Tile(128, 128, 8, 2), Tile(64, 64, 4, 3), Tile(64, 64, 8, 3)),
-    256: Plan(Tile(128, 128, 8, 2, 64), Tile(64, 64, 8, 2), Tile(64, 32, 8, 2)),
+    64: Tiles(Tile(128, 128, 8, 2), Tile(64, 64, 4, 3), Tile(64, 64, 8, 2)),
+    128: Tiles(Tile(128, 128, 8, 2), Tile(64, 64, 4, 3), Tile(64, 64, 8, 3)),
+    256: Tiles(Tile(128, 128, 8, 2, 64), Tile(64, 64, 8, 2), Tile(64, 32, 8, 2)),
 }
 _HOPPER_HALF = {
-    64: Plan(Tile(128, 128, 8, 2), Tile(128, 64, 8, 3), Tile(64, 64, 4, 3)),
-    128: Plan(Tile(128, 128, 8, 2), Tile(128, 64, 8, 3), Tile(64, 64, 4, 3)),
-    256: Plan(Tile(128, 128, 8, 2), Tile(128, 64, 8, 2), Tile(64, 64, 8, 2)),
+    64: Tiles(Tile(128, 128, 8, 2), Tile(128, 64, 8, 3), Tile(64, 64, 4, 3)),
+    128: Tiles(Tile(128, 128, 8, 2), Tile(128, 64, 8, 3), Tile(64, 64, 4, 3)),
+    256: Tiles(Tile(128, 128, 8, 2), Tile(128, 64, 8, 2), Tile(64, 64, 8, 2)),
 }
 _BLACKWELL_HALF = {
-    64: Plan(Tile(128, 128, 8, 2), Tile(128, 64, 8, 2), Tile(64, 64, 4, 2)),
-    128: Plan(Tile(128, 128, 8, 2), Tile(128, 64, 8, 2), Tile(64, 64, 4, 2)),
-    256: Plan(Tile(128, 128, 8, 2), Tile(64, 64, 4, 2), Tile(64, 64, 8, 2)),
+    64: Tiles(Tile(128, 128, 8, 2), Tile(128, 64, 8, 2), Tile(64, 64, 4, 2)),
+    128: Tiles(Tile(128, 128, 8, 2), Tile(128, 64, 8, 2), Tile(64, 64, 4, 2)),
+    256: Tiles(Tile(128, 128, 8, 2), Tile(64, 64, 4, 2), Tile(64, 64, 8, 2)),
 }
 # Family of compute capabilities → (type of the products, width of ẑ) → tiles.
-TILES: dict[int, dict[tuple[str, int], Plan]] = {
+TILES: dict[int, dict[tuple[str, int], Tiles]] = {
     80: _FP32 | _AMPERE_TF32 | _half(_AMPERE_HALF),
     90: _FP32 | _HOPPER_TF32 | _half(_HOPPER_HALF),
     100: _FP32 | _BLACKWELL_TF32 | _half(_BLACKWELL_HALF),
@@ -117,36 +117,10 @@ def why_not(device: torch.device, dimension: int, temperature: float) -> str:
     """What keeps this backend from serving such projections, as a sentence for users; "" if nothing does."""
     if dimension > WIDTHS[-1]:
         return f"it needs projections of at most {WIDTHS[-1]} numbers, not {dimension}"
-    if temperature < reference.FIXED_MAXIMUM_FROM:
-        return f"it needs a temperature of at least {reference.FIXED_MAXIMUM_FROM}, not {temperature}"
-    return _why_not_device(device)
-
-
-@torch.compiler.assume_constant_result  # not for a compiler to look into
-def _why_not_device(device: torch.device) -> str:
-    return _why_not_device_at_all(device)
-
-
-@cache
-def _why_not_device_at_all(device: torch.device) -> str:
-    if find_spec("triton") is None:
-        return "it needs Triton, which is not installed"
-    if interpreting():
-        return "" if device.type == "cpu" else "it needs tensors on the CPU while TRITON_INTERPRET=1 is set"
-    if device.type != "cuda" or not torch.cuda.is_available():
-        return "it needs an NVIDIA GPU"
-    if torch.version.hip:
-        return "it needs an NVIDIA GPU, and this is AMD's"
-    major, minor = torch.cuda.get_device_capability(device)
-    if major < 8:
-        # T4: since Triton 3.3 products there are scalar, without the tensor cores it has, and spill.
-        return f"it needs compute capability 8.0, and {torch.cuda.get_device_name(device)} has {major}.{minor}"
-    return ""
-
-
-def interpreting() -> bool:
-    """Whether Triton runs its kernels in Python, on the CPU. It decides when a kernel is first imported."""
-    return os.environ.get("TRITON_INTERPRET") == "1"
+    if temperature < FIXED_MAXIMUM_FROM:
+        return f"it needs a temperature of at least {FIXED_MAXIMUM_FROM}, not {temperature}"
+    # T4 (7.5): since Triton 3.3 products there are scalar, without the tensor cores it has, and spill.
+    return why_no_triton(device, (8, 0))
 
 
 def padded(dimension: int) -> int:
@@ -171,16 +145,17 @@ def family(capability: tuple[int, int]) -> int:
 
 
 @cache
-def plan(device: torch.device, products: str, width: int) -> Plan:
+def tiles(device: torch.device, products: str, width: int) -> Tiles:
     """The tiles for ẑ `[M, width]` on this device."""
     capability = (8, 0) if device.type == "cpu" else torch.cuda.get_device_capability(device)
     return TILES[family(capability)][products, width]
 
 
-@cache
-def options(tile: Tile, products: str, width: int) -> dict[str, Any]:
-    """What every kernel with products is compiled for, beside the rows and columns of the tile."""
-    return {
+def options(unit: Tensor, kernel: str) -> tuple[Tile, dict[str, Any]]:
+    """The tile of a kernel for these ẑ `[M, width]`, and what it is compiled for beside the tile's rows and columns."""
+    products, width = products_of(unit.dtype), unit.shape[1]
+    tile: Tile = getattr(tiles(unit.device, products, width), kernel)
+    return tile, {
         "PADDED": width,
         "CHUNK": tile.chunk or width,
         "PRECISION": "tf32" if products == "tf32" else "ieee",
@@ -189,47 +164,46 @@ def options(tile: Tile, products: str, width: int) -> dict[str, Any]:
     }
 
 
-def nt_xent(z: Tensor, views: int, temperature: float) -> Tensor:
-    """The loss. Arguments as `dispatch.nt_xent`, which checks them and asks `why_not`.
+def forward(
+    z: Tensor,
+    views: int,
+    temperature: float,
+    first: int = 0,
+    all_gather: Callable[[Tensor], Tensor] | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What `loss` needs of the rows z `[rows, D]`. Arguments as `chunked.forward`.
 
     float32 is multiplied as torch's own matrix products are at that moment (`torch.set_float32_matmul_precision`, or
-    `torch.backends.cuda.matmul`): exactly, or in TF32. float64 is not for tensor cores, and goes to `reference`.
+    `torch.backends.cuda.matmul`): exactly, or in TF32.
+
+    Returns:
+        ẑ of all ranks `[M, padded D]` in the type of the products, 1/ℓ `[rows]`, and the mean loss of these rows.
     """
-    if z.dtype == torch.float64:
-        return reference.nt_xent(z, views, temperature)
-    loss: Tensor = _NTXent.apply(z, views, temperature)
-    return loss
-
-
-class _NTXent(torch.autograd.Function):
-    """Keeps z, ẑ in the type of the products, and a number per row; everything else is computed again in backward."""
-
-    @staticmethod
-    def forward(ctx: Any, z: Tensor, views: int, temperature: float) -> Tensor:
+    if all_gather is None:
         loss, unit, inverse = torch.ops.simclr_engine.nt_xent_forward(z, views, temperature)
-        ctx.save_for_backward(z, unit, inverse)
-        ctx.views, ctx.temperature = views, temperature
-        return loss
-
-    @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None]:
-        z, unit, inverse = ctx.saved_tensors
-        # What a compiler traces is differentiated once, whether or not it traces with gradients enabled.
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            # create_graph=True: the gradient must itself be differentiable, so it is taken from the plain formula.
-            with torch.autocast(z.device.type, enabled=False):
-                loss = reference.plain(z, ctx.views, ctx.temperature)
-                (grad,) = torch.autograd.grad(loss, z, grad_output, create_graph=True)
-            return grad, None, None
-        grad = torch.ops.simclr_engine.nt_xent_backward(grad_output, z, unit, inverse, ctx.views, ctx.temperature)
-        return grad, None, None
-
-
-def forward(z: Tensor, views: int, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
-    """The loss, and what the gradient needs: ẑ `[V·B, padded D]` in the type of the products, and 1/ℓ `[V·B]`."""
-    z = z.contiguous()
+        return unit, inverse, loss
     with on_device(z.device):
-        unit, positive = prepare(z, views)
+        unit, positive = prepare(z.contiguous(), views)
+        everyone = all_gather(unit)
+        inverse, loss = finish(row_sums(everyone, first, len(z), temperature), positive, views, temperature)
+    return everyone, inverse, loss
+
+
+def backward(
+    grad_output: Tensor, z: Tensor, everyone: Tensor, inverse: Tensor, first: int, views: int, temperature: float
+) -> Tensor:
+    """dz `[rows, D]` of the mean loss over these rows, from what `forward` returned, with 1/ℓ of all ranks."""
+    if len(everyone) == len(z):
+        grad: Tensor = torch.ops.simclr_engine.nt_xent_backward(grad_output, z, everyone, inverse, views, temperature)
+        return grad
+    with on_device(z.device):
+        return gradients(grad_output, z.contiguous(), everyone, inverse, first, views, temperature)
+
+
+def _forward_alone(z: Tensor, views: int, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The loss, and what the gradient needs: ẑ `[V·B, padded D]` in the type of the products, and 1/ℓ `[V·B]`."""
+    with on_device(z.device):
+        unit, positive = prepare(z.contiguous(), views)
         part = (
             symmetric_sums(unit, temperature) if len(z) <= SYMMETRIC_UP_TO else row_sums(unit, 0, len(z), temperature)
         )
@@ -237,7 +211,9 @@ def forward(z: Tensor, views: int, temperature: float) -> tuple[Tensor, Tensor, 
     return loss, unit, inverse
 
 
-def backward(grad_output: Tensor, z: Tensor, unit: Tensor, inverse: Tensor, views: int, temperature: float) -> Tensor:
+def _backward_alone(
+    grad_output: Tensor, z: Tensor, unit: Tensor, inverse: Tensor, views: int, temperature: float
+) -> Tensor:
     """The gradient `[V·B, D]` in z's dtype."""
     with on_device(z.device):
         return gradients(grad_output, z.contiguous(), unit, inverse, 0, views, temperature)
@@ -261,8 +237,8 @@ _LIBRARY.define(
     " -> Tensor"
 )
 for _device in ("CUDA", "CPU") if interpreting() else ("CUDA",):
-    _LIBRARY.impl("nt_xent_forward", forward, _device)
-    _LIBRARY.impl("nt_xent_backward", backward, _device)
+    _LIBRARY.impl("nt_xent_forward", _forward_alone, _device)
+    _LIBRARY.impl("nt_xent_backward", _backward_alone, _device)
 torch.library.register_fake("simclr_engine::nt_xent_forward", _forward_shapes, lib=_LIBRARY)
 torch.library.register_fake("simclr_engine::nt_xent_backward", _backward_shapes, lib=_LIBRARY)
 
@@ -283,13 +259,13 @@ def prepare(z: Tensor, views: int) -> tuple[Tensor, Tensor]:
 
     This and the following take contiguous tensors, and launch on the current device.
     """
-    from . import triton_kernels
+    from . import fused_kernels
 
     rows, width = z.shape
     batch = rows // views
     unit, positive = z.new_empty(rows, padded(width)), z.new_empty(batch, dtype=torch.float32)
     samples = PREPARE_BLOCK // unit.shape[1]
-    triton_kernels.prepare[(_blocks(batch, samples),)](
+    fused_kernels.prepare[(_blocks(batch, samples),)](
         z, unit, positive, batch, views,
         WIDTH=width, PADDED=unit.shape[1], SAMPLES=samples, ROUND_TO_TF32=products_of(z.dtype) == "tf32", num_warps=4,
     )  # fmt: skip
@@ -298,43 +274,40 @@ def prepare(z: Tensor, views: int) -> tuple[Tensor, Tensor]:
 
 def symmetric_sums(unit: Tensor, temperature: float) -> Tensor:
     """Sums of E over blocks of columns `[blocks, M]`; ℓ is their sum over blocks."""
-    from . import triton_kernels
+    from . import fused_kernels
 
     rows = len(unit)
-    products = products_of(unit.dtype)
-    tile = plan(unit.device, products, unit.shape[1]).symmetric
-    tiles = _blocks(rows, tile.rows)
-    part = unit.new_empty(tiles, rows, dtype=torch.float32)
-    triton_kernels.symmetric_sums[(tiles * (tiles + 1) // 2,)](
-        unit, part, rows, tiles, LOG2_E / temperature,
-        BLOCK=tile.rows, **options(tile, products, unit.shape[1]),
-    )  # fmt: skip
+    tile, compiled_for = options(unit, "symmetric")
+    blocks = _blocks(rows, tile.rows)
+    part = unit.new_empty(blocks, rows, dtype=torch.float32)
+    fused_kernels.symmetric_sums[(blocks * (blocks + 1) // 2,)](
+        unit, part, rows, blocks, LOG2_E / temperature, BLOCK=tile.rows, **compiled_for
+    )
     return part
 
 
 def row_sums(unit: Tensor, first: int, rows: int, temperature: float) -> Tensor:
     """ℓ of `rows` rows from `first` on, against all: `[1, rows]`."""
-    from . import triton_kernels
+    from . import fused_kernels
 
-    products = products_of(unit.dtype)
-    tile = plan(unit.device, products, unit.shape[1]).sums
+    tile, compiled_for = options(unit, "sums")
     part = unit.new_empty(1, rows, dtype=torch.float32)
-    triton_kernels.row_sums[(_blocks(rows, tile.rows),)](
+    fused_kernels.row_sums[(_blocks(rows, tile.rows),)](
         unit, part, rows, len(unit), first, LOG2_E / temperature,
-        ROWS=tile.rows, COLUMNS=tile.columns, **options(tile, products, unit.shape[1]),
+        ROWS=tile.rows, COLUMNS=tile.columns, **compiled_for,
     )  # fmt: skip
     return part
 
 
 def finish(part: Tensor, positive: Tensor, views: int, temperature: float) -> tuple[Tensor, Tensor]:
     """1/ℓ of each row, and the mean loss."""
-    from . import triton_kernels
+    from . import fused_kernels
 
     parts, rows = part.shape
     batch = len(positive)
     programs = 1 if part.numel() <= CELLS_OF_ONE_FINISH else _blocks(batch, FINISH["SAMPLES"])
     inverse, loss = part.new_empty(rows), part.new_empty(() if programs == 1 else (programs,))
-    triton_kernels.finish[(programs,)](part, positive, inverse, loss, batch, views, parts, 1 / temperature, **FINISH)
+    fused_kernels.finish[(programs,)](part, positive, inverse, loss, batch, views, parts, 1 / temperature, **FINISH)
     return inverse, loss if programs == 1 else loss.sum()
 
 
@@ -342,16 +315,15 @@ def gradients(
     grad_output: Tensor, z: Tensor, unit: Tensor, inverse: Tensor, first: int, views: int, temperature: float
 ) -> Tensor:
     """dz of the rows z `[rows, D]`, whose ẑ start at row `first` of unit; for the mean loss of these rows."""
-    from . import triton_kernels
+    from . import fused_kernels
 
     rows, width = z.shape
-    products = products_of(unit.dtype)
-    tile = plan(unit.device, products, unit.shape[1]).gradients
+    tile, compiled_for = options(unit, "gradients")
     scale = WEIGHT_SCALE.get(unit.dtype, 1.0)
     gradient = torch.empty_like(z)
-    triton_kernels.gradients[(_blocks(rows, tile.rows),)](
+    fused_kernels.gradients[(_blocks(rows, tile.rows),)](
         z, unit, inverse, grad_output, gradient, rows // views, rows, len(unit), first,
         LOG2_E / temperature, 2 / (views - 1), 1 / (rows * temperature * scale),
-        WIDTH=width, ROWS=tile.rows, COLUMNS=tile.columns, WEIGHT_SCALE=scale, **options(tile, products, unit.shape[1]),
+        WIDTH=width, ROWS=tile.rows, COLUMNS=tile.columns, WEIGHT_SCALE=scale, **compiled_for,
     )  # fmt: skip
     return gradient

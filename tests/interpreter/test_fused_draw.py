@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from simclr_engine.kernels import AugmentSpec
-from simclr_engine.kernels.augmentation import draw_triton, params
+from simclr_engine.kernels.augmentation import fused_draw, params
 
 # The defaults with everything on; often failing attempts, down to the tenth and beyond; an image of another size and
 # ranges that are no round numbers; never fitting, wide and narrow (the fallback alone); one pixel;
@@ -25,9 +25,9 @@ SPECS = {
 
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS.keys())
 def test_thousands_of_rows_equal_torchs_bit_for_bit(spec: AugmentSpec, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(draw_triton, "ROWS_PER_PROGRAM", 1024)  # the interpreter's time is per program
+    monkeypatch.setattr(fused_draw, "ROWS_PER_PROGRAM", 1024)  # the interpreter's time is per program
     ids = torch.arange(1500)
-    ours, theirs = (draw(spec, 7, 3, ids, 2) for draw in (draw_triton.draw_params, params._drawn_by_torch))
+    ours, theirs = (draw(spec, 7, 3, ids, 2) for draw in (fused_draw.draw_in_one_launch, params._drawn_by_torch))
     assert ours.dtype == torch.float32 and torch.equal(ours, theirs)
 
 
@@ -36,7 +36,7 @@ def test_thousands_of_rows_equal_torchs_bit_for_bit(spec: AugmentSpec, monkeypat
 def test_every_bit_of_seed_epoch_and_id_counts(seed: int, epoch: int) -> None:
     ids = torch.tensor([0, 1, 2**31, 2**32 - 1, 2**32, 2**40 + 3, 2**63 - 1, -1])
     spec = SPECS["everything"]
-    ours, theirs = (draw(spec, seed, epoch, ids, 3) for draw in (draw_triton.draw_params, params._drawn_by_torch))
+    ours, theirs = (draw(spec, seed, epoch, ids, 3) for draw in (fused_draw.draw_in_one_launch, params._drawn_by_torch))
     assert torch.equal(ours, theirs)
 
 
@@ -44,7 +44,7 @@ def test_every_bit_of_seed_epoch_and_id_counts(seed: int, epoch: int) -> None:
 def test_any_number_of_samples_and_views_is_served(count: int, views: int) -> None:
     ids = torch.arange(2 * count)[::2]  # not contiguous
     spec = SPECS["everything"]
-    ours, theirs = (draw(spec, 5, 0, ids, views) for draw in (draw_triton.draw_params, params._drawn_by_torch))
+    ours, theirs = (draw(spec, 5, 0, ids, views) for draw in (fused_draw.draw_in_one_launch, params._drawn_by_torch))
     assert ours.shape == (views * count, len(params.COLUMNS)) and torch.equal(ours, theirs)
 
 

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from fixtures import ROOT
+from fixtures.pictures import pictures
 from simclr_engine.kernels import AugmentSpec, augment, draw_params
-from simclr_engine.kernels.augmentation import reference
-from simclr_engine.kernels.augmentation import triton as backend
-from simclr_engine.kernels.augmentation.params import COLUMNS
+from simclr_engine.kernels.augmentation import eager
+from simclr_engine.kernels.augmentation import fused as backend
+from simclr_engine.kernels.augmentation.table import COLUMNS
 
 # A few roundings of numbers up to 1, enlarged by factors up to 1.8 or 2.5 per operation.
 TOLERANCE = 2e-6
@@ -25,17 +26,6 @@ STRONG: dict[str, Any] = {
     "crop_scale": (0.08, 1.0), "brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.5, "gray": 0.3,
     "mean": (0, 0, 0), "std": (1, 1, 1),
 }  # fmt: skip
-
-
-def pictures(count: int, size: int, seed: int = 0) -> Tensor:
-    """uint8 `[count, size, size, 3]`: noise over gradients, with flat, gray, black and white ones among them."""
-    images = torch.randint(0, 256, (count, size, size, 3), generator=torch.Generator().manual_seed(seed))
-    images[::2] = (images[::2] // 4 + (torch.linspace(0, 255, size)[:, None, None] * 0.7)).long()
-    images[3::7] = images[3::7, :1, :1]  # flat colour
-    images[4::7] = images[4::7, :, :, :1]  # gray: no hue
-    images[5::14] = 0
-    images[12::14] = 255
-    return images.to(torch.uint8)
 
 
 def rows(count: int, image_size: int, **columns: object) -> Tensor:
@@ -70,7 +60,7 @@ def test_crop_resize_and_flip_equal_the_reference(image: int, size: int) -> None
 
 
 @pytest.mark.parametrize(("image", "size"), [(16, 16), (16, 12), (9, 20)])
-def test_crops_of_one_pixel_or_line_and_of_the_whole_image_equal_the_reference(image: int, size: int) -> None:
+def test_crops_of_one_pixel_line_or_the_whole_image_equal_the_reference(image: int, size: int) -> None:
     end = image - 1
     boxes = torch.tensor(
         [(0, 0, 1, 1), (end, end, 1, 1), (0, end, 1, 1), (3, 0, 1, image), (0, 5, image, 1), (0, 0, image, image)]
@@ -213,5 +203,5 @@ def test_what_the_kernel_does_not_serve_the_reference_does(size: int, kernel: in
     images, table = pictures(2, 8), drawn(spec, 2, views=1)
     assert torch.equal(
         augment(images, table, spec, size, dtype, backend="triton"),
-        reference.augment(images, table, spec, size, dtype),
+        eager.augment(images, table, spec, size, dtype),
     )

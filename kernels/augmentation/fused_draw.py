@@ -20,15 +20,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import params as table
-from .spec import AugmentSpec
+from . import table
+from .spec import AugmentSpec, factor_range
 
+# Kernels read constants of their own kind only; `fused_apply` takes these too.
 ROW = tl.constexpr(len(table.COLUMNS))
-Y, X, H, W = tl.constexpr(table.Y), tl.constexpr(table.X), tl.constexpr(table.H), tl.constexpr(table.W)
-FLIP, GRAY, SIGMA = tl.constexpr(table.FLIP), tl.constexpr(table.GRAY), tl.constexpr(table.SIGMA)
-JITTER_ON, ORDER = tl.constexpr(table.JITTER_ON), tl.constexpr(table.ORDER)
-BRIGHTNESS, CONTRAST = tl.constexpr(table.BRIGHTNESS), tl.constexpr(table.CONTRAST)
-SATURATION, HUE = tl.constexpr(table.SATURATION), tl.constexpr(table.HUE)
+(
+    Y, X, H, W, FLIP, JITTER_ON, BRIGHTNESS, CONTRAST, SATURATION, HUE, ORDER, GRAY, SIGMA,
+) = map(tl.constexpr, range(len(table.COLUMNS)))  # fmt: skip
 BLOCKS_PER_VIEW = tl.constexpr(table.BLOCKS_PER_VIEW)
 WHOLE = tl.constexpr(1.5 * 2**52)  # a float64 of this size has no place left for a fraction
 
@@ -144,15 +143,15 @@ def draw(
     tl.store(at + SIGMA, sigma.to(tl.float32), mask=there)
 
 
-def draw_params(spec: AugmentSpec, seed: int, epoch: int, sample_ids: Tensor, views: int) -> Tensor:
-    """`params.draw_params`, which checks the arguments, for int64 ids on a device that `triton.why_not` allows."""
+def draw_in_one_launch(spec: AugmentSpec, seed: int, epoch: int, sample_ids: Tensor, views: int) -> Tensor:
+    """`params.draw_params`, which checks the arguments, for int64 ids on a device that `fused.why_not` allows."""
     rows = views * len(sample_ids)
     drawn = torch.empty((rows, len(table.COLUMNS)), dtype=torch.float32, device=sample_ids.device)
     if rows == 0:
         return drawn
     ranges = (
         spec.crop_scale, tuple(0.5 * math.log(ratio) for ratio in spec.crop_ratio),
-        table.factor_range(spec.brightness), table.factor_range(spec.contrast), table.factor_range(spec.saturation),
+        factor_range(spec.brightness), factor_range(spec.contrast), factor_range(spec.saturation),
         (-spec.hue, spec.hue), spec.blur_sigma,
     )  # fmt: skip
     crop_scale, half_log_ratio, *others = ((low, high - low) for low, high in ranges)
@@ -160,7 +159,7 @@ def draw_params(spec: AugmentSpec, seed: int, epoch: int, sample_ids: Tensor, vi
     with torch.cuda.device_of(sample_ids):
         draw[(triton.cdiv(rows, ROWS_PER_PROGRAM),)](
             sample_ids.contiguous(), drawn, _signed(seed), epoch, rows, len(sample_ids), size,
-            *table.fallback_sides(spec), float(size * size), *crop_scale, *half_log_ratio,
+            *spec.fallback_sides(), float(size * size), *crop_scale, *half_log_ratio,
             spec.flip, spec.jitter, spec.gray, spec.blur, *(number for pair in others for number in pair),
             BLOCK=ROWS_PER_PROGRAM, num_warps=WARPS, **OPTIONS,
         )  # fmt: skip

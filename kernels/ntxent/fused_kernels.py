@@ -1,6 +1,6 @@
-"""The device code of fused NT-Xent: what one Triton program computes. `triton` says how many run, and how large.
+"""The device code of fused NT-Xent: what one Triton program computes. `fused` says how many run, and how large.
 
-Notation and formulas are those of `reference`: M = V·B rows, ẑ normalised rows, s_ij = ẑ_i·ẑ_j. Because |s| ≤ 1 the
+Notation and formulas are those of `chunked`: M = V·B rows, ẑ normalised rows, s_ij = ẑ_i·ẑ_j. Because |s| ≤ 1 the
 maximum of the logits is known, so with E_ij = exp((s_ij − 1)/τ) every sum is additive and takes no running maximum:
 
     ℓ_i  = Σ_{j≠i} E_ij                                     loss_i = log ℓ_i − (mean_{p ∈ pos(i)} s_ip − 1)/τ
@@ -27,7 +27,7 @@ EPSILON = tl.constexpr(1e-12)  # as torch.nn.functional.normalize
 
 @triton.jit
 def normalise_rows(z):
-    """ẑ, max(‖z‖, ε) and whether ‖z‖ is less than ε, for rows `[R, PADDED]` in float32, as `reference.normalise`."""
+    """ẑ, max(‖z‖, ε) and whether ‖z‖ is less than ε, for rows `[R, PADDED]` in float32, as `chunked.normalise`."""
     # A maximum drops NaN; comparisons let it through to the result.
     largest = tl.max(tl.abs(z), 1)
     scale = tl.where(largest > 1.0, largest, 1.0)  # keeps the squares finite

@@ -1,19 +1,23 @@
-"""SimCLR's views as other libraries make them, each in its own idiom, with the distributions of an AugmentSpec.
+"""What one would write without this project: other libraries' views, the whole matrix, a loop over parameters.
 
-A builder takes uint8 images `[B, H, W, 3]`, the spec and V, imports its library and returns a call that makes the
-V·B normalised views of one batch. Only torchvision is a dependency of this project; ImportError means not installed.
+A builder of views takes uint8 images `[B, H, W, 3]`, the spec and V, imports its library and returns a call that makes
+the V·B normalised views of one batch, in that library's idiom and with the distributions of the spec. Only torchvision
+is a dependency of this project; ImportError means not installed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from simclr_engine.kernels import AugmentSpec
+from simclr_engine.model import Convolution
 from simclr_engine.torchvision_shim import import_torchvision
 
 Builder = Callable[[NDArray[np.uint8], AugmentSpec, int], Callable[[], object]]
@@ -26,16 +30,10 @@ def torchvision_v1(images: NDArray[np.uint8], spec: AugmentSpec, views: int) -> 
     from torchvision import transforms as T
 
     jitter = T.ColorJitter(spec.brightness, spec.contrast, spec.saturation, spec.hue)
-    transform = T.Compose(
-        [
-            T.RandomResizedCrop(spec.image_size, spec.crop_scale, spec.crop_ratio),
-            T.RandomHorizontalFlip(spec.flip),
-            T.RandomApply([jitter], spec.jitter),
-            T.RandomGrayscale(spec.gray),
-            T.ToTensor(),
-            T.Normalize(spec.mean, spec.std),
-        ]
-    )
+    crop = T.RandomResizedCrop(spec.image_size, spec.crop_scale, spec.crop_ratio)
+    colour = [T.RandomApply([jitter], spec.jitter), T.RandomGrayscale(spec.gray)]
+    last = [T.ToTensor(), T.Normalize(spec.mean, spec.std)]
+    transform = T.Compose([crop, T.RandomHorizontalFlip(spec.flip), *colour, *last])
     return lambda: torch.stack([transform(Image.fromarray(image)) for _ in range(views) for image in images])
 
 
@@ -45,16 +43,10 @@ def torchvision_v2(images: NDArray[np.uint8], spec: AugmentSpec, views: int) -> 
     from torchvision.transforms import v2
 
     jitter = v2.ColorJitter(spec.brightness, spec.contrast, spec.saturation, spec.hue)
-    transform = v2.Compose(
-        [
-            v2.RandomResizedCrop(spec.image_size, spec.crop_scale, spec.crop_ratio, antialias=True),
-            v2.RandomHorizontalFlip(spec.flip),
-            v2.RandomApply([jitter], spec.jitter),
-            v2.RandomGrayscale(spec.gray),
-            v2.ToDtype(torch.float32, scale=True),
-            v2.Normalize(list(spec.mean), list(spec.std)),
-        ]
-    )
+    crop = v2.RandomResizedCrop(spec.image_size, spec.crop_scale, spec.crop_ratio, antialias=True)
+    colour = [v2.RandomApply([jitter], spec.jitter), v2.RandomGrayscale(spec.gray)]
+    last = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(spec.mean), list(spec.std))]
+    transform = v2.Compose([crop, v2.RandomHorizontalFlip(spec.flip), *colour, *last])
     tensors = torch.from_numpy(images).permute(0, 3, 1, 2)
     return lambda: torch.stack([transform(image) for _ in range(views) for image in tensors])
 
@@ -78,17 +70,12 @@ def albumentations(images: NDArray[np.uint8], spec: AugmentSpec, views: int) -> 
     """Image by image through OpenCV, one process."""
     import albumentations as A
 
+    factors = [(1 - strength, 1 + strength) for strength in (spec.brightness, spec.contrast, spec.saturation)]
     transform = A.Compose(
         [
             A.RandomResizedCrop((spec.image_size, spec.image_size), spec.crop_scale, spec.crop_ratio),
             A.HorizontalFlip(p=spec.flip),
-            A.ColorJitter(
-                (1 - spec.brightness, 1 + spec.brightness),
-                (1 - spec.contrast, 1 + spec.contrast),
-                (1 - spec.saturation, 1 + spec.saturation),
-                (-spec.hue, spec.hue),
-                p=spec.jitter,
-            ),
+            A.ColorJitter(*factors, (-spec.hue, spec.hue), p=spec.jitter),
             A.ToGray(p=spec.gray),
             A.Normalize(spec.mean, spec.std),
         ]
@@ -189,3 +176,75 @@ BUILDERS: dict[str, Builder] = {
     "lightly": lightly,
     "DALI on CPU": dali,
 }
+
+
+def nt_xent_eager(z: Tensor, temperature: float) -> Tensor:
+    """NT-Xent of two views over the full M × M matrix, z `[2B, D]`, row v·B + i is view v of sample i."""
+    z = F.normalize(z, dim=1)
+    logits = z @ z.T / temperature
+    logits.fill_diagonal_(float("-inf"))
+    rows = len(z)
+    positives = (torch.arange(rows, device=z.device) + rows // 2) % rows
+    return F.cross_entropy(logits, positives)
+
+
+def nt_xent_boolean_mask(z: Tensor, temperature: float) -> Tensor:
+    """The same by boolean masks: positives and negatives picked out of the matrix, as in many published scripts.
+
+    The indexing waits for the device, and copies the matrix once more.
+    """
+    z = F.normalize(z, dim=1)
+    rows = len(z)
+    similarity = z @ z.T
+    sample = torch.arange(rows // 2, device=z.device).repeat(2)
+    same = sample[:, None] == sample[None, :]
+    itself = torch.eye(rows, dtype=torch.bool, device=z.device)
+    same, similarity = same[~itself].view(rows, -1), similarity[~itself].view(rows, -1)
+    logits = torch.cat([similarity[same].view(rows, -1), similarity[~same].view(rows, -1)], dim=1)
+    return F.cross_entropy(logits / temperature, torch.zeros(rows, dtype=torch.long, device=z.device))
+
+
+class LoopLARS:
+    """The update of our `LARS(form="paper")`, one by one; `if norm > 0` makes the host wait for each norm."""
+
+    def __init__(
+        self, groups: Iterable[dict[str, object]], lr: float, momentum: float, trust_coefficient: float
+    ) -> None:
+        self.groups, self.lr, self.momentum, self.eta = list(groups), lr, momentum, trust_coefficient
+        self.buffers: dict[Tensor, Tensor] = {}
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """One update."""
+        for group in self.groups:
+            params, decay = group["params"], group["weight_decay"]
+            assert isinstance(params, list) and isinstance(decay, float)
+            for p in params:
+                ratio = 1.0
+                if p.ndim > 1:
+                    weight, grad = p.norm(), p.grad.norm()
+                    if weight > 0 and grad > 0:
+                        ratio = self.eta * weight / (grad + decay * weight)
+                buffer = self.buffers.setdefault(p, torch.zeros_like(p))
+                buffer.mul_(self.momentum).add_((p.grad + decay * p) * ratio * self.lr)
+                p.sub_(buffer)
+
+
+def with_plain_convolutions(model: nn.Module) -> nn.Module:
+    """The same model, with its weights, with PyTorch's own convolutions throughout."""
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, Convolution):
+                plain = nn.Conv2d(child.in_channels, child.out_channels, 3, child.stride[0], padding=1, bias=False)
+                plain.weight = child.weight
+                setattr(module, name, plain)
+    return model
+
+
+def plain_step(model: nn.Module, optimizer: torch.optim.Optimizer, views: Tensor, temperature: float) -> Tensor:
+    """Forward, loss, backward, update, on views `[2B, 3, S, S]` in fp32 NCHW."""
+    optimizer.zero_grad()
+    loss = nt_xent_eager(model(views), temperature)
+    loss.backward()
+    optimizer.step()
+    return loss.detach()

@@ -1,1 +1,0 @@
-"""The plain contenders: what one would write without this project."""
