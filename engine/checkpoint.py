@@ -8,17 +8,20 @@ import json
 import os
 import zipfile
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
 
-from .errors import DataError
+from .errors import DataError, UsageError
 from .files import Folder, write_atomic
 from .model import build_encoder
-from .run import Run
+from .recipe import Recipe
+
+if TYPE_CHECKING:
+    from .run import Run
 
 # A checkpoint file is torch's zip archive followed by this footer: magic and the sha256 of what stands before it.
 FOOTER = b"simclr-engine/1 "
@@ -170,14 +173,10 @@ def load_encoder(target: str | Path | Run) -> nn.Module:
     Raises:
         DataError: no such run or file, or its weights do not load.
     """
-    path = target.directory if isinstance(target, Run) else Path(target)
-    if path.is_dir():
-        run = Run.open(path)
-        weights = path / "encoder.safetensors"
-        if not weights.exists():  # an interrupted run has checkpoints alone
-            return _encoder_from_checkpoint(run)
-        return _encoder_from_file(weights)
-    return _encoder_from_file(path)
+    path = Path(getattr(target, "directory", target))
+    if path.is_dir() and not (path / "encoder.safetensors").exists():  # an interrupted run has checkpoints alone
+        return _encoder_from_checkpoint(path)
+    return _encoder_from_file(path / "encoder.safetensors" if path.is_dir() else path)
 
 
 def encoder_metadata(run_recipe: Any, image_size: int) -> dict[str, str]:
@@ -201,13 +200,21 @@ def _encoder_from_file(path: Path) -> nn.Module:
     return _filled(metadata["arch"], metadata.get("stem", "none"), tensors, path)
 
 
-def _encoder_from_checkpoint(run: Run) -> nn.Module:
-    state, path, _ = newest_checkpoint(run.directory / "checkpoints")
+def _encoder_from_checkpoint(directory: Path) -> nn.Module:
+    if not (directory / "checkpoints").is_dir():
+        raise DataError("no run here", saw=directory, fix="name a directory that `pretrain` wrote")
+    state, path, _ = newest_checkpoint(directory / "checkpoints")
     model = state.get("model")
     if not isinstance(model, dict) or not all(isinstance(name, str) for name in model):
         raise DataError("the checkpoint holds no model", saw=path, fix="take one that `pretrain` wrote")
     tensors = {k.removeprefix("encoder."): v for k, v in model.items() if k.startswith("encoder.")}
-    return _filled(run.recipe.model.arch, run.recipe.model.stem, tensors, path)
+    if not tensors:
+        raise DataError("the checkpoint holds no model", saw=path, fix="take one that `pretrain` wrote")
+    try:
+        recipe = Recipe.from_toml(str(state.get("recipe", "")))
+    except (UsageError, ValueError) as error:
+        raise DataError("the checkpoint holds no recipe", saw=f"{path}: {error}", fix="take another") from error
+    return _filled(recipe.model.arch, recipe.model.stem, tensors, path)
 
 
 def _filled(arch: str, stem: str, tensors: dict[str, torch.Tensor], path: Path) -> nn.Module:

@@ -162,7 +162,8 @@ def relayed_parameters(modules: Mapping[str, Module]) -> dict[str, int]:
         node.name
         for module in modules.values()
         for node in ast.walk(module.tree)
-        if isinstance(node, ast.FunctionDef | ast.ClassDef)
+        # A dataclass packs what it is given: after that nothing is relayed.
+        if isinstance(node, ast.FunctionDef) or (isinstance(node, ast.ClassDef) and not node.decorator_list)
     }
     found = {}
     for module in modules.values():

@@ -19,7 +19,16 @@ from typing import Any
 
 # The lines of these files are places to die at.
 TRACED = (
-    *("pretraining.py", "planning.py", "training.py", "run.py", "layout.py", "files.py", "checkpoint.py"),
+    *(
+        "pretraining.py",
+        "recording.py",
+        "planning.py",
+        "training.py",
+        "run.py",
+        "layout.py",
+        "files.py",
+        "checkpoint.py",
+    ),
     *("cache.py", "pack.py", "sources.py"),
 )
 # Every way the product changes what is on disk, apart from writes to open files.

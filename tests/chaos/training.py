@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from simclr_engine import checkpoint, model, pretraining
+from simclr_engine import checkpoint, model, pretraining, recording
 from simclr_engine.checkpoint import load_checkpoint, newest_checkpoint
 from simclr_engine.data.store import ImageStore
 from simclr_engine.errors import DataError
@@ -41,7 +41,7 @@ class Training:
         if self.encoder == "narrow":
             model.build_encoder = narrow_encoder
         if self.often:
-            pretraining.SAVE_SECONDS = 0.0
+            recording.SAVE_SECONDS = 0.0
         saving, keeping = checkpoint.save_last, checkpoint.keep_last_as
 
         def save_last(folder: Path, state: dict[str, Any]) -> None:
@@ -52,7 +52,7 @@ class Training:
             keeping(folder, name)
             report(f"kept {int(name[6:10])}")
 
-        pretraining.save_last, pretraining.keep_last_as = save_last, keep_last_as
+        recording.save_last, recording.keep_last_as = save_last, keep_last_as
         pretraining.pretrain(
             self.recipe(),
             _store(),

@@ -520,7 +520,7 @@ def test_a_run_whose_directory_is_another_stops_and_writes_no_more(
             shutil.copytree(undisturbed, out)
 
     with monkeypatch.context() as patch, pytest.raises(PlatformError, match="removed or replaced") as caught:
-        patch.setattr("simclr_engine.pretraining.SAVE_SECONDS", 0.0)
+        patch.setattr("simclr_engine.recording.SAVE_SECONDS", 0.0)
         at_step(patch, 6, disturb)
         train(out)
     assert caught.value.exit_code == 3 and caught.value.saw == out

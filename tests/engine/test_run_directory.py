@@ -22,7 +22,7 @@ import torch
 
 from chaos.training import compare
 from fixtures.disturbed_runs import at_step, interrupted, newest_step, train
-from simclr_engine import pretraining
+from simclr_engine import pretraining, recording
 from simclr_engine import run as run_module
 from simclr_engine.checkpoint import load_checkpoint, save_last
 from simclr_engine.errors import PlatformError, UsageError
@@ -188,7 +188,7 @@ def test_a_disk_that_fills_up_anywhere_is_a_clear_error_and_costs_no_checkpoint(
 ) -> None:
     saved: list[int] = []
     monkeypatch.setattr(
-        pretraining, "save_last", lambda folder, state: (save_last(folder, state), saved.append(state["step"]))
+        recording, "save_last", lambda folder, state: (save_last(folder, state), saved.append(state["step"]))
     )
     with FullDisk(tmp_path, float("inf")).planted() as disk:
         train(tmp_path / "whole")
@@ -297,6 +297,6 @@ def test_a_directory_that_may_not_be_written_or_entered_is_named(
 def test_a_checkout_that_may_not_be_read_has_no_commit(monkeypatch: pytest.MonkeyPatch) -> None:
     with unprivileged() as folder:
         (folder / "checkout" / "engine").mkdir(parents=True)
-        monkeypatch.setattr(pretraining, "__file__", str(folder / "checkout" / "engine" / "pretraining.py"))
+        monkeypatch.setattr(recording, "__file__", str(folder / "checkout" / "engine" / "recording.py"))
         (folder / "checkout").chmod(0o000)
-        assert pretraining._commit() is None
+        assert recording._commit() is None

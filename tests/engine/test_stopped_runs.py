@@ -16,7 +16,7 @@ from chaos.training import compare
 from fixtures import TESTS
 from fixtures.disturbed_runs import interrupted, newest_step, train
 from fixtures.image_files import class_tree, tar_bytes
-from simclr_engine import pretraining, stopping
+from simclr_engine import pretraining, recording, stopping
 from simclr_engine.checkpoint import save_last
 from simclr_engine.data import load_data
 
@@ -80,7 +80,7 @@ def test_a_run_that_ends_in_time_is_not_cut_later(tmp_path: Path, monkeypatch: p
 def test_steps_that_the_deadline_might_cut_are_each_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saved: list[int] = []
     monkeypatch.setattr(
-        pretraining, "save_last", lambda folder, state: (saved.append(state["step"]), save_last(folder, state))
+        recording, "save_last", lambda folder, state: (saved.append(state["step"]), save_last(folder, state))
     )
     train(tmp_path / "quick")
     assert saved == [4, 8, 12]

@@ -20,7 +20,7 @@ import torch
 
 from fixtures import TESTS
 from fixtures.disturbed_runs import narrow
-from simclr_engine import load_encoder, planning, pretraining
+from simclr_engine import load_encoder, planning, recording
 from simclr_engine.checkpoint import newest_checkpoint
 from simclr_engine.data.store import ImageStore
 from simclr_engine.device import Platform
@@ -319,7 +319,7 @@ def test_a_state_that_is_not_finite_is_never_saved() -> None:
 
 def test_a_full_disk_while_saving_keeps_the_checkpoint_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "run"
-    real, calls = pretraining.save_last, []
+    real, calls = recording.save_last, []
 
     def full(folder: Path, state: dict[str, Any]) -> None:
         calls.append(state["step"])
@@ -327,7 +327,7 @@ def test_a_full_disk_while_saving_keeps_the_checkpoint_before(tmp_path: Path, mo
             monkeypatch.setattr("simclr_engine.checkpoint.os.fsync", _no_space)
         real(folder, state)
 
-    monkeypatch.setattr(pretraining, "save_last", full)
+    monkeypatch.setattr(recording, "save_last", full)
     with pytest.raises(PlatformError, match="No space"):
         pretrain(tiny_recipe(), tiny_store(), out, device="cpu", quiet=True)
     assert newest_checkpoint(out / "checkpoints")[0]["step"] == calls[0] == 3
@@ -494,7 +494,6 @@ def test_calibration_times_every_view_size() -> None:
 def test_bfloat16_and_float32_agree_to_its_precision() -> None:
     recipe, store = tiny_recipe(**{"head.dropout": 0.0}), tiny_store()
     low = Trainer(
-        recipe,
         Plan.of(recipe, store),
         Platform(torch.device("cpu"), "bf16", True, False),
         store,
