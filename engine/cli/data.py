@@ -45,7 +45,7 @@ def info(source: str, as_json: bool) -> None:
     simclr-engine data info cifar10
     simclr-engine data info photos.tar.xz --json
     """
-    from ..data.overview import overview
+    from ..data.sources import overview
 
     row = overview(source)
     if as_json:
@@ -67,8 +67,7 @@ def pack(source: str, size: int | None, as_json: bool) -> None:
     """
     import time
 
-    from ..data.overview import overview
-    from ..data.sources import pack_source
+    from ..data.sources import overview, pack_source
 
     began = time.perf_counter()
     pack_source(source, size, progress=True)

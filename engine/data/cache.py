@@ -26,8 +26,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import PlatformError
-from .shards import ShardedImages
-from .store import MAPPED_BYTES, ImageStore, fingerprint
+from .store import MAPPED_BYTES, ImageStore, ShardedImages, fingerprint
 
 FORMAT = 2
 _STALE_SECONDS = 24 * 3600

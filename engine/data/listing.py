@@ -161,3 +161,26 @@ def choose_size(dimensions: Counter[tuple[int, int]]) -> tuple[int, str]:
         shapes = f"images of {len(dimensions)} shapes, shorter sides {shorter.min()} to {shorter.max()}"
     rule = f"the median shorter side, kept within {SMALLEST_CHOICE} to {LARGEST_CHOICE}"
     return size, f"{shapes}: resized to {size} × {size} ({rule}), centre cropped"
+
+
+def held_out_rows(labels: NDArray[np.int64], fraction: float) -> NDArray[np.bool_]:
+    """Which rows are held out: the same share of every class, chosen by a fixed seed, so always the same rows.
+
+    Of a class of two or more images at least one is held out and one is kept; a single image is kept.
+
+    Args:
+        labels: int64 `[N]`.
+        fraction: the share to hold out, between 0 and 1.
+
+    Returns:
+        bool `[N]`.
+    """
+    random = np.random.default_rng(0)
+    chosen = np.zeros(len(labels), dtype=bool)
+    for label in np.unique(labels):
+        rows = random.permutation(np.flatnonzero(labels == label))
+        count = round(fraction * len(rows))
+        if len(rows) > 1:
+            count = min(max(count, 1), len(rows) - 1)
+        chosen[rows[: min(count, len(rows) - 1)]] = True
+    return chosen

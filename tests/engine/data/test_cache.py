@@ -23,8 +23,7 @@ from simclr_engine.data import cache, load_data, load_splits, pack, sources
 from simclr_engine.data import folder as folder_module
 from simclr_engine.data.folder import FolderSource
 from simclr_engine.data.pack import SplitWriter
-from simclr_engine.data.shards import ShardedImages
-from simclr_engine.data.store import fingerprint
+from simclr_engine.data.store import ShardedImages, fingerprint
 from simclr_engine.errors import DataError, PlatformError
 
 FILES = class_tree(("ant", "bee"), each=6)
@@ -444,7 +443,7 @@ def test_a_full_disk_is_said_and_leaves_nothing_behind(
         elif stage == "labels":
             patch.setattr(np, "save", full)
         else:
-            patch.setattr(pack, "write_meta", full)
+            patch.setattr(cache, "write_meta", full)
         with pytest.raises(PlatformError, match="cannot be written") as caught:
             load_data(archive)
     assert "No space left" in str(caught.value.saw) and "SIMCLR_ENGINE_CACHE" in str(caught.value.fix)

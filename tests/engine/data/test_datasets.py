@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 
 from fixtures.image_files import noise, write_tree
-from simclr_engine.data import load_data, load_splits, named, source_names
-from simclr_engine.data.named import DESCRIPTIONS, NATIVE_SIZES
+from simclr_engine.data import datasets, load_data, load_splits, source_names
+from simclr_engine.data.datasets import DESCRIPTIONS, NATIVE_SIZES
 from simclr_engine.errors import PlatformError
 from simclr_engine.torchvision_shim import import_torchvision
 
@@ -80,14 +80,14 @@ def test_glyphs_are_packed_as_they_are_drawn(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_drawn_images_are_drawn_again_when_what_draws_them_changes(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = named.NamedSource("glyphs").content()
-    assert before == named.NamedSource("glyphs").content() != named.NamedSource("digits").content()
-    real = named.metadata.version
+    before = datasets.NamedSource("glyphs").content()
+    assert before == datasets.NamedSource("glyphs").content() != datasets.NamedSource("digits").content()
+    real = datasets.metadata.version
     for changed in ("matplotlib", "pillow"):
         monkeypatch.setattr(
-            named.metadata, "version", lambda name, changed=changed: "0" if name == changed else real(name)
+            datasets.metadata, "version", lambda name, changed=changed: "0" if name == changed else real(name)
         )
-        assert named.NamedSource("glyphs").content() != before
+        assert datasets.NamedSource("glyphs").content() != before
 
 
 def md5(data: bytes) -> str:

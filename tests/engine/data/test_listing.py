@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simclr_engine.data.held_out import held_out_rows
-from simclr_engine.data.listing import Listing, arrange, choose_size, is_image_path
+from simclr_engine.data.listing import Listing, arrange, choose_size, held_out_rows, is_image_path
 from simclr_engine.errors import DataError
 
 

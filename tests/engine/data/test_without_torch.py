@@ -55,9 +55,10 @@ names = [m.name for m in pkgutil.iter_modules(package.__path__) if m.name != "do
 for name in names:
     importlib.import_module(f"simclr_engine.data.{name}")
 importlib.import_module("simclr_engine.cli.data")
-print(len(names))
+print(*names)
 """
-    assert int(run(script)) >= 12
+    known = {"archive", "cache", "datasets", "decode", "folder", "glyphs", "listing", "pack", "sources", "store"}
+    assert known <= set(run(script).split())
 
 
 def test_importing_the_package_loads_neither_numpy_nor_pillow() -> None:
