@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError
-from .cache import SplitMeta, images_paths, labels_path
+from .cache import SplitMeta, images_paths, labels_path, sizes_and_times
 from .datasets import Arrays
 from .decode import decode_image, image_dimensions, resize_images
 from .listing import Blob, Listing, arrange
@@ -181,14 +181,14 @@ class SplitWriter:
             labels = labels[kept]
             np.save(labels_path(self._folder, self._split), labels, allow_pickle=False)
         images = ShardedImages([np.load(path, mmap_mode="r", allow_pickle=False) for path in paths[:shards]])
-        status = [path.stat() for path in paths[:shards]]
+        sizes, times = sizes_and_times(paths[:shards])
         return SplitMeta(
             images=len(kept),
             labelled=labels is not None,
             fingerprint=fingerprint(images, labels),
             shard_images=self._per_shard,
-            bytes=tuple(each.st_size for each in status),
-            mtime_ns=tuple(each.st_mtime_ns for each in status),
+            bytes=sizes,
+            mtime_ns=times,
         )
 
     def close(self) -> None:

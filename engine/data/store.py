@@ -6,7 +6,7 @@ import hashlib
 import mmap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, SupportsIndex, overload
+from typing import Any, SupportsIndex
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,10 +59,6 @@ class ShardedImages:
         """Of all images, on disk."""
         return len(self) * int(self._shards[0][:1].nbytes)
 
-    @overload
-    def __getitem__(self, key: SupportsIndex) -> NDArray[np.uint8]: ...
-    @overload
-    def __getitem__(self, key: slice | Indices) -> NDArray[np.uint8]: ...
     def __getitem__(self, key: SupportsIndex | slice | Indices) -> NDArray[np.uint8]:
         """A copy: `[S, S, 3]` for a number, `[n, S, S, 3]` for a slice, indices (negative ones too) or a mask `[N]`."""
         if isinstance(key, slice):
