@@ -187,7 +187,7 @@ def test_broken_exif_data_does_not_lose_the_image(exif: bytes, form: str) -> Non
     np.testing.assert_array_equal(decode_image(encode(PHOTO, form, exif=exif), 24), plain)
 
 
-def test_a_large_jpeg_decoded_at_reduced_scale_stays_close_to_the_full_decode() -> None:
+def test_a_jpeg_decoded_at_reduced_scale_stays_close_to_the_full_decode() -> None:
     texture = np.asarray(Image.fromarray(noise(7, 32, 32)).resize((256, 256), Image.Resampling.BICUBIC))
     data = encode(texture, "JPEG", quality=95, subsampling=0)
     full = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
@@ -261,7 +261,7 @@ def test_a_file_of_absurd_length_is_refused_unread(tmp_path: Path) -> None:
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(form=st.sampled_from(["PNG", "JPEG", "BMP", "WEBP"]), seed=st.integers(0, 2**32), hits=st.integers(1, 40))
 @pytest.mark.filterwarnings("ignore")
-def test_bytes_changed_at_random_give_an_image_or_a_data_error_nothing_else(form: str, seed: int, hits: int) -> None:
+def test_bytes_changed_at_random_give_an_image_or_a_data_error(form: str, seed: int, hits: int) -> None:
     random = np.random.default_rng(seed)
     data = np.frombuffer(encode(PHOTO, form), dtype=np.uint8).copy()
     data[random.integers(0, len(data), hits)] = random.integers(0, 256, hits)

@@ -73,7 +73,7 @@ def test_every_layout_is_read_as_documented(paths: list[str], expected: object) 
     assert listing.skipped == ()
 
 
-def test_labels_count_in_the_order_of_the_sorted_class_names_over_all_splits() -> None:
+def test_labels_count_the_sorted_class_names_of_all_splits() -> None:
     listing = arrange(["train/zebra/1.png", "train/Bee/1.png", "test/ant/1.png", "test/zebra/1.png"])
     assert listing.class_names == ("Bee", "ant", "zebra")
     assert listing.splits["train"].labels is not None and listing.splits["train"].labels.tolist() == [0, 2]

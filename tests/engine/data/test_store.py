@@ -90,7 +90,7 @@ def test_shards_of_other_lengths_are_refused() -> None:
         ShardedImages([PIXELS[:3], PIXELS[3:5], PIXELS[5:]])
 
 
-def test_a_store_over_them_has_the_fingerprint_of_the_array_and_its_parts_stay_in_their_files(
+def test_a_store_over_files_has_the_fingerprint_of_the_array(
     images: ShardedImages, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     labels = np.arange(COUNT) % 3
