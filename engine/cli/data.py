@@ -59,7 +59,7 @@ def info(source: str, as_json: bool) -> None:
 @click.option("--size", type=int, metavar="N", help="Side in pixels, 8 to 1024.  [default: the images' own, or chosen]")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 def pack(source: str, size: int | None, as_json: bool) -> None:
-    """Decode SOURCE into the cache now (downloading it first if need be); any command does so at its first use.
+    """Decode SOURCE into the cache now, downloading it first if necessary. Any command does so at its first use.
 
     \b
     simclr-engine data pack cifar10

@@ -45,7 +45,7 @@ class _Scan:
 class FolderSource:
     """Images below a folder; links to files and folders are followed, loops of them are harmless.
 
-    The folder is looked at once for each such object.
+    The folder is walked once for each such object; another object sees what has changed since.
     """
 
     path: Path

@@ -25,6 +25,7 @@ from simclr_engine.data.archive import ArchiveSource, member_path
 from simclr_engine.errors import DataError
 
 GOOD = class_tree(("ant",), each=2)
+MODES = {"tar": "w", "tar.gz": "w:gz", "tar.xz": "w:xz"}
 
 
 def header(name: str, kind: bytes, **fields: object) -> tarfile.TarInfo:
@@ -121,7 +122,7 @@ def test_a_regular_file_after_a_link_of_the_same_name_counts(tmp_path: Path) -> 
 @pytest.mark.parametrize("kind", ["tar", "tar.gz", "tar.xz"])
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.8])
 def test_a_tar_cut_short_is_an_error_never_a_smaller_data_set(tmp_path: Path, kind: str, share: float) -> None:
-    data = tar_bytes(class_tree(("ant", "bee"), each=8), {"tar": "w", "tar.gz": "w:gz", "tar.xz": "w:xz"}[kind])
+    data = tar_bytes(class_tree(("ant", "bee"), each=8), MODES[kind])
     path = tmp_path / f"set.{kind}"
     path.write_bytes(data[: int(share * len(data))])
     for size in (None, 16):  # both ways of reading: with contents, and names only
@@ -208,7 +209,7 @@ def test_bytes_changed_at_random_never_give_another_kind_of_error(
     tmp_path: Path, seed: int, hits: int, kind: str
 ) -> None:
     random = np.random.default_rng(seed)
-    raw = zip_bytes(GOOD) if kind == "zip" else tar_bytes(GOOD, {"tar": "w", "tar.gz": "w:gz", "tar.xz": "w:xz"}[kind])
+    raw = zip_bytes(GOOD) if kind == "zip" else tar_bytes(GOOD, MODES[kind])
     data = np.frombuffer(raw, dtype=np.uint8).copy()
     data[random.integers(0, len(data), hits)] = random.integers(0, 256, hits)
     path = tmp_path / f"set.{kind}"

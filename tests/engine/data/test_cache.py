@@ -286,33 +286,10 @@ def test_a_folder_is_packed_again_when_a_file_is_added_removed_or_changed(tmp_pa
     assert len(prints) == 4 == len(entries(root))
 
 
-def damage_nothing_left(entry: Path) -> None:
-    shutil.rmtree(entry)
-    entry.mkdir()
-
-
-def damage_truncated_images(entry: Path) -> None:
-    os.truncate(entry / "images-all.npy", 4000)
-
-
-def damage_changed_pixel(entry: Path) -> None:
-    with (entry / "images-all.npy").open("r+b") as file:
-        file.seek(-1, os.SEEK_END)
-        value = file.read(1)[0]
-        file.seek(-1, os.SEEK_END)
-        file.write(bytes([value ^ 1]))
-
-
-def damage_labels_of_another_type(entry: Path) -> None:
-    np.save(entry / "labels-all.npy", np.zeros(12, dtype=np.float32))
-
-
-def damage_swapped_labels(entry: Path) -> None:
-    np.save(entry / "labels-all.npy", np.load(entry / "labels-all.npy")[::-1])
-
-
-def damage_missing_labels(entry: Path) -> None:
-    (entry / "labels-all.npy").unlink()
+def flip_last_pixel(entry: Path) -> None:
+    images = bytearray((entry / "images-all.npy").read_bytes())
+    images[-1] ^= 1
+    (entry / "images-all.npy").write_bytes(images)
 
 
 class Trap:
@@ -322,34 +299,32 @@ class Trap:
         return exec, ("raise SystemError('a pickle was executed')",)
 
 
-def damage_pickled_images(entry: Path) -> None:
-    np.save(entry / "images-all.npy", np.array([Trap()], dtype=object), allow_pickle=True)
+PICKLE = np.array([Trap()], dtype=object)
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "nothing left": lambda entry: [file.unlink() for file in entry.iterdir()],
+    "images cut": lambda entry: os.truncate(entry / "images-all.npy", 4000),
+    "a pixel changed": flip_last_pixel,
+    "images pickled": lambda entry: np.save(entry / "images-all.npy", PICKLE, allow_pickle=True),
+    "labels pickled": lambda entry: np.save(entry / "labels-all.npy", PICKLE, allow_pickle=True),
+    "labels of another type": lambda entry: np.save(entry / "labels-all.npy", np.zeros(12, dtype=np.float32)),
+    "labels swapped": lambda entry: np.save(entry / "labels-all.npy", np.load(entry / "labels-all.npy")[::-1]),
+    "labels missing": lambda entry: (entry / "labels-all.npy").unlink(),
+    "meta cut": lambda entry: os.truncate(entry / "meta.json", 50),
+    "meta of another shape": lambda entry: (entry / "meta.json").write_text(
+        '{"splits": [1], "skipped": 3, "class_names": 4}'
+    ),
+    "meta no text": lambda entry: (entry / "meta.json").write_bytes(b"\xff\xfe\x00"),
+}
 
 
-def damage_pickled_labels(entry: Path) -> None:
-    np.save(entry / "labels-all.npy", np.array([Trap()], dtype=object), allow_pickle=True)
-
-
-def damage_meta_cut(entry: Path) -> None:
-    os.truncate(entry / "meta.json", 50)
-
-
-def damage_meta_of_another_shape(entry: Path) -> None:
-    (entry / "meta.json").write_text('{"splits": [1], "skipped": 3, "class_names": 4}')
-
-
-def damage_meta_not_text(entry: Path) -> None:
-    (entry / "meta.json").write_bytes(b"\xff\xfe\x00")
-
-
-@pytest.mark.parametrize("damage", [value for name, value in sorted(globals().items()) if name.startswith("damage_")])
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_copy_is_detected_said_once_and_replaced(
-    archive: Path, root: Path, damage: object, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    archive: Path, root: Path, damage: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     good = load_data(archive)
     (entry,) = entries(root)
     capsys.readouterr()
-    damage(entry)
+    DAMAGES[damage](entry)
     repaired = load_data(archive)
     np.testing.assert_array_equal(repaired.images, good.images)
     np.testing.assert_array_equal(repaired.labels, good.labels)
@@ -374,7 +349,7 @@ def test_large_images_are_mapped_and_checked_if_the_file_was_touched(
     (entry,) = entries(root)
     os.utime(entry / "images-all.npy", ns=(5, 5))  # copied without its time: the pixels decide
     assert load_data(archive).fingerprint == small.fingerprint and capsys.readouterr().err == ""
-    damage_changed_pixel(entry)
+    flip_last_pixel(entry)
     assert load_data(archive).fingerprint == small.fingerprint
     assert "fingerprint of split all differs" in capsys.readouterr().err
     os.truncate(entry / "images-all.npy", 2000)
