@@ -173,8 +173,6 @@ def held_out_rows(labels: NDArray[np.int64], fraction: float) -> NDArray[np.bool
     chosen = np.zeros(len(labels), dtype=bool)
     for label in np.unique(labels):
         rows = random.permutation(np.flatnonzero(labels == label))
-        count = round(fraction * len(rows))
-        if len(rows) > 1:
-            count = min(max(count, 1), len(rows) - 1)
+        count = max(round(fraction * len(rows)), 1)
         chosen[rows[: min(count, len(rows) - 1)]] = True
     return chosen

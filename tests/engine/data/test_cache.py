@@ -174,7 +174,7 @@ def test_a_copy_of_a_folder_elsewhere_uses_the_packed_one(
     forbid_packing(monkeypatch)
     assert load_data(tmp_path / "copy").fingerprint == first.fingerprint
     assert len(entries(root)) == 1
-    (tmp_path / "copy/ant/0.png").rename(tmp_path / "copy/bee/99.png")  # another class
+    (tmp_path / "copy/bee").rename(tmp_path / "copy/cow")  # the same images in the same order, of another class
     with pytest.raises(AssertionError, match="packed again"):
         load_data(tmp_path / "copy")
 
@@ -257,6 +257,52 @@ def test_a_source_that_changes_while_it_is_packed_is_refused(
             load_data(source, size=size)
         assert entries(root) == []
     assert holds(source, 50)
+
+
+def test_the_size_of_a_source_that_changes_meanwhile_is_not_remembered(
+    tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, real = bitmaps(tmp_path / "set", 0), sources.survey
+    load_data(source, size=16)
+
+    def before_a_change(*args: Any, **kwargs: Any) -> object:
+        surveyed = real(*args, **kwargs)
+        bitmaps(source, 50)
+        return surveyed
+
+    with monkeypatch.context() as patch, pytest.raises(DataError, match="was changed while it was read"):
+        patch.setattr(sources, "survey", before_a_change)
+        load_data(source)
+    assert list((root / "memory").glob("size-*")) == []
+
+
+def test_a_file_that_could_not_be_read_is_skipped_and_tried_again(
+    tmp_path: Path, settled: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, real = write_tree(tmp_path / "set", FILES), Path.open
+
+    def broken(path: Path, *args: Any, **kwargs: Any) -> Any:
+        if path.name == "3.png":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(path, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", broken)
+        store = load_data(folder)
+    assert len(store) == 10
+    assert store.skipped == tuple((f"{name}/3.png", "cannot be opened (Input/output error)") for name in ("ant", "bee"))
+    assert len(load_data(folder)) == 12
+
+
+def test_files_longer_than_one_read_are_hashed_and_packed_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folder_module, "_READ_BYTES", 100)
+    assert holds(bitmaps(tmp_path / "a", 0), 0)
+    last_row_changed = noise(0)
+    last_row_changed[0] ^= 255  # a BMP's rows are stored from the last to the first
+    (tmp_path / "a/0.bmp").write_bytes(encode(last_row_changed, "BMP"))
+    np.testing.assert_array_equal(load_data(tmp_path / "a").images[0], last_row_changed)
 
 
 def test_what_packing_did_not_write_is_never_removed(archive: Path, root: Path) -> None:

@@ -60,6 +60,10 @@ def test_glyphs_are_packed_as_they_are_drawn(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_drawn_images_are_drawn_again_when_what_draws_them_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    digits = datasets.NamedSource("digits").content()
+    with monkeypatch.context() as patch:
+        patch.setattr(datasets.inspect, "getsource", lambda _: "other code")
+        assert datasets.NamedSource("digits").content() != digits
     before = datasets.NamedSource("glyphs").content()
     assert before == datasets.NamedSource("glyphs").content() != datasets.NamedSource("digits").content()
     real = datasets.metadata.version

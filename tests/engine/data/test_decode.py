@@ -179,6 +179,16 @@ def test_a_jpeg_is_turned_upright_too() -> None:
     assert decoded[:12].min() > 230 and decoded[20:].max() < 20
 
 
+def test_exif_data_behind_the_pixels_of_a_png_counts_too() -> None:
+    upright, exif = noise(6, 20, 31), Image.Exif()
+    exif[0x0112] = 3
+    data = encode(np.ascontiguousarray(upright[::-1, ::-1]), exif=exif)
+    at = data.index(b"eXIf") - 4
+    end = at + 12 + int.from_bytes(data[at : at + 4], "big")
+    moved = data[:at] + data[end:-12] + data[at:end] + data[-12:]
+    np.testing.assert_array_equal(decode_image(moved, 20), decode_image(encode(upright), 20))
+
+
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 @pytest.mark.parametrize("exif", [b"Exif\0\0garbage", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0"])
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP"])
