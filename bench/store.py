@@ -20,8 +20,7 @@ import torch
 
 from simclr_engine.data.cache import Meta, cache_root, images_paths, read_meta, read_split, write_meta
 from simclr_engine.data.pack import SplitWriter, check_space
-from simclr_engine.data.shards import ShardedImages
-from simclr_engine.data.store import ImageStore
+from simclr_engine.data.store import ImageStore, ShardedImages
 from simclr_engine.device import choose_platform, keep_freed_memory
 from simclr_engine.loading import Loader, Prefetched, Resident
 from simclr_engine.timing import interleave

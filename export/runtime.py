@@ -13,8 +13,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from simclr_engine.data.shards import ShardedImages
-from simclr_engine.data.store import ImageStore
+from simclr_engine.data.store import ImageStore, ShardedImages
 from simclr_engine.errors import DataError, PlatformError, UsageError
 
 from .metadata import FETCH_AGAIN, ModelFile, ModelMetadata, read_model, require

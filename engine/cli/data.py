@@ -45,7 +45,7 @@ def info(source: str, as_json: bool) -> None:
     simclr-engine data info cifar10
     simclr-engine data info photos.tar.xz --json
     """
-    from ..data.overview import overview
+    from ..data.sources import overview
 
     row = overview(source)
     if as_json:
@@ -59,7 +59,7 @@ def info(source: str, as_json: bool) -> None:
 @click.option("--size", type=int, metavar="N", help="Side in pixels, 8 to 1024.  [default: the images' own, or chosen]")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 def pack(source: str, size: int | None, as_json: bool) -> None:
-    """Decode SOURCE into the cache now (downloading it first if need be); any command does so at its first use.
+    """Decode SOURCE into the cache now, downloading it first if necessary. Any command does so at its first use.
 
     \b
     simclr-engine data pack cifar10
@@ -67,8 +67,7 @@ def pack(source: str, size: int | None, as_json: bool) -> None:
     """
     import time
 
-    from ..data.overview import overview
-    from ..data.sources import pack_source
+    from ..data.sources import overview, pack_source
 
     began = time.perf_counter()
     pack_source(source, size, progress=True)

@@ -13,6 +13,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, ClassVar, cast
 
@@ -80,7 +81,7 @@ class ArchiveSource:
             contents: whether the bytes are wanted, or the names are enough.
             progress: whether a bar shows how much of the file has been read.
         """
-        found, first_refused = False, ""
+        images, first_refused = 0, ""
         try:
             with ExitStack() as stack:
                 file = stack.enter_context(self.path.open("rb"))
@@ -93,7 +94,7 @@ class ArchiveSource:
                 else:
                     members = _tar_members(file, magic, total, contents, advance)
                 for blob in members:
-                    found = found or not blob.refused
+                    images += not blob.refused
                     first_refused = first_refused or (f"{blob.path}: {blob.refused}" if blob.refused else "")
                     yield blob
         except EngineError:
@@ -104,7 +105,7 @@ class ArchiveSource:
             raise _damaged(self.path, error) from error
         except Exception as error:  # zlib, lzma, zstd, zipfile, tarfile: each has kinds of its own for damage
             raise _damaged(self.path, error) from error
-        if not found:
+        if not images:
             raise DataError(
                 f"no images in the archive {self.path}",
                 saw=first_refused or None,
@@ -138,14 +139,13 @@ class _BoundedHeader(tarfile.TarInfo):
 class _Bounded:
     """A decompressed stream that stops when it has grown out of proportion, and can look back a little.
 
-    It decompresses in large chunks: each call gives the interpreter lock away and, beside busy decoding threads, waits
-    milliseconds to get it back, so with tarfile's 10 KB calls packing took twice as long.
+    It decompresses in large chunks: each call releases the interpreter lock and waits milliseconds for it while other
+    threads decode, so with tarfile's 10 KB calls packing took twice as long.
     """
 
     def __init__(self, stream: IO[bytes], compressed: IO[bytes], total: int, advance: Callable[[int], None]) -> None:
         self._stream, self._compressed, self._advance = stream, compressed, advance
-        self._limit = max(GROWTH_FREE_BYTES, MAX_GROWTH * total)
-        self._count, self._shown = 0, 0
+        self._total, self._count, self._shown = total, 0, 0
         self._chunk, self._at = b"", 0
         self._reads_past_end = 0
 
@@ -171,12 +171,7 @@ class _Bounded:
         if not chunk:
             return b""
         self._count += len(chunk)
-        if self._count > self._limit:
-            raise DataError(
-                "the archive decompresses to far more than images do",
-                saw=f"over {self._limit:,} bytes",
-                fix="if it is genuine, extract it and give the folder",
-            )
+        _check_growth(self._count, self._total)
         at = self._compressed.tell()
         if at - self._shown >= 1 << 16:
             self._advance(at - self._shown)
@@ -206,23 +201,15 @@ def _tar_members(
         )
         while (member := tar.next()) is not None:
             tar.members = []  # type: ignore[attr-defined]  # it would keep every header for a way back we never take
-            path = member_path(member.name)
-            if member.isdir():
+            path, refused = _judge(member.name, member.isreg() and not member.issparse(), member.size)
+            if member.isdir() or not path:
                 continue
-            if path is None:
-                yield Blob(member.name, None, "unsafe path in the archive")
-            elif not is_image_path(path):
-                continue
-            elif not member.isreg() or member.issparse():
-                yield Blob(path, None, "a link or device in the archive, not a plain file")
-            elif member.size > MAX_FILE_BYTES:
-                yield Blob(path, None, f"{member.size:,} bytes; at most {MAX_FILE_BYTES:,} are read")
-            elif not contents:
-                yield Blob(path, b"")
-            else:
+            content = b""
+            if contents and not refused:
                 data = tar.extractfile(member)
                 assert data is not None  # only links and devices give none
-                yield Blob(path, data.read())
+                content = data.read()
+            yield Blob(path, None if refused else content, refused)
         # tarfile takes any unreadable header for the end; only a block of zeros is one.
         if stream.block_at(tar.offset) != bytes(_BLOCK):
             raise tarfile.ReadError(f"it breaks off after {tar.offset:,} bytes")
@@ -233,45 +220,50 @@ def _tar_members(
 def _zip_members(file: IO[bytes], total: int, contents: bool, advance: Callable[[int], None]) -> Iterator[Blob]:
     with zipfile.ZipFile(file) as archive:
         members = [member for member in archive.infolist() if not member.is_dir()]
-        grown = sum(member.file_size for member in members)
-        if grown > max(GROWTH_FREE_BYTES, MAX_GROWTH * total):
-            raise DataError(
-                "the archive decompresses to far more than images do",
-                saw=f"{grown:,} bytes",
-                fix="if it is genuine, extract it and give the folder",
-            )
+        _check_growth(sum(member.file_size for member in members), total)
         for member in members:
             advance(member.compress_size)
-            path = member_path(member.filename)
-            mode = member.external_attr >> 16
-            if path is None:
-                yield Blob(member.filename, None, "unsafe path in the archive")
-            elif not is_image_path(path):
+            plain = stat.S_IFMT(member.external_attr >> 16) in (0, stat.S_IFREG)
+            path, refused = _judge(member.filename, plain, member.file_size)
+            if not path:
                 continue
-            elif stat.S_IFMT(mode) not in (0, stat.S_IFREG):
-                yield Blob(path, None, "a link or device in the archive, not a plain file")
-            elif member.file_size > MAX_FILE_BYTES:
-                yield Blob(path, None, f"{member.file_size:,} bytes; at most {MAX_FILE_BYTES:,} are read")
-            elif member.flag_bits & 1:
-                yield Blob(path, None, "encrypted")
-            elif not contents:
-                yield Blob(path, b"")
-            else:
+            content, refused = b"", refused or ("encrypted" if member.flag_bits & 1 else "")
+            if contents and not refused:
                 try:
-                    yield Blob(path, _zip_member(archive, member))
+                    content = _zip_content(archive, member)
                 except Exception as error:  # a zip file is not one stream: the other members are still good
-                    yield Blob(path, None, f"damaged in the archive ({error})")
+                    refused = f"damaged in the archive ({error})"
+            yield Blob(path, None if refused else content, refused)
 
 
-def _zip_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
+def _judge(name: str, plain: bool, nbytes: int) -> tuple[str, str]:
+    """The path of an archive's member, empty if it is no image, and why it is refused, empty if it is not."""
+    path = member_path(name)
+    if path is None:
+        return name, "unsafe path in the archive"
+    if not is_image_path(path):
+        return "", ""
+    if not plain:
+        return path, "a link or device in the archive, not a plain file"
+    return path, f"{nbytes:,} bytes; at most {MAX_FILE_BYTES:,} are read" if nbytes > MAX_FILE_BYTES else ""
+
+
+def _check_growth(grown: int, total: int) -> None:
+    """Refuse an archive of `total` bytes that decompresses to `grown` bytes or more, if images would not."""
+    if grown > max(GROWTH_FREE_BYTES, MAX_GROWTH * total):
+        raise DataError(
+            "the archive decompresses to far more than images do",
+            saw=f"{grown:,} bytes or more",
+            fix="if it is genuine, extract it and give the folder",
+        )
+
+
+def _zip_content(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
     """The bytes of a member, decompressed piece by piece: ZipFile.read takes all that a member holds into memory, even
     where it claims to hold little. Of bzip2 and lzma even a small piece grows, so it is smaller still."""
     step = _CHUNK if member.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) else 4096
-    pieces = []
     with archive.open(member) as file:
-        while piece := file.read(step):
-            pieces.append(piece)
-    return b"".join(pieces)
+        return b"".join(iter(partial(file.read, step), b""))
 
 
 def _open_zstd(file: IO[bytes]) -> IO[bytes]:

@@ -26,8 +26,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import PlatformError
-from .shards import ShardedImages
-from .store import MAPPED_BYTES, ImageStore, fingerprint
+from .store import MAPPED_BYTES, ImageStore, ShardedImages, fingerprint
 
 FORMAT = 2
 _STALE_SECONDS = 24 * 3600
@@ -129,9 +128,8 @@ def _split_meta(bytes: list[int], mtime_ns: list[int], **values: Any) -> SplitMe
 
 
 def write_meta(entry: Path, meta: Meta) -> None:
-    """Writes the description; the last thing that packing does."""
-    text = json.dumps(asdict(meta), indent=1)
-    (entry / "meta.json").write_text(text + "\n", encoding="utf-8")
+    """Write the description; the last thing that packing does."""
+    (entry / "meta.json").write_text(json.dumps(asdict(meta), indent=1) + "\n", encoding="utf-8")
 
 
 def read_split(entry: Path, meta: Meta, split: str, name: str) -> ImageStore:
@@ -146,8 +144,8 @@ def read_split(entry: Path, meta: Meta, split: str, name: str) -> ImageStore:
     said = meta.splits[split]
     paths = images_paths(entry, split, len(said.bytes))
     try:
-        status = [path.stat() for path in paths]
-        large = sum(each.st_size for each in status) > MAPPED_BYTES
+        sizes, times = sizes_and_times(paths)
+        large = sum(sizes) > MAPPED_BYTES
         shards = [np.load(path, mmap_mode="r" if large else None, allow_pickle=False) for path in paths]
         labels = np.load(labels_path(entry, split), allow_pickle=False) if said.labelled else None
     except Exception as error:  # numpy's readers raise a dozen kinds for damaged files; all mean the same here
@@ -158,7 +156,6 @@ def read_split(entry: Path, meta: Meta, split: str, name: str) -> ImageStore:
     if labels is not None and (labels.dtype != np.int64 or labels.shape != (said.images,)):
         raise DamagedError(f"the labels of split {split} are {labels.dtype} {list(labels.shape)}")
     images = ShardedImages(shards) if large else np.concatenate(shards) if len(shards) > 1 else shards[0]
-    sizes, times = tuple(each.st_size for each in status), tuple(each.st_mtime_ns for each in status)
     untouched = (sizes, times) == (said.bytes, said.mtime_ns)
     if not (large and untouched) and fingerprint(images, labels) != said.fingerprint:
         raise DamagedError(f"the fingerprint of split {split} differs")
@@ -174,6 +171,12 @@ def images_paths(entry: Path, split: str, count: int) -> list[Path]:
 def labels_path(entry: Path, split: str) -> Path:
     """The label file of a split."""
     return entry / f"labels-{split}.npy"
+
+
+def sizes_and_times(paths: list[Path]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Bytes and mtime in ns of each file."""
+    status = [path.stat() for path in paths]
+    return tuple(file.st_size for file in status), tuple(file.st_mtime_ns for file in status)
 
 
 def publish(entry: Path, build: Callable[[Path], None]) -> None:
@@ -207,18 +210,16 @@ def _replace(partial: Path, entry: Path) -> None:
                 raise
         if _is_whole(entry):
             return
-        if foreign := [file for file in entry.iterdir() if not _OURS.fullmatch(file.name)]:
-            raise PlatformError(
-                "a damaged packed copy is not replaced, because something else lies in its folder",
-                saw=foreign[0],
-                fix="move it elsewhere, then run again",
-            )
         aside = partial.with_name(f"{partial.name}-damaged")
-        try:
+        with suppress(FileNotFoundError):  # another process replaces it too
+            if foreign := [file for file in entry.iterdir() if not _OURS.fullmatch(file.name)]:
+                raise PlatformError(
+                    "a damaged packed copy is not replaced, because something else lies in its folder",
+                    saw=foreign[0],
+                    fix="move it elsewhere, then run again",
+                )
             entry.rename(aside)
-        except FileNotFoundError:
-            continue  # another process replaces it too
-        _remove(aside)
+            _remove(aside)
     raise OSError(f"{entry} cannot be replaced")
 
 
@@ -235,18 +236,15 @@ def _is_whole(entry: Path) -> bool:
 
 
 def _remove_stale(parent: Path) -> None:
-    """Removes what killed processes left half packed a day ago."""
+    """Remove what killed processes left half packed a day ago."""
     for left in parent.glob(f"{_PARTIAL}*"):
-        try:
-            old = time.time() - left.stat().st_mtime >= _STALE_SECONDS
-        except OSError:
-            continue
-        if old:
-            _remove(left)
+        with suppress(OSError):
+            if time.time() - left.stat().st_mtime >= _STALE_SECONDS:
+                _remove(left)
 
 
 def _remove(folder: Path) -> None:
-    """Removes the files that packing writes, and the folder if nothing else was in it; a link is left alone."""
+    """Remove the files that packing writes, and the folder if nothing else was in it; a link is left alone."""
     with suppress(OSError):
         if folder.is_symlink():
             return
@@ -277,7 +275,7 @@ def recall_digest(path: Path, states: object) -> str | None:
 
 
 def remember_digest(path: Path, states: object, digest: str, *, changed_ns: int, looked_ns: int) -> None:
-    """Notes the hash of the files at a path; not if one was changed so recently that its times cannot be relied on.
+    """Note the hash of the files at a path; not if one was changed so recently that its times cannot be relied on.
 
     A file that is written twice within one tick of the file system's clock has equal times both times. So states are
     trusted only if all times in them lie clearly before the moment at which they were taken.
@@ -307,7 +305,7 @@ def recall(kind: str, about: dict[str, Any]) -> Any:
 
 
 def remember(kind: str, about: dict[str, Any], value: Any) -> None:
-    """Notes a fact that would be slow to find out again; without a writable cache it is not noted."""
+    """Note a fact that would be slow to find out again; if the cache cannot be written, it is not noted."""
     path = _memory_path(kind, about)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 # The four plugins are imported here by name: Image.open then finds them without loading all of Pillow's others.
-from PIL import BmpImagePlugin, Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
+from PIL import BmpImagePlugin, Image, ImageOps, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
 from ..errors import DataError
 
@@ -38,17 +38,7 @@ LARGE_PIXELS = 1 << 24
 _DRAFT_MARGIN = 3
 
 _one_at_a_time = threading.Lock()
-_EXIF_ORIENTATION = 0x0112
 _METADATA = frozenset(("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"))  # where Pillow looks for it
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 
 def decode_image(source: bytes | Path, size: int) -> NDArray[np.uint8]:
@@ -75,8 +65,7 @@ def decode_image(source: bytes | Path, size: int) -> NDArray[np.uint8]:
             _check_pixels(image.size)
             image.draft("RGB", (_DRAFT_MARGIN * size, _DRAFT_MARGIN * size))
             with _one_at_a_time if image.width * image.height > LARGE_PIXELS else nullcontext():
-                picture = _upright(image, _rgb(image))
-                return np.array(_square(picture, size), dtype=np.uint8)
+                return np.array(_square(_rgb(_upright(image)), size), dtype=np.uint8)
     except DataError:
         raise
     except Exception as error:  # Pillow's readers raise a dozen kinds for damaged files; all mean the same here
@@ -148,22 +137,18 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.has_transparency_data:
         picture = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
-    if image.mode == "RGB":
-        image.load()
-        return image
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _upright(image: Image.Image, picture: Image.Image) -> Image.Image:
-    """`picture` turned as the EXIF data of `image` says; damaged EXIF data leaves it as it is."""
+def _upright(image: Image.Image) -> Image.Image:
+    """The image turned as its EXIF data says; damaged EXIF data leaves it as it is."""
+    image.load()
     if not _METADATA.intersection(image.info):
-        return picture
+        return image
     try:
-        orientation = image.getexif().get(_EXIF_ORIENTATION)
+        return ImageOps.exif_transpose(image)
     except Exception:  # a broken EXIF block does not make the pixels wrong
-        return picture
-    turn = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
-    return picture if turn is None else picture.transpose(turn)
+        return image
 
 
 def _square(picture: Image.Image, size: int) -> Image.Image:

@@ -45,7 +45,7 @@ class _Scan:
 class FolderSource:
     """Images below a folder; links to files and folders are followed, loops of them are harmless.
 
-    The folder is looked at once for each such object.
+    The folder is walked once for each such object; another object sees what has changed since.
     """
 
     path: Path
@@ -78,6 +78,11 @@ class FolderSource:
         """Files that were read to be hashed and not handed on yet, if all of them together are few bytes."""
         return {}
 
+    @cached_property
+    def _unread(self) -> dict[str, str]:
+        """Why a file could not be read when it was to be hashed."""
+        return {}
+
     def content(self, progress: bool = False) -> str:
         """Which images these are: sha256 over the relative path and the bytes of every image.
 
@@ -97,8 +102,8 @@ class FolderSource:
         states = (scan.images, scan.refused)
         digest = cache.recall_digest(self.path, states)
         if digest is None:
-            digest, whole = self._hash(progress)
-            if whole:
+            digest = self._hash(progress)
+            if not self._unread:  # it may be readable next time
                 changed_ns = max(max(state[3:]) for _, state in scan.images)
                 cache.remember_digest(self.path, states, digest, changed_ns=changed_ns, looked_ns=scan.looked_ns)
         return f"folder {digest}"
@@ -112,21 +117,22 @@ class FolderSource:
             digest.update(repr(row).encode())
         return digest.hexdigest()
 
-    def _hash(self, progress: bool) -> tuple[str, bool]:
-        """The sha256 of all images, and whether every one of them could be read."""
+    def _hash(self, progress: bool) -> str:
+        """The sha256 of all images, or of the reason why one cannot be read."""
         images = self._scan.images
         keep = sum(state[2] for _, state in images) <= KEEP_BYTES
-        whole, digest = True, hashlib.sha256(repr(self._scan.refused).encode())
+        digest = hashlib.sha256(repr(self._scan.refused).encode())
         batches = ([path for path, _ in images[start : start + _BATCH]] for start in range(0, len(images), _BATCH))
         with progress_bar("hashing", len(images), "images", progress) as advance:
             for results in in_threads(partial(_read_files, self.path, keep), batches):
                 for path, of_file, content in results:
-                    whole = whole and isinstance(of_file, bytes)
                     digest.update(repr((path, of_file)).encode())
-                    if content is not None:
+                    if isinstance(of_file, str):
+                        self._unread[path] = of_file
+                    elif content is not None:
                         self._contents[path] = content
                 advance(len(results))
-        return digest.hexdigest(), whole
+        return digest.hexdigest()
 
     def blobs(self, contents: bool = True, progress: bool = False) -> Iterator[Blob]:
         """Every refused file with its reason, then every image with its bytes (if they were kept) or its place.
@@ -140,7 +146,10 @@ class FolderSource:
         with progress_bar("reading", len(self._scan.images), "images", progress) as advance:
             for path, _ in self._scan.images:
                 content = self._contents.pop(path, None) if contents else None
-                yield Blob(path, self.path / path if content is None else content)
+                if path in self._unread:
+                    yield Blob(path, None, self._unread[path])
+                else:
+                    yield Blob(path, self.path / path if content is None else content)
                 advance(1)
 
 

@@ -85,35 +85,29 @@ def arrange(paths: Iterable[str], refused: Iterable[tuple[str, str]] = ()) -> Li
         else:
             parts[path] = path.split("/")
     depth = _wrapping_folders(list(parts.values()))
-    by_split: dict[str, list[str]] = {}
     heads = {p[depth] for p in parts.values() if len(p) > depth + 1}
     known = {head for head in heads if head.lower() in SPLIT_FOLDERS}
     has_splits = bool(known) and (known == heads or any(SPLIT_FOLDERS[head.lower()] == "train" for head in known))
+    classes: dict[str, dict[str, str]] = {}  # {split: {path: class, empty without one}}
     for path in sorted(parts):
-        if not has_splits:
-            by_split.setdefault("all", []).append(path)
-        elif len(parts[path]) > depth + 1 and parts[path][depth] in known:
-            by_split.setdefault(SPLIT_FOLDERS[parts[path][depth].lower()], []).append(path)
-        else:
-            skipped.append((path, "lies outside the split folders"))
-    depth += has_splits
-
-    classes: dict[str, dict[str, str]] = {}
-    for split, members in by_split.items():
-        classes[split] = {path: parts[path][depth] for path in members if len(parts[path]) > depth + 1}
-        if classes[split]:
-            skipped += [(path, "lies beside the class folders") for path in members if path not in classes[split]]
-    names = sorted({name for of_split in classes.values() for name in of_split.values()})
+        split, folders = "all", parts[path][depth:-1]
+        if has_splits:
+            if not folders or folders[0] not in known:
+                skipped.append((path, "lies outside the split folders"))
+                continue
+            split, folders = SPLIT_FOLDERS[folders[0].lower()], folders[1:]
+        classes.setdefault(split, {})[path] = folders[0] if folders else ""
+    names = tuple(sorted({name for of_split in classes.values() for name in of_split.values() if name}))
     number = {name: label for label, name in enumerate(names)}
-    splits = {}
-    for split in sorted(by_split, key=_SPLIT_ORDER.index):
-        members = by_split[split]
-        if classes[split]:
-            labels = np.array([number[name] for name in classes[split].values()], dtype=np.int64)
-            splits[split] = SplitListing(tuple(classes[split]), labels)
-        else:
-            splits[split] = SplitListing(tuple(members), None)
-    return Listing(splits, tuple(names), tuple(skipped))
+    splits: dict[str, SplitListing] = {}
+    for split, of_split in classes.items():
+        labelled = {path: number[name] for path, name in of_split.items() if name}
+        if labelled:
+            skipped += [(path, "lies beside the class folders") for path in of_split if path not in labelled]
+        labels = np.array(list(labelled.values()), dtype=np.int64) if labelled else None
+        splits[split] = SplitListing(tuple(labelled or of_split), labels)
+    in_order = {split: splits[split] for split in _SPLIT_ORDER if split in splits}
+    return Listing(in_order, names, tuple(skipped))
 
 
 def _wrapping_folders(parts: list[list[str]]) -> int:
@@ -161,3 +155,24 @@ def choose_size(dimensions: Counter[tuple[int, int]]) -> tuple[int, str]:
         shapes = f"images of {len(dimensions)} shapes, shorter sides {shorter.min()} to {shorter.max()}"
     rule = f"the median shorter side, kept within {SMALLEST_CHOICE} to {LARGEST_CHOICE}"
     return size, f"{shapes}: resized to {size} × {size} ({rule}), centre cropped"
+
+
+def held_out_rows(labels: NDArray[np.int64], fraction: float) -> NDArray[np.bool_]:
+    """Which rows are held out: the same share of every class, chosen by a fixed seed, so always the same rows.
+
+    Of a class of two or more images at least one is held out and one is kept; a single image is kept.
+
+    Args:
+        labels: int64 `[N]`.
+        fraction: the share to hold out, between 0 and 1.
+
+    Returns:
+        bool `[N]`.
+    """
+    random = np.random.default_rng(0)
+    chosen = np.zeros(len(labels), dtype=bool)
+    for label in np.unique(labels):
+        rows = random.permutation(np.flatnonzero(labels == label))
+        count = max(round(fraction * len(rows)), 1)
+        chosen[rows[: min(count, len(rows) - 1)]] = True
+    return chosen

@@ -17,12 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError
-from .cache import Meta, SplitMeta, images_paths, labels_path, write_meta
+from .cache import SplitMeta, images_paths, labels_path, sizes_and_times
+from .datasets import Arrays
 from .decode import decode_image, image_dimensions, resize_images
 from .listing import Blob, Listing, arrange
 from .progress import progress_bar
-from .shards import ShardedImages
-from .store import fingerprint
+from .store import ShardedImages, fingerprint
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -75,11 +75,12 @@ def survey(blobs: Iterable[Blob], measure: bool) -> Survey:
 
 
 def pack_files(
-    listing: Listing, blobs: Iterable[Blob], folder: Path, *, size: int, source: str, kind: str, progress: bool = False
-) -> Meta:
+    listing: Listing, blobs: Iterable[Blob], folder: Path, size: int, progress: bool = False
+) -> tuple[dict[str, SplitMeta], tuple[tuple[str, str], ...]]:
     """Decode every listed image into `folder`, in several threads, in whatever order the source gives them.
 
-    Files that cannot be decoded are left out and named in the result's `skipped`; that none can is a DataError.
+    Returns:
+        The splits that have an image that can be read, and sorted `(path, reason)` of everything that was skipped.
     """
     check_space(folder, sum(len(split.paths) for split in listing.splits.values()), size)
     skipped = list(listing.skipped)
@@ -96,39 +97,27 @@ def pack_files(
                     writers[split].put(row, decoded)
                 advance(1)
         skipped += [(path, refused.get(path, "is no longer there")) for path in places]
-        if not any(writer.filled.any() for writer in writers.values()):
-            first = sorted(skipped)[:1]
-            raise DataError(
-                f"none of the {len(skipped):,} images of {source} can be read",
-                saw=f"{first[0][0]}: {first[0][1]}" if first else None,
-                fix="open one in an image viewer; if it shows, save the images again as PNG or JPEG",
-            )
         splits = {
             name: writer.finish(listing.splits[name].labels) for name, writer in writers.items() if writer.filled.any()
         }
     finally:
         for writer in writers.values():
             writer.close()
-    meta = Meta(source, kind, size, listing.class_names, splits, tuple(sorted(skipped)))
-    write_meta(folder, meta)
-    return meta
+    return splits, tuple(sorted(skipped))
 
 
 def pack_arrays(
-    splits: Iterable[tuple[str, NDArray[np.uint8], NDArray[np.int64] | None, tuple[str, ...]]],
-    folder: Path,
-    *,
-    size: int,
-    source: str,
-    kind: str,
-    progress: bool = False,
-) -> Meta:
+    splits: Arrays, folder: Path, size: int, progress: bool = False
+) -> tuple[dict[str, SplitMeta], tuple[str, ...]]:
     """Write decoded splits, one after the other, resized to `size` by the rule of `decode_image`.
 
     Args:
         splits: (name, uint8 `[N, H, W, 3]` of any strides, int64 `[N]` or None, class names).
+
+    Returns:
+        The splits that were written, and the class names.
     """
-    packed: dict[str, SplitMeta] = {}
+    written: dict[str, SplitMeta] = {}
     class_names: tuple[str, ...] = ()
     for name, images, labels, names in splits:
         check_space(folder, len(images), size)
@@ -140,13 +129,11 @@ def pack_arrays(
                     for row, image in enumerate(resize_images(images[start : start + step], size), start):
                         writer.put(row, image)
                     advance(min(step, len(images) - start))
-            packed[name] = writer.finish(labels)
+            written[name] = writer.finish(labels)
         finally:
             writer.close()
         class_names = class_names or names
-    meta = Meta(source, kind, size, class_names, packed)
-    write_meta(folder, meta)
-    return meta
+    return written, class_names
 
 
 class SplitWriter:
@@ -194,14 +181,14 @@ class SplitWriter:
             labels = labels[kept]
             np.save(labels_path(self._folder, self._split), labels, allow_pickle=False)
         images = ShardedImages([np.load(path, mmap_mode="r", allow_pickle=False) for path in paths[:shards]])
-        status = [path.stat() for path in paths[:shards]]
+        sizes, times = sizes_and_times(paths[:shards])
         return SplitMeta(
             images=len(kept),
             labelled=labels is not None,
             fingerprint=fingerprint(images, labels),
             shard_images=self._per_shard,
-            bytes=tuple(each.st_size for each in status),
-            mtime_ns=tuple(each.st_mtime_ns for each in status),
+            bytes=sizes,
+            mtime_ns=times,
         )
 
     def close(self) -> None:

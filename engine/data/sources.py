@@ -1,10 +1,11 @@
-"""From what a user names (a data set, a folder, an archive) to an ImageStore, packing it the first time."""
+"""From what a user names (a data set, a folder, an archive) to an ImageStore; images are packed at the first use."""
 
 from __future__ import annotations
 
 import difflib
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,11 +13,10 @@ from ..errors import DataError, UsageError
 from . import cache
 from .archive import SUFFIXES, ArchiveSource, is_archive_path
 from .cache import DamagedError, Meta
+from .datasets import DESCRIPTIONS, NamedSource
 from .decode import MAX_SIZE, MIN_SIZE
 from .folder import FolderSource
-from .held_out import held_out_rows
-from .listing import choose_size
-from .named import DESCRIPTIONS, NamedSource
+from .listing import choose_size, held_out_rows
 from .pack import Survey, pack_arrays, pack_files, survey
 from .progress import say
 from .store import ImageStore
@@ -47,11 +47,11 @@ def load_data(source: str | Path, split: str = "train", size: int | None = None,
 
     Raises:
         UsageError: no source of that name, or an impossible size.
-        DataError: nothing there, nothing readable, no such split.
+        DataError: nothing there, nothing readable, no such split; the source changed while it was packed.
         PlatformError: the download fails, the cache cannot be written, a package is missing.
     """
-    found = open_source(source)
-    return _read(found, split, *packed(found, size, progress), progress=progress)
+    opened = open_source(source)
+    return _read(opened, split, *packed(opened, size, progress), progress=progress)
 
 
 def load_splits(source: str | Path, size: int | None = None, progress: bool = False) -> tuple[ImageStore, ImageStore]:
@@ -63,25 +63,25 @@ def load_splits(source: str | Path, size: int | None = None, progress: bool = Fa
     Raises:
         DataError: the images have no labels, or there are too few to hold any out; and all that `load_data` raises.
     """
-    found = open_source(source)
-    entry, meta = packed(found, size, progress)
+    opened = open_source(source)
+    entry, meta = packed(opened, size, progress)
     name = "all" if "all" in meta.splits else "train"
     test_name = next((split for split in ("test", "val") if split in meta.splits), None)
     for needed in (name, test_name):
         if needed in meta.splits and not meta.splits[needed].labelled:
             raise DataError(
-                f"the images of {found.name} have no labels, which this needs",
+                f"the images of {opened.name} have no labels, which this needs",
                 saw=f"split {needed}: {meta.splits[needed].images:,} images without class folders",
                 fix="put the images of each class into a folder of its own: train/CLASS/*, test/CLASS/* or CLASS/*",
             )
-    train = _read(found, name, entry, meta, progress=progress)
+    train = _read(opened, name, entry, meta, progress=progress)
     if test_name is not None:
-        return train, _read(found, test_name, entry, meta, progress=progress)
+        return train, _read(opened, test_name, entry, meta, progress=progress)
     assert train.labels is not None
     held_out = held_out_rows(train.labels, HELD_OUT_FRACTION)
     if not held_out.any():
         raise DataError(
-            f"{found.name} has too few images to hold any out for the test",
+            f"{opened.name} has too few images to hold any out for the test",
             saw=f"{len(train)} images, at most one per class",
             fix="give two images per class or more, or a test/CLASS folder",
         )
@@ -91,10 +91,58 @@ def load_splits(source: str | Path, size: int | None = None, progress: bool = Fa
 
 def pack_source(source: str | Path, size: int | None = None, progress: bool = False) -> None:
     """Pack a source if it is not packed yet, and verify every split; arguments and errors are those of `load_data`."""
-    found = open_source(source)
-    entry, meta = packed(found, size, progress)
+    opened = open_source(source)
+    entry, meta = packed(opened, size, progress)
     for split in meta.splits:
-        _read(found, split, entry, meta, progress=progress)
+        _read(opened, split, entry, meta, progress=progress)
+
+
+def overview(source: str | Path, size: int | None = None) -> dict[str, Any]:
+    """A description of a source that JSON can hold. It decodes no image and uses no network.
+
+    Args:
+        source: as for `load_data`.
+        size: which packed copy is meant; None for the one at the images' own (or chosen) size.
+
+    Returns:
+        source, kind (`named`, `folder`, `archive`), description (named ones), packed, image_size (None before packing),
+        class_names, splits {name: {images, labelled, fingerprint}} (None for a named source before packing; no
+        fingerprint before packing), skipped [[path, reason]], cache (folder) and bytes of the packed copy.
+
+    Raises:
+        UsageError, DataError: as `load_data`.
+    """
+    opened = open_source(source)
+    row: dict[str, Any] = {"source": opened.name, "kind": opened.kind, "packed": False, "image_size": None}
+    if isinstance(opened, NamedSource):
+        row["description"] = DESCRIPTIONS[opened.name]
+    content = opened.content()
+    if size is None:
+        size = cache.recall("size", {"content": content})
+    if isinstance(size, int):
+        entry = cache.entry_path(content, size)
+        try:
+            meta = cache.read_meta(entry)
+        except DamagedError:  # the next use packs it again and says so
+            meta = None
+        if meta is not None:
+            splits = {
+                name: {"images": split.images, "labelled": split.labelled, "fingerprint": split.fingerprint}
+                for name, split in meta.splits.items()
+            }
+            nbytes = sum(file.stat().st_size for file in entry.iterdir())
+            row |= {"packed": True, "image_size": meta.image_size, "class_names": list(meta.class_names)}
+            row |= {"splits": splits, "skipped": [list(pair) for pair in meta.skipped]}
+            return row | {"cache": str(entry), "bytes": nbytes}
+    if isinstance(opened, NamedSource):
+        return row | {"class_names": [], "splits": None, "skipped": []}
+    listing = survey(opened.blobs(contents=False), measure=False).listing
+    unpacked = {
+        name: {"images": len(split.paths), "labelled": split.labels is not None}
+        for name, split in listing.splits.items()
+    }
+    skipped = [list(pair) for pair in listing.skipped]
+    return row | {"class_names": list(listing.class_names), "splits": unpacked, "skipped": skipped}
 
 
 def open_source(source: str | Path) -> Source:
@@ -121,7 +169,7 @@ def open_source(source: str | Path) -> Source:
 
 
 def packed(source: Source, size: int | None, progress: bool = False) -> tuple[Path, Meta]:
-    """The cache entry of a source and its description, packed now if it is not there or its description is damaged."""
+    """The cache entry of a source and its description; packed now if it is missing or its description is damaged."""
     if size is not None and not MIN_SIZE <= size <= MAX_SIZE:
         raise UsageError("the image size is out of range", saw=size, fix=f"{MIN_SIZE} to {MAX_SIZE} pixels")
     content = source.content(progress)
@@ -150,17 +198,20 @@ def packed(source: Source, size: int | None, progress: bool = False) -> tuple[Pa
 
 
 def _own_size(source: Source, surveyed: Survey) -> int:
-    """The size of the source's images, or the one chosen for them, which is said."""
+    """The size that all images have, or the one chosen for them; a choice is said on stderr."""
     try:
         size, why = choose_size(surveyed.dimensions)
     except DataError as error:
-        raise DataError(f"{error.cause} in {source.name}", saw=error.saw or _first(surveyed), fix=error.fix) from None
+        splits = surveyed.listing.splits.values()
+        first = next((f"{len(split.paths):,} files, the first {split.paths[0]}" for split in splits), None)
+        raise DataError(f"{error.cause} in {source.name}", saw=error.saw or first, fix=error.fix) from None
     if why:
         say(f"{source.name}: {why}")
     return size
 
 
 def _pack(source: Source, content: str, size: int, surveyed: Survey | None, progress: bool) -> tuple[Path, Meta]:
+    """Pack a source into the entry of its content, whatever is there; `surveyed` is its survey if there is one."""
     entry = cache.entry_path(content, size)
     if not isinstance(source, NamedSource) and (old := cache.entry_path(source.old_content(), size)).exists():
         say(
@@ -169,21 +220,9 @@ def _pack(source: Source, content: str, size: int, surveyed: Survey | None, prog
         )
 
     def build(folder: Path) -> None:
-        nonlocal surveyed
-        if isinstance(source, NamedSource):
-            pack_arrays(source.arrays(), folder, size=size, source=source.name, kind=source.kind, progress=progress)
-            return
-        if surveyed is None:
-            surveyed = survey(source.blobs(contents=False, progress=progress), measure=False)
-        blobs = source.blobs() if surveyed.blobs is None else surveyed.blobs
-        meta = pack_files(
-            surveyed.listing, blobs, folder, size=size, source=source.name, kind=source.kind, progress=progress
-        )
-        if meta.skipped:
-            path, reason = meta.skipped[0]
-            total = len(meta.skipped) + sum(split.images for split in meta.splits.values())
-            say(f"{source.name}: {len(meta.skipped):,} of {total:,} files skipped, such as {path}: {reason}")
+        meta = _pack_into(folder, source, size, surveyed, progress)
         _check_unchanged(source, content)
+        cache.write_meta(folder, meta)
 
     cache.publish(entry, build)
     meta = cache.read_meta(entry)
@@ -191,16 +230,38 @@ def _pack(source: Source, content: str, size: int, surveyed: Survey | None, prog
     return entry, meta
 
 
+def _pack_into(folder: Path, source: Source, size: int, surveyed: Survey | None, progress: bool) -> Meta:
+    """The images of a source, written to a folder; what was skipped is said on stderr."""
+    if isinstance(source, NamedSource):
+        splits, class_names = pack_arrays(source.arrays(), folder, size, progress)
+        return Meta(source.name, source.kind, size, class_names, splits)
+    if surveyed is None:
+        surveyed = survey(source.blobs(contents=False, progress=progress), measure=False)
+    blobs = source.blobs() if surveyed.blobs is None else surveyed.blobs
+    splits, skipped = pack_files(surveyed.listing, blobs, folder, size, progress)
+    if not splits:
+        raise DataError(
+            f"none of the {len(skipped):,} images of {source.name} can be read",
+            saw=f"{skipped[0][0]}: {skipped[0][1]}" if skipped else None,
+            fix="open one in an image viewer; if it shows, save the images again as PNG or JPEG",
+        )
+    if skipped:
+        path, reason = skipped[0]
+        total = len(skipped) + sum(split.images for split in splits.values())
+        say(f"{source.name}: {len(skipped):,} of {total:,} files skipped, such as {path}: {reason}")
+    return Meta(source.name, source.kind, size, surveyed.listing.class_names, splits, skipped)
+
+
 def _check_unchanged(source: Source, content: str) -> None:
-    """Refuses what was written to between hashing and reading: its images would be kept as those of other bytes."""
+    """Refuse what was written to after it was hashed: its images would be kept as those of other bytes."""
     if replace(source).content() != content:
         raise DataError(
-            f"{source.name} was changed while it was read",
-            fix="run again once nothing writes to it any more",
+            f"{source.name} was changed while it was read", fix="run again once nothing writes to it any more"
         )
 
 
 def _read(source: Source, split: str, entry: Path, meta: Meta, *, progress: bool) -> ImageStore:
+    """A verified split; packed again if it is damaged."""
     name = "all" if split == "train" and "all" in meta.splits else split
     if name not in meta.splits:
         raise DataError(
@@ -218,9 +279,3 @@ def _read(source: Source, split: str, entry: Path, meta: Meta, *, progress: bool
 
 def _say_damaged(source: Source, error: DamagedError) -> None:
     say(f"the packed copy of {source.name} is damaged ({error}); packing it again")
-
-
-def _first(surveyed: Survey) -> str | None:
-    for split in surveyed.listing.splits.values():
-        return f"{len(split.paths):,} files, the first {split.paths[0]}"
-    return None

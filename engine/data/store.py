@@ -3,19 +3,145 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import mmap
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any, SupportsIndex
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError
-from .shards import ShardedImages
 
-Pixels = NDArray[np.uint8] | ShardedImages
+Indices = NDArray[np.integer[Any]] | NDArray[np.bool_] | Sequence[int]
 
+# Images that are read before their pages are given back: reading one byte of a file that is in the system's cache maps
+# the pages around it too, up to two megabytes of them where the system keeps it in large pieces.
+AT_ONCE = 256
 # Larger sets of images stay in their files.
 MAPPED_BYTES = 512 << 20
+
+
+class ShardedImages:
+    """uint8 images `[N, S, S, 3]` in one or more memory-mapped files; reads as a numpy array does, but always copies.
+
+    A page that was once read is counted as memory of the process for as long as it stays mapped, so that a pass over
+    20 GB would seem to take 20 GB. Here none stays mapped; the system may keep the files in its own cache all the same.
+    Threads may read at the same time.
+
+    Args:
+        shards: uint8 arrays `[n, S, S, 3]`, the first ones all of one length: memory maps as `numpy.load` makes them.
+        rows: int64 `[N]`, which images of the files these are, and in what order; None for all.
+    """
+
+    ndim = 4
+    dtype = np.dtype(np.uint8)
+
+    def __init__(self, shards: Sequence[NDArray[np.uint8]], rows: NDArray[np.int64] | None = None) -> None:
+        self._shards, self._rows = tuple(shards), rows
+        self._per_shard = len(self._shards[0])
+        if any(len(shard) != self._per_shard for shard in self._shards[:-1]):
+            raise ValueError("all shards but the last must be of one length")
+        self._pixels = [shard.view(np.ndarray) for shard in self._shards]  # which numpy indexes faster than its maps
+        self._held = sum(len(shard) for shard in self._shards)
+
+    def __len__(self) -> int:
+        return self._held if self._rows is None else len(self._rows)
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """`(N, S, S, 3)`."""
+        _, height, width, channels = self._shards[0].shape
+        return len(self), height, width, channels
+
+    @property
+    def nbytes(self) -> int:
+        """Of all images, on disk."""
+        return len(self) * int(self._shards[0][:1].nbytes)
+
+    def __getitem__(self, key: SupportsIndex | slice | Indices) -> NDArray[np.uint8]:
+        """A copy: `[S, S, 3]` for a number, `[n, S, S, 3]` for a slice, indices (negative ones too) or a mask `[N]`."""
+        if isinstance(key, slice):
+            return self.take(np.arange(*key.indices(len(self)), dtype=np.int64))
+        if isinstance(key, SupportsIndex) and not isinstance(key, np.ndarray):
+            return self.take(np.array([key], dtype=np.int64))[0]
+        wanted = np.asarray(key)
+        if wanted.dtype == bool:
+            if wanted.shape != (len(self),):
+                raise IndexError(f"a mask of {list(wanted.shape)} for {len(self)} images")
+            wanted = np.flatnonzero(wanted)
+        return self.take(wanted.astype(np.int64, copy=False))
+
+    def __iter__(self) -> Iterator[NDArray[np.uint8]]:
+        step = max(1, (4 << 20) // max(1, self._shards[0][:1].nbytes))
+        for start in range(0, len(self), step):
+            yield from self[start : start + step]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        if copy is False:
+            raise ValueError("images that lie in files are read by copying them")
+        return self[:].astype(dtype or self.dtype, copy=False)
+
+    def take(
+        self, indices: NDArray[np.int64], out: NDArray[np.uint8] | None = None, at: NDArray[np.int64] | None = None
+    ) -> NDArray[np.uint8]:
+        """The images at `indices` (int64 `[n]`) in that order, or, where `out` and `at` are given, as `out[at]`.
+
+        Args:
+            indices: which images, negative ones from the end.
+            out: uint8 `[m, S, S, 3]`, written to and returned; None for a new array.
+            at: int64 `[n]`, rows of `out`; None for 0 … n − 1.
+
+        Raises:
+            IndexError: an index is outside −N … N − 1.
+        """
+        count = len(self)
+        if indices.ndim != 1 or (len(indices) and not (-count <= indices.min() and indices.max() < count)):
+            raise IndexError(f"indices must be one-dimensional and within ±{count}")
+        rows = np.where(indices < 0, indices + count, indices)
+        rows = rows if self._rows is None else self._rows[rows]
+        if out is None:
+            out = np.empty((len(rows), *self.shape[1:]), dtype=np.uint8)
+        order = np.argsort(rows, kind="stable")  # file by file, each from its beginning to its end
+        rows, at = rows[order], order if at is None else at[order]
+        for start in range(0, len(rows), AT_ONCE):
+            self._copy(rows[start : start + AT_ONCE], out, at[start : start + AT_ONCE])
+        return out
+
+    def select(self, indices: NDArray[np.int64]) -> ShardedImages:
+        """The images at `indices` (int64 `[n]`, none negative), left where they are."""
+        return ShardedImages(self._shards, indices if self._rows is None else self._rows[indices])
+
+    def _copy(self, rows: NDArray[np.int64], out: NDArray[np.uint8], at: NDArray[np.int64]) -> None:
+        """`rows` ascend."""
+        files = np.arange(rows[0] // self._per_shard, rows[-1] // self._per_shard + 1)
+        ends = np.searchsorted(rows, (files + 1) * self._per_shard)
+        begin = 0
+        for number, end in zip(files.tolist(), ends.tolist(), strict=True):
+            if begin == end:
+                continue
+            here, into = rows[begin:end] - number * self._per_shard, at[begin:end]
+            if _in_a_row(here) and _in_a_row(into):  # read ahead by the system, and copied once
+                out[into[0] : into[-1] + 1] = self._pixels[number][here[0] : here[-1] + 1]
+            else:
+                out[into] = self._pixels[number][here]
+            _give_back(self._shards[number])
+            begin = end
+
+
+def _in_a_row(rows: NDArray[np.int64]) -> bool:
+    """Whether they are n, n + 1, n + 2, …"""
+    return bool(rows[-1] - rows[0] == len(rows) - 1 and (np.diff(rows) == 1).all())
+
+
+def _give_back(shard: NDArray[np.uint8]) -> None:
+    """Unmaps its pages; a thread that reads one meanwhile maps it again."""
+    # Windows has no such call, and trims what a process holds by itself.
+    if isinstance(shard.base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        shard.base.madvise(mmap.MADV_DONTNEED)
+
+
+Pixels = NDArray[np.uint8] | ShardedImages
 
 
 def fingerprint(images: Pixels, labels: NDArray[np.int64] | None) -> str:

@@ -1,7 +1,7 @@
 """Files made to exhaust, to hang or to mislead their reader: each is refused with an error of ours, at little cost.
 
-What other files test of the same kind: archives (`test_data_hostile_archives.py`), images (`test_data_decode.py`), the
-cache (`test_data_cache.py`), checkpoints (`test_hostile_checkpoints.py`, `test_checkpoint.py`), weights from elsewhere
+What other files test of the same kind: archives (`data/test_archive.py`), images (`data/test_decode.py`), the
+cache (`data/test_cache.py`), checkpoints (`test_hostile_checkpoints.py`, `test_checkpoint.py`), weights from elsewhere
 (`test_foreign_refused.py`), a run's own files (`test_hostile_run_files.py`, `test_hostile_results.py`), ONNX files
 (`tests/export`), markup in reports (`test_report_page.py`). Much of what is below was found by `tests/fuzz`.
 """

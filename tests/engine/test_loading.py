@@ -12,8 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from simclr_engine import loading
-from simclr_engine.data.shards import ShardedImages
-from simclr_engine.data.store import ImageStore
+from simclr_engine.data.store import ImageStore, ShardedImages
 from simclr_engine.device import Platform
 from simclr_engine.loading import Prefetched, Resident, stays_in_files
 from simclr_engine.planning import describe

@@ -8,9 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
-import tarfile
 import time
-import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,8 +21,7 @@ from simclr_engine.data import cache, load_data, load_splits, pack, sources
 from simclr_engine.data import folder as folder_module
 from simclr_engine.data.folder import FolderSource
 from simclr_engine.data.pack import SplitWriter
-from simclr_engine.data.shards import ShardedImages
-from simclr_engine.data.store import fingerprint
+from simclr_engine.data.store import ShardedImages
 from simclr_engine.errors import DataError, PlatformError
 
 FILES = class_tree(("ant", "bee"), each=6)
@@ -83,7 +80,7 @@ def test_a_packed_source_is_read_without_looking_at_its_images_again(
     assert meta["splits"]["all"]["fingerprint"] == first.fingerprint and meta["skipped"] == []
 
 
-def test_the_same_archive_elsewhere_is_the_same_entry_and_changed_bytes_are_another(
+def test_a_copied_archive_is_the_same_entry_a_changed_one_another(
     archive: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     load_data(archive)
@@ -177,7 +174,7 @@ def test_a_copy_of_a_folder_elsewhere_uses_the_packed_one(
     forbid_packing(monkeypatch)
     assert load_data(tmp_path / "copy").fingerprint == first.fingerprint
     assert len(entries(root)) == 1
-    (tmp_path / "copy/ant/0.png").rename(tmp_path / "copy/bee/99.png")  # another class
+    (tmp_path / "copy/bee").rename(tmp_path / "copy/cow")  # the same images in the same order, of another class
     with pytest.raises(AssertionError, match="packed again"):
         load_data(tmp_path / "copy")
 
@@ -262,6 +259,52 @@ def test_a_source_that_changes_while_it_is_packed_is_refused(
     assert holds(source, 50)
 
 
+def test_the_size_of_a_source_that_changes_meanwhile_is_not_remembered(
+    tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, real = bitmaps(tmp_path / "set", 0), sources.survey
+    load_data(source, size=16)
+
+    def before_a_change(*args: Any, **kwargs: Any) -> object:
+        surveyed = real(*args, **kwargs)
+        bitmaps(source, 50)
+        return surveyed
+
+    with monkeypatch.context() as patch, pytest.raises(DataError, match="was changed while it was read"):
+        patch.setattr(sources, "survey", before_a_change)
+        load_data(source)
+    assert list((root / "memory").glob("size-*")) == []
+
+
+def test_a_file_that_could_not_be_read_is_skipped_and_tried_again(
+    tmp_path: Path, settled: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, real = write_tree(tmp_path / "set", FILES), Path.open
+
+    def broken(path: Path, *args: Any, **kwargs: Any) -> Any:
+        if path.name == "3.png":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(path, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", broken)
+        store = load_data(folder)
+    assert len(store) == 10
+    assert store.skipped == tuple((f"{name}/3.png", "cannot be opened (Input/output error)") for name in ("ant", "bee"))
+    assert len(load_data(folder)) == 12
+
+
+def test_files_longer_than_one_read_are_hashed_and_packed_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folder_module, "_READ_BYTES", 100)
+    assert holds(bitmaps(tmp_path / "a", 0), 0)
+    last_row_changed = noise(0)
+    last_row_changed[0] ^= 255  # a BMP's rows are stored from the last to the first
+    (tmp_path / "a/0.bmp").write_bytes(encode(last_row_changed, "BMP"))
+    np.testing.assert_array_equal(load_data(tmp_path / "a").images[0], last_row_changed)
+
+
 def test_what_packing_did_not_write_is_never_removed(archive: Path, root: Path) -> None:
     load_data(archive)
     (entry,) = entries(root)
@@ -289,33 +332,10 @@ def test_a_folder_is_packed_again_when_a_file_is_added_removed_or_changed(tmp_pa
     assert len(prints) == 4 == len(entries(root))
 
 
-def damage_nothing_left(entry: Path) -> None:
-    shutil.rmtree(entry)
-    entry.mkdir()
-
-
-def damage_truncated_images(entry: Path) -> None:
-    os.truncate(entry / "images-all.npy", 4000)
-
-
-def damage_changed_pixel(entry: Path) -> None:
-    with (entry / "images-all.npy").open("r+b") as file:
-        file.seek(-1, os.SEEK_END)
-        value = file.read(1)[0]
-        file.seek(-1, os.SEEK_END)
-        file.write(bytes([value ^ 1]))
-
-
-def damage_labels_of_another_type(entry: Path) -> None:
-    np.save(entry / "labels-all.npy", np.zeros(12, dtype=np.float32))
-
-
-def damage_swapped_labels(entry: Path) -> None:
-    np.save(entry / "labels-all.npy", np.load(entry / "labels-all.npy")[::-1])
-
-
-def damage_missing_labels(entry: Path) -> None:
-    (entry / "labels-all.npy").unlink()
+def flip_last_pixel(entry: Path) -> None:
+    images = bytearray((entry / "images-all.npy").read_bytes())
+    images[-1] ^= 1
+    (entry / "images-all.npy").write_bytes(images)
 
 
 class Trap:
@@ -325,34 +345,32 @@ class Trap:
         return exec, ("raise SystemError('a pickle was executed')",)
 
 
-def damage_pickled_images(entry: Path) -> None:
-    np.save(entry / "images-all.npy", np.array([Trap()], dtype=object), allow_pickle=True)
+PICKLE = np.array([Trap()], dtype=object)
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "nothing left": lambda entry: [file.unlink() for file in entry.iterdir()],
+    "images cut": lambda entry: os.truncate(entry / "images-all.npy", 4000),
+    "a pixel changed": flip_last_pixel,
+    "images pickled": lambda entry: np.save(entry / "images-all.npy", PICKLE, allow_pickle=True),
+    "labels pickled": lambda entry: np.save(entry / "labels-all.npy", PICKLE, allow_pickle=True),
+    "labels of another type": lambda entry: np.save(entry / "labels-all.npy", np.zeros(12, dtype=np.float32)),
+    "labels swapped": lambda entry: np.save(entry / "labels-all.npy", np.load(entry / "labels-all.npy")[::-1]),
+    "labels missing": lambda entry: (entry / "labels-all.npy").unlink(),
+    "meta cut": lambda entry: os.truncate(entry / "meta.json", 50),
+    "meta of another shape": lambda entry: (entry / "meta.json").write_text(
+        '{"splits": [1], "skipped": 3, "class_names": 4}'
+    ),
+    "meta no text": lambda entry: (entry / "meta.json").write_bytes(b"\xff\xfe\x00"),
+}
 
 
-def damage_pickled_labels(entry: Path) -> None:
-    np.save(entry / "labels-all.npy", np.array([Trap()], dtype=object), allow_pickle=True)
-
-
-def damage_meta_cut(entry: Path) -> None:
-    os.truncate(entry / "meta.json", 50)
-
-
-def damage_meta_of_another_shape(entry: Path) -> None:
-    (entry / "meta.json").write_text('{"splits": [1], "skipped": 3, "class_names": 4}')
-
-
-def damage_meta_not_text(entry: Path) -> None:
-    (entry / "meta.json").write_bytes(b"\xff\xfe\x00")
-
-
-@pytest.mark.parametrize("damage", [value for name, value in sorted(globals().items()) if name.startswith("damage_")])
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_copy_is_detected_said_once_and_replaced(
-    archive: Path, root: Path, damage: object, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    archive: Path, root: Path, damage: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     good = load_data(archive)
     (entry,) = entries(root)
     capsys.readouterr()
-    damage(entry)
+    DAMAGES[damage](entry)
     repaired = load_data(archive)
     np.testing.assert_array_equal(repaired.images, good.images)
     np.testing.assert_array_equal(repaired.labels, good.labels)
@@ -363,7 +381,7 @@ def test_a_damaged_copy_is_detected_said_once_and_replaced(
     assert load_data(archive).fingerprint == good.fingerprint and capsys.readouterr().err == ""
 
 
-def test_large_images_are_mapped_and_checked_in_full_only_if_the_file_was_touched(
+def test_large_images_are_mapped_and_checked_if_the_file_was_touched(
     archive: Path, root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     small = load_data(archive)
@@ -377,7 +395,7 @@ def test_large_images_are_mapped_and_checked_in_full_only_if_the_file_was_touche
     (entry,) = entries(root)
     os.utime(entry / "images-all.npy", ns=(5, 5))  # copied without its time: the pixels decide
     assert load_data(archive).fingerprint == small.fingerprint and capsys.readouterr().err == ""
-    damage_changed_pixel(entry)
+    flip_last_pixel(entry)
     assert load_data(archive).fingerprint == small.fingerprint
     assert "fingerprint of split all differs" in capsys.readouterr().err
     os.truncate(entry / "images-all.npy", 2000)
@@ -444,24 +462,12 @@ def test_a_full_disk_is_said_and_leaves_nothing_behind(
         elif stage == "labels":
             patch.setattr(np, "save", full)
         else:
-            patch.setattr(pack, "write_meta", full)
+            patch.setattr(cache, "write_meta", full)
         with pytest.raises(PlatformError, match="cannot be written") as caught:
             load_data(archive)
     assert "No space left" in str(caught.value.saw) and "SIMCLR_ENGINE_CACHE" in str(caught.value.fix)
     assert entries(root) == []
     assert len(load_data(archive)) == 12
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
-def test_a_write_that_really_fails_is_an_error_and_closing_twice_is_harmless(tmp_path: Path) -> None:
-    (tmp_path / "images-x.npy").symlink_to("/dev/full")
-    writer = SplitWriter(tmp_path, "x", 4, 1024)
-    with pytest.raises(OSError, match="No space left"):
-        for row in range(4):
-            writer.put(row, np.zeros((1024, 1024, 3), dtype=np.uint8))
-        writer.finish(None)
-    writer.close()
-    writer.close()
 
 
 def test_too_little_space_is_refused_before_the_work(
@@ -522,97 +528,6 @@ def test_notes_in_the_cache_that_are_nonsense_are_found_out_again(archive: Path,
         note.write_text(json.dumps({"about": {}, "value": 48 if value == 16 else value | {"digest": "0" * 64}}))
         assert load_data(archive).fingerprint == good.fingerprint
     assert len(entries(root)) == 1
-
-
-@pytest.mark.parametrize("kept", [True, False])
-def test_a_source_too_big_to_keep_between_the_two_readings_gives_the_same(
-    archive: Path, monkeypatch: pytest.MonkeyPatch, kept: bool
-) -> None:
-    readings = []
-    real = tarfile.open
-    monkeypatch.setattr(tarfile, "open", lambda *a, **k: readings.append(1) or real(*a, **k))
-    if not kept:
-        monkeypatch.setattr(pack, "KEEP_BYTES", 1000)
-    store = load_data(archive)
-    np.testing.assert_array_equal(store.images[:2], [noise(0), noise(1)])
-    assert len(store) == 12 and len(readings) == (1 if kept else 2)
-
-
-def test_packing_never_holds_all_decoded_images(tmp_path: Path) -> None:
-    data = encode(np.full((64, 64, 3), 128, dtype=np.uint8))
-    path = tmp_path / "flat.tar"
-    path.write_bytes(tar_bytes({f"{n:04}.png": data for n in range(2500)}))
-    decoded_bytes = 2500 * 64 * 64 * 3
-    tracemalloc.start()
-    pack_only = sources.packed(sources.open_source(path), None)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert pack_only[1].splits["all"].images == 2500
-    assert peak < decoded_bytes / 2  # seen: a quarter, most of it buffers of fixed size
-
-
-def test_packing_reads_only_so_far_ahead_of_the_decoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pack, "KEEP_BYTES", 0)
-    monkeypatch.setattr(pack, "_workers", lambda: 1)
-    data = encode(noise(0, 128, 128))
-    path = tmp_path / "noise.tar"
-    path.write_bytes(tar_bytes({f"{n:04}.png": data for n in range(1500)}))
-    tracemalloc.start()
-    sources.packed(sources.open_source(path), 16)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert len(data) * 1500 > 70 << 20 and peak < 35 << 20
-
-
-def test_rows_written_in_any_order_with_gaps_are_closed_up(tmp_path: Path) -> None:
-    random = np.random.default_rng(0)
-    images = random.integers(0, 256, (300, 8, 8, 3), dtype=np.uint8)
-    written = np.sort(random.permutation(300)[:200])
-    labels = np.arange(300)
-    writer = SplitWriter(tmp_path, "x", 300, 8)
-    for row in random.permutation(written):
-        writer.put(int(row), images[row])
-    said = writer.finish(labels)
-    np.testing.assert_array_equal(np.load(tmp_path / "images-x.npy"), images[written])
-    np.testing.assert_array_equal(np.load(tmp_path / "labels-x.npy"), written)
-    assert said.images == 200 and said.bytes == ((tmp_path / "images-x.npy").stat().st_size,) == (128 + 200 * 192,)
-
-
-@pytest.mark.parametrize("shuffled", [True, False])
-@pytest.mark.parametrize("kept", [300, 257, 192, 65, 64, 1, 0])
-def test_shards_are_filled_in_any_order_and_closed_up_across_their_borders(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: int, shuffled: bool
-) -> None:
-    monkeypatch.setattr(pack, "SHARD_BYTES", 64 * 192 + 191)
-    random = np.random.default_rng(kept)
-    images = random.integers(0, 256, (300, 8, 8, 3), dtype=np.uint8)
-    written = np.sort(random.permutation(300)[:kept])
-    writer = SplitWriter(tmp_path, "x", 300, 8)
-    for row in random.permutation(written) if shuffled else written:
-        writer.put(int(row), images[row])
-    said = writer.finish(None)
-    files = cache.images_paths(tmp_path, "x", len(said.bytes))
-    assert sorted(tmp_path.iterdir()) == sorted(files) and said.shard_images == 64
-    assert [len(np.load(file)) for file in files] == said.shard_lengths() and sum(said.shard_lengths()) == kept
-    np.testing.assert_array_equal(np.concatenate([np.load(file) for file in files]), images[written])
-    cache.write_meta(tmp_path, cache.Meta("x", "folder", 8, (), {"x": said}))
-    meta = cache.read_meta(tmp_path)
-    assert meta is not None and meta.splits == {"x": said}
-    for limit in (0, 512 << 20):
-        monkeypatch.setattr(cache, "MAPPED_BYTES", limit)
-        store = cache.read_split(tmp_path, meta, "x", "x")
-        assert isinstance(store.images, ShardedImages) == (limit == 0)
-        np.testing.assert_array_equal(store.images, images[written])
-        assert store.fingerprint == fingerprint(images[written], None)
-
-
-def test_no_split_is_so_large_that_it_needs_more_open_files_than_there_may_be(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(pack, "SHARD_BYTES", 192)
-    writer = SplitWriter(tmp_path, "x", 1000, 8)
-    writer.close()
-    assert len(list(tmp_path.iterdir())) == 250  # of four images each
 
 
 @pytest.mark.parametrize(

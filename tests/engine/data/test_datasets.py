@@ -1,41 +1,21 @@
-"""Data sets known by name: bundled, drawn, or downloaded (played here by small files in torchvision's formats)."""
+"""Data sets known by name: the bundled one and the drawn one."""
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import io
-import pickle
-import socket
-import subprocess
-import sys
-import tarfile
-import urllib.error
-import urllib.request
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-from fixtures.image_files import noise, write_tree
-from simclr_engine.data import load_data, load_splits, named, source_names
-from simclr_engine.data.named import DESCRIPTIONS, NATIVE_SIZES
-from simclr_engine.errors import PlatformError
-from simclr_engine.torchvision_shim import import_torchvision
+from fixtures.image_files import noise
+from simclr_engine.data import datasets, load_data, load_splits, source_names
+from simclr_engine.data.datasets import DESCRIPTIONS, NATIVE_SIZES
 
 
 @pytest.fixture(autouse=True)
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache and a working folder of the test's own, and no network."""
-
-    def offline(*_: object, **__: object) -> None:
-        raise urllib.error.URLError("no network in this test")
-
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cache of the test's own."""
     monkeypatch.setenv("SIMCLR_ENGINE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(urllib.request, "urlopen", offline)
-    return tmp_path
 
 
 def test_every_name_has_a_description_and_a_size() -> None:
@@ -80,258 +60,15 @@ def test_glyphs_are_packed_as_they_are_drawn(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_drawn_images_are_drawn_again_when_what_draws_them_changes(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = named.NamedSource("glyphs").content()
-    assert before == named.NamedSource("glyphs").content() != named.NamedSource("digits").content()
-    real = named.metadata.version
+    digits = datasets.NamedSource("digits").content()
+    with monkeypatch.context() as patch:
+        patch.setattr(datasets.inspect, "getsource", lambda _: "other code")
+        assert datasets.NamedSource("digits").content() != digits
+    before = datasets.NamedSource("glyphs").content()
+    assert before == datasets.NamedSource("glyphs").content() != datasets.NamedSource("digits").content()
+    real = datasets.metadata.version
     for changed in ("matplotlib", "pillow"):
         monkeypatch.setattr(
-            named.metadata, "version", lambda name, changed=changed: "0" if name == changed else real(name)
+            datasets.metadata, "version", lambda name, changed=changed: "0" if name == changed else real(name)
         )
-        assert named.NamedSource("glyphs").content() != before
-
-
-def md5(data: bytes) -> str:
-    return hashlib.md5(data, usedforsecurity=False).hexdigest()
-
-
-def cifar_files(label_key: str, names_key: str) -> tuple[dict[str, bytes], np.ndarray, list[int]]:
-    """Two training batches of three images and a test batch of two, in CIFAR's format."""
-    images = np.stack([noise(seed, 32, 32) for seed in range(8)])
-    labels = [3, 1, 0, 2, 1, 3, 0, 2]
-    rows = images.transpose(0, 3, 1, 2).reshape(8, 3072)
-    files = {
-        name: pickle.dumps({"data": rows[at], label_key: labels[at]})
-        for name, at in (("one", slice(0, 3)), ("two", slice(3, 6)), ("three", slice(6, 8)))
-    }
-    files["names"] = pickle.dumps({names_key: ["ant", "bee", "cow", "dog"]})
-    return files, images, labels
-
-
-def use_small_cifar(
-    monkeypatch: pytest.MonkeyPatch, name: str = "cifar10"
-) -> tuple[dict[str, bytes], np.ndarray, list[int]]:
-    import_torchvision()
-    from torchvision import datasets
-
-    keys = ("labels", "label_names") if name == "cifar10" else ("fine_labels", "fine_label_names")
-    files, images, labels = cifar_files(*keys)
-    dataset = getattr(datasets, name.upper())
-    monkeypatch.setattr(dataset, "train_list", [[n, md5(files[n])] for n in ("one", "two")])
-    monkeypatch.setattr(dataset, "test_list", [["three", md5(files["three"])]])
-    monkeypatch.setattr(dataset, "meta", {"filename": "names", "key": keys[1], "md5": md5(files["names"])})
-    return {f"{dataset.base_folder}/{n}": data for n, data in files.items()}, images, labels
-
-
-@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
-@pytest.mark.parametrize("where", ["data", "cache/downloads/NAME"])
-def test_cifar_already_downloaded_is_found_offline(
-    place: Path, monkeypatch: pytest.MonkeyPatch, name: str, where: str
-) -> None:
-    files, images, labels = use_small_cifar(monkeypatch, name)
-    write_tree(place / where.replace("NAME", name), files)
-    train, test = load_splits(name)
-    np.testing.assert_array_equal(train.images, images[:6])
-    np.testing.assert_array_equal(test.images, images[6:])
-    assert train.labels is not None and train.labels.tolist() == labels[:6]
-    assert test.labels is not None and test.labels.tolist() == labels[6:]
-    assert train.class_names == ("ant", "bee", "cow", "dog") and train.name == name
-
-
-def test_a_packed_download_needs_neither_network_nor_torchvision_nor_the_files(
-    place: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    files, images, _ = use_small_cifar(monkeypatch)
-    write_tree(place / "data", files)
-    load_data("cifar10")
-    for path in files:
-        (place / "data" / path).unlink()
-    monkeypatch.setitem(sys.modules, "simclr_engine.data.downloads", None)
-    np.testing.assert_array_equal(load_data("cifar10").images, images[:6])
-
-
-@pytest.mark.parametrize("name", ["cifar10", "cifar100", "stl10", "svhn"])
-def test_a_failed_download_names_the_other_ways(name: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    socket_timeout = socket.getdefaulttimeout()
-    with pytest.raises(PlatformError, match=f"{name} cannot be downloaded") as caught:
-        load_data(name)
-    error = caught.value
-    assert "no network in this test" in str(error.saw) and error.exit_code == 3
-    assert "--data FOLDER" in str(error.fix) and "--data glyphs" in str(error.fix)
-    assert socket.getdefaulttimeout() == socket_timeout
-    assert capsys.readouterr().out == ""
-    assert list((place / "cache/data").iterdir()) == []
-
-
-class Response:
-    """What urlopen gives for a file."""
-
-    def __init__(self, data: bytes, url: str) -> None:
-        self._file, self.length, self.url = io.BytesIO(data), len(data), url
-
-    def read(self, n: int) -> bytes:
-        return self._file.read(n)
-
-    def __enter__(self) -> Response:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-
-def test_a_partial_download_is_noticed_by_its_checksum_and_fetched_again(
-    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    files, images, _ = use_small_cifar(monkeypatch)
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
-        for path, data in files.items():
-            member = tarfile.TarInfo(path)
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
-    whole = buffer.getvalue()
-    from torchvision import datasets
-
-    monkeypatch.setattr(datasets.CIFAR10, "tgz_md5", md5(whole))
-    served = [whole[: len(whole) // 2], whole]
-    fetched = []
-
-    def urlopen(request: Any) -> Response:
-        if "Method" not in request.headers:  # torchvision asks for redirects first, with a header "Method: HEAD"
-            fetched.append(request.full_url)
-            return Response(served[len(fetched) - 1], request.full_url)
-        return Response(b"", request.full_url)
-
-    monkeypatch.setattr(urllib.request, "urlopen", urlopen)
-    with pytest.raises(PlatformError, match="cannot be downloaded"):
-        load_data("cifar10")
-    partial = place / "cache/downloads/cifar10/cifar-10-python.tar.gz"
-    assert partial.stat().st_size == len(whole) // 2
-    np.testing.assert_array_equal(load_data("cifar10").images, images[:6])
-    assert len(fetched) == 2
-    assert len(load_data("cifar10", size=16)) == 6 and len(fetched) == 2  # complete files are not fetched again
-    captured = capsys.readouterr()
-    assert captured.out == "" and "downloading cifar10 to" in captured.err
-
-
-def test_a_damaged_downloaded_file_is_not_read(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    files, _, _ = use_small_cifar(monkeypatch)
-    files["cifar-10-batches-py/two"] = pickle.dumps({"data": np.zeros((3, 3072), dtype=np.uint8), "labels": [0, 0, 0]})
-    write_tree(place / "data", files)
-    with pytest.raises(PlatformError, match="cannot be downloaded"):
-        load_data("cifar10")
-
-
-def test_stl10_has_three_splits_channels_last_and_no_labels_where_there_are_none(
-    place: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import_torchvision()
-    from torchvision import datasets
-
-    images = np.stack([noise(seed, 96, 96) for seed in range(6)])
-
-    def binary(rows: slice) -> bytes:
-        return images[rows].transpose(0, 3, 2, 1).tobytes()  # channels, then columns, then rows
-
-    files = {
-        "train_X.bin": binary(slice(0, 2)),
-        "train_y.bin": bytes([2, 1]),
-        "unlabeled_X.bin": binary(slice(2, 5)),
-        "test_X.bin": binary(slice(5, 6)),
-        "test_y.bin": bytes([1]),
-        "class_names.txt": b"ant\nbee\n",
-    }
-    listed = [[n, md5(files[n])] for n in ("train_X.bin", "train_y.bin", "unlabeled_X.bin")]
-    monkeypatch.setattr(datasets.STL10, "train_list", listed)
-    monkeypatch.setattr(datasets.STL10, "test_list", [[n, md5(files[n])] for n in ("test_X.bin", "test_y.bin")])
-    write_tree(place / "data/stl10_binary", files)
-    train, test = load_splits("stl10")
-    np.testing.assert_array_equal(train.images, images[:2])
-    np.testing.assert_array_equal(test.images, images[5:])
-    assert train.labels is not None and train.labels.tolist() == [1, 0] and train.class_names == ("ant", "bee")
-    unlabeled = load_data("stl10", split="unlabeled")
-    np.testing.assert_array_equal(unlabeled.images, images[2:5])
-    assert unlabeled.labels is None and unlabeled.class_names == ()
-
-
-def test_svhn_is_channels_last_and_its_ten_means_zero(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from scipy.io import savemat
-
-    import_torchvision()
-    from torchvision import datasets
-
-    images = np.stack([noise(seed, 32, 32) for seed in range(5)])
-    listed = dict(datasets.SVHN.split_list)
-    for split, rows in (("train", slice(0, 3)), ("test", slice(3, 5))):
-        buffer = io.BytesIO()
-        labels = np.array([[10], [7], [1]][: rows.stop - rows.start], dtype=np.uint8)
-        savemat(buffer, {"X": images[rows].transpose(1, 2, 3, 0), "y": labels})
-        url, name, _ = listed[split]
-        listed[split] = [url, name, md5(buffer.getvalue())]
-        write_tree(place / "data", {name: buffer.getvalue()})
-    monkeypatch.setattr(datasets.SVHN, "split_list", listed)
-    train, test = load_splits("svhn")
-    np.testing.assert_array_equal(train.images, images[:3])
-    np.testing.assert_array_equal(test.images, images[3:])
-    assert train.labels is not None and train.labels.tolist() == [0, 7, 1]
-    assert train.class_names == tuple("0123456789")
-
-
-def in_process_with(place: Path, source: str, script: str) -> str:
-    """Runs `script` where `torchvision` is a package of this source; returns its output."""
-    write_tree(place / "fake", {"torchvision/__init__.py": source.encode(), "torchvision/part.py": b"loaded = True\n"})
-    code = f"import sys; sys.path.insert(0, {str(place / 'fake')!r})\n{script}"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def test_a_torchvision_without_its_operators_loads_after_their_schemas_are_declared(place: Path) -> None:
-    source = (
-        "import torch\nimport torchvision.part\n"
-        "@torch.library.register_fake('torchvision::nms')\ndef nms(dets, scores, iou_threshold):\n    return dets\n"
-        "torch.ops.torchvision.qnms\n"
-    )
-    script = (
-        "from simclr_engine.torchvision_shim import import_torchvision, is_shimmed\n"
-        "try:\n    import torchvision\n    print('no error')\nexcept RuntimeError as error:\n    print(error)\n"
-        "print(is_shimmed())\nmodule = import_torchvision()\nimport gc; gc.collect()\n"
-        "print(is_shimmed(), module.part.loaded, import_torchvision() is module)"
-    )
-    assert in_process_with(place, source, script).splitlines() == [
-        "operator torchvision::nms does not exist",
-        "False",
-        "True True True",
-    ]
-
-
-def test_a_torchvision_that_loads_is_left_alone(place: Path) -> None:
-    script = (
-        "from simclr_engine.torchvision_shim import import_torchvision, is_shimmed\n"
-        "print(import_torchvision().part.loaded, is_shimmed(), 'torch' in sys.modules)"
-    )
-    assert in_process_with(place, "import torchvision.part\n", script) == "True False False\n"
-
-
-@pytest.mark.parametrize(
-    ("source", "words"),
-    [
-        ("raise RuntimeError('built for another machine')", "does not fit"),
-        ("raise ImportError('no such library')", "cannot be imported"),
-        ("raise RuntimeError('operator torchvision::nms does not exist')", "does not fit"),  # also after the cure
-    ],
-)
-def test_a_torchvision_broken_in_another_way_is_a_platform_error(place: Path, source: str, words: str) -> None:
-    script = (
-        "from simclr_engine.errors import PlatformError\n"
-        "from simclr_engine.torchvision_shim import import_torchvision, is_shimmed\n"
-        "try:\n    import_torchvision()\nexcept PlatformError as error:\n    print(error.cause, is_shimmed())"
-    )
-    output = in_process_with(place, source, script)
-    assert words in output and output.endswith(f"{'nms' in source}\n")
-
-
-def test_the_real_torchvision_gives_networks_and_datasets_here() -> None:
-    module = import_torchvision()
-    assert sum(p.numel() for p in module.models.resnet18().parameters()) == 11_689_512
-    with contextlib.suppress(RuntimeError):
-        module.datasets.CIFAR10("nowhere", download=False)
+        assert datasets.NamedSource("glyphs").content() != before

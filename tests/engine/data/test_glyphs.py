@@ -123,7 +123,7 @@ def test_a_letter_stands_where_it_was_drawn_upright_and_not_mirrored() -> None:
     assert edge.mean() < 0.02
 
 
-def test_the_letter_is_lighter_in_half_of_the_images_and_told_from_its_background(
+def test_the_letter_stands_out_and_is_lighter_in_half_of_the_images(
     splits: Splits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[NDArray[np.float64]] = []

@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simclr_engine.data.held_out import held_out_rows
-from simclr_engine.data.listing import Listing, arrange, choose_size, is_image_path
+from simclr_engine.data.listing import Listing, arrange, choose_size, held_out_rows, is_image_path
 from simclr_engine.errors import DataError
 
 
@@ -74,7 +73,7 @@ def test_every_layout_is_read_as_documented(paths: list[str], expected: object) 
     assert listing.skipped == ()
 
 
-def test_labels_count_in_the_order_of_the_sorted_class_names_over_all_splits() -> None:
+def test_labels_count_the_sorted_class_names_of_all_splits() -> None:
     listing = arrange(["train/zebra/1.png", "train/Bee/1.png", "test/ant/1.png", "test/zebra/1.png"])
     assert listing.class_names == ("Bee", "ant", "zebra")
     assert listing.splits["train"].labels is not None and listing.splits["train"].labels.tolist() == [0, 2]

@@ -89,7 +89,7 @@ def test_a_zstd_archive_is_read_or_the_missing_package_named(tmp_path: Path) -> 
         assert caught.value.fix is not None and "pip install zstandard" in caught.value.fix
 
 
-def test_archives_written_in_another_order_and_with_dot_slash_are_the_same_data(tmp_path: Path) -> None:
+def test_the_order_of_an_archive_and_dot_slash_change_nothing(tmp_path: Path) -> None:
     backwards = {f"./{path}": TREE[path] for path in reversed(TREE)}
     (tmp_path / "images.tar").write_bytes(tar_bytes(backwards))
     check_tree(*load_splits(tmp_path / "images.tar"))
@@ -141,7 +141,7 @@ def test_a_pipe_named_like_an_image_is_reported_not_waited_for(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("kind", ["folder", "tar", "zip"])
-def test_an_unreadable_file_among_good_ones_is_skipped_reported_and_shifts_no_label(
+def test_an_unreadable_file_is_skipped_reported_and_shifts_no_label(
     tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     files = class_tree(("ant", "bee", "cow"), each=5)
@@ -309,7 +309,7 @@ def test_an_absent_split_names_those_there_are(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "nearest"), [("cifra10", "cifar10"), ("CIFAR100", "cifar100"), ("glyph", "glyphs")])
-def test_an_unknown_name_is_a_usage_error_with_the_nearest_one_and_the_list(name: str, nearest: str) -> None:
+def test_an_unknown_name_is_a_usage_error_with_the_nearest_one(name: str, nearest: str) -> None:
     with pytest.raises(UsageError, match=f"did you mean {nearest}") as caught:
         load_data(name)
     assert all(known in str(caught.value.fix) for known in source_names())
@@ -336,7 +336,7 @@ def test_a_file_that_is_no_archive_names_the_kinds(tmp_path: Path) -> None:
     assert ".tar.zst" in str(caught.value.fix)
 
 
-def test_names_win_over_folders_of_that_name_and_dot_slash_means_the_folder(
+def test_a_name_wins_over_a_folder_and_dot_slash_means_the_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -14,8 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from simclr_engine.data.shards import ShardedImages
-from simclr_engine.data.store import ImageStore
+from simclr_engine.data.store import ImageStore, ShardedImages
 
 COUNT, PER_SHARD, SIDE = 70, 16, 4
 PIXELS = np.random.default_rng(0).integers(0, 256, (COUNT, SIDE, SIDE, 3), dtype=np.uint8)
@@ -91,7 +90,7 @@ def test_shards_of_other_lengths_are_refused() -> None:
         ShardedImages([PIXELS[:3], PIXELS[3:5], PIXELS[5:]])
 
 
-def test_a_store_over_them_has_the_fingerprint_of_the_array_and_its_parts_stay_in_their_files(
+def test_a_store_over_files_has_the_fingerprint_of_the_array(
     images: ShardedImages, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     labels = np.arange(COUNT) % 3
@@ -117,15 +116,15 @@ def test_threads_read_the_same_while_pages_are_given_back(images: ShardedImages)
 WHOLE_PASS = """
 import json, resource, sys
 import numpy as np
-from simclr_engine.data import shards
-from simclr_engine.data.shards import ShardedImages
+from simclr_engine.data import store
+from simclr_engine.data.store import ShardedImages
 
 def resident() -> int:
     return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
 
 images = ShardedImages([np.load(path, mmap_mode="r") for path in sys.argv[2:]])
 if sys.argv[1] == "keep":
-    shards._give_back = lambda shard: None
+    store._give_back = lambda shard: None
 order = np.random.default_rng(0).permutation(len(images))
 images[:8]
 before, most, total = resident(), 0, 0
