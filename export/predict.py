@@ -19,14 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simclr_engine.data.sources import load_splits
+from simclr_engine.data.stream import Pictures, windows
 from simclr_engine.errors import DataError, UsageError
 from simclr_engine.run import write_atomic
 
 from .embedder import Embedder
-from .evaluator import check_class_names
+from .features import check_class_names
 from .index import EmbeddingIndex, default_index
 from .metadata import ModelMetadata
-from .pictures import Pictures, windows
 from .publishing import occupied
 
 TOP = 3
@@ -52,7 +52,7 @@ class Neighbour:
 
 
 @dataclass(frozen=True)
-class Prediction:
+class ImagePrediction:
     """What is said of one image.
 
     Attributes:
@@ -99,7 +99,7 @@ class Predicted:
         labels, confidence: of those: int64 and float32 `[n]`; empty without a probe.
     """
 
-    predictions: tuple[Prediction, ...]
+    predictions: tuple[ImagePrediction, ...]
     skipped: tuple[tuple[str, str], ...]
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
@@ -129,7 +129,7 @@ def predict_pictures(
     """
     if embedder.predict is None and not neighbours:
         raise no_probe(embedder)
-    found: list[Prediction] = []
+    found: list[ImagePrediction] = []
     skipped = [one for part in parts for one in part.refused]
     shown: list[NDArray[np.uint8]] = []
     labels: list[int] = []
@@ -145,7 +145,7 @@ def predict_pictures(
             confidence += [top[0][1] for top in tops[:room] if top]
             for path, name, top, those in zip(part.paths, part.classes, tops, near, strict=True):
                 named = tuple((embedder.class_names[i], p) for i, p in top)
-                found.append(Prediction(path, (name or None) if with_truth else None, named, those))
+                found.append(ImagePrediction(path, (name or None) if with_truth else None, named, those))
         advance(part.stop - part.start)
     if not found:
         raise DataError(

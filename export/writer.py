@@ -30,27 +30,30 @@ from simclr_engine.evaluation.features import encoder_hash, extract_features
 from simclr_engine.run import Run, write_text_atomic
 
 from . import parity as gate
-from .agreement import (
+from .graph import OPSET, Traced, check_opset, serialised, trace_encoder, with_metadata
+from .metadata import INTERPOLATION, PRECISIONS, SCHEMA, ModelMetadata, sidecar_path
+from .parity import (
+    BATCHES,
+    FP16,
+    FP32,
     Agreement,
+    Labeller,
+    Limits,
+    Parity,
     SpeedUp,
     check_agreement,
     check_speed,
-    compare,
+    compare_files,
     compared_images,
     fair_labeller,
+    labeller,
     measure_speed,
 )
-from .graph import OPSET, Traced, check_opset, trace_encoder
-from .half import halve
-from .labels import Labeller, labeller
-from .metadata import INTERPOLATION, PRECISIONS, SCHEMA, ModelMetadata, sidecar_path
-from .parity import BATCHES, FP16, FP32, Limits, Parity
+from .precision import CALIBRATION_IMAGES, check_calibration, check_fused, halve, has_vnni, quantize
 from .probe import ChosenProbe, attach_probe, choose_probe
 from .publishing import check_target, disk_errors, remove, reserved, temporary_path, write
-from .quantize import CALIBRATION_IMAGES, check_calibration, check_fused, has_vnni, quantize
 from .runtime import INPUT, LABEL, OUTPUT, PROBABILITIES, OnnxEncoder, open_session
 from .samples import Images, Samples, images_of, parity_samples
-from .sealing import serialised, with_metadata
 
 RECORD = "export.json"
 # What the tracing would import one after the other, a quarter of its time the first time.
@@ -171,7 +174,7 @@ def export_onnx(
     run = run if isinstance(run, Run) else Run.open(run)
     keep_freed_memory()  # 45 MB are held a dozen times in turn
     with reserved(target, smaller), _no_collection():
-        source = _Source.gather(run, probe, precision, data)
+        source = _Source.of(run, probe, precision, data)
         built = _build(source, opset)
         if smaller is not None:
             remove(smaller)  # it is of the file that is replaced now
@@ -228,7 +231,7 @@ class _Source:
     in_graph: bool
 
     @classmethod
-    def gather(cls, run: Run, wanted: bool | str | None, precision: str, data: str | Path | None) -> _Source:
+    def of(cls, run: Run, wanted: bool | str | None, precision: str, data: str | Path | None) -> _Source:
         """Everything that can be refused is refused here, before the slow work."""
         with ThreadPoolExecutor(1) as beside:  # verifying the images is hashing, which leaves the interpreter free
             reading = beside.submit(images_of, run, data)
@@ -367,7 +370,7 @@ def _publish_variant(
     parity = _measure(source, session, LIMITS[precision])
     gate.check(parity, traced, source.samples.images, LIMITS[precision])
     store = _compared(source, precision)
-    agreement = compare(fp32.session, session, store, fair_labeller(store, source.probe))
+    agreement = compare_files(fp32.session, session, store, fair_labeller(store, source.probe))
     check_agreement(agreement, precision)
     speed = None
     if precision == "int8":
@@ -381,7 +384,7 @@ def _publish_variant(
 
 
 def _int8(source: _Source, fp32: _Built) -> onnx.ModelProto:
-    assert source.images is not None  # `gather` saw to it
+    assert source.images is not None  # `_Source.of` saw to it
     images = np.asarray(source.images.spread(CALIBRATION_IMAGES).images)
     model = quantize(fp32.traced.model, images, reduce_range=not has_vnni())
     check_fused(fp32.traced.model, model)

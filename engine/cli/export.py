@@ -97,7 +97,7 @@ def _precision(int8: bool, fp16: bool) -> str:
 
 def _card(result: ExportResult, run: Any, show: bool) -> dict[str, Any]:
     """Measures what was written; shows it, keeps it in the run, gives it for the JSON document."""
-    from simclr_engine.export.card import make_card, show_card
+    from simclr_engine.bench.card import make_card, show_card
     from simclr_engine.export.writer import record
 
     made = make_card(result.file, run, [variant.file for variant in result.variants])
@@ -134,7 +134,7 @@ def _table(result: ExportResult) -> Table:
     """Measured figures beside their limits."""
     from rich.table import Table
 
-    from simclr_engine.export.agreement import LOSS_LIMIT, SPEED_UP
+    from simclr_engine.export.parity import LOSS_LIMIT, SPEED_UP
     from simclr_engine.export.writer import LIMITS
 
     p, limits, gated = result.parity, LIMITS[result.metadata.precision], result.metadata.precision != "int8"

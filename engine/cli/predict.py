@@ -12,7 +12,7 @@ from .options import print_json
 
 if TYPE_CHECKING:
     from simclr_engine.export.embedder import Embedder
-    from simclr_engine.export.predict import Predicted, Prediction
+    from simclr_engine.export.predict import ImagePrediction, Predicted
 
 SHOWN = 50  # rows of the table; --csv and --json have all
 SHOWN_NEIGHBOURS = 3
@@ -52,9 +52,9 @@ def command(
     """
     if bool(images) == (data is not None):
         raise UsageError("name either images or --data", saw=data or "neither", fix="one of the two")
+    from simclr_engine.data.stream import find_images
     from simclr_engine.export import predict as of
     from simclr_engine.export.embedder import open_embedder
-    from simclr_engine.export.pictures import gather
 
     from ..data.progress import progress_bar, say
 
@@ -66,7 +66,7 @@ def command(
     if data is not None:
         parts = [of.sample_test_images(embedder, data, count, seed, progress=True)]
     else:
-        parts = gather(embedder, images, progress=True)
+        parts = find_images(embedder, images, progress=True)
     total = sum(len(part) for part in parts)
     with progress_bar("predicting", total, "images", show=total > of.BATCH) as advance:
         found = of.predict_pictures(
@@ -127,7 +127,7 @@ def _columns(embedder: Embedder, found: Predicted, judged: bool) -> list[str]:
     return names + (["nearest"] if found.predictions[0].neighbours else [])
 
 
-def _row(embedder: Embedder, one: Prediction, judged: bool, found: Predicted) -> list[Any]:
+def _row(embedder: Embedder, one: ImagePrediction, judged: bool, found: Predicted) -> list[Any]:
     """Text objects, so that nothing in a name is taken for markup."""
     from rich.text import Text
 

@@ -251,13 +251,13 @@ def _decoded(
                 results.append((blob.path, error.cause))
         return results
 
-    workers = _workers()
+    threads = workers()
     waiting: deque[Future[list[tuple[str, NDArray[np.uint8] | str]]]] = deque()
-    with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
+    with ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:
         try:
             for batch in _batches(blobs, places, refused, size):
                 waiting.append(pool.submit(decode, batch))
-                if len(waiting) > 2 * workers:
+                if len(waiting) > 2 * threads:
                     yield from waiting.popleft().result()
             while waiting:
                 yield from waiting.popleft().result()
@@ -293,6 +293,7 @@ def _batches(
         yield batch
 
 
-def _workers() -> int:
+def workers() -> int:
+    """Threads that decode: the processors that this process may use, at most 8."""
     affinity = getattr(os, "sched_getaffinity", None)
     return min(8, len(affinity(0)) if affinity else os.cpu_count() or 1)

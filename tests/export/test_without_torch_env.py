@@ -33,8 +33,8 @@ ABSENT = ("torch", "torchvision", "onnx", "onnxscript", "safetensors", "tensorbo
 NEEDS_TORCH = {"simclr_engine.evaluation.classifier", "simclr_engine.evaluation.features"}
 # The rooms of the light install: of export/ only these, of the rest of engine/ likewise.
 ROOMS = ("cli", "data", "evaluation", "report")
-SINGLE = ("recipe", "errors", "timing", "run")
-EXPORT = ("card", "embed", "evaluator", "index", "metadata", "predict", "runtime", "serve", "wire")
+SINGLE = ("recipe", "errors", "timing", "run", "bench.card")
+EXPORT = ("embed", "features", "index", "metadata", "predict", "publishing", "runtime", "serve")
 
 
 def _closure(names: tuple[str, ...]) -> dict[str, Distribution]:
@@ -204,7 +204,7 @@ import sys
 import numpy as np
 from simclr_engine import OnnxEncoder
 from simclr_engine.data.store import ImageStore
-from simclr_engine.export.evaluator import onnx_features, probe_predictions
+from simclr_engine.export.features import onnx_features, probe_predictions
 images, path = np.load("images.npy"), sys.argv[1]
 store = ImageStore.from_arrays(images)
 features = OnnxEncoder(path).embed(images)
@@ -219,7 +219,7 @@ np.savez("found.npz", features=features, probabilities=probabilities, labels=lab
         np.testing.assert_allclose(found["features"], encoder.embed(images), rtol=1e-6)
         np.testing.assert_allclose(found["probabilities"], probabilities, atol=1e-6)
         assert np.array_equal(found["labels"], labels)
-    assert onnx_features.__module__ == "simclr_engine.export.evaluator"
+    assert onnx_features.__module__ == "simclr_engine.export.features"
 
 
 def test_what_needs_torch_says_so_without_a_traceback(light: Path, files: Path) -> None:

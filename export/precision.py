@@ -1,4 +1,4 @@
-"""int8: static quantization of the convolutions, calibrated on the run's own images.
+"""The smaller files: int8, by static quantization that is calibrated on the run's own images, and fp16.
 
 Activations are uint8 per tensor, weights int8 per channel and symmetric, written as QuantizeLinear/DequantizeLinear
 pairs, which onnxruntime fuses into integer convolutions when it loads the file (U8S8; its default S8S8 left 12 of 20
@@ -23,7 +23,7 @@ import numpy as np
 import onnx
 import onnxruntime
 from numpy.typing import NDArray
-from onnx import helper
+from onnx import TensorProto, helper, numpy_helper
 
 from simclr_engine.data.store import Pixels
 from simclr_engine.errors import CheckFailed, DataError
@@ -32,7 +32,8 @@ from .runtime import CPU, INPUT, available_threads, open_session
 
 CALIBRATION_IMAGES = 512
 FEWEST_IMAGES = 32
-QUANTIZED = ("Conv", "Add", "Relu", "MaxPool")
+REDUCED = ("Conv", "Add", "Relu", "MaxPool")  # what is computed in int8 or fp16
+LARGEST_FP16 = float(np.finfo(np.float16).max)
 DIGITS = 3  # of a range that are kept: the last ones depend on the machine, and the same run must give the same file
 VNNI_FLAGS = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
 
@@ -94,7 +95,7 @@ def quantize(model: onnx.ModelProto, images: NDArray[np.uint8], reduce_range: bo
             tensors_range=TensorsData(CalibrationMethod.MinMax, ranges),
             nodes_to_quantize=[],
             nodes_to_exclude=[],
-            op_types_to_quantize=list(QUANTIZED),
+            op_types_to_quantize=list(REDUCED),
             extra_options={"WeightSymmetric": True, "ActivationSymmetric": False},
         )
         quantizer.quantize_model()
@@ -134,7 +135,7 @@ def activation_ranges(model: onnx.ModelProto, images: NDArray[np.uint8]) -> dict
         for kind in ("ReduceMin", "ReduceMax"):
             node = helper.make_node(kind, [name], [f"{name}/{kind}"], f"{name}/{kind}", keepdims=0)
             measured.graph.node.append(node)
-            measured.graph.output.append(helper.make_tensor_value_info(node.output[0], onnx.TensorProto.FLOAT, []))
+            measured.graph.output.append(helper.make_tensor_value_info(node.output[0], TensorProto.FLOAT, []))
     session = open_session(measured.SerializeToString())
     lows, highs = ([f"{name}/{kind}" for name in names] for kind in ("ReduceMin", "ReduceMax"))
     low, high = np.zeros(len(names)), np.zeros(len(names))
@@ -147,7 +148,7 @@ def activation_ranges(model: onnx.ModelProto, images: NDArray[np.uint8]) -> dict
 
 def _activations(model: onnx.ModelProto) -> list[str]:
     weights = {tensor.name for tensor in model.graph.initializer}
-    nodes = [node for node in model.graph.node if node.op_type in QUANTIZED]
+    nodes = [node for node in model.graph.node if node.op_type in REDUCED]
     return list(dict.fromkeys(n for node in nodes for n in (*node.input, *node.output) if n and n not in weights))
 
 
@@ -202,3 +203,51 @@ def _as_loaded(model: onnx.ModelProto) -> onnx.ModelProto:
         options.optimized_model_filepath = str(Path(folder) / "optimized.onnx")
         onnxruntime.InferenceSession(model.SerializeToString(), options, providers=[CPU])
         return onnx.load(options.optimized_model_filepath)
+
+
+def halve(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with its convolutions, and what stands between them, in fp16.
+
+    Normalisation, pooling (a sum of many values) and probe stay in fp32, and so do the types of inputs and outputs.
+
+    Raises:
+        CheckFailed: a weight is too large for fp16.
+    """
+    halved = onnx.ModelProto()
+    halved.CopyFrom(model)
+    graph = halved.graph
+    del graph.value_info[:]  # of tensors that are now of another type
+    inside = [node for node in graph.node if node.op_type in REDUCED]
+    made = {name for node in inside for name in node.output}
+    weights = {name for node in inside for name in node.input} & {tensor.name for tensor in graph.initializer}
+    for tensor in graph.initializer:
+        if tensor.name in weights:
+            _halve_tensor(tensor)
+    nodes: list[onnx.NodeProto] = []
+    cast: set[str] = set()
+    for node in graph.node:
+        half = node.op_type in REDUCED
+        for at, name in enumerate(node.input):
+            if name in weights or (name in made) == half:
+                continue
+            other = f"{name}/{'fp16' if half else 'fp32'}"
+            if other not in cast:
+                cast.add(other)
+                to = TensorProto.FLOAT16 if half else TensorProto.FLOAT
+                nodes.append(helper.make_node("Cast", [name], [other], other, to=to))
+            node.input[at] = other
+        nodes.append(node)
+    del graph.node[:]
+    graph.node.extend(nodes)
+    return halved
+
+
+def _halve_tensor(tensor: TensorProto) -> None:
+    values = numpy_helper.to_array(tensor)
+    if values.size and float(np.abs(values).max()) > LARGEST_FP16:
+        raise CheckFailed(
+            "a weight is too large for fp16",
+            saw=f"{tensor.name}: {np.abs(values).max():.3g}, fp16 ends at {LARGEST_FP16:g}",
+            fix="export without --fp16",
+        )
+    tensor.CopyFrom(numpy_helper.from_array(values.astype(np.float16), tensor.name))
