@@ -183,12 +183,14 @@ def make_card(fp32: Path, run: Run | None, others: Sequence[Path] = (), seconds:
         length = weights.stat().st_size if weights.is_file() else None
         row = CardRow(EAGER, "fp32", None, length, rates[EAGER], accuracy=stated)
         rows.append(_with_fresh(row, TORCH_SCRIPT, run.directory, threads))
-    for one in encoders:
-        about, length = one.metadata, one.path.stat().st_size
-        row = CardRow(_name(about), about.precision, str(one.path), length, rates[_name(about)], accuracy=stated)
-        if run is not None or one is not encoders[0]:  # said once: by PyTorch, else by the first file
+    for encoder in encoders:
+        about, length = encoder.metadata, encoder.path.stat().st_size
+        row = CardRow(_name(about), about.precision, str(encoder.path), length, rates[_name(about)], accuracy=stated)
+        if run is not None or encoder is not encoders[0]:  # said once: by PyTorch, else by the first file
             row = replace(row, accuracy=None)
-        rows.append(_with_fresh(replace(row, difference=StatedDifference.of(about)), ONNX_SCRIPT, one.path, threads))
+        rows.append(
+            _with_fresh(replace(row, difference=StatedDifference.of(about)), ONNX_SCRIPT, encoder.path, threads)
+        )
     rounds = {batch: found[1] for batch, found in timed.items()}
     return Card(
         device_name(), threads, size, versions(run is not None), rounds, tuple(rows), time.perf_counter() - begin

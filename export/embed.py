@@ -33,7 +33,7 @@ from simclr_engine.errors import CheckFailed, DataError, PlatformError, UsageErr
 from simclr_engine.run import write_atomic, write_text_atomic
 
 from .embedder import Embedder, Vectors
-from .index import IndexFiles, check_replaceable, index_files, table_writer, taken, write_manifest
+from .index import IndexFiles, check_replaceable, index_files, manifest_of, table_writer, taken, write_manifest
 
 MOVE = "move it away, or choose another --out"
 
@@ -250,18 +250,17 @@ class UnfinishedIndex:
             for file in (*arrays.values(), table):
                 file.flush()
                 os.fsync(file.fileno())
-        skipped = [*(refusal for part in parts for refusal in part.refused), *self.skipped()]
-        write_manifest(
-            self.files,
+        names = tuple(dict.fromkeys(name for part in parts for name in part.class_names))
+        about = manifest_of(
+            self._at("table.csv"),
             self.embedder.identity,
-            tuple(dict.fromkeys(name for part in parts for name in part.class_names)),
+            names,
             self.kept,
             self.embedder.feature_dim,
             "images" in self._arrays,
-            more={"plan": plan, "skipped": skipped},
-            target=self._at("manifest.json"),
-            table=self._at("table.csv"),
         )
+        skipped = [*(refusal for part in parts for refusal in part.refused), *self.skipped()]
+        write_manifest(self._at("manifest.json"), about | {"plan": plan, "skipped": skipped})
 
     def publish(self) -> None:
         """Moves the files to their places and removes NAME.partial/. While the files change there is no index: the

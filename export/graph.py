@@ -8,6 +8,7 @@ import json
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any
 
 import onnx
@@ -16,13 +17,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from simclr_engine import __version__
 from simclr_engine.errors import CheckFailed, UsageError
 
 from .metadata import DIGEST, ModelMetadata, scan
 from .probe import LOGITS, ChosenProbe
 from .runtime import INPUT, OUTPUT, PROBABILITIES
 
+VERSION = version("simclr-engine")
 OPSET = 20
 LOWEST_OPSET = 18  # torch's exporter writes no lower one: asked for 17 it silently writes 18
 
@@ -208,7 +209,7 @@ def serialised(model: onnx.ModelProto) -> bytes:
     """`model` as a work of ours, still without metadata."""
     plain = onnx.ModelProto()
     plain.CopyFrom(model)
-    plain.producer_name, plain.producer_version = "simclr-engine", __version__
+    plain.producer_name, plain.producer_version = "simclr-engine", VERSION
     del plain.metadata_props[:]
     return plain.SerializeToString(deterministic=True)
 

@@ -24,7 +24,8 @@ from simclr_engine.timing import Timing, interleave
 
 from .graph import Traced, traced_values
 from .probe import ChosenProbe, saved_probes
-from .runtime import INPUT, OUTPUT, open_session
+from .runtime import INPUT, OUTPUT, batches, open_session
+from .samples import Samples
 
 BATCHES = (1, 2, 7, 64)
 # float32 through some twenty convolutions differs by about 1e-6 of the largest value between implementations.
@@ -67,7 +68,6 @@ FP32 = Limits(LIMIT, RELATIVE_LIMIT, COSINE_LIMIT, PROBABILITY_LIMIT, NODE_LIMIT
 FP16 = Limits(0.0, 3e-3, 5e-6, 1e-2, 1e-2)
 
 Embed = Callable[[NDArray[np.uint8]], Sequence[NDArray[Any]]]
-Label = Callable[[NDArray[np.float32]], NDArray[np.int64]]
 
 
 def row_cosines(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.float64]:
@@ -156,26 +156,23 @@ class Parity(Difference):
 def measure(
     reference: NDArray[np.float32],
     candidate: Embed,
-    label: Label,
-    images: NDArray[np.uint8],
-    *,
-    label_source: str,
-    image_source: str,
+    by: Labeller,
+    samples: Samples,
     probabilities: NDArray[np.float32] | None = None,
     limits: Limits = FP32,
 ) -> Parity:
-    """Runs an encoder over `images` in batches of `BATCHES` and compares it with known features.
+    """Runs an encoder over images in batches of `BATCHES` and compares it with known features.
 
     Args:
-        reference: features of `images`, float32 `[sum(BATCHES), D]`.
+        reference: features of the images, float32 `[sum(BATCHES), D]`.
         candidate: uint8 `[B, S, S, 3]` → float32 `[B, D]`; with a probe also float32 `[B, C]` and int64 `[B]`.
-        label: features `[N, D]` → int64 `[N]`.
-        images: uint8 `[sum(BATCHES), S, S, 3]`.
+        by: how features are labelled.
+        samples: the images, uint8 `[sum(BATCHES), S, S, 3]`.
         probabilities: of the probe for `reference`, float32 `[N, C]`; None without a probe.
         limits: say by what margin a label must be the most probable one.
     """
     cuts = np.cumsum((0, *BATCHES))
-    outputs = [candidate(images[a:b]) for a, b in itertools.pairwise(cuts)]
+    outputs = [candidate(samples.images[a:b]) for a, b in itertools.pairwise(cuts)]
     found, *of_probe = (np.concatenate(parts) for parts in zip(*outputs, strict=True))
     about: dict[str, Any] = {}
     if probabilities is not None:
@@ -184,10 +181,10 @@ def measure(
         about["wrong_labels"] = _wrong_labels(probabilities, given, labels, limits)
     return Parity(
         **asdict(Difference.between(reference, found)),
-        label_agreement=float((label(reference) == label(found)).mean()),
-        label_source=label_source,
-        images=len(images),
-        image_source=image_source,
+        label_agreement=float((by.label(reference) == by.label(found)).mean()),
+        label_source=by.source,
+        images=len(samples.images),
+        image_source=samples.source,
         **about,
     )
 
@@ -227,6 +224,8 @@ def first_divergence(traced: Traced, images: NDArray[np.uint8], limits: Limits =
     """Names the first node of the ONNX graph whose output is not what the torch program has under the same name.
 
     Every intermediate value is made an output, so the comparison is node by node in execution order.
+    `torch.onnx.verification` does not serve: it gives no scale beside a difference, and knows neither the probe nor the
+    smaller files.
     """
     exposed = onnx.ModelProto()
     exposed.CopyFrom(traced.model)
@@ -398,35 +397,30 @@ def fair_labeller(store: ImageStore, probe: ChosenProbe | None) -> Labeller:
 
 
 def _features(session: onnxruntime.InferenceSession, images: Pixels) -> NDArray[np.float32]:
-    size = max(1, min(64, 64 * 32**2 // images.shape[1] ** 2))
-    parts = [
-        session.run([OUTPUT], {INPUT: np.ascontiguousarray(images[i : i + size])})[0]
-        for i in range(0, len(images), size)
-    ]
-    return np.concatenate(parts)
+    return np.concatenate([session.run([OUTPUT], {INPUT: batch})[0] for batch in batches(images)])
 
 
-def check_agreement(found: Agreement, precision: str) -> None:
+def check_agreement(agreement: Agreement, precision: str) -> None:
     """The gate of accuracy.
 
     Raises:
         CheckFailed: more than a point is lost; or, without labels, the features point elsewhere.
     """
-    where = f"on {found.images} images ({found.image_source}), label by {found.label_source}"
+    where = f"on {agreement.images} images ({agreement.image_source}), label by {agreement.label_source}"
     fix = f"calibrate on more, or other, images with --data; or export without --{precision}"
-    if found.accuracy is None or found.accuracy_fp32 is None:
-        if not found.mean_cosine >= MEAN_COSINE_LIMIT:
+    if agreement.accuracy is None or agreement.accuracy_fp32 is None:
+        if not agreement.mean_cosine >= MEAN_COSINE_LIMIT:
             raise CheckFailed(
                 f"the {precision} file's features point elsewhere than those in fp32; it was not written",
-                saw=f"mean cosine {found.mean_cosine:.4f} (limit {MEAN_COSINE_LIMIT:g}) {where}",
+                saw=f"mean cosine {agreement.mean_cosine:.4f} (limit {MEAN_COSINE_LIMIT:g}) {where}",
                 fix=fix,
             )
         return
-    lost = found.accuracy_fp32 - found.accuracy
-    if not lost <= max(LOSS_LIMIT, 1 / found.images) + 1e-9:
+    lost = agreement.accuracy_fp32 - agreement.accuracy
+    if not lost <= max(LOSS_LIMIT, 1 / agreement.images) + 1e-9:
         raise CheckFailed(
             f"the {precision} file loses more than {100 * LOSS_LIMIT:g} point of accuracy; it was not written",
-            saw=f"{found.accuracy:.2%} against {found.accuracy_fp32:.2%} in fp32 {where}",
+            saw=f"{agreement.accuracy:.2%} against {agreement.accuracy_fp32:.2%} in fp32 {where}",
             fix=fix,
         )
 
@@ -435,7 +429,7 @@ def measure_speed(
     fp32: onnxruntime.InferenceSession, smaller: onnxruntime.InferenceSession, images: NDArray[np.uint8]
 ) -> SpeedUp:
     """Both files in turn on one batch: 64 images of 32 px, fewer of larger ones."""
-    batch = np.ascontiguousarray(images[: max(1, min(64, 64 * 32**2 // images.shape[1] ** 2))])
+    batch = next(batches(images))
     calls = {
         "fp32": lambda: fp32.run([OUTPUT], {INPUT: batch}),
         "smaller": lambda: smaller.run([OUTPUT], {INPUT: batch}),
@@ -444,17 +438,17 @@ def measure_speed(
     return SpeedUp(len(batch), timed["fp32"], timed["smaller"])
 
 
-def check_speed(found: SpeedUp, vnni: bool) -> None:
+def check_speed(speed: SpeedUp, vnni: bool) -> None:
     """The gate of speed.
 
     Raises:
         CheckFailed: int8 is not `SPEED_UP` times as fast as fp32; says whether the processor has what int8 needs.
     """
-    if found.ratio >= SPEED_UP:
+    if speed.ratio >= SPEED_UP:
         return
     why = "" if vnni else "; this processor has no VNNI, the instructions that make int8 fast"
     raise CheckFailed(
         "the int8 file is not faster than the fp32 one; it was not written",
-        saw=f"{found.ratio:.2f} × in batches of {found.batch} (limit {SPEED_UP:g} ×){why}",
+        saw=f"{speed.ratio:.2f} × in batches of {speed.batch} (limit {SPEED_UP:g} ×){why}",
         fix="export on a machine with VNNI, or without --int8" if not vnni else "try again on a quiet machine",
     )

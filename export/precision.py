@@ -28,7 +28,7 @@ from onnx import TensorProto, helper, numpy_helper
 from simclr_engine.data.store import Pixels
 from simclr_engine.errors import CheckFailed, DataError
 
-from .runtime import CPU, INPUT, available_threads, open_session
+from .runtime import CPU, INPUT, available_threads, batches, open_session
 
 CALIBRATION_IMAGES = 512
 FEWEST_IMAGES = 32
@@ -39,7 +39,7 @@ VNNI_FLAGS = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
 
 
 def has_vnni(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
-    """Whether the processor multiplies int8 without saturating in 16 bits; False where the system does not say."""
+    """Whether the processor multiplies int8 without saturating in 16 bits; False if the system does not say."""
     try:
         text = cpuinfo.read_text("ascii", errors="replace")
     except OSError:
@@ -49,7 +49,7 @@ def has_vnni(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
 
 
 def check_calibration(images: Pixels) -> None:
-    """Refuses to calibrate on too few images.
+    """Checks that there are enough images to calibrate on.
 
     Raises:
         DataError: fewer than `FEWEST_IMAGES`.
@@ -110,7 +110,7 @@ def quantize(model: onnx.ModelProto, images: NDArray[np.uint8], reduce_range: bo
 
 
 def _sort(graph: onnx.GraphProto) -> None:
-    """Puts every node behind those whose outputs it takes, as ONNX asks; the quantizer appends its own at the end."""
+    """Sorts the nodes by their inputs, as ONNX requires. The quantizer appends its own at the end."""
     made = {name for node in graph.node for name in node.output}
     ready: set[str] = set()
     waiting, ordered = list(graph.node), []
@@ -139,7 +139,7 @@ def activation_ranges(model: onnx.ModelProto, images: NDArray[np.uint8]) -> dict
     session = open_session(measured.SerializeToString())
     lows, highs = ([f"{name}/{kind}" for name in names] for kind in ("ReduceMin", "ReduceMax"))
     low, high = np.zeros(len(names)), np.zeros(len(names))
-    for batch in _batches(images):
+    for batch in batches(images):
         extremes = np.array(session.run([*lows, *highs], {INPUT: batch}), dtype=np.float64)
         low = np.minimum(low, extremes[: len(names)])
         high = np.maximum(high, extremes[len(names) :])
@@ -152,20 +152,13 @@ def _activations(model: onnx.ModelProto) -> list[str]:
     return list(dict.fromkeys(n for node in nodes for n in (*node.input, *node.output) if n and n not in weights))
 
 
-def _batches(images: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
-    """Of 64 images of 32 px, fewer of larger ones."""
-    size = max(1, min(64, 64 * 32**2 // images.shape[1] ** 2))
-    for start in range(0, len(images), size):
-        yield np.ascontiguousarray(images[start : start + size])
-
-
 def _rounded(value: float) -> float:
     return float(f"{value:.{DIGITS - 1}e}")
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """onnxruntime's quantizer logs advice about how it is called to the root logger."""
+    """Silences the root logger, to which onnxruntime's quantizer logs advice about how it is called."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -175,7 +168,7 @@ def _quiet() -> Iterator[None]:
 
 
 def check_fused(float_model: onnx.ModelProto, quantized: onnx.ModelProto) -> int:
-    """The number of convolutions, all of which onnxruntime computes in int8 when it loads the file.
+    """Checks that onnxruntime computes all convolutions in int8 when it loads the file; returns their number.
 
     Raises:
         CheckFailed: names those that stay in float.

@@ -109,23 +109,25 @@ def _card(result: ExportResult, run: Any, show: bool) -> dict[str, Any]:
     return document
 
 
-def _show(result: ExportResult) -> None:
+def _show(exported: ExportResult) -> None:
     """Checksum, size and parity of each file."""
     from rich.console import Console
 
     console = Console(width=110)
-    for one in (result, *result.variants):
-        said, p = one.to_json(), one.parity
-        click.echo(f"{one.file}  {one.bytes / 1e6:.1f} MB  {one.metadata.precision}  opset {one.opset}  ", nl=False)
-        click.echo(f"in {one.seconds:.1f} s\nsha256 {one.sha256}\n{said['input']} → {said['output']}")
-        if one.metadata.probe:
-            about = one.metadata.probe
+    for result in (exported, *exported.variants):
+        said, p = result.to_json(), result.parity
+        click.echo(
+            f"{result.file}  {result.bytes / 1e6:.1f} MB  {result.metadata.precision}  opset {result.opset}  ", nl=False
+        )
+        click.echo(f"in {result.seconds:.1f} s\nsha256 {result.sha256}\n{said['input']} → {said['output']}")
+        if result.metadata.probe:
+            about = result.metadata.probe
             click.echo(f"probe {about['id']}: {about['accuracy']:.2%} of {about['test_images']:,} test images")
-        console.print(_table(one))
+        console.print(_table(result))
         batches = ", ".join(str(b) for b in p.batches)
         click.echo(f"on {p.images} images ({p.image_source}) in batches of {batches}; label by {p.label_source}")
-        if one.agreement is not None:
-            a = one.agreement
+        if result.agreement is not None:
+            a = result.agreement
             click.echo(f"accuracy on {a.images} images ({a.image_source}); label by {a.label_source}")
         click.echo()
 

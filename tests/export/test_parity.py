@@ -33,7 +33,7 @@ from simclr_engine.export.parity import (
     measure,
     nearest_neighbour,
 )
-from simclr_engine.export.samples import images_of, natural_images, parity_samples
+from simclr_engine.export.samples import Samples, images_of, natural_images, parity_samples
 from simclr_engine.run import Run
 from simclr_engine.timing import Timing
 
@@ -41,6 +41,7 @@ N = sum(BATCHES)
 RNG = np.random.default_rng(0)
 FEATURES = np.abs(RNG.standard_normal((N, 8))).astype(np.float32)
 IMAGES = RNG.integers(0, 256, (N, 4, 4, 3), dtype=np.uint8)
+LARGEST = Labeller(lambda features: features.argmax(1), "largest feature")
 
 
 def _measure(candidate: NDArray[np.float32], reference: NDArray[np.float32] = FEATURES) -> Parity:
@@ -52,9 +53,7 @@ def _measure(candidate: NDArray[np.float32], reference: NDArray[np.float32] = FE
         sizes.append(len(images))
         return [np.stack([table[image.tobytes()] for image in images])]
 
-    parity = measure(
-        reference, embed, lambda f: f.argmax(1), IMAGES, label_source="largest feature", image_source="noise"
-    )
+    parity = measure(reference, embed, LARGEST, Samples(IMAGES, None, "noise"))
     assert sizes == list(BATCHES)
     return parity
 
@@ -85,9 +84,7 @@ def _measure_probe(probabilities: NDArray[np.float32], labels: NDArray[np.int64]
         rows = next(cuts)
         return [FEATURES[rows], probabilities[rows], labels[rows]]
 
-    return measure(
-        FEATURES, run, lambda f: f.argmax(1), IMAGES, label_source="", image_source="", probabilities=PROBABLE
-    )
+    return measure(FEATURES, run, LARGEST, Samples(IMAGES, None, "noise"), PROBABLE)
 
 
 def test_probabilities_have_a_limit_of_their_own() -> None:
@@ -371,9 +368,7 @@ def _measured(reference: NDArray[np.float32], given: NDArray[np.float32], labels
         return [features[rows], given[rows], labels[rows]]
 
     images = np.zeros((N, 4, 4, 3), np.uint8)
-    return measure(
-        features, run, lambda f: f.argmax(1), images, label_source="", image_source="", probabilities=reference
-    )
+    return measure(features, run, LARGEST, Samples(images, None, "noise"), reference)
 
 
 def test_a_label_that_is_second_in_the_file_s_own_probabilities_is_wrong_however_close_it_is() -> None:

@@ -17,6 +17,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from fixtures.image_files import class_tree, write_tree
 from fixtures.tiny_model import TINY, WEIGHT, MakeTiny, tiny_features, tiny_model
 from fixtures.tiny_probe import CLASSES, tiny_probabilities, tiny_probe_model, write_tiny_probe
 from simclr_engine.data.store import ImageStore
@@ -467,3 +468,22 @@ def test_the_libraries_of_cuda_are_loaded_for_cuda_alone_and_standard_output_sta
     assert OnnxEncoder(path, providers).providers == tuple(made[0])
     printed = capsys.readouterr()
     assert printed.out == "" and printed.err.count("libcublasLt") == loads
+
+
+USED = """
+import sys
+from simclr_engine import OnnxEncoder
+from simclr_engine.cli.main import cli
+OnnxEncoder("e.onnx")
+cli(["predict", "e.onnx", "photos", "--json"], standalone_mode=False)
+cli(["evaluate", "e.onnx", "--data", "photos", "--method", "probe", "--json"], standalone_mode=False)
+print(sorted({"pydantic", "jinja2", "torch", "onnx"} & set(sys.modules)), file=sys.stderr)
+"""
+
+
+def test_an_exported_file_is_used_without_pydantic_and_jinja2(tmp_path: Path) -> None:
+    write_tiny_probe(tmp_path / "e.onnx", image_size=8)
+    write_tree(tmp_path / "photos", class_tree(CLASSES, 2, "train/") | class_tree(CLASSES, 2, "test/", seed=50))
+    done = subprocess.run([sys.executable, "-c", USED], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.splitlines()[-1] == "[]"
