@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import shutil
@@ -72,16 +73,23 @@ def test_vectors_are_the_encoder_s_own_with_paths_classes_and_pictures(
     model: Path, photos: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "v.npy"
+    (photos / "gone.png").symlink_to("nothing.png")
     result = embedded(model, out, photos, pictures=True, window=5)
     index = EmbeddingIndex.load(out, encoder=OnnxEncoder(model).sha256, dim=2)
-    names = sorted(str(p.relative_to(photos)) for p in photos.rglob("*.*") if p.name not in ("broken.png", "cut.jpg"))
+    names = sorted(
+        str(p.relative_to(photos)) for p in photos.rglob("*.*") if p.name not in ("broken.png", "cut.jpg", "gone.png")
+    )
     assert index.paths == tuple(str(photos / name) for name in names)
     assert [index.class_of(i) for i in range(14)] == [Path(n).parts[0] if "/" in n else "" for n in names]
     pixels = np.stack([decode_image(photos / name, SIZE) for name in names])
     np.testing.assert_array_equal(index.images, pixels)
     np.testing.assert_allclose(np.load(out), tiny_features(pixels), rtol=1e-6, atol=1e-4)
     assert (result.images, result.embedded, result.dim) == (14, 14, 2)
-    assert [(Path(p).name, "readable" in why) for p, why in result.skipped] == [("broken.png", True), ("cut.jpg", True)]
+    reasons = {"gone.png": "cannot be opened", "broken.png": "not a readable", "cut.jpg": "not a readable"}
+    assert [Path(path).name for path, _ in result.skipped] == list(reasons)
+    assert all(reasons[Path(path).name] in why for path, why in result.skipped)
+    with out.with_name("v.csv").open(newline="") as table:
+        assert [row["row"] for row in csv.DictReader(table)] == [str(row) for row in range(14)]
 
 
 def test_a_split_takes_its_images_only(model: Path, tmp_path: Path) -> None:

@@ -32,6 +32,16 @@ def _images(count: int, size: int = 4) -> NDArray[np.uint8]:
     return np.random.default_rng(count).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
 
 
+@pytest.mark.parametrize(
+    ("count", "size", "lengths"), [(65, 32, [64, 1]), (128, 8, [64, 64]), (5, 112, [5]), (7, 224, [1] * 7)]
+)
+def test_batches_are_all_images_in_order_64_of_32_px(count: int, size: int, lengths: list[int]) -> None:
+    images = np.arange(count, dtype=np.uint8)[:, None, None, None] * np.ones((size, size, 3), np.uint8)
+    parts = list(runtime.batches(images))
+    assert [len(part) for part in parts] == lengths
+    np.testing.assert_array_equal(np.concatenate(parts), images)
+
+
 @pytest.mark.parametrize("count", [1, 2, 7, 64, 65, 200])
 @pytest.mark.parametrize("batch_size", [1, 64])
 def test_features_are_the_graph_s_for_any_count(make_tiny: MakeTiny, count: int, batch_size: int) -> None:
