@@ -59,7 +59,7 @@ class OnlineMonitor:
 
     @torch.no_grad()
     def _features(self, model: SimCLR) -> NDArray[np.float32]:
-        was_training, world = model.training, self._world
+        was_training, world, dtype = model.training, self._world, next(model.parameters()).dtype
         model.eval()
         # Batch norm that is local to each rank has running statistics of its own there; those of rank 0 are saved.
         world.broadcast_(list(model.buffers()))
@@ -68,7 +68,7 @@ class OnlineMonitor:
         chunks = [torch.empty(0, int(cast(int, model.encoder.feature_dim)))]
         for start in range(0, len(mine), CHUNK):
             images = torch.from_numpy(mine[start : start + CHUNK]).permute(0, 3, 1, 2).float() / 255
-            images = ((images - self._mean) / self._std).to(self._platform.device)
+            images = ((images - self._mean) / self._std).to(self._platform.device, dtype)
             with self._platform.autocast():
                 features = model.encoder(images.contiguous(memory_format=self._platform.memory_format))
             chunks.append(cast(torch.Tensor, features).float().cpu())

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from simclr_engine.data.stream import WINDOW, Pictures, Window, windows
 from simclr_engine.errors import CheckFailed, DataError, PlatformError, UsageError
-from simclr_engine.run import write_atomic, write_text_atomic
+from simclr_engine.files import write_atomic, write_text_atomic
 
 from .embedder import Embedder, Vectors
 from .index import IndexFiles, check_replaceable, index_files, manifest_of, table_writer, taken, write_manifest

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simclr_engine.errors import DataError, UsageError
-from simclr_engine.run import write_atomic, write_text_atomic
+from simclr_engine.files import write_atomic, write_text_atomic
 
 from .publishing import occupied
 

@@ -26,7 +26,8 @@ from simclr_engine.data.store import ImageStore
 from simclr_engine.device import keep_freed_memory
 from simclr_engine.errors import CheckFailed, DataError, EngineError, PlatformError, UsageError
 from simclr_engine.evaluation.features import encoder_hash, extract_features
-from simclr_engine.run import Run, write_text_atomic
+from simclr_engine.files import write_text_atomic
+from simclr_engine.run import Run
 
 from . import parity as gate
 from .graph import OPSET, VERSION, Traced, check_opset, serialised, trace_encoder, with_metadata

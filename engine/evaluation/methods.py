@@ -78,7 +78,7 @@ def predict_linear(encoder: Encoder, task: Task, training: Training) -> Predicti
     """The linear probe on frozen features."""
     of_train, of_test = encoder.features(task.train), encoder.features(task.test)
     probe = fit_linear(of_train[task.rows], task.labels)
-    how = f"C={probe.C:g}" + (f" chosen on {100 * HELD_OUT:.0f} % of train" if probe.chosen else "")
+    how = f"C={probe.C:g}" + (f" chosen by log-loss on {100 * HELD_OUT:.0f} % of train" if probe.chosen else "")
     probabilities = probe.predict_proba(task.of_queries(of_train, of_test), task.classes)
     return Prediction(
         protocol=f"linear probe (scikit-learn LogisticRegression, lbfgs, {how}, standardised)",

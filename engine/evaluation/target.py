@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import platform
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -16,8 +17,9 @@ from numpy.typing import NDArray
 from ..data.cache import cache_root
 from ..data.store import ImageStore
 from ..errors import PlatformError, UsageError
+from ..files import Folder
 from ..recipe import DEFAULT, Recipe, recipe_names
-from ..run import Run, write_text_atomic
+from ..run import Run
 from .feature_cache import cached_features
 from .progress import show_progress
 
@@ -74,7 +76,6 @@ class Target:
     Attributes:
         path: the run directory, the .onnx file or the file of weights.
         image_size: side in pixels of the images it takes; None for any.
-        data: what it was pretrained on, if known: the default of `--data`.
         pretrained_on: fingerprint of those images, "" if unknown.
         seconds: what the pretraining took; 0 if unknown.
         recipe: whose settings the methods that train take.
@@ -86,7 +87,6 @@ class Target:
 
     path: Path
     image_size: int | None
-    data: str | None
     pretrained_on: str
     seconds: float
     recipe: Recipe
@@ -122,7 +122,7 @@ def open_target(target: str | Path | Run | Target) -> Target:
 
 
 def _open_run(run: Run) -> Target:
-    about, recipe = run.environment.get("data", {}), run.recipe
+    recipe = run.recipe
 
     def encoder(init: str, progress: bool) -> Encoder:
         colours = recipe.augment.mean, recipe.augment.std
@@ -133,8 +133,7 @@ def _open_run(run: Run) -> Target:
     return Target(
         path=run.directory,
         image_size=run.image_size,
-        data=about.get("name"),
-        pretrained_on=str(about.get("fingerprint", "")),
+        pretrained_on=str(run.data.get("fingerprint") or ""),
         seconds=float(run.environment.get("seconds") or 0.0),
         recipe=recipe,
         run=run,
@@ -170,7 +169,6 @@ def _open_file(path: Path) -> Target:
     return Target(
         path=path,
         image_size=onnx.image_size,
-        data=None,
         pretrained_on=about.data_fingerprint,
         seconds=0.0,
         recipe=Recipe.load(about.recipe if about.recipe in recipe_names() else DEFAULT),
@@ -232,11 +230,8 @@ def _random(build: Build, sha256: str, mean: Colour, std: Colour, progress: bool
 
 def _keep(path: Path, text: str) -> None:
     """A cache that cannot be written costs time, never the evaluation."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_text_atomic(path, text + "\n")
-    except (OSError, PlatformError):
-        pass
+    with suppress(PlatformError):
+        Folder.open(path.parent, make=True).write_text(path.name, text + "\n")
 
 
 def _hash_of_run(run: Run) -> str:
@@ -286,7 +281,6 @@ def _open_weights(path: Path) -> Target:
     return Target(
         path=path,
         image_size=found.image_size,
-        data=None,
         pretrained_on="",
         seconds=0.0,
         recipe=Recipe.load(DEFAULT),

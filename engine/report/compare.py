@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
 from .. import __version__
+from ..command_line import shell_command
 from ..evaluation.comparison import METHOD_NAMES
-from ..run import write_text_atomic
+from ..files import Folder
 from . import markup
 from .comparability import notes
 from .comparison_cells import method_cell, plain, run_cells
@@ -28,8 +28,7 @@ def write_comparison(subjects: Sequence[Subject], out: Path) -> Path:
     Raises:
         PlatformError: it cannot be written.
     """
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_text_atomic(out, render_comparison(subjects, out))
+    Folder.open(out.parent, make=True).write_text(out.name, render_comparison(subjects, out))
     return out
 
 
@@ -147,5 +146,5 @@ def _reproduce(subjects: Sequence[Subject], out: Path) -> str:
     lines = []
     for subject in subjects:
         lines += [f"# {subject.name}", *commands(subject.content), ""]
-    where = " ".join(shlex.quote(str(subject.directory)) for subject in subjects)
-    return markup.card(markup.code([*lines, f"simclr-engine compare {where} --out {shlex.quote(str(out))}"]))
+    directories = [subject.directory for subject in subjects]
+    return markup.card(markup.code([*lines, shell_command("compare", *directories, "--out", out)]))

@@ -74,8 +74,8 @@ def test_the_lock_is_held_from_before_the_checkpoint_is_read_to_the_end(
     at_step(monkeypatch, 0, second)
     train(out)
     assert refused == [1]
-    real = pretraining._saved_state
-    monkeypatch.setattr(pretraining, "_saved_state", lambda *args: (second(), real(*args))[1])
+    real = pretraining.read_stopped
+    monkeypatch.setattr(pretraining, "read_stopped", lambda *args: (second(), real(*args))[1])
     train(out, resume=True)
     assert refused == [1, 1]
     with RunLock(out) as lock:
@@ -118,10 +118,9 @@ def test_overwriting_leaves_nothing_of_the_old_run_and_resuming_removes_what_was
 ) -> None:
     out = tmp_path / "run"
     interrupted(out, monkeypatch)
-    for name in ("old.txt", "report/index.html"):
-        (out / name).parent.mkdir(exist_ok=True)
+    (out / "figures").mkdir()
+    for name in ("report.html", "figures/loss.png", ".report.html.7.tmp"):
         (out / name).write_text("old")
-    (out / "link").symlink_to(undisturbed)
     train(out, overwrite=True)
     assert compare(out, undisturbed) == []
     interrupted(tmp_path / "other", monkeypatch)
@@ -213,17 +212,18 @@ def test_a_log_on_a_disk_without_space_is_named_once(
 ) -> None:
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full here")
-    opened = Path.open
+    opened = open
 
-    def open_full(self: Path, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
-        full = name in str(self) and mode.startswith("a")  # to read it would never end
-        return opened(Path("/dev/full") if full else self, mode, *args, **kwargs)
+    def open_full(path: Any, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
+        if name in str(path) and mode.startswith("a"):  # to read it would never end
+            return opened("/dev/full", mode, **kwargs | {"opener": None})
+        return opened(path, mode, *args, **kwargs)
 
     for name in ("metrics.jsonl", "tfevents"):
         out = tmp_path / f"run-{len(name)}"
         interrupted(out, monkeypatch)
         with monkeypatch.context() as patch:
-            patch.setattr(Path, "open", open_full)
+            patch.setattr(builtins, "open", open_full)
             with pytest.raises(PlatformError, match="cannot write the log") as caught:
                 train(out, resume=True)
         assert "No space left" in str(caught.value.saw) and newest_step(out) == 6
@@ -248,7 +248,8 @@ def test_a_limit_of_the_system_on_the_size_of_files_is_one_too(tmp_path: Path) -
 
 @contextmanager
 def unprivileged() -> Iterator[Path]:
-    """A folder, and no right to write anywhere else; root, whom permissions do not bind, becomes nobody for a while."""
+    """A folder, and no right to write anywhere else, nor perhaps to read: root, whom permissions do not bind, becomes
+    nobody for a while."""
     folder = Path(tempfile.mkdtemp(prefix="faults-"))
     root = os.geteuid() == 0
     try:
@@ -264,7 +265,12 @@ def unprivileged() -> Iterator[Path]:
         shutil.rmtree(folder)
 
 
-def test_a_directory_that_may_not_be_written_or_entered_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_directory_that_may_not_be_written_or_entered_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Python and the checkout may lie below a home that only root enters: a rehearsal imports what the rest needs.
+    interrupted(tmp_path / "rehearsal", monkeypatch)
+    train(tmp_path / "rehearsal", resume=True)
     with unprivileged() as folder:
         out = folder / "kept" / "run"
         interrupted(out, monkeypatch)
@@ -286,3 +292,11 @@ def test_a_directory_that_may_not_be_written_or_entered_is_named(monkeypatch: py
         with pytest.raises(PlatformError, match="cannot be reached"):
             train(out, resume=True)
         out.parent.chmod(0o700)
+
+
+def test_a_checkout_that_may_not_be_read_has_no_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    with unprivileged() as folder:
+        (folder / "checkout" / "engine").mkdir(parents=True)
+        monkeypatch.setattr(pretraining, "__file__", str(folder / "checkout" / "engine" / "pretraining.py"))
+        (folder / "checkout").chmod(0o000)
+        assert pretraining._commit() is None

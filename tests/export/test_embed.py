@@ -219,10 +219,8 @@ def killed_at(step: int) -> Iterator[list[str]]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", counted("fsync", lambda _: None))
-        patch.setattr(Path, "replace", counted("replace", Path.replace))
-        patch.setattr(Path, "unlink", counted("unlink", Path.unlink))
-        patch.setattr(Path, "mkdir", counted("mkdir", Path.mkdir))
-        patch.setattr(Path, "rmdir", counted("rmdir", Path.rmdir))
+        for name in ("replace", "unlink", "mkdir", "rmdir"):
+            patch.setattr(os, name, counted(name, getattr(os, name)))
         yield calls
 
 
@@ -493,11 +491,11 @@ def _killed_at(step: int, owner: Any, name: str) -> Iterator[list[int]]:
     calls: list[int] = []
     real = getattr(owner, name)
 
-    def call(*arguments: object) -> object:
+    def call(*arguments: object, **more: object) -> object:
         calls.append(len(calls))
         if len(calls) > step:
             raise Killed
-        return None if name == "fsync" else real(*arguments)
+        return None if name == "fsync" else real(*arguments, **more)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(owner, name, call)
@@ -517,7 +515,7 @@ def test_killed_while_one_index_replaces_another_there_is_one_of_the_two_or_none
     refused = 0
     for step in range(50):
         out = shutil.copytree(tmp_path / "old", tmp_path / f"again-{step}") / "v.npy"
-        with _killed_at(step, Path, "replace") as calls, suppress(Killed):
+        with _killed_at(step, os, "replace") as calls, suppress(Killed):
             embed_to_index(other, parts, out, overwrite=True, pictures=now, window=4)
         try:
             found = EmbeddingIndex.load(out)

@@ -57,6 +57,43 @@ def test_c_is_the_best_of_the_grid_on_a_held_out_part_of_train() -> None:
     assert max(C_GRID) > probe.C
 
 
+@pytest.mark.parametrize(("spread", "expected"), [(0.0, 0.1), (0.15, 0.1), (0.25, 0.01), (10.0, 0.001)])
+def test_c_is_the_strongest_within_one_standard_error_of_the_best(
+    spread: float, expected: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # 30 held-out images: the standard error is spread / sqrt(29), 0.028 and 0.046 where it must fall short or do.
+    deviations = spread * np.resize([-1.0, 1.0], 30)
+    losses = {0.001: 2.0, 0.01: 1.04, 0.1: 1.0, 1.0: 1.01}
+    monkeypatch.setattr(linear, "_log_losses", lambda model, *_: losses[model.C] + deviations)
+    found = fit_linear(*blobs(3, 300)).C
+    assert found == expected
+
+
+def test_the_log_loss_of_a_class_that_was_not_seen_is_that_of_the_smallest_probability() -> None:
+    features, labels = blobs(3, 90)
+    model = LogisticRegression().fit(features[labels != 1], labels[labels != 1])
+    found = linear._log_losses(model, features, labels)
+    truth = model.predict_proba(features)[np.arange(90), np.where(labels == 2, 1, 0)]
+    np.testing.assert_allclose(found[labels != 1], -np.log(truth[labels != 1]), rtol=1e-6)
+    np.testing.assert_allclose(found[labels == 1], 126 * np.log(2), rtol=1e-6)
+
+
+def test_features_that_differ_by_rounding_give_one_c() -> None:
+    # At this mixture, found by bisection, two values of C are right on as many held-out images but for one on the
+    # boundary: the choice by accuracy changes with the rounding.
+    rng = np.random.default_rng(0)
+    labels = np.arange(400) % 10
+    features = (
+        rng.normal(0, 0.4, (10, 64))[labels] + rng.normal(size=(400, 64)) + 0.4898161 * rng.normal(size=(400, 64))
+    )
+    relative = np.random.default_rng(1)
+    found = {
+        fit_linear((features * (1 + 1e-6 * relative.normal(size=features.shape))).astype(np.float32), labels).C
+        for _ in range(100)
+    }
+    assert found == {0.1}
+
+
 def test_c_stays_at_one_and_says_so_where_a_class_is_too_small_to_choose() -> None:
     features, labels = blobs(3, 12)
     probe = fit_linear(features, labels)
