@@ -150,7 +150,7 @@ print(json.dumps({{"start_up": 0.0, **memory()}}))
     assert spike.peak_bytes and spike.peak_bytes - small.peak_bytes == pytest.approx(127 << 20, rel=0.1)
 
 
-def test_the_clock_of_a_fresh_process_starts_before_its_imports_and_stops_at_the_first_features() -> None:
+def test_a_fresh_process_is_timed_from_its_imports_to_first_features() -> None:
     for script, heavy in ((subject.ONNX_SCRIPT, "OnnxEncoder"), (subject.TORCH_SCRIPT, "import torch")):
         order = [script.index(part) for part in ("begin =", "import numpy", heavy, "embed(images[:1])", "start_up =")]
         assert order == sorted(order)

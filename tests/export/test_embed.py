@@ -503,7 +503,7 @@ def _killed_at(step: int, owner: Any, name: str) -> Iterator[list[int]]:
 
 
 @pytest.mark.parametrize(("before", "now"), [(False, False), (True, True), (True, False)])
-def test_killed_while_one_index_replaces_another_there_is_one_of_the_two_or_none(
+def test_killed_while_it_replaces_another_there_is_one_of_the_two_or_none(
     embedder: Embedder, few: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: bool, now: bool
 ) -> None:
     monkeypatch.setattr(os, "fsync", lambda _: None)  # it is the disk's part, and slow

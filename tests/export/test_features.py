@@ -42,7 +42,7 @@ def test_cached_features_are_reused_and_keyed_by_file_and_data(
     assert calls == [21, 20, 20]
 
 
-def test_cached_features_do_not_hide_an_altered_file_or_images_that_do_not_fit(
+def test_cached_features_hide_no_altered_file_and_no_unfit_images(
     make_tiny: MakeTiny, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("SIMCLR_ENGINE_CACHE", str(tmp_path / "cache"))
@@ -90,7 +90,7 @@ def test_predictions_are_cached_by_file_and_data(tmp_path: Path) -> None:
     assert onnx_features(path, _labelled(20)).shape == (20, 2)
 
 
-def test_cached_predictions_do_not_hide_other_classes_an_altered_file_or_images_that_do_not_fit(
+def test_cached_predictions_hide_no_other_classes_altered_file_or_images(
     tmp_path: Path,
 ) -> None:
     path, store = write_tiny_probe(tmp_path / "probe.onnx"), _labelled(6)
@@ -148,7 +148,7 @@ def test_the_difference_to_pytorch_names_the_precision_and_its_bound() -> None:
     assert difference_to_pytorch(replace(TINY, precision="int8")).startswith("int8")
 
 
-def test_the_evaluator_scores_the_label_that_the_file_gives_and_not_one_of_its_own(tmp_path: Path) -> None:
+def test_the_label_that_is_scored_is_the_file_s_own_output(tmp_path: Path) -> None:
     model = tiny_probe_model()
     model.graph.node[-1].op_type = "ArgMin"  # a file whose label is not the most probable class
     path = write_tiny_probe(tmp_path / "probe.onnx", model)
@@ -160,7 +160,7 @@ def test_the_evaluator_scores_the_label_that_the_file_gives_and_not_one_of_its_o
         assert np.array_equal(labels, expected.argmin(1))
 
 
-def test_what_a_smaller_file_lost_is_said_in_percent_and_with_the_two_accuracies_in_their_places() -> None:
+def test_what_a_smaller_file_lost_is_said_with_both_accuracies() -> None:
     parity = {**TINY.parity, "agreement": 0.987, "images_compared": 2000, "accuracy": 0.604, "accuracy_fp32": 0.6055}
     said = difference_to_pytorch(replace(TINY, precision="int8", parity=parity))
     assert said.startswith("int8 file: features differ from PyTorch's by at most 1e-05")
@@ -179,7 +179,7 @@ def splits() -> tuple[ImageStore, ImageStore]:
 
 
 @pytest.mark.parametrize("limit", LIMITS)
-def test_a_file_pretrained_on_the_test_split_is_refused_also_for_a_part_of_it(
+def test_a_file_pretrained_on_the_test_split_is_refused_for_a_part_too(
     make_tiny: MakeTiny, splits: tuple[ImageStore, ImageStore], limit: int | None
 ) -> None:
     path = make_tiny(data_fingerprint=splits[1].fingerprint)
@@ -188,7 +188,7 @@ def test_a_file_pretrained_on_the_test_split_is_refused_also_for_a_part_of_it(
 
 
 @pytest.mark.parametrize("limit", LIMITS)
-def test_copies_of_train_in_test_are_refused_also_where_the_scored_part_has_none(
+def test_copies_of_train_in_test_are_refused_where_the_part_has_none_too(
     make_tiny: MakeTiny, splits: tuple[ImageStore, ImageStore], limit: int | None
 ) -> None:
     train, test = splits

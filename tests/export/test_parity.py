@@ -169,7 +169,7 @@ def test_bounds_are_powers_of_ten_that_hold() -> None:
     assert json.loads(json.dumps(bounds)) == bounds
 
 
-def test_made_up_images_are_the_same_every_time_and_have_the_spectrum_of_photographs() -> None:
+def test_made_up_images_never_change_and_have_the_spectrum_of_photographs() -> None:
     images = natural_images(40, 64)
     assert np.array_equal(images, natural_images(40, 64)) and images.shape == (40, 64, 64, 3)
     assert not np.array_equal(images, natural_images(40, 64, seed=1))
@@ -339,7 +339,7 @@ def _clusters(labels: list[int]) -> NDArray[np.float32]:
     return (np.eye(4)[labels] + random.uniform(0, 0.1, (len(labels), 4))).astype(np.float32)
 
 
-def test_a_probe_that_saw_some_classes_gives_their_numbers_and_not_their_places(tmp_path: Path) -> None:
+def test_a_probe_that_saw_some_classes_gives_their_numbers_not_places(tmp_path: Path) -> None:
     truth = np.array([1, 3] * 20)
     features = _clusters(truth.tolist())
     (tmp_path / "evaluation").mkdir()
@@ -349,7 +349,7 @@ def test_a_probe_that_saw_some_classes_gives_their_numbers_and_not_their_places(
     np.testing.assert_array_equal(found.label(features), truth)
 
 
-def test_an_image_whose_features_are_all_zero_changes_no_other_image_s_neighbour() -> None:
+def test_an_image_with_zero_features_changes_no_other_s_neighbour() -> None:
     truth = np.array([0, 1, 2, 3] * 5)
     features = _clusters(truth.tolist())
     dead = np.concatenate([np.zeros((1, 4), np.float32), features])
@@ -371,7 +371,7 @@ def _measured(reference: NDArray[np.float32], given: NDArray[np.float32], labels
     return measure(features, run, LARGEST, Samples(images, None, "noise"), reference)
 
 
-def test_a_label_that_is_second_in_the_file_s_own_probabilities_is_wrong_however_close_it_is() -> None:
+def test_a_label_that_is_second_in_the_file_s_probabilities_is_wrong() -> None:
     close = np.tile(np.array([0.50004, 0.49996], np.float32), (N, 1))  # within the limit of a probability
     first, second = np.zeros(N, np.int64), np.zeros(N, np.int64)
     second[[0, 70]] = 1

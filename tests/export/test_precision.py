@@ -101,7 +101,7 @@ def test_all_twenty_convolutions_of_a_resnet18_run_in_int8(shared_trace: Traced,
     assert 0.99 < Difference.between(reference, found).min_cosine < 0.999999
 
 
-def test_the_same_images_give_the_same_int8_file_on_one_thread_and_under_another_hash_seed(
+def test_the_same_images_give_the_same_int8_file_in_another_process(
     shared_trace: Traced, resnet_int8: onnx.ModelProto, tmp_path: Path
 ) -> None:
     onnx.save(shared_trace.model, tmp_path / "float.onnx")

@@ -323,7 +323,7 @@ def test_a_folder_s_classes_are_no_truth_unless_the_images_are_test_images(model
     assert {row["truth"] for row in _rows(model, "--data", varied, "--n", 12)} == set(CLASSES)
 
 
-def test_the_gallery_shows_each_image_with_its_own_class_confidence_and_truth(
+def test_the_gallery_shows_each_image_with_its_class_confidence_and_truth(
     model: Path, varied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real: Callable[..., Figure] = gallery_room.gallery_figure

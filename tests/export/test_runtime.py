@@ -431,7 +431,7 @@ def test_a_graph_that_onnxruntime_cannot_load_is_an_error_of_the_data(tmp_path: 
 
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.uint32, np.bool_])
-def test_other_whole_numbers_than_bytes_are_refused_with_the_expected_shape(
+def test_whole_numbers_other_than_bytes_are_refused_with_the_shape(
     make_tiny: MakeTiny, dtype: type[np.generic]
 ) -> None:
     with pytest.raises(DataError, match=r"expected uint8 \[N, 4, 4, 3\]") as caught:
@@ -447,7 +447,7 @@ def test_waiting_threads_spin_only_where_that_is_asked_for(make_tiny: MakeTiny) 
 
 
 @pytest.mark.parametrize(("providers", "loads"), [(("cuda", "cpu"), 1), (("cpu",), 0)])
-def test_the_libraries_of_cuda_are_loaded_for_cuda_alone_and_standard_output_stays_empty(
+def test_cuda_s_libraries_are_loaded_for_cuda_alone_and_print_nowhere(
     make_tiny: MakeTiny,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

@@ -66,7 +66,7 @@ def service(embedder: Embedder) -> Service:
     return Service(embedder, make_index(embedder))
 
 
-def test_an_answer_has_the_file_s_probabilities_and_the_nearest_of_the_index(service: Service) -> None:
+def test_an_answer_has_the_file_s_probabilities_and_the_index_s_nearest(service: Service) -> None:
     data = picture((60, 200, 60), seed=1)
     answer = service.answer(data)
     pixels = decode_image(data, SIZE)
@@ -84,7 +84,7 @@ def test_an_answer_has_the_file_s_probabilities_and_the_nearest_of_the_index(ser
     np.testing.assert_array_equal(np.stack([shown for shown, _ in answer.neighbours]), index.images[rows])
 
 
-def test_the_map_is_the_pca_of_the_index_and_places_a_vector_as_one_of_its_points(embedder: Embedder) -> None:
+def test_the_map_is_the_pca_of_the_index_and_places_a_vector_likewise(embedder: Embedder) -> None:
     vectors = np.random.default_rng(0).normal(size=(40, 6)).astype(np.float32) * [9, 5, 1, 1, 1, 1]
     index = EmbeddingIndex.build(vectors.astype(np.float32), [str(i) for i in range(40)])
     chart = EmbeddingMap.of(index)
@@ -338,7 +338,7 @@ def test_a_class_without_images_takes_no_colour_from_the_others(tmp_path: Path) 
     assert dots["rest"] == 2 and "ant" not in names.values()
 
 
-def test_of_more_classes_than_colours_the_largest_are_named_and_the_others_grey(
+def test_of_more_classes_than_colours_the_smaller_ones_are_grey(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(serve, "MAP_CLASSES", 2)

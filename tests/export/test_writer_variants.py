@@ -158,7 +158,7 @@ def test_other_images_without_labels_calibrate_too(little_run: Run, fast_int8: N
     assert result.parity.image_source == "images of photos" and "accuracy" not in result.variants[0].metadata.parity
 
 
-def test_a_name_taken_by_something_else_and_an_unknown_precision_are_refused(little_run: Run, tmp_path: Path) -> None:
+def test_a_taken_name_and_an_unknown_precision_are_refused(little_run: Run, tmp_path: Path) -> None:
     (tmp_path / "e.int8.onnx").write_bytes(b"notes")
     with pytest.raises(UsageError, match="not an intact export"):
         export_onnx(little_run, tmp_path / "e.onnx", precision="int8")
