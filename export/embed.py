@@ -19,7 +19,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -110,7 +110,7 @@ def embed_to_index(
     plan = _plan(embedder, parts, pictures, window)
     finished, begun = _finished_plan(files), _begun_plan(files)
     if not overwrite and finished == plan and begun in (None, plan):
-        _clear(files)  # what a kill between publishing and tidying up left
+        _tidy_up(files)
         advance(total)
         return _result(files, began, 0)
     if not overwrite and begun not in (None, plan):
@@ -127,6 +127,8 @@ def embed_to_index(
             if not unfinished.is_joined:
                 _fill(unfinished, parts, window, advance)
                 unfinished.join(parts, plan)
+            else:
+                advance(total)
             unfinished.publish()
     except OSError as error:
         raise PlatformError(
@@ -334,6 +336,15 @@ def _clear(files: IndexFiles, but: str = "") -> None:
             (files.partial / name).unlink()
     if not but and files.partial.exists():
         files.partial.rmdir()
+
+
+def _tidy_up(files: IndexFiles) -> None:
+    """Removes what a kill at the end of publishing left, unless another process writes there or it is not ours."""
+    with suppress(UsageError, OSError):
+        _names_in(files.partial)
+        if files.partial.exists():
+            with _locked(files.partial):
+                _clear(files)
 
 
 def _plan(embedder: Embedder, parts: Sequence[Pictures], pictures: bool, window: int) -> str:

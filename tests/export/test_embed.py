@@ -373,6 +373,21 @@ def test_what_is_no_index_of_ours_is_not_replaced_or_written_through(
     assert _tree(tmp_path / "out") == before
 
 
+def test_a_finished_index_removes_its_own_leftovers_and_nothing_else(model: Path, photos: Path, tmp_path: Path) -> None:
+    out = embedded(model, tmp_path / "v.npy", photos).out
+    left = tmp_path / "v.partial" / "window-0000000.npz"
+    left.parent.mkdir()
+    left.write_bytes(b"")
+    (left.parent / "notes.txt").write_text("mine")
+    assert embedded(model, out, photos).embedded == 0 and len(list(left.parent.iterdir())) == 2
+    (left.parent / "notes.txt").unlink()
+    fcntl = pytest.importorskip("fcntl")
+    with (left.parent / "lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)  # another process goes on there
+        assert embedded(model, out, photos).embedded == 0 and left.exists()
+    assert embedded(model, out, photos).embedded == 0 and not left.parent.exists()
+
+
 def test_overwrite_replaces_any_file_that_has_the_name_of_the_vectors(
     model: Path, photos: Path, tmp_path: Path
 ) -> None:
