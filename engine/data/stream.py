@@ -5,6 +5,7 @@ Imports no torch.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -107,9 +108,17 @@ def _open(text: str, path: Path) -> object:
 
 
 def _single(path: Path, text: str, size: int) -> Pictures:
-    status = path.stat()
-    identity = f"file {text} {status.st_size} {status.st_mtime_ns}"
-    return Pictures([text], [""], (), lambda _: decode_image(path, size), (), identity)
+    return Pictures([text], [""], (), lambda _: decode_image(path, size), (), f"file {text} {_content(path)}")
+
+
+def _content(path: Path) -> str:
+    """sha256 of a file's bytes, since size and time may be those of another; "" if it cannot be read, which is reported
+    when it is decoded."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return ""
 
 
 def _folder(folder: Path, text: str, size: int, split: str) -> Pictures:
@@ -151,8 +160,7 @@ def _array(path: Path, text: str, check: Callable[[object], None]) -> Pictures:
             "not a readable .npy array", saw=f"{text}: {error}", fix="write it with numpy.save, without objects"
         ) from error
     check(images)
-    status = path.stat()
-    identity = f"array {text} {status.st_size} {status.st_mtime_ns}"
+    identity = f"array {text} {_content(path)}"
     names = [f"{text}[{row}]" for row in range(len(images))]
     return Pictures(names, [""] * len(images), (), partial(_row, images), (), identity)
 

@@ -373,6 +373,25 @@ def test_what_is_no_index_of_ours_is_not_replaced_or_written_through(
     assert _tree(tmp_path / "out") == before
 
 
+@pytest.mark.parametrize("name", ["a.bmp", "a.npy", "a"])
+def test_other_images_of_the_same_name_size_and_time_are_noticed(model: Path, tmp_path: Path, name: str) -> None:
+    source = tmp_path / "images" / name
+    for number, seed in enumerate((1, 2)):
+        pixels = noise(seed, SIZE, SIZE)
+        written = source / "only.bmp" if name == "a" else source
+        written.parent.mkdir(parents=True, exist_ok=True)
+        if name == "a.npy":
+            np.save(written, pixels[None])
+        else:
+            written.write_bytes(encode(pixels, "BMP"))
+        os.utime(written, (1e9, 1e9))
+        if number == 0:
+            embedded(model, tmp_path / "v.npy", source)
+            assert embedded(model, tmp_path / "v.npy", source).embedded == 0
+    with pytest.raises(UsageError, match="something else"):
+        embedded(model, tmp_path / "v.npy", source)
+
+
 def test_a_finished_index_removes_its_own_leftovers_and_nothing_else(model: Path, photos: Path, tmp_path: Path) -> None:
     out = embedded(model, tmp_path / "v.npy", photos).out
     left = tmp_path / "v.partial" / "window-0000000.npz"
