@@ -22,9 +22,7 @@ import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from simclr_engine.checkpoint import encoder_metadata, load_encoder, save_weights
-from simclr_engine.errors import CheckFailed
-from simclr_engine.export.card import (
+from simclr_engine.bench.card import (
     CALLS,
     ONNX_SCRIPT,
     TORCH_SCRIPT,
@@ -35,12 +33,14 @@ from simclr_engine.export.card import (
     torch_eager,
     torch_threads,
 )
-from simclr_engine.export.card import versions as card_versions
+from simclr_engine.bench.card import versions as card_versions
+from simclr_engine.checkpoint import encoder_metadata, load_encoder, save_weights
+from simclr_engine.errors import CheckFailed
+from simclr_engine.export.graph import seal
 from simclr_engine.export.metadata import read_metadata
-from simclr_engine.export.quantize import CALIBRATION_IMAGES, check_fused, has_vnni, quantize
+from simclr_engine.export.precision import CALIBRATION_IMAGES, check_fused, has_vnni, quantize
 from simclr_engine.export.runtime import INPUT, OUTPUT, available_threads, open_session
 from simclr_engine.export.samples import natural_images
-from simclr_engine.export.sealing import seal
 from simclr_engine.export.writer import export_onnx
 from simclr_engine.model import build_encoder
 from simclr_engine.recipe import Recipe

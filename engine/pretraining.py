@@ -12,7 +12,7 @@ from threading import Event
 from typing import Any
 
 from .command_line import resume_command
-from .data.named import NamedSource
+from .data.datasets import NamedSource
 from .data.sources import load_data, open_source
 from .data.store import ImageStore
 from .device import deterministic_algorithms

@@ -16,8 +16,6 @@ from typing import IO, TYPE_CHECKING, Any, TypeGuard
 
 from .errors import DataError, PlatformError, UsageError
 from .files import Folder, is_plain_name, named_path
-from .files import write_atomic as write_atomic  # for `export`, until it imports them from there
-from .files import write_text_atomic as write_text_atomic
 from .layout import LOCK, check_removable, empty, holds_a_lock, is_free, mark, remove_torn
 
 try:

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 from simclr_engine.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from .evaluator import onnx_features as onnx_features
+    from .features import onnx_features as onnx_features
     from .runtime import OnnxEncoder as OnnxEncoder
     from .writer import ExportResult as ExportResult
     from .writer import export_onnx as export_onnx
 
-_HOMES = {"ExportResult": "writer", "OnnxEncoder": "runtime", "export_onnx": "writer", "onnx_features": "evaluator"}
+_HOMES = {"ExportResult": "writer", "OnnxEncoder": "runtime", "export_onnx": "writer", "onnx_features": "features"}
 
 __all__ = ["ExportResult", "OnnxEncoder", "export_onnx", "onnx_features"]
 

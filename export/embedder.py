@@ -10,16 +10,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from simclr_engine.errors import UsageError
-from simclr_engine.run import Run
 
 from .metadata import INTERPOLATION, ModelMetadata
 from .runtime import OnnxEncoder
+
+if TYPE_CHECKING:
+    from simclr_engine.run import Run
 
 NEITHER = "name a directory that `pretrain` wrote, or a file that `export` wrote"
 
@@ -65,6 +67,8 @@ def open_embedder(target: str | Path) -> Embedder:
     """
     path = Path(target)
     if path.is_dir():
+        from simclr_engine.run import Run
+
         return _run_embedder(Run.open(path))
     if path.suffix.lower() != ".onnx" or not path.is_file():
         cause = "this is neither a run nor an .onnx file" if path.exists() else "there is no such run or file"

@@ -1,11 +1,14 @@
-"""From the encoder to an ONNX graph: preprocessing inside, dynamic batch, no trace of where it was made."""
+"""From the encoder to an ONNX graph, preprocessing inside, dynamic batch, no trace of where it was made; and from the
+graph to the bytes of a file, with its metadata and a digest of all of it as the last fields."""
 
 from __future__ import annotations
 
 import copy
+import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any
 
 import onnx
@@ -16,9 +19,11 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from simclr_engine.errors import CheckFailed, UsageError
 
+from .metadata import DIGEST, ModelMetadata, scan
 from .probe import LOGITS, ChosenProbe
 from .runtime import INPUT, OUTPUT, PROBABILITIES
 
+VERSION = version("simclr-engine")
 OPSET = 20
 LOWEST_OPSET = 18  # torch's exporter writes no lower one: asked for 17 it silently writes 18
 
@@ -189,3 +194,41 @@ def traced_values(traced: Traced, images: Tensor) -> dict[str, NDArray[Any]]:
         values[LOGITS] = traced.probe.logits(values[OUTPUT])
         values[PROBABILITIES] = traced.probe.probabilities(values[OUTPUT])
     return values
+
+
+def seal(model: onnx.ModelProto, metadata: ModelMetadata) -> bytes:
+    """The bytes of `model` with the metadata, and with the digest of all of it as the last property.
+
+    Raises:
+        CheckFailed: it does not pass the ONNX checker.
+    """
+    return with_metadata(serialised(model), metadata)
+
+
+def serialised(model: onnx.ModelProto) -> bytes:
+    """`model` as a work of ours, still without metadata."""
+    plain = onnx.ModelProto()
+    plain.CopyFrom(model)
+    plain.producer_name, plain.producer_version = "simclr-engine", VERSION
+    del plain.metadata_props[:]
+    return plain.SerializeToString(deterministic=True)
+
+
+def with_metadata(plain: bytes, metadata: ModelMetadata) -> bytes:
+    """`seal` of a model that is serialised already: 45 MB need not be written anew, for the metadata is the last field
+    that a file of ours has, and messages of protobuf are merged by putting their bytes one after the other."""
+    content = plain + _properties(metadata.to_properties())
+    sealed = content + _properties({DIGEST: json.dumps(scan(content, without=DIGEST).digest)})
+    try:
+        onnx.checker.check_model(sealed, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        fix = "update torch and onnxscript"
+        raise CheckFailed("the exported graph is not valid ONNX", saw=str(error)[:300], fix=fix) from error
+    return sealed
+
+
+def _properties(texts: Mapping[str, str]) -> bytes:
+    """The metadata fields of a model, serialised."""
+    fields = onnx.ModelProto()
+    onnx.helper.set_model_props(fields, dict(texts))
+    return fields.SerializeToString(deterministic=True)

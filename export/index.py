@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simclr_engine.errors import DataError, UsageError
-from simclr_engine.run import write_atomic, write_text_atomic
+from simclr_engine.files import write_atomic, write_text_atomic
 
 from .publishing import occupied
 
@@ -154,7 +154,9 @@ class EmbeddingIndex:
         writer = table_writer(text)
         writer.writerows((row, path, self.class_of(row)) for row, path in enumerate(self.paths))
         write_atomic(files.table, text.getvalue().encode(errors="surrogateescape"))
-        write_manifest(files, self.encoder, self.class_names, len(self), self.dim, self.images is not None)
+        pictures = self.images is not None
+        about = manifest_of(files.table, self.encoder, self.class_names, len(self), self.dim, pictures)
+        write_manifest(files.manifest, about)
         return files.vectors
 
     @classmethod
@@ -251,11 +253,11 @@ def default_index(model: Path) -> Path:
 
 
 def check_replaceable(files: IndexFiles, overwrite: bool = False, ours: Collection[Path] = ()) -> None:
-    """Refuses to replace what no index of ours put there: each file must be the one that the manifest tells of.
+    """Checks that an index replaces only the files of an index: each must be the one that the manifest describes.
 
     Args:
         files: what will be written.
-        overwrite: NAME.npy, which the user names, may be any file; those beside it may not.
+        overwrite: allows any regular file at NAME.npy, which the user named; not at the names beside it.
         ours: files that the caller wrote itself, without a manifest yet.
 
     Raises:
@@ -273,7 +275,7 @@ def check_replaceable(files: IndexFiles, overwrite: bool = False, ours: Collecti
 
 
 def taken(cause: str, saw: Path) -> UsageError:
-    """The error for a name that something else has."""
+    """The error for a name that is taken by something else."""
     return UsageError(cause, saw=saw, fix="choose another --out, or replace it with --overwrite")
 
 
@@ -306,25 +308,13 @@ def table_writer(file: Any) -> Any:
     return writer
 
 
-def write_manifest(
-    files: IndexFiles,
-    encoder: str,
-    class_names: Sequence[str],
-    images: int,
-    dim: int,
-    pictures: bool,
-    more: Mapping[str, Any] | None = None,
-    target: Path | None = None,
-    table: Path | None = None,
-) -> None:
-    """Writes NAME.json, the last of the files; `more` is kept and not looked at. `target` and `table` for other places.
-
-    Raises:
-        PlatformError: it cannot be written.
-    """
-    with (table or files.table).open("rb") as file:
+def manifest_of(
+    table: Path, encoder: str, class_names: Sequence[str], images: int, dim: int, pictures: bool
+) -> dict[str, Any]:
+    """What NAME.json says of an index whose paths and classes are in `table`."""
+    with table.open("rb") as file:
         table_sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    about = {
+    return {
         "format": FORMAT,
         "encoder": encoder,
         "images": images,
@@ -332,9 +322,12 @@ def write_manifest(
         "pictures": pictures,
         "class_names": list(class_names),
         "table_sha256": table_sha256,
-        **(more or {}),
     }
-    write_text_atomic(target or files.manifest, json.dumps(about, indent=1) + "\n")
+
+
+def write_manifest(path: Path, about: Mapping[str, Any]) -> None:
+    """Writes NAME.json, the last of the files; PlatformError where it cannot."""
+    write_text_atomic(path, json.dumps(about, indent=1) + "\n")
 
 
 def read_manifest(files: IndexFiles) -> dict[str, Any]:

@@ -1,7 +1,12 @@
 """The metadata in `encoder.onnx`: what is written into the file, and how a file is judged before it is used.
 
 ONNX keeps metadata as text by key. Each of ours is a JSON value under `simclr_engine.FIELD`; beside them stand the
-`Image.*` keys that the ONNX specification defines for image inputs. Imports neither torch nor onnx.
+`Image.*` keys that the ONNX specification defines for image inputs.
+
+The light install has no `onnx`, and a file must be judged before onnxruntime opens it: its bytes are read with the
+standard library alone. An ONNX file is one protobuf message, so a walk over its fields is enough:
+https://protobuf.dev/programming-guides/encoding/ for the encoding,
+https://github.com/onnx/onnx/blob/main/onnx/onnx.proto for the field numbers. Imports neither torch nor onnx.
 """
 
 from __future__ import annotations
@@ -9,14 +14,12 @@ from __future__ import annotations
 import hashlib
 import json
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from simclr_engine.errors import DataError, PlatformError
-
-from .wire import MalformedError, scan
 
 SCHEMA = 2
 PRECISIONS = ("fp32", "fp16", "int8")
@@ -31,6 +34,22 @@ IMAGE_PROPERTIES = {
 }
 INTERPOLATION = "bilinear, antialiased, centre crop"  # what `data.decode.decode_image` does to images of another size
 LARGEST = 2**31 - 1  # a protobuf message cannot be larger
+VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
+IR_VERSION, GRAPH, METADATA = 1, 7, 14  # fields of ModelProto
+
+# The messages in which a tensor can hide: field number -> the kind of message it holds.
+NESTED: dict[str, dict[int, str]] = {
+    "model": {GRAPH: "graph", 20: "training", 25: "function"},
+    "training": {1: "graph", 2: "graph"},
+    "function": {7: "node", 11: "attribute"},
+    "graph": {1: "node", 5: "tensor", 15: "sparse"},
+    "node": {5: "attribute"},
+    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
+    "sparse": {1: "tensor", 2: "tensor"},
+    "tensor": {},
+}
+TENSOR_NAME, TENSOR_EXTERNAL_DATA, TENSOR_DATA_LOCATION = 8, 13, 14
+DEEPEST = 64  # levels of nesting; our own files have four
 EXPORT_AGAIN = "export it again: simclr-engine export FILE.onnx --run RUN"
 FETCH_AGAIN = "copy or download it again, or export it again from its run"
 
@@ -55,7 +74,7 @@ class ModelMetadata:
         recipe_hash: sha256 of the resolved recipe.
         parity: difference to PyTorch as bounds, each rounded up to a power of ten, so that a second export gives the
             same bytes: `max_abs`, `max_relative`, `min_cosine`; then the number of `images` and the `batches`. With a
-            probe also `max_probability`; of an int8 or fp16 file also what its gate found (see `quantize.py`).
+            probe also `max_probability`; of an int8 or fp16 file also what its gate found (see `parity.py`).
         precision: of the convolutions: `fp32`, `fp16` or `int8` (since schema 2; earlier files are fp32).
         probe: of a file with the outputs `probabilities` and `label`: `id`, `data`, `accuracy`, `train_images`,
             `test_images`, `class_names`, and `data_fingerprint` if known; empty without (since schema 2).
@@ -280,3 +299,138 @@ def _check_sidecar(path: Path, sha256: str) -> None:
             saw=f"{path}: sha256 {sha256[:16]}…, {sidecar.name} says {(stated or ['nothing'])[0][:16]}…",
             fix=FETCH_AGAIN,
         )
+
+
+class MalformedError(ValueError):
+    """The bytes are not a whole protobuf message."""
+
+
+@dataclass(frozen=True)
+class Field:
+    """One field: its number, its value (an int for a varint, else the payload), and all of its bytes with the tag."""
+
+    number: int
+    value: int | memoryview
+    raw: memoryview
+
+    @property
+    def text(self) -> str:
+        """The payload as UTF-8."""
+        if isinstance(self.value, int):
+            raise MalformedError(f"field {self.number} holds a number where text belongs")
+        try:
+            return bytes(self.value).decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise MalformedError(f"field {self.number} is not UTF-8") from error
+
+
+@dataclass(frozen=True)
+class Content:
+    """What `scan` found.
+
+    Attributes:
+        properties: the file's metadata_props, as they stand.
+        digest: sha256 (64 hex digits) of every byte of the file but those of the property `without`.
+        external: names of the tensors whose values lie in another file.
+    """
+
+    properties: dict[str, str]
+    digest: str
+    external: tuple[str, ...]
+
+
+def scan(data: bytes, without: str) -> Content:
+    """Walks the whole file once.
+
+    Args:
+        data: the file.
+        without: key of the metadata property that is left out of the digest, since it holds the digest.
+
+    Raises:
+        MalformedError: cut short, not a protobuf message, or no model with a graph.
+    """
+    properties: dict[str, str] = {}
+    digest, numbers = hashlib.sha256(), set()
+    for part in _fields(memoryview(data)):
+        numbers.add(part.number)
+        if part.number == METADATA:
+            key, value = _entry(part)
+            if key in properties:
+                raise MalformedError(f"metadata property {key!r} stands twice")
+            properties[key] = value
+            if key == without:
+                continue
+        digest.update(part.raw)
+    if IR_VERSION not in numbers or GRAPH not in numbers:
+        raise MalformedError("no ONNX model: it has no graph")
+    return Content(properties, digest.hexdigest(), tuple(_external(memoryview(data), "model", 0)))
+
+
+def _entry(field: Field) -> tuple[str, str]:
+    """Key and value of a StringStringEntryProto."""
+    texts = {1: "", 2: ""}
+    for part in _fields(_message(field)):
+        texts[part.number] = part.text
+    return texts[1], texts[2]
+
+
+def _external(message: memoryview, kind: str, depth: int) -> Iterator[str]:
+    """Names of the tensors in `message` that keep their values elsewhere."""
+    if depth > DEEPEST:
+        raise MalformedError("nested too deeply")
+    name, external = "", False
+    for part in _fields(message):
+        if kind == "tensor":
+            if part.number == TENSOR_NAME:
+                name = part.text
+            external |= part.number == TENSOR_EXTERNAL_DATA
+            external |= part.number == TENSOR_DATA_LOCATION and part.value != 0
+        elif part.number in NESTED[kind]:
+            yield from _external(_message(part), NESTED[kind][part.number], depth + 1)
+    if external:
+        yield name or "(unnamed)"
+
+
+def _message(field: Field) -> memoryview:
+    if isinstance(field.value, int):
+        raise MalformedError(f"field {field.number} holds a number where a message belongs")
+    return field.value
+
+
+def _fields(message: memoryview) -> Iterator[Field]:
+    """The fields of one message, in file order."""
+    at, end = 0, len(message)
+    while at < end:
+        start = at
+        tag, at = _varint(message, at)
+        number, wire_type = tag >> 3, tag & 7
+        if number == 0:
+            raise MalformedError(f"no protobuf field at byte {start}")
+        if wire_type == VARINT:
+            value, at = _varint(message, at)
+            yield Field(number, value, message[start:at])
+            continue
+        if wire_type == BYTES:
+            length, at = _varint(message, at)
+        elif wire_type in (FIXED32, FIXED64):
+            length = 4 if wire_type == FIXED32 else 8
+        else:
+            raise MalformedError(f"no protobuf field at byte {start}")
+        if at + length > end:
+            raise MalformedError(f"cut short: field {number} needs {at + length - end:,} bytes more")
+        yield Field(number, message[at : at + length], message[start : at + length])
+        at += length
+
+
+def _varint(message: memoryview, at: int) -> tuple[int, int]:
+    """The base-128 number at `at` and the position after it."""
+    value = 0
+    for shift in range(0, 70, 7):
+        if at >= len(message):
+            raise MalformedError("cut short inside a number")
+        byte = message[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+    raise MalformedError("a number of more than ten bytes")

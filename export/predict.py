@@ -19,14 +19,14 @@ from numpy.typing import NDArray
 
 from simclr_engine.command_line import command_here
 from simclr_engine.data.sources import load_splits
+from simclr_engine.data.stream import Pictures, windows
 from simclr_engine.errors import DataError, UsageError
-from simclr_engine.run import write_atomic
+from simclr_engine.files import write_atomic
 
 from .embedder import Embedder
-from .evaluator import check_class_names
+from .features import check_class_names
 from .index import EmbeddingIndex, default_index
 from .metadata import ModelMetadata
-from .pictures import Pictures, windows
 from .publishing import occupied
 
 TOP = 3
@@ -52,7 +52,7 @@ class Neighbour:
 
 
 @dataclass(frozen=True)
-class Prediction:
+class ImagePrediction:
     """What is said of one image.
 
     Attributes:
@@ -82,9 +82,7 @@ class Prediction:
             "top": [{"class": name, "confidence": p} for name, p in self.top],
             "truth": self.truth,
             "right": self.right,
-            "neighbours": [
-                {"row": n.row, "path": n.path, "class": n.name, "cosine": n.cosine} for n in self.neighbours
-            ],
+            "neighbours": [neighbour.to_json() for neighbour in self.neighbours],
         }
 
 
@@ -99,7 +97,7 @@ class Predicted:
         labels, confidence: of those: int64 and float32 `[n]`; empty without a probe.
     """
 
-    predictions: tuple[Prediction, ...]
+    predictions: tuple[ImagePrediction, ...]
     skipped: tuple[tuple[str, str], ...]
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
@@ -129,8 +127,8 @@ def predict_pictures(
     """
     if embedder.predict is None and not neighbours:
         raise no_probe(embedder)
-    found: list[Prediction] = []
-    skipped = [one for part in parts for one in part.refused]
+    predictions: list[ImagePrediction] = []
+    skipped = [refusal for part in parts for refusal in part.refused]
     shown: list[NDArray[np.uint8]] = []
     labels: list[int] = []
     confidence: list[float] = []
@@ -145,16 +143,16 @@ def predict_pictures(
             confidence += [top[0][1] for top in tops[:room] if top]
             for path, name, top, those in zip(part.paths, part.classes, tops, near, strict=True):
                 named = tuple((embedder.class_names[i], p) for i, p in top)
-                found.append(Prediction(path, (name or None) if with_truth else None, named, those))
+                predictions.append(ImagePrediction(path, (name or None) if with_truth else None, named, those))
         advance(part.stop - part.start)
-    if not found:
+    if not predictions:
         raise DataError(
             "none of the images can be read" if skipped else "there are no images to predict",
             saw=f"{skipped[0][0]}: {skipped[0][1]}" if skipped else "0 images",
             fix="give PNG, JPEG, WebP or BMP images",
         )
     return Predicted(
-        tuple(found),
+        tuple(predictions),
         tuple(skipped),
         np.concatenate(shown),
         np.array(labels, dtype=np.int64),
@@ -247,9 +245,9 @@ def latency(embedder: Embedder, images: NDArray[np.uint8]) -> dict[str, Any] | N
     call = embedder.predict or embedder.embed
     seconds = []
     for i in range(WARM_UP + TIMED):
-        one = images[i % len(images)][None]
+        image = images[i % len(images)][None]
         began = time.perf_counter()
-        call(one)
+        call(image)
         seconds.append(time.perf_counter() - began)
     p50, p95 = np.percentile(np.array(seconds[WARM_UP:]) * 1000, [50, 95])
     return {
@@ -305,11 +303,11 @@ def write_csv(path: Path, predicted: Predicted) -> None:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(head)
-    for one in predicted.predictions:
-        classes = [cell for name, p in one.top for cell in (name, f"{p:.6f}")]
+    for prediction in predicted.predictions:
+        classes = [cell for name, p in prediction.top for cell in (name, f"{p:.6f}")]
         classes += [""] * (2 * TOP - len(classes))
-        near = [cell for n in one.neighbours for cell in (n.path, n.name, f"{n.cosine:.6f}")]
-        writer.writerow([one.path, one.truth or "", *classes, *near])
+        near = [cell for n in prediction.neighbours for cell in (n.path, n.name, f"{n.cosine:.6f}")]
+        writer.writerow([prediction.path, prediction.truth or "", *classes, *near])
     write_atomic(path, text.getvalue().encode(errors="surrogateescape"))
 
 

@@ -1,4 +1,4 @@
-"""How a file takes its name: whole, with its checksum beside it, or not at all."""
+"""Writes an export whole, with its checksum beside it, or not at all; says what an output may replace."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from .metadata import read_model, sidecar_path
 
 
 def check_target(target: Path, overwrite: bool = False) -> Path:
-    """Refuses names that are no ONNX file's, and files that we did not write.
+    """Checks that `target` is the name of an ONNX file, and that it is free or holds an export of ours.
 
     Raises:
-        UsageError: also with `overwrite`, which is of `target` alone, where a link or a folder is in the way, or what
-            has the name of its checksum is none.
+        UsageError: it is not. `overwrite` allows any regular file at `target`; a link, a folder, or something else than
+            a checksum at the checksum's name is always refused.
     """
     if target.suffix != ".onnx" or target.is_dir():
         raise UsageError("the output must be a file name ending in .onnx", saw=target, fix="encoder.onnx")
     sidecar = sidecar_path(target)
     if occupied(sidecar) and not _is_checksum(sidecar):
         raise UsageError(
-            "the checksum would replace a file that is none", saw=sidecar, fix="remove it, or choose another name"
+            "the checksum would replace a file that is not one", saw=sidecar, fix="remove it, or choose another name"
         )
     if occupied(target) and not overwrite:
         try:
@@ -42,7 +42,7 @@ def check_target(target: Path, overwrite: bool = False) -> Path:
 
 
 def _is_checksum(path: Path) -> bool:
-    """Whether it is one line as `sha256sum` writes it: nothing is lost with it that the file beside it does not say."""
+    """Whether the file is one line in the format of `sha256sum`, which can be computed again."""
     try:
         with path.open("rb") as file:
             return re.fullmatch(rb"[0-9a-f]{64}[^\n]*\n?", file.read(4096)) is not None
@@ -54,7 +54,7 @@ def occupied(path: Path) -> bool:
     """Whether a file lies at `path`.
 
     Raises:
-        UsageError: a link, a folder or a device does: these are never replaced, and never written through.
+        UsageError: there is a link, a folder or a device. These are never replaced, and links never written through.
     """
     try:
         mode = path.lstat().st_mode
@@ -69,7 +69,7 @@ def occupied(path: Path) -> bool:
 
 
 def write(path: Path, data: bytes) -> None:
-    """Writes a temporary file anew, not through a link, and waits for the disk, so that a full one is told here."""
+    """Writes a new file, never through a link, and waits for the disk, so that a full disk is reported here."""
     path.unlink(missing_ok=True)
     with path.open("xb") as output:
         output.write(data)
@@ -83,8 +83,8 @@ def temporary_path(target: Path) -> Path:
 
 @contextmanager
 def reserved(*targets: Path | None) -> Iterator[None]:
-    """An empty file beside each target, made before any work is done, so that a folder that cannot be written is told
-    at once; taken away in the end."""
+    """Creates an empty file beside each target before any work is done, so that a folder that cannot be written is
+    reported at once. Removes them at the end."""
     temporaries = [temporary_path(target) for target in targets if target is not None]
     try:
         for temporary, target in zip(temporaries, targets, strict=False):
@@ -98,7 +98,7 @@ def reserved(*targets: Path | None) -> Iterator[None]:
 
 
 def remove(file: Path) -> None:
-    """A file and its checksum, where they are; a folder that cannot be written has none of ours."""
+    """Removes a file and its checksum if they exist. A folder that cannot be written holds none of ours."""
     for path in (file, sidecar_path(file)):
         with suppress(OSError):
             path.unlink(missing_ok=True)
@@ -106,7 +106,7 @@ def remove(file: Path) -> None:
 
 @contextmanager
 def disk_errors(target: Path) -> Iterator[None]:
-    """Failures of the file system as what they mean for an export."""
+    """Turns failures of the file system into errors that say what they mean for an export."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""The images that an export is checked and calibrated on: the run's own where they are at hand, else made up."""
+"""The images that an export is checked and calibrated on: the run's own if the cache has them, else noise."""
 
 from __future__ import annotations
 
@@ -40,27 +40,28 @@ class Images:
     test: ImageStore | None
     source: str
 
-    def spread(self, count: int) -> ImageStore:
+    def evenly(self, count: int) -> ImageStore:
         """`count` of the training images, evenly spread over all classes; all of them where there are fewer."""
-        return replace(self.train.subset(spread(len(self.train), min(count, len(self.train)))), split="training images")
+        return replace(
+            self.train.subset(even_rows(len(self.train), min(count, len(self.train)))), split="training images"
+        )
 
     def held_out(self, count: int, calibrated: int) -> ImageStore | None:
-        """`count` test images, evenly spread; without a test split, training images that `spread(calibrated)` leaves.
-
-        None where there are no labels, or no image is left.
+        """`count` test images, evenly spread; without a test split, those training images that `evenly(calibrated)`
+        does not take. None where there are no labels, or no image is left.
         """
         store, rows = self.test, None
         if store is None:
             store, total = self.train, len(self.train)
-            rows = np.setdiff1d(np.arange(total), spread(total, min(calibrated, total)))
+            rows = np.setdiff1d(np.arange(total), even_rows(total, min(calibrated, total)))
         rows = np.arange(len(store)) if rows is None else rows
         if store.labels is None or not len(rows):
             return None
         split = "test images" if store is self.test else "training images that it was not calibrated on"
-        return replace(store.subset(rows[spread(len(rows), min(count, len(rows)))]), split=split)
+        return replace(store.subset(rows[even_rows(len(rows), min(count, len(rows)))]), split=split)
 
 
-def spread(total: int, count: int) -> NDArray[np.int64]:
+def even_rows(total: int, count: int) -> NDArray[np.int64]:
     """`count` rows of `total`, evenly spread, first and last among them; repeated where there are fewer."""
     return np.linspace(0, total - 1, count).round().astype(np.int64)
 
@@ -89,7 +90,7 @@ def parity_samples(run: Run, count: int, images: Images | None) -> Samples:
     if images is None:
         return Samples(natural_images(count, run.image_size), None, f"synthetic (1/f noise, seed {SEED})")
     store = images.train
-    at = spread(len(store), count)
+    at = even_rows(len(store), count)
     labels = None if store.labels is None else store.labels[at]
     return Samples(np.ascontiguousarray(store.images[at]), labels, images.source)
 

@@ -39,6 +39,7 @@ MAP_CLASSES = 20  # with more, the largest are coloured and the rest stays grey
 MAP_WIDTH, MAP_HEIGHT, MAP_MARGIN = 640.0, 420.0, 16.0
 FORMATS = "PNG, JPEG, WebP or BMP"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+STYLE = Path(__file__).with_name("serve.css")
 INSTALL = "pip install 'simclr-engine[serve]' (in a checkout: pip install '.[serve]')"
 # The browser itself refuses whatever a library's page might ask for elsewhere: fonts, scripts, counters.
 CONTENT_POLICY = (
@@ -359,7 +360,7 @@ def _build(gradio: Any, service: Service, uploads: Path) -> tuple[Any, dict[str,
         respond = _respond(service, gradio)
         upload.upload(respond, upload, outputs, api_name="classify", **how)
         upload.clear(lambda: respond(None), None, outputs, api_name=False, **how)
-    return page, {"theme": _theme(gradio), "css": CSS}
+    return page, {"theme": _theme(gradio), "css": STYLE.read_text("utf-8")}
 
 
 def _respond(service: Service, gradio: Any) -> Callable[[str | None], tuple[Any, ...]]:
@@ -429,48 +430,3 @@ def _theme(gradio: Any) -> Any:
         block_label_background_fill="#ffffff",
         block_label_background_fill_dark="#161b22",
     )
-
-
-# Categories as in the report: after Okabe & Ito 2008, yellow only on dark.
-CSS = """
-.gradio-container {
-  --c0: #0072b2; --c1: #e69f00; --c2: #009e73; --c3: #d55e00; --c4: #cc79a7; --c5: #56b4e9; --c6: #8c6bb1;
-  --c7: #7f7f7f; --quiet: #5a6675; --strong: #1b2430; --card: #ffffff; --line: #dfe4eb; --bad: #b3410e;
-  max-width: 1060px !important; margin: 0 auto !important;
-}
-.dark .gradio-container, .gradio-container.dark {
-  --c0: #58b2ea; --c1: #f0a030; --c2: #34c79a; --c3: #f0743e; --c4: #e08fc0; --c5: #f4e86b; --c6: #b79ce8;
-  --c7: #b0b0b0; --quiet: #9aa7b6; --strong: #e6edf3; --card: #161b22; --line: #2b333e; --bad: #f0883e;
-}
-#head, #said, #near, #map, .html-container { padding: 0 !important; }
-#head h1 { margin: 4px 0 2px; font-size: 30px; font-weight: 700; letter-spacing: -.02em; overflow-wrap: anywhere; }
-#head h1, #map b, #near h2 { color: var(--strong); }
-#head p { margin: 0; color: var(--quiet); }
-#near h2 { margin: 0 0 10px; font-size: 15px; font-weight: 600; }
-.near { display: grid; gap: 10px; grid-template-columns: repeat(8, minmax(0, 1fr)); }
-@media (max-width: 720px) { .near { grid-template-columns: repeat(4, minmax(0, 1fr)); } }
-.near figure { margin: 0; }
-.near img { display: block; width: 100%; aspect-ratio: 1; margin: 0; border-radius: 8px; image-rendering: pixelated; }
-.near figcaption { margin-top: 3px; font-size: 12.5px; line-height: 1.35; color: var(--quiet); }
-.near figcaption, .legend span { overflow-wrap: anywhere; }
-.notice { margin: 0; padding: 12px 16px; border-radius: 12px; border: 1px solid currentColor; color: var(--bad); }
-.map { margin: 0; padding: 16px; background: var(--card); border: 1px solid var(--line); border-radius: 14px; }
-.map svg { display: block; width: 100%; height: auto; }
-.map figcaption { font-size: 14px; }
-.map figcaption, .map p { color: var(--quiet); }
-.map p { margin: 8px 0 0; }
-.dots { fill: none; stroke-width: 5; stroke-linecap: round; opacity: .55; }
-.dots.ring { stroke-width: 7; opacity: .3; }
-.dots.rest { stroke: var(--quiet); opacity: .3; }
-.you circle { fill: none; stroke: var(--strong); stroke-width: 2.5; }
-.you .core { fill: var(--strong); }
-.legend { display: flex; flex-wrap: wrap; gap: 4px 16px; margin-top: 10px; }
-.legend span { display: inline-flex; align-items: center; gap: 7px; }
-.legend i { width: 10px; height: 10px; border-radius: 50%; background: currentColor; flex: none; }
-.legend i.ring { opacity: .55; }
-.legend i.mark { background: none; border: 2.5px solid var(--strong); width: 12px; height: 12px; }
-.c0 { stroke: var(--c0); color: var(--c0); } .c1 { stroke: var(--c1); color: var(--c1); }
-.c2 { stroke: var(--c2); color: var(--c2); } .c3 { stroke: var(--c3); color: var(--c3); }
-.c4 { stroke: var(--c4); color: var(--c4); } .c5 { stroke: var(--c5); color: var(--c5); }
-.c6 { stroke: var(--c6); color: var(--c6); } .c7 { stroke: var(--c7); color: var(--c7); }
-"""

@@ -1,4 +1,4 @@
-"""export_onnx: verified ONNX files from a run, or none."""
+"""export_onnx: writes verified ONNX files from a run, or none."""
 
 from __future__ import annotations
 
@@ -21,36 +21,39 @@ import onnx
 import onnxruntime
 from numpy.typing import NDArray
 
-from simclr_engine import __version__
 from simclr_engine.checkpoint import load_encoder
 from simclr_engine.data.store import ImageStore
 from simclr_engine.device import keep_freed_memory
 from simclr_engine.errors import CheckFailed, DataError, EngineError, PlatformError, UsageError
 from simclr_engine.evaluation.features import encoder_hash, extract_features
-from simclr_engine.run import Run, write_text_atomic
+from simclr_engine.files import write_text_atomic
+from simclr_engine.run import Run
 
 from . import parity as gate
-from .agreement import (
+from .graph import OPSET, VERSION, Traced, check_opset, serialised, trace_encoder, with_metadata
+from .metadata import INTERPOLATION, PRECISIONS, SCHEMA, ModelMetadata, sidecar_path
+from .parity import (
+    BATCHES,
+    FP16,
+    FP32,
     Agreement,
+    Labeller,
+    Limits,
+    Parity,
     SpeedUp,
     check_agreement,
     check_speed,
-    compare,
+    compare_files,
     compared_images,
     fair_labeller,
+    labeller,
     measure_speed,
 )
-from .graph import OPSET, Traced, check_opset, trace_encoder
-from .half import halve
-from .labels import Labeller, labeller
-from .metadata import INTERPOLATION, PRECISIONS, SCHEMA, ModelMetadata, sidecar_path
-from .parity import BATCHES, FP16, FP32, Limits, Parity
+from .precision import CALIBRATION_IMAGES, check_calibration, check_fused, halve, has_vnni, quantize
 from .probe import ChosenProbe, attach_probe, choose_probe
 from .publishing import check_target, disk_errors, remove, reserved, temporary_path, write
-from .quantize import CALIBRATION_IMAGES, check_calibration, check_fused, has_vnni, quantize
 from .runtime import INPUT, LABEL, OUTPUT, PROBABILITIES, OnnxEncoder, open_session
 from .samples import Images, Samples, images_of, parity_samples
-from .sealing import serialised, with_metadata
 
 RECORD = "export.json"
 # What the tracing would import one after the other, a quarter of its time the first time.
@@ -152,7 +155,7 @@ def export_onnx(
         overwrite: replace files of these names that are no exports of ours; never a folder, nor through a link.
 
     Raises:
-        UsageError: the name, the opset or the precision cannot be meant, the name is taken by something else, or the
+        UsageError: the name, the opset or the precision is invalid, the name is taken by something else, or the
             run has no such probe.
         DataError: no such run, its weights do not load, or too few images to calibrate int8 on.
         CheckFailed: a gate did not hold; that file was not written.
@@ -165,13 +168,13 @@ def export_onnx(
     begin = time.perf_counter()
     check_opset(opset)
     if precision not in PRECISIONS:
-        raise UsageError("there is no such precision", saw=precision, fix=" or ".join(PRECISIONS))
+        raise UsageError("unknown precision", saw=precision, fix=" or ".join(PRECISIONS))
     target = check_target(Path(file), overwrite)
     smaller = None if precision == "fp32" else check_target(variant_path(target, precision), overwrite)
     run = run if isinstance(run, Run) else Run.open(run)
     keep_freed_memory()  # 45 MB are held a dozen times in turn
     with reserved(target, smaller), _no_collection():
-        source = _Source.gather(run, probe, precision, data)
+        source = _Source.of(run, probe, precision, data)
         built = _build(source, opset)
         if smaller is not None:
             remove(smaller)  # it is of the file that is replaced now
@@ -190,8 +193,8 @@ def export_onnx(
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
-    """Switches the garbage collector off: tracing makes a million small objects that all live to its end, and looking
-    through them again and again took a sixth of the export."""
+    """Switches the garbage collector off. Tracing makes a million small objects that live until it ends, and scanning
+    them again and again took a sixth of the export."""
     was = gc.isenabled()
     gc.disable()
     try:
@@ -207,7 +210,7 @@ def variant_path(file: Path, precision: str) -> Path:
 
 
 def record(run: Run, document: dict[str, Any]) -> None:
-    """Keeps what was exported as `export.json` in the run."""
+    """Records the export as `export.json` in the run."""
     try:
         write_text_atomic(run.directory / RECORD, json.dumps(document, indent=2) + "\n")
     except PlatformError as error:  # a run on a read-only disk can be exported all the same
@@ -228,8 +231,8 @@ class _Source:
     in_graph: bool
 
     @classmethod
-    def gather(cls, run: Run, wanted: bool | str | None, precision: str, data: str | Path | None) -> _Source:
-        """Everything that can be refused is refused here, before the slow work."""
+    def of(cls, run: Run, wanted: bool | str | None, precision: str, data: str | Path | None) -> _Source:
+        """Loads everything, and refuses what can be refused before the slow work begins."""
         with ThreadPoolExecutor(1) as beside:  # verifying the images is hashing, which leaves the interpreter free
             reading = beside.submit(images_of, run, data)
             encoder, spec = load_encoder(run), run.recipe.augment
@@ -254,7 +257,7 @@ class _Source:
 
     @property
     def probabilities(self) -> NDArray[np.float32] | None:
-        """Of the probe that goes into the file, for the samples."""
+        """What the probe that goes into the file gives for the samples; None without one."""
         return self.probe.probabilities(self.features) if self.probe is not None and self.in_graph else None
 
     @property
@@ -274,7 +277,7 @@ def _check_calibration(run: Run, images: Images | None) -> None:
 
 
 def _probe_at_hand(run: Run, width: int, state: str) -> ChosenProbe | None:
-    """A probe to measure accuracy with, where nobody asked for one."""
+    """A probe for measuring accuracy, although none goes into the file."""
     try:
         return choose_probe(run, None, width, state)
     except EngineError:
@@ -283,7 +286,7 @@ def _probe_at_hand(run: Run, width: int, state: str) -> ChosenProbe | None:
 
 @dataclass(frozen=True)
 class _Built:
-    """A file that passed its gates: its bytes, and the outputs that a few images must give when it is read back."""
+    """A file that passed its gates: its bytes, and the outputs that it must give for `images` when it is read back."""
 
     traced: Traced
     data: bytes
@@ -295,7 +298,7 @@ class _Built:
 
 
 def _build(source: _Source, opset: int) -> _Built:
-    """Traces the encoder, adds the probe, compares both with PyTorch, seals it."""
+    """Traces the encoder, adds the probe, compares both with PyTorch and seals the file."""
     spec, run = source.run.recipe.augment, source.run
     traced = trace_encoder(source.encoder, spec.mean, spec.std, run.image_size, opset)
     if source.in_graph and source.probe is not None:
@@ -315,16 +318,13 @@ def _with_probe(traced: Traced, probe: ChosenProbe) -> Traced:
 
 
 def _measure(source: _Source, session: onnxruntime.InferenceSession, limits: Limits) -> Parity:
-    samples = source.samples
     return gate.measure(
         source.features,
         lambda images: session.run(source.outputs, {INPUT: images}),
-        source.label.label,
-        samples.images,
-        label_source=source.label.source,
-        image_source=samples.source,
-        probabilities=source.probabilities,
-        limits=limits,
+        source.label,
+        source.samples,
+        source.probabilities,
+        limits,
     )
 
 
@@ -342,7 +342,7 @@ def _sealed(
 
 
 def _publish(target: Path, built: _Built, source: _Source, opset: int, begin: float, **more: Any) -> ExportResult:
-    """Writes the file, reads it back, and only then gives it its name."""
+    """Writes the file under a temporary name, reads it back, and then renames it."""
     temporary, sha256 = temporary_path(target), hashlib.sha256(built.data).hexdigest()
     with disk_errors(target):
         write(temporary, built.data)
@@ -360,14 +360,14 @@ def _publish(target: Path, built: _Built, source: _Source, opset: int, begin: fl
 def _publish_variant(
     target: Path, fp32: _Built, source: _Source, precision: str, opset: int, begin: float
 ) -> ExportResult:
-    """The smaller file beside an fp32 file that was written, if it passes its gates."""
+    """Writes the smaller file beside the fp32 file, if it passes its gates."""
     model = _int8(source, fp32) if precision == "int8" else halve(fp32.traced.model)
     traced, plain = replace(fp32.traced, model=model), serialised(model)
     session = _session(plain)
     parity = _measure(source, session, LIMITS[precision])
     gate.check(parity, traced, source.samples.images, LIMITS[precision])
     store = _compared(source, precision)
-    agreement = compare(fp32.session, session, store, fair_labeller(store, source.probe))
+    agreement = compare_files(fp32.session, session, store, fair_labeller(store, source.probe))
     check_agreement(agreement, precision)
     speed = None
     if precision == "int8":
@@ -381,20 +381,20 @@ def _publish_variant(
 
 
 def _int8(source: _Source, fp32: _Built) -> onnx.ModelProto:
-    assert source.images is not None  # `gather` saw to it
-    images = np.asarray(source.images.spread(CALIBRATION_IMAGES).images)
+    assert source.images is not None  # `_Source.of` saw to it
+    images = np.asarray(source.images.evenly(CALIBRATION_IMAGES).images)
     model = quantize(fp32.traced.model, images, reduce_range=not has_vnni())
     check_fused(fp32.traced.model, model)
     return model
 
 
 def _compared(source: _Source, precision: str) -> ImageStore:
-    """The images on which the smaller file is compared with the first: held out and labelled, if there are such."""
+    """The images on which the two files are compared: held out and labelled where the run has such images."""
     if source.images is None:
         return replace(ImageStore.from_arrays(source.samples.images), split=source.samples.source)
     count = compared_images(source.run.image_size, precision)
     held_out = source.images.held_out(count, CALIBRATION_IMAGES)
-    return held_out if held_out is not None else source.images.spread(CALIBRATION_IMAGES)
+    return held_out if held_out is not None else source.images.evenly(CALIBRATION_IMAGES)
 
 
 def _metadata(source: _Source, parity: Parity) -> ModelMetadata:
@@ -402,7 +402,7 @@ def _metadata(source: _Source, parity: Parity) -> ModelMetadata:
     probe = source.probe if source.in_graph else None
     return ModelMetadata(
         schema=SCHEMA,
-        project_version=__version__,
+        project_version=VERSION,
         architecture=run.recipe.model.arch,
         stem=run.recipe.model.stem,
         feature_dim=source.features.shape[1],
@@ -421,7 +421,7 @@ def _metadata(source: _Source, parity: Parity) -> ModelMetadata:
 
 
 def _session(plain: bytes) -> onnxruntime.InferenceSession:
-    """The ONNX graph before it is sealed."""
+    """Opens the ONNX graph before it is sealed."""
     try:
         return open_session(plain)
     except Exception as error:  # onnxruntime raises a dozen kinds of its own, all below Exception
@@ -433,7 +433,7 @@ def _session(plain: bytes) -> onnxruntime.InferenceSession:
 
 
 def _check_read_back(path: Path, built: _Built) -> None:
-    """The file as it lies on the disk, opened as any user would, on a few images."""
+    """Opens the written file as a user would and compares its outputs for a few images."""
     fix = "check the disk, then export again"
     features, *of_probe = built.expected
     try:

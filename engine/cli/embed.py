@@ -39,14 +39,14 @@ def command(
     simclr-engine embed encoder.onnx photos/ --out photos.npy
     simclr-engine embed encoder.onnx cifar10 --split train --images --out encoder.index.npy
     """
+    from simclr_engine.data.stream import find_images
     from simclr_engine.export.embed import embed_to_index
     from simclr_engine.export.embedder import open_embedder
-    from simclr_engine.export.pictures import gather
 
     from ..data.progress import progress_bar, say
 
     embedder = open_embedder(target)
-    parts = gather(embedder, sources, split, progress=True)
+    parts = find_images(embedder, sources, split, progress=True)
     total = sum(len(part) for part in parts)
     done = 0
     try:

@@ -98,7 +98,7 @@ def _precision(int8: bool, fp16: bool) -> str:
 
 def _card(result: ExportResult, run: Any, show: bool) -> dict[str, Any]:
     """Measures what was written; shows it, keeps it in the run, gives it for the JSON document."""
-    from simclr_engine.export.card import make_card, show_card
+    from simclr_engine.bench.card import make_card, show_card
     from simclr_engine.export.writer import record
 
     made = make_card(result.file, run, [variant.file for variant in result.variants])
@@ -110,23 +110,25 @@ def _card(result: ExportResult, run: Any, show: bool) -> dict[str, Any]:
     return document
 
 
-def _show(result: ExportResult) -> None:
+def _show(exported: ExportResult) -> None:
     """Checksum, size and parity of each file."""
     from rich.console import Console
 
     console = Console(width=110)
-    for one in (result, *result.variants):
-        said, p = one.to_json(), one.parity
-        click.echo(f"{one.file}  {one.bytes / 1e6:.1f} MB  {one.metadata.precision}  opset {one.opset}  ", nl=False)
-        click.echo(f"in {one.seconds:.1f} s\nsha256 {one.sha256}\n{said['input']} → {said['output']}")
-        if one.metadata.probe:
-            about = one.metadata.probe
+    for result in (exported, *exported.variants):
+        said, p = result.to_json(), result.parity
+        click.echo(
+            f"{result.file}  {result.bytes / 1e6:.1f} MB  {result.metadata.precision}  opset {result.opset}  ", nl=False
+        )
+        click.echo(f"in {result.seconds:.1f} s\nsha256 {result.sha256}\n{said['input']} → {said['output']}")
+        if result.metadata.probe:
+            about = result.metadata.probe
             click.echo(f"probe {about['id']}: {about['accuracy']:.2%} of {about['test_images']:,} test images")
-        console.print(_table(one))
+        console.print(_table(result))
         batches = ", ".join(str(b) for b in p.batches)
         click.echo(f"on {p.images} images ({p.image_source}) in batches of {batches}; label by {p.label_source}")
-        if one.agreement is not None:
-            a = one.agreement
+        if result.agreement is not None:
+            a = result.agreement
             click.echo(f"accuracy on {a.images} images ({a.image_source}); label by {a.label_source}")
         click.echo()
 
@@ -135,7 +137,7 @@ def _table(result: ExportResult) -> Table:
     """Measured figures beside their limits."""
     from rich.table import Table
 
-    from simclr_engine.export.agreement import LOSS_LIMIT, SPEED_UP
+    from simclr_engine.export.parity import LOSS_LIMIT, SPEED_UP
     from simclr_engine.export.writer import LIMITS
 
     p, limits, gated = result.parity, LIMITS[result.metadata.precision], result.metadata.precision != "int8"

@@ -12,7 +12,7 @@ from .options import print_json
 
 if TYPE_CHECKING:
     from simclr_engine.export.embedder import Embedder
-    from simclr_engine.export.predict import Predicted, Prediction
+    from simclr_engine.export.predict import ImagePrediction, Predicted
 
 SHOWN = 50  # rows of the table; --csv and --json have all
 SHOWN_NEIGHBOURS = 3
@@ -52,9 +52,9 @@ def command(
     """
     if bool(images) == (data is not None):
         raise UsageError("name either images or --data", saw=data or "neither", fix="one of the two")
+    from simclr_engine.data.stream import find_images
     from simclr_engine.export import predict as of
     from simclr_engine.export.embedder import open_embedder
-    from simclr_engine.export.pictures import gather
 
     from ..data.progress import progress_bar, say
 
@@ -66,39 +66,39 @@ def command(
     if data is not None:
         parts = [of.sample_test_images(embedder, data, count, seed, progress=True)]
     else:
-        parts = gather(embedder, images, progress=True)
+        parts = find_images(embedder, images, progress=True)
     total = sum(len(part) for part in parts)
     with progress_bar("predicting", total, "images", show=total > of.BATCH) as advance:
-        found = of.predict_pictures(
+        predicted = of.predict_pictures(
             embedder, parts, index=index, neighbours=neighbours or 0, with_truth=data is not None, advance=advance
         )
     if csv_path is not None:
-        of.write_csv(csv_path, found)
+        of.write_csv(csv_path, predicted)
     if save is not None:
-        of.write_gallery(save, embedder, found)
+        of.write_gallery(save, embedder, predicted)
     if as_json:
-        print_json(_document(target, embedder, found) | {"latency": of.latency(embedder, found.images)})
+        print_json(_document(target, embedder, predicted) | {"latency": of.latency(embedder, predicted.images)})
     else:
-        _print(embedder, found)
-    for path, reason in found.skipped:
+        _print(embedder, predicted)
+    for path, reason in predicted.skipped:
         say(f"left out: {path}: {reason}")
     for written in (csv_path, save):
         if written is not None:
             say(f"written  {written}")
 
 
-def _document(target: str, embedder: Embedder, found: Predicted) -> dict[str, Any]:
+def _document(target: str, embedder: Embedder, predicted: Predicted) -> dict[str, Any]:
     return {
         "target": target,
         "probe": embedder.probe or None,
         "class_names": list(embedder.class_names) if embedder.probe else [],
-        "images": [p.to_json() for p in found.predictions],
-        "accuracy": found.accuracy,
-        "skipped": [{"path": path, "reason": reason} for path, reason in found.skipped],
+        "images": [p.to_json() for p in predicted.predictions],
+        "accuracy": predicted.accuracy,
+        "skipped": [{"path": path, "reason": reason} for path, reason in predicted.skipped],
     }
 
 
-def _print(embedder: Embedder, found: Predicted) -> None:
+def _print(embedder: Embedder, predicted: Predicted) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -108,40 +108,44 @@ def _print(embedder: Embedder, found: Predicted) -> None:
         console = Console(highlight=False, width=140)
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False)
     table.add_column("image", overflow="fold")
-    judged = found.accuracy is not None
-    for name in _columns(embedder, found, judged):
+    judged = predicted.accuracy is not None
+    for name in _columns(embedder, predicted, judged):
         table.add_column(name, justify="right" if name == "confidence" else "left")
-    for one in found.predictions[:SHOWN]:
-        table.add_row(*_row(embedder, one, judged, found))
+    for prediction in predicted.predictions[:SHOWN]:
+        table.add_row(*_row(embedder, prediction, judged, predicted))
     console.print(table)
-    if len(found.predictions) > SHOWN:
-        click.echo(f"… {len(found.predictions) - SHOWN:,} more (--csv and --json have all)")
+    if len(predicted.predictions) > SHOWN:
+        click.echo(f"… {len(predicted.predictions) - SHOWN:,} more (--csv and --json have all)")
     if judged:
-        right = sum(p.right is True for p in found.predictions)
-        click.echo(f"{right} of {len(found.predictions)} right")
+        right = sum(p.right is True for p in predicted.predictions)
+        click.echo(f"{right} of {len(predicted.predictions)} right")
 
 
-def _columns(embedder: Embedder, found: Predicted, judged: bool) -> list[str]:
+def _columns(embedder: Embedder, predicted: Predicted, judged: bool) -> list[str]:
     names = ["class", "confidence", "then"] if embedder.probe else []
     names += ["truth"] if judged else []
-    return names + (["nearest"] if found.predictions[0].neighbours else [])
+    return names + (["nearest"] if predicted.predictions[0].neighbours else [])
 
 
-def _row(embedder: Embedder, one: Prediction, judged: bool, found: Predicted) -> list[Any]:
+def _row(embedder: Embedder, prediction: ImagePrediction, judged: bool, predicted: Predicted) -> list[Any]:
     """Text objects, so that nothing in a name is taken for markup."""
     from rich.text import Text
 
-    cells = [Text(_plain(one.path))]
+    cells = [Text(_plain(prediction.path))]
     if embedder.probe:
-        style = {True: "green", False: "red", None: ""}[one.right]
-        name, confidence = one.top[0]
-        then = ", ".join(f"{_plain(other)} {100 * p:.1f} %" for other, p in one.top[1:])
+        style = {True: "green", False: "red", None: ""}[prediction.right]
+        name, confidence = prediction.top[0]
+        then = ", ".join(f"{_plain(other)} {100 * p:.1f} %" for other, p in prediction.top[1:])
         cells += [Text(_plain(name), style=style), Text(f"{100 * confidence:.1f} %"), Text(then, style="dim")]
     if judged:
-        cells.append(Text("✓" if one.right else f"✗ {_plain(one.truth or '')}"))
-    if one.neighbours:
-        near = [f"{_plain(n.name or n.path)} {n.cosine:.3f}" for n in one.neighbours[:SHOWN_NEIGHBOURS]]
-        more = f" … {len(one.neighbours) - SHOWN_NEIGHBOURS} more" if len(one.neighbours) > SHOWN_NEIGHBOURS else ""
+        cells.append(Text("✓" if prediction.right else f"✗ {_plain(prediction.truth or '')}"))
+    if prediction.neighbours:
+        near = [f"{_plain(n.name or n.path)} {n.cosine:.3f}" for n in prediction.neighbours[:SHOWN_NEIGHBOURS]]
+        more = (
+            f" … {len(prediction.neighbours) - SHOWN_NEIGHBOURS} more"
+            if len(prediction.neighbours) > SHOWN_NEIGHBOURS
+            else ""
+        )
         cells.append(Text(", ".join(near) + more))
     return cells
 

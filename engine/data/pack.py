@@ -250,13 +250,13 @@ def in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> Ite
 
     One thread works for each core that this process may use, at most eight.
     """
-    workers = _workers()
+    threads = workers()
     waiting: deque[Future[Result]] = deque()
-    with ThreadPoolExecutor(workers, thread_name_prefix="images") as pool:
+    with ThreadPoolExecutor(threads, thread_name_prefix="images") as pool:
         try:
             for item in items:
                 waiting.append(pool.submit(function, item))
-                if len(waiting) > 2 * workers:
+                if len(waiting) > 2 * threads:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
@@ -292,6 +292,7 @@ def _batches(
         yield batch
 
 
-def _workers() -> int:
+def workers() -> int:
+    """Threads that decode: the processors that this process may use, at most 8."""
     affinity = getattr(os, "sched_getaffinity", None)
     return min(8, len(affinity(0)) if affinity else os.cpu_count() or 1)

@@ -151,7 +151,7 @@ def _open_run(run: Run) -> Target:
 
 
 def _open_file(path: Path) -> Target:
-    from simclr_engine.export.evaluator import difference_to_pytorch, onnx_features, probe_predictions
+    from simclr_engine.export.features import difference_to_pytorch, onnx_features, probe_predictions
     from simclr_engine.export.runtime import OnnxEncoder
 
     onnx = OnnxEncoder(path)

@@ -16,11 +16,11 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from simclr_engine.bench import export as subject
+from simclr_engine.bench.card import Fresh
 from simclr_engine.bench.rows import check, judge
 from simclr_engine.cli.bench import command
 from simclr_engine.errors import CheckFailed, UsageError
 from simclr_engine.evaluation.features import encoder_hash
-from simclr_engine.export.card import Fresh
 from simclr_engine.export.runtime import open_session
 from simclr_engine.run import Run
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fixtures.tiny_model import TINY, MakeTiny, tiny_model
-from simclr_engine.checkpoint import encoder_metadata, save_weights
+from fixtures.untrained_run import write_untrained_run
 from simclr_engine.data import ImageStore, load_data
 from simclr_engine.evaluation.features import encoder_hash, extract_features
 from simclr_engine.evaluation.linear import fit_linear
@@ -23,45 +23,23 @@ from simclr_engine.evaluation.metrics import confusion_matrix, score
 from simclr_engine.evaluation.records import save_result
 from simclr_engine.evaluation.result import EvaluationResult
 from simclr_engine.export import writer
-from simclr_engine.export.agreement import SpeedUp
-from simclr_engine.export.graph import OPSET, Traced, trace_encoder
-from simclr_engine.export.samples import natural_images
-from simclr_engine.export.sealing import seal
+from simclr_engine.export.graph import OPSET, Traced, seal, trace_encoder
+from simclr_engine.export.parity import SpeedUp
 from simclr_engine.export.writer import ExportResult
-from simclr_engine.model import build_encoder
-from simclr_engine.recipe import Recipe
 from simclr_engine.run import Run
 from simclr_engine.timing import Timing
 
 
-def _write_run(directory: Path, arch: str = "resnet18", stem: str = "small", size: int = 32) -> Run:
-    """A run directory as `pretrain` leaves it; batch norm has seen images, so its statistics are not 0 and 1."""
-    directory.mkdir(parents=True)
-    recipe = Recipe.load("cifar10-sgd", overrides={"model.arch": arch, "model.stem": stem})
-    data = {"name": "photos", "split": "train", "fingerprint": "ab" * 32, "images": 100, "limit": None}
-    data |= {"image_size": size, "class_names": ["cat", "dog", "Čáp"]}
-    (directory / "recipe.toml").write_text(recipe.to_toml(), "utf-8")
-    (directory / "environment.json").write_text(json.dumps({"finished": True, "ended": 1.0, "data": data}), "utf-8")
-    with torch.random.fork_rng(), torch.no_grad():
-        torch.manual_seed(0)
-        encoder = build_encoder(arch, stem).train()
-        images = torch.from_numpy(natural_images(16, size, seed=1)).permute(0, 3, 1, 2).float() / 64 - 2
-        for _ in range(4):
-            encoder(images)
-    save_weights(directory / "encoder.safetensors", encoder, encoder_metadata(recipe, size))
-    return Run.open(directory)
-
-
 @pytest.fixture
 def write_run() -> Callable[..., Run]:
-    """`_write_run`."""
-    return _write_run
+    """`write_untrained_run`."""
+    return write_untrained_run
 
 
 @pytest.fixture(scope="session")
 def shared_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """ResNet-18, small stem, 32 px. Not to be changed."""
-    return _write_run(tmp_path_factory.mktemp("runs") / "shared")
+    return write_untrained_run(tmp_path_factory.mktemp("runs") / "shared")
 
 
 @pytest.fixture(scope="session")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,16 +26,16 @@ from fixtures.odd_images import bomb, unusual_files
 from fixtures.tiny_model import tiny_features
 from fixtures.tiny_probe import write_tiny_probe
 from simclr_engine.cli.embed import command
+from simclr_engine.data import stream as module
 from simclr_engine.data.decode import decode_image
 from simclr_engine.data.store import ImageStore
+from simclr_engine.data.stream import Pictures, find_images
 from simclr_engine.errors import DataError, EngineError, PlatformError, UsageError
 from simclr_engine.evaluation.features import extract_features
 from simclr_engine.export import OnnxEncoder
-from simclr_engine.export import pictures as module
 from simclr_engine.export.embed import EmbedResult, embed_to_index
-from simclr_engine.export.embedder import open_embedder
+from simclr_engine.export.embedder import Embedder, open_embedder
 from simclr_engine.export.index import EmbeddingIndex
-from simclr_engine.export.pictures import Pictures, gather
 from simclr_engine.run import Run
 
 SIZE = 8
@@ -59,7 +62,7 @@ def run(*args: object) -> Result:
 def embedded(model: Path, out: Path, *sources: object, **more: Any) -> EmbedResult:
     embedder = open_embedder(model)
     split = str(more.pop("split", "all"))
-    return embed_to_index(embedder, gather(embedder, [str(s) for s in sources], split), out, **more)
+    return embed_to_index(embedder, find_images(embedder, [str(s) for s in sources], split), out, **more)
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -70,16 +73,23 @@ def test_vectors_are_the_encoder_s_own_with_paths_classes_and_pictures(
     model: Path, photos: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "v.npy"
+    (photos / "gone.png").symlink_to("nothing.png")
     result = embedded(model, out, photos, pictures=True, window=5)
     index = EmbeddingIndex.load(out, encoder=OnnxEncoder(model).sha256, dim=2)
-    names = sorted(str(p.relative_to(photos)) for p in photos.rglob("*.*") if p.name not in ("broken.png", "cut.jpg"))
+    names = sorted(
+        str(p.relative_to(photos)) for p in photos.rglob("*.*") if p.name not in ("broken.png", "cut.jpg", "gone.png")
+    )
     assert index.paths == tuple(str(photos / name) for name in names)
     assert [index.class_of(i) for i in range(14)] == [Path(n).parts[0] if "/" in n else "" for n in names]
     pixels = np.stack([decode_image(photos / name, SIZE) for name in names])
     np.testing.assert_array_equal(index.images, pixels)
     np.testing.assert_allclose(np.load(out), tiny_features(pixels), rtol=1e-6, atol=1e-4)
     assert (result.images, result.embedded, result.dim) == (14, 14, 2)
-    assert [(Path(p).name, "readable" in why) for p, why in result.skipped] == [("broken.png", True), ("cut.jpg", True)]
+    reasons = {"gone.png": "cannot be opened", "broken.png": "not a readable", "cut.jpg": "not a readable"}
+    assert [Path(path).name for path, _ in result.skipped] == list(reasons)
+    assert all(reasons[Path(path).name] in why for path, why in result.skipped)
+    with out.with_name("v.csv").open(newline="") as table:
+        assert [row["row"] for row in csv.DictReader(table)] == [str(row) for row in range(14)]
 
 
 def test_a_split_takes_its_images_only(model: Path, tmp_path: Path) -> None:
@@ -209,10 +219,8 @@ def killed_at(step: int) -> Iterator[list[str]]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", counted("fsync", lambda _: None))
-        patch.setattr(Path, "replace", counted("replace", Path.replace))
-        patch.setattr(Path, "unlink", counted("unlink", Path.unlink))
-        patch.setattr(Path, "mkdir", counted("mkdir", Path.mkdir))
-        patch.setattr(Path, "rmdir", counted("rmdir", Path.rmdir))
+        for name in ("replace", "unlink", "mkdir", "rmdir"):
+            patch.setattr(os, name, counted(name, getattr(os, name)))
         yield calls
 
 
@@ -223,7 +231,7 @@ def test_killed_at_any_step_the_same_command_ends_with_the_same_bytes(
     monkeypatch.setattr(os, "fsync", lambda _: None)  # it is the disk's part, and slow
     (tmp_path / "once").mkdir()
     embedder = open_embedder(model)
-    parts = gather(embedder, [str(photos)])
+    parts = find_images(embedder, [str(photos)])
     embed_to_index(embedder, parts, tmp_path / "once" / "v.npy", pictures=pictures, window=5)
     expected = files_of(tmp_path / "once")
     fewer = 0
@@ -238,10 +246,10 @@ def test_killed_at_any_step_the_same_command_ends_with_the_same_bytes(
             embed_to_index(embedder, parts, out, **how)
         if len(calls) <= step:
             break
-        for name in ("vectors.npy", "images.npy", "table.csv", "skipped.csv", "log.jsonl"):
-            path = folder / "v.partial" / name  # what was written after the last line of the log, or half of that line
-            if path.exists() and (folder / "v.partial" / "vectors.npy").exists():
-                path.write_bytes(path.read_bytes() + b'{"next": 1')
+        for name in ("vectors.npy", "images.npy", "table.csv"):
+            path = folder / "v.partial" / name  # half joined: no manifest says that it is whole
+            if path.exists() and not (folder / "v.partial" / "manifest.json").exists():
+                path.write_bytes(path.read_bytes()[:-3])
         complete = not (folder / "v.partial").exists()
         if (folder / "v.json").exists() and not complete and not other_before:
             EmbeddingIndex.load(out)  # what can be loaded is whole
@@ -256,9 +264,10 @@ def test_killed_at_any_step_the_same_command_ends_with_the_same_bytes(
 
 SLOW = """
 import sys, time
-from simclr_engine.export import embed, embedder, pictures
+from simclr_engine.data import stream
+from simclr_engine.export import embed, embedder
 encoder = embedder.open_embedder(sys.argv[1])
-parts = pictures.gather(encoder, [sys.argv[2]])
+parts = stream.find_images(encoder, [sys.argv[2]])
 def advance(count):
     print(count, flush=True)
     time.sleep(60 if count else 0)  # until it is killed
@@ -364,6 +373,40 @@ def test_what_is_no_index_of_ours_is_not_replaced_or_written_through(
     assert _tree(tmp_path / "out") == before
 
 
+@pytest.mark.parametrize("name", ["a.bmp", "a.npy", "a"])
+def test_other_images_of_the_same_name_size_and_time_are_noticed(model: Path, tmp_path: Path, name: str) -> None:
+    source = tmp_path / "images" / name
+    for number, seed in enumerate((1, 2)):
+        pixels = noise(seed, SIZE, SIZE)
+        written = source / "only.bmp" if name == "a" else source
+        written.parent.mkdir(parents=True, exist_ok=True)
+        if name == "a.npy":
+            np.save(written, pixels[None])
+        else:
+            written.write_bytes(encode(pixels, "BMP"))
+        os.utime(written, (1e9, 1e9))
+        if number == 0:
+            embedded(model, tmp_path / "v.npy", source)
+            assert embedded(model, tmp_path / "v.npy", source).embedded == 0
+    with pytest.raises(UsageError, match="something else"):
+        embedded(model, tmp_path / "v.npy", source)
+
+
+def test_a_finished_index_removes_its_own_leftovers_and_nothing_else(model: Path, photos: Path, tmp_path: Path) -> None:
+    out = embedded(model, tmp_path / "v.npy", photos).out
+    left = tmp_path / "v.partial" / "window-0000000.npz"
+    left.parent.mkdir()
+    left.write_bytes(b"")
+    (left.parent / "notes.txt").write_text("mine")
+    assert embedded(model, out, photos).embedded == 0 and len(list(left.parent.iterdir())) == 2
+    (left.parent / "notes.txt").unlink()
+    fcntl = pytest.importorskip("fcntl")
+    with (left.parent / "lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)  # another process goes on there
+        assert embedded(model, out, photos).embedded == 0 and left.exists()
+    assert embedded(model, out, photos).embedded == 0 and not left.parent.exists()
+
+
 def test_overwrite_replaces_any_file_that_has_the_name_of_the_vectors(
     model: Path, photos: Path, tmp_path: Path
 ) -> None:
@@ -427,14 +470,14 @@ def test_a_feature_that_is_not_finite_is_not_written(model: Path, photos: Path, 
     embedder = open_embedder(model)
     broken = replace(embedder, embed=lambda images: np.full((len(images), 2), np.nan, np.float32))
     with pytest.raises(EngineError, match="not finite"):
-        embed_to_index(broken, gather(broken, [str(photos)]), tmp_path / "v.npy")
+        embed_to_index(broken, find_images(broken, [str(photos)]), tmp_path / "v.npy")
     assert not (tmp_path / "v.npy").exists()
 
 
 def test_a_run_is_embedded_by_its_own_encoder(shared_run: Run, tmp_path: Path) -> None:
     folder = write_tree(tmp_path / "photos", class_tree(each=2))
     embedder = open_embedder(shared_run.directory)
-    result = embed_to_index(embedder, gather(embedder, [str(folder)]), tmp_path / "v.npy")
+    result = embed_to_index(embedder, find_images(embedder, [str(folder)]), tmp_path / "v.npy")
     index = EmbeddingIndex.load(result.out, encoder=embedder.identity, dim=512)
     pixels = np.stack([decode_image(Path(path), 32) for path in index.paths])
     augment = shared_run.recipe.augment
@@ -442,7 +485,7 @@ def test_a_run_is_embedded_by_its_own_encoder(shared_run: Run, tmp_path: Path) -
     np.testing.assert_allclose(index.vectors, expected, atol=1e-5)
     np.save(tmp_path / "floats.npy", np.zeros((1, 32, 32, 3), np.float32))
     with pytest.raises(DataError, match=r"uint8 \[N, 32, 32, 3\]"):
-        gather(embedder, [str(tmp_path / "floats.npy")])
+        find_images(embedder, [str(tmp_path / "floats.npy")])
 
 
 def test_the_command_gives_one_document_and_names_what_was_left_out(model: Path, photos: Path, tmp_path: Path) -> None:
@@ -463,3 +506,77 @@ def test_what_is_no_encoder_is_a_usage_error(tmp_path: Path, target: str) -> Non
     (tmp_path / "photos.txt").write_text("")
     with pytest.raises(UsageError, match=r"neither a run|no such run"):
         open_embedder(tmp_path / target)
+
+
+@pytest.fixture
+def embedder(tmp_path: Path) -> Embedder:
+    return open_embedder(write_tiny_probe(tmp_path / "encoder.onnx", image_size=SIZE))
+
+
+@pytest.fixture
+def few(tmp_path: Path) -> str:
+    """Four images of two classes each."""
+    return str(write_tree(tmp_path / "photos", class_tree(each=4)))
+
+
+@contextmanager
+def _killed_at(step: int, owner: Any, name: str) -> Iterator[list[int]]:
+    """Ends at the given call of `owner.name`; gives the numbers of the calls that were begun."""
+    calls: list[int] = []
+    real = getattr(owner, name)
+
+    def call(*arguments: object, **more: object) -> object:
+        calls.append(len(calls))
+        if len(calls) > step:
+            raise Killed
+        return None if name == "fsync" else real(*arguments, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(owner, name, call)
+        yield calls
+
+
+@pytest.mark.parametrize(("before", "now"), [(False, False), (True, True), (True, False)])
+def test_killed_while_it_replaces_another_there_is_one_of_the_two_or_none(
+    embedder: Embedder, few: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: bool, now: bool
+) -> None:
+    monkeypatch.setattr(os, "fsync", lambda _: None)  # it is the disk's part, and slow
+    other = replace(embedder, identity="b" * 64, embed=lambda images: embedder.embed(images) + 1)
+    parts = find_images(embedder, [few])
+    (tmp_path / "old").mkdir()
+    old = EmbeddingIndex.load(embed_to_index(embedder, parts, tmp_path / "old" / "v.npy", pictures=before).out)
+    vectors = {embedder.identity: np.array(old.vectors), other.identity: np.array(old.vectors) + 1}
+    refused = 0
+    for step in range(50):
+        out = shutil.copytree(tmp_path / "old", tmp_path / f"again-{step}") / "v.npy"
+        with _killed_at(step, os, "replace") as calls, suppress(Killed):
+            embed_to_index(other, parts, out, overwrite=True, pictures=now, window=4)
+        try:
+            found = EmbeddingIndex.load(out)
+        except DataError:
+            refused += 1
+        else:
+            np.testing.assert_array_equal(found.vectors, vectors[found.encoder], err_msg=f"killed at step {step}")
+        if len(calls) <= step:
+            break
+    assert found.encoder == other.identity and refused >= 2
+
+
+@pytest.mark.parametrize("changed", ["encoder", "image size", "pictures", "window"])
+def test_an_index_begun_or_finished_by_another_plan_is_not_gone_on_with(
+    embedder: Embedder, few: str, tmp_path: Path, changed: str
+) -> None:
+    how: dict[str, Any] = {"window": 3, "pictures": False}
+    with _killed_at(3, os, "fsync"), pytest.raises(Killed):
+        embed_to_index(embedder, find_images(embedder, [few]), tmp_path / "begun.npy", **how)
+    assert list((tmp_path / "begun.partial").glob("window-*.npz"))
+    embed_to_index(embedder, find_images(embedder, [few]), tmp_path / "finished.npy", **how)
+    if changed == "encoder":
+        embedder = replace(embedder, identity="b" * 64)
+    elif changed == "image size":
+        embedder = replace(embedder, image_size=16, embed=lambda images: np.ones((len(images), 2), np.float32))
+    else:
+        how |= {"pictures": True} if changed == "pictures" else {"window": 4}
+    for name, said in (("begun", "begun here and not finished"), ("finished", "something else here already")):
+        with pytest.raises(UsageError, match=said):
+            embed_to_index(embedder, find_images(embedder, [few]), tmp_path / f"{name}.npy", **how)

@@ -57,7 +57,7 @@ def test_chunks_of_queries_change_nothing(monkeypatch: pytest.MonkeyPatch) -> No
         np.testing.assert_array_equal(one, other)
 
 
-def test_equal_cosines_keep_the_order_of_the_index_and_a_zero_vector_has_cosine_0() -> None:
+def test_equal_cosines_keep_the_order_and_a_zero_vector_has_cosine_0() -> None:
     bank = np.array([[0, 0], [1, 0], [2, 0], [0, 1], [0.5, 0]], dtype=np.float32)
     cosines, rows = EmbeddingIndex.build(bank, list("abcde")).search(np.array([[3, 0]], dtype=np.float32), 4)
     assert rows.tolist() == [[1, 2, 4, 0]]

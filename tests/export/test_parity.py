@@ -1,7 +1,8 @@
-"""What parity measures, where its images and labels come from."""
+"""The gates: PyTorch's features and labels, the first node that diverges; the smaller file's labels and speed."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import sys
@@ -14,16 +15,33 @@ import pytest
 from numpy.typing import NDArray
 
 from simclr_engine.data import ImageStore, load_data
+from simclr_engine.errors import CheckFailed
 from simclr_engine.evaluation.linear import fit_linear
-from simclr_engine.export.labels import labeller
-from simclr_engine.export.parity import BATCHES, FP16, Parity, measure
-from simclr_engine.export.samples import images_of, natural_images, parity_samples
+from simclr_engine.export import parity
+from simclr_engine.export.parity import (
+    BATCHES,
+    FP16,
+    Agreement,
+    Labeller,
+    Parity,
+    SpeedUp,
+    check_agreement,
+    check_speed,
+    compare_files,
+    fair_labeller,
+    labeller,
+    measure,
+    nearest_neighbour,
+)
+from simclr_engine.export.samples import Samples, images_of, natural_images, parity_samples
 from simclr_engine.run import Run
+from simclr_engine.timing import Timing
 
 N = sum(BATCHES)
 RNG = np.random.default_rng(0)
 FEATURES = np.abs(RNG.standard_normal((N, 8))).astype(np.float32)
 IMAGES = RNG.integers(0, 256, (N, 4, 4, 3), dtype=np.uint8)
+LARGEST = Labeller(lambda features: features.argmax(1), "largest feature")
 
 
 def _measure(candidate: NDArray[np.float32], reference: NDArray[np.float32] = FEATURES) -> Parity:
@@ -35,9 +53,7 @@ def _measure(candidate: NDArray[np.float32], reference: NDArray[np.float32] = FE
         sizes.append(len(images))
         return [np.stack([table[image.tobytes()] for image in images])]
 
-    parity = measure(
-        reference, embed, lambda f: f.argmax(1), IMAGES, label_source="largest feature", image_source="noise"
-    )
+    parity = measure(reference, embed, LARGEST, Samples(IMAGES, None, "noise"))
     assert sizes == list(BATCHES)
     return parity
 
@@ -68,9 +84,7 @@ def _measure_probe(probabilities: NDArray[np.float32], labels: NDArray[np.int64]
         rows = next(cuts)
         return [FEATURES[rows], probabilities[rows], labels[rows]]
 
-    return measure(
-        FEATURES, run, lambda f: f.argmax(1), IMAGES, label_source="", image_source="", probabilities=PROBABLE
-    )
+    return measure(FEATURES, run, LARGEST, Samples(IMAGES, None, "noise"), PROBABLE)
 
 
 def test_probabilities_have_a_limit_of_their_own() -> None:
@@ -155,7 +169,7 @@ def test_bounds_are_powers_of_ten_that_hold() -> None:
     assert json.loads(json.dumps(bounds)) == bounds
 
 
-def test_made_up_images_are_the_same_every_time_and_have_the_spectrum_of_photographs() -> None:
+def test_made_up_images_never_change_and_have_the_spectrum_of_photographs() -> None:
     images = natural_images(40, 64)
     assert np.array_equal(images, natural_images(40, 64)) and images.shape == (40, 64, 64, 3)
     assert not np.array_equal(images, natural_images(40, 64, seed=1))
@@ -223,3 +237,144 @@ def test_without_a_probe_the_nearest_neighbour_answers(tmp_path: Path) -> None:
     truth = RNG.integers(0, 5, N)
     assert np.array_equal(labeller(tmp_path, 8, None).label(FEATURES), cosine.argmax(1))
     assert np.array_equal(labeller(tmp_path, 8, truth).label(FEATURES), truth[cosine.argmax(1)])
+
+
+class _Known:
+    """A session whose features are known by the first pixel of an image."""
+
+    def __init__(self, features: NDArray[np.float32]) -> None:
+        self.features = features
+
+    def run(self, names: list[str], inputs: dict[str, NDArray[np.uint8]]) -> list[NDArray[np.float32]]:
+        return [self.features[inputs["images"][:, 0, 0, 0]]]
+
+
+def test_agreement_is_that_of_its_definition() -> None:
+    random = np.random.default_rng(0)
+    images = np.zeros((200, 8, 8, 3), np.uint8)
+    images[:, 0, 0, 0] = np.arange(200)
+    labels = random.integers(0, 3, 200)
+    ours = random.standard_normal((200, 5)).astype(np.float32)
+    theirs = ours + np.float32(0.3) * random.standard_normal((200, 5)).astype(np.float32)
+    store = ImageStore.from_arrays(images, labels, split="test images")
+    by = Labeller(lambda f: f[:, :3].argmax(1), "largest of three")
+    found = compare_files(_Known(ours), _Known(theirs), store, by)
+    a, b = ours[:, :3].argmax(1), theirs[:, :3].argmax(1)
+    assert found.accuracy == (b == labels).mean() and found.accuracy_fp32 == (a == labels).mean()
+    assert found.agreement == (a == b).mean() < 1
+    cosines = (ours * theirs).sum(1) / np.linalg.norm(ours, axis=1) / np.linalg.norm(theirs, axis=1)
+    assert (found.min_cosine, found.mean_cosine) == pytest.approx((cosines.min(), cosines.mean()), rel=1e-5)
+    assert (found.images, found.image_source, found.label_source) == (200, "test images", "largest of three")
+    plain = compare_files(_Known(ours), _Known(theirs), replace(store, labels=None), by)
+    assert plain.accuracy is None and plain.accuracy_fp32 is None and plain.agreement == found.agreement
+
+
+FOUND = Agreement(0.6, 0.605, 0.97, 0.9998, 0.999, 2000, "linear probe", "test images")
+
+
+@pytest.mark.parametrize(
+    ("changes", "passes"),
+    [
+        ({}, True),
+        ({"accuracy": 0.595}, True),
+        ({"accuracy": 0.5945}, False),
+        ({"accuracy": 0.7}, True),
+        ({"accuracy": float("nan")}, False),
+        ({"accuracy": 0.58, "images": 40}, True),  # one image of forty
+        ({"accuracy": 0.555, "images": 40}, False),
+        ({"accuracy": None, "accuracy_fp32": None}, True),
+        ({"accuracy": None, "accuracy_fp32": None, "mean_cosine": 0.98}, False),
+    ],
+)
+def test_a_file_may_lose_a_point_of_accuracy_and_no_more(changes: dict[str, float | None], passes: bool) -> None:
+    found = replace(FOUND, **changes)
+    if passes:
+        check_agreement(found, "int8")
+    else:
+        with pytest.raises(CheckFailed, match="int8") as caught:
+            check_agreement(found, "int8")
+        assert "linear probe" in str(caught.value.saw)
+
+
+def _speed(seconds: float) -> SpeedUp:
+    return SpeedUp(64, Timing(0.24, 0.2, 0.3, 5), Timing(seconds, 0.1, 0.4, 5))
+
+
+def test_int8_must_be_a_fifth_faster_and_the_error_says_what_is_missing() -> None:
+    check_speed(_speed(0.1999), vnni=True)
+    for vnni in (True, False):
+        with pytest.raises(CheckFailed, match="not faster") as caught:
+            check_speed(_speed(0.21), vnni)
+        assert ("no VNNI" in str(caught.value.saw)) is not vnni and "1.14 ×" in str(caught.value.saw)
+
+
+def test_the_probe_labels_only_what_it_knows() -> None:
+    class Probe:
+        id, class_names = "x-linear-pretrained", ("a", "b")
+
+        def probabilities(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
+            return features
+
+    images = np.zeros((4, 8, 8, 3), np.uint8)
+    theirs = ImageStore.from_arrays(images, np.array([0, 1, 0, 1]), ("a", "b"))
+    others = ImageStore.from_arrays(images, np.array([0, 1, 0, 1]), ("b", "a"))
+    plain = ImageStore.from_arrays(images)
+    for store, probe, source in (
+        (theirs, Probe(), "linear probe"),
+        (plain, Probe(), "linear probe"),
+        (others, Probe(), "nearest neighbour"),
+        (theirs, None, "nearest neighbour"),
+    ):
+        assert fair_labeller(store, probe).source.startswith(source)  # type: ignore[arg-type]  # of a probe it takes no more than this
+
+
+def test_large_images_are_compared_in_smaller_numbers() -> None:
+    counts = [parity.compared_images(size, "int8") for size in (16, 32, 64, 224)]
+    assert counts == [2000, 2000, 500, 256] and parity.compared_images(32, "fp16") == 256
+
+
+def _clusters(labels: list[int]) -> NDArray[np.float32]:
+    """Features `[N, 4]` that point towards an axis for each label, every row a little apart."""
+    random = np.random.default_rng(0)
+    return (np.eye(4)[labels] + random.uniform(0, 0.1, (len(labels), 4))).astype(np.float32)
+
+
+def test_a_probe_that_saw_some_classes_gives_their_numbers_not_places(tmp_path: Path) -> None:
+    truth = np.array([1, 3] * 20)
+    features = _clusters(truth.tolist())
+    (tmp_path / "evaluation").mkdir()
+    fit_linear(features, truth, C=1.0).save(tmp_path / "evaluation" / "toys-linear-pretrained.safetensors")
+    found = labeller(tmp_path, 4, None)
+    assert found.source == "linear probe toys-linear-pretrained"
+    np.testing.assert_array_equal(found.label(features), truth)
+
+
+def test_an_image_with_zero_features_changes_no_other_s_neighbour() -> None:
+    truth = np.array([0, 1, 2, 3] * 5)
+    features = _clusters(truth.tolist())
+    dead = np.concatenate([np.zeros((1, 4), np.float32), features])
+    rows = nearest_neighbour(None).label(dead)
+    np.testing.assert_array_equal(rows[1:], nearest_neighbour(None).label(features) + 1)
+    np.testing.assert_array_equal(nearest_neighbour(np.concatenate([[9], truth])).label(dead)[1:], truth)
+
+
+def _measured(reference: NDArray[np.float32], given: NDArray[np.float32], labels: NDArray[np.int64]) -> Parity:
+    """Parity of a file with exact features, these probabilities and these labels."""
+    features = np.eye(N, 4, dtype=np.float32) + 1
+    parts = iter([slice(a, b) for a, b in itertools.pairwise(np.cumsum((0, *BATCHES)))])
+
+    def run(images: NDArray[np.uint8]) -> list[NDArray[Any]]:
+        rows = next(parts)
+        return [features[rows], given[rows], labels[rows]]
+
+    images = np.zeros((N, 4, 4, 3), np.uint8)
+    return measure(features, run, LARGEST, Samples(images, None, "noise"), reference)
+
+
+def test_a_label_that_is_second_in_the_file_s_probabilities_is_wrong() -> None:
+    close = np.tile(np.array([0.50004, 0.49996], np.float32), (N, 1))  # within the limit of a probability
+    first, second = np.zeros(N, np.int64), np.zeros(N, np.int64)
+    second[[0, 70]] = 1
+    assert _measured(close, close, first).holds()
+    found = _measured(close, close, second)
+    assert found.wrong_labels == 2 and not found.holds()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,20 +15,31 @@ import onnx
 import onnxruntime
 import pytest
 from numpy.typing import NDArray
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
-from fixtures.tiny_model import TINY, MakeTiny, tiny_features, tiny_model
+from fixtures.image_files import class_tree, write_tree
+from fixtures.tiny_model import TINY, WEIGHT, MakeTiny, tiny_features, tiny_model
 from fixtures.tiny_probe import CLASSES, tiny_probabilities, tiny_probe_model, write_tiny_probe
 from simclr_engine.data.store import ImageStore
 from simclr_engine.errors import DataError, PlatformError, UsageError
 from simclr_engine.export import OnnxEncoder, runtime
+from simclr_engine.export.graph import seal
 from simclr_engine.export.metadata import SCHEMA, sidecar_path
-from simclr_engine.export.sealing import seal
 from simclr_engine.export.writer import ExportResult
 
 
 def _images(count: int, size: int = 4) -> NDArray[np.uint8]:
     return np.random.default_rng(count).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("count", "size", "lengths"), [(65, 32, [64, 1]), (128, 8, [64, 64]), (5, 112, [5]), (7, 224, [1] * 7)]
+)
+def test_batches_are_all_images_in_order_64_of_32_px(count: int, size: int, lengths: list[int]) -> None:
+    images = np.arange(count, dtype=np.uint8)[:, None, None, None] * np.ones((size, size, 3), np.uint8)
+    parts = list(runtime.batches(images))
+    assert [len(part) for part in parts] == lengths
+    np.testing.assert_array_equal(np.concatenate(parts), images)
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 64, 65, 200])
@@ -334,3 +345,155 @@ def test_a_process_without_torch_and_onnx_gives_the_same_features(shared_export:
     assert done.returncode == 0, done.stderr
     expected = OnnxEncoder(shared_export.file).embed(images)
     np.testing.assert_allclose(np.load(tmp_path / "features.npy"), expected, atol=1e-5)
+
+
+def _not_square() -> onnx.ModelProto:
+    model = tiny_model()
+    model.graph.input[0].type.tensor_type.shape.dim[2].dim_value = 5
+    return model
+
+
+def _wider() -> onnx.ModelProto:
+    model = tiny_model()
+    weight = next(tensor for tensor in model.graph.initializer if tensor.name == "weight")
+    weight.CopyFrom(numpy_helper.from_array(np.concatenate([WEIGHT, WEIGHT], axis=1), "weight"))
+    model.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 4
+    return model
+
+
+def _another_input() -> onnx.ModelProto:
+    model = tiny_model()
+    model.graph.input.append(helper.make_tensor_value_info("offset", TensorProto.FLOAT, [2]))
+    model.graph.node[-1].output[0] = "product"
+    model.graph.node.append(helper.make_node("Add", ["product", "offset"], ["features"]))
+    return model
+
+
+def _takes_floats() -> onnx.ModelProto:
+    model = tiny_model()
+    model.graph.input[0].type.tensor_type.elem_type = TensorProto.FLOAT
+    return model
+
+
+def _without_channels() -> onnx.ModelProto:
+    nodes = [
+        helper.make_node("Cast", ["images"], ["x"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMean", ["x", "axes"], ["features"], keepdims=0),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "flat",
+        [helper.make_tensor_value_info("images", TensorProto.UINT8, ["batch", 4, 2])],
+        [helper.make_tensor_value_info("features", TensorProto.FLOAT, ["batch", 2])],
+        [numpy_helper.from_array(np.array([1]), "axes")],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (_not_square, "image_size"),
+        (_wider, "feature_dim"),
+        (_another_input, "must take uint8 `images`"),
+        (_takes_floats, "must take uint8 `images`"),
+        (_without_channels, "must take uint8 `images`"),
+    ],
+)
+def test_a_graph_with_other_inputs_or_outputs_than_stated_is_refused(
+    tmp_path: Path, make: Callable[[], onnx.ModelProto], says: str
+) -> None:
+    path = tmp_path / "encoder.onnx"
+    path.write_bytes(seal(make(), TINY))
+    with pytest.raises(DataError, match=says):
+        OnnxEncoder(path)
+
+
+def test_labels_in_a_column_are_refused(tmp_path: Path) -> None:
+    model = tiny_probe_model()
+    argmax = model.graph.node[-1]
+    next(one for one in argmax.attribute if one.name == "keepdims").i = 1
+    model.graph.output[-1].CopyFrom(helper.make_tensor_value_info("label", TensorProto.INT64, ["batch", 1]))
+    with pytest.raises(DataError, match="a file with a probe must give"):
+        OnnxEncoder(write_tiny_probe(tmp_path / "probe.onnx", model))
+
+
+def test_a_graph_that_onnxruntime_cannot_load_is_an_error_of_the_data(tmp_path: Path) -> None:
+    model = tiny_model()
+    model.graph.node[-1].op_type = "MatMulOfNobody"
+    model.graph.node[-1].domain = "nobody"
+    model.opset_import.append(helper.make_opsetid("nobody", 1))
+    path = tmp_path / "encoder.onnx"
+    path.write_bytes(seal(model, replace(TINY)))
+    with pytest.raises(DataError, match="onnxruntime cannot load the file") as caught:
+        OnnxEncoder(path)
+    assert str(path) in str(caught.value.saw) and "\n" not in str(caught.value.saw)
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.uint32, np.bool_])
+def test_whole_numbers_other_than_bytes_are_refused_with_the_shape(
+    make_tiny: MakeTiny, dtype: type[np.generic]
+) -> None:
+    with pytest.raises(DataError, match=r"expected uint8 \[N, 4, 4, 3\]") as caught:
+        OnnxEncoder(make_tiny()).embed(np.zeros((2, 4, 4, 3), dtype))
+    assert np.dtype(dtype).name in str(caught.value.saw)
+
+
+def test_waiting_threads_spin_only_where_that_is_asked_for(make_tiny: MakeTiny) -> None:
+    path = make_tiny()
+    for spin in (False, True):
+        options = OnnxEncoder(path, spin=spin)._session.get_session_options()
+        assert options.get_session_config_entry("session.intra_op.allow_spinning") == str(int(spin))
+
+
+@pytest.mark.parametrize(("providers", "loads"), [(("cuda", "cpu"), 1), (("cpu",), 0)])
+def test_cuda_s_libraries_are_loaded_for_cuda_alone_and_print_nowhere(
+    make_tiny: MakeTiny,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    providers: tuple[str, ...],
+    loads: int,
+) -> None:
+    real, made = onnxruntime.InferenceSession, []
+
+    class Session:
+        """A session on the CPU that calls itself one on whatever was asked."""
+
+        def __init__(self, model: bytes, options: object, providers: list[str], provider_options: object) -> None:
+            self._session, self._asked = real(model, options, providers=["CPUExecutionProvider"]), providers
+            made.append(providers)
+
+        def get_providers(self) -> list[str]:
+            return self._asked
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(self._session, name)
+
+    path = make_tiny()
+    monkeypatch.setattr(
+        onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    )
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: print("Failed to load libcublasLt"))
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
+    assert OnnxEncoder(path, providers).providers == tuple(made[0])
+    printed = capsys.readouterr()
+    assert printed.out == "" and printed.err.count("libcublasLt") == loads
+
+
+USED = """
+import sys
+from simclr_engine import OnnxEncoder
+from simclr_engine.cli.main import cli
+OnnxEncoder("e.onnx")
+cli(["predict", "e.onnx", "photos", "--json"], standalone_mode=False)
+cli(["evaluate", "e.onnx", "--data", "photos", "--method", "probe", "--json"], standalone_mode=False)
+print(sorted({"pydantic", "jinja2", "torch", "onnx"} & set(sys.modules)), file=sys.stderr)
+"""
+
+
+def test_an_exported_file_is_used_without_pydantic_and_jinja2(tmp_path: Path) -> None:
+    write_tiny_probe(tmp_path / "e.onnx", image_size=8)
+    write_tree(tmp_path / "photos", class_tree(CLASSES, 2, "train/") | class_tree(CLASSES, 2, "test/", seed=50))
+    done = subprocess.run([sys.executable, "-c", USED], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.splitlines()[-1] == "[]"

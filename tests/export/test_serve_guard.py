@@ -117,7 +117,7 @@ def test_the_box_hands_on_nothing_but_files_in_the_folder_of_uploads(tmp_path: P
 
 
 @needs_gradio
-def test_an_uploaded_file_is_answered_and_an_address_in_its_place_is_not_fetched(page: str) -> None:
+def test_an_upload_is_answered_and_an_address_in_its_place_not_fetched(page: str) -> None:
     marked = {"meta": {"_type": "gradio.FileData"}}
     (uploaded,) = json.loads(_upload(page, PICTURE)[1])
     assert "event: complete" in _classify(page, {"path": uploaded, **marked})
@@ -135,7 +135,7 @@ def test_of_an_upload_that_is_no_image_the_page_says_so_and_nothing_else(page: s
 
 
 @needs_gradio
-def test_the_content_policy_lets_the_page_reach_and_be_framed_by_nothing_else(page: str) -> None:
+def test_the_policy_lets_the_page_reach_and_be_framed_by_nothing_else(page: str) -> None:
     policy = {k.lower(): v for k, v in _open(page)[2].items()}["content-security-policy"]
     rules = dict(rule.split(maxsplit=1) for rule in policy.split(";"))
     allowed = {"'self'", "'none'", "'unsafe-inline'", "'unsafe-eval'", "data:", "blob:"}
@@ -172,7 +172,7 @@ def test_the_command_listens_on_the_loopback_address_unless_told_otherwise(
 
 
 @needs_gradio
-def test_the_user_s_own_settings_of_gradio_do_not_count_and_are_there_again_afterwards(
+def test_the_user_s_settings_of_gradio_do_not_count_and_come_back(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in SETTINGS.items():
@@ -192,7 +192,7 @@ def test_the_user_s_own_settings_of_gradio_do_not_count_and_are_there_again_afte
 
 
 @needs_gradio
-def test_a_folder_in_place_of_an_upload_is_refused_before_gradio_notes_it_as_a_file_to_tidy_up(tmp_path: Path) -> None:
+def test_a_folder_in_place_of_an_upload_is_refused_before_gradio_sees_it(tmp_path: Path) -> None:
     import gradio
 
     box = serve._upload_box(gradio, tmp_path)(render=False)

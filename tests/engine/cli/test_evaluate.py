@@ -20,7 +20,7 @@ from fixtures.synthetic_run import write_metrics, write_run
 from simclr_engine.checkpoint import encoder_metadata, save_weights
 from simclr_engine.cli.evaluate import command
 from simclr_engine.cli.report import command as report_command
-from simclr_engine.export.sealing import seal
+from simclr_engine.export.graph import seal
 from simclr_engine.model import build_encoder
 from simclr_engine.report import style
 from simclr_engine.run import Run

@@ -69,7 +69,7 @@ def test_packing_never_holds_all_decoded_images(tmp_path: Path) -> None:
 
 def test_packing_reads_only_so_far_ahead_of_the_decoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pack, "KEEP_BYTES", 0)
-    monkeypatch.setattr(pack, "_workers", lambda: 1)
+    monkeypatch.setattr(pack, "workers", lambda: 1)
     data = encode(noise(0, 128, 128))
     path = tmp_path / "noise.tar"
     path.write_bytes(tar_bytes({f"{n:04}.png": data for n in range(1500)}))

@@ -15,11 +15,12 @@ import torch
 
 from fixtures.tiny_model import TINY
 from fixtures.tiny_probe import write_tiny_probe
+from fixtures.untrained_run import write_untrained_run
 from simclr_engine import timing
+from simclr_engine.bench import card as subject
+from simclr_engine.bench.card import Card, CardRow, Fresh, Rate, StatedDifference, fresh_process, make_card, show_card
 from simclr_engine.errors import DataError
 from simclr_engine.evaluation.features import extract_features
-from simclr_engine.export import card as subject
-from simclr_engine.export.card import Card, CardRow, Difference, Fresh, Rate, fresh_process, make_card, show_card
 from simclr_engine.run import Run
 from simclr_engine.timing import Timing
 
@@ -32,6 +33,11 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     home = tmp_path_factory.mktemp("pair")
     small = write_tiny_probe(home / "encoder.int8.onnx", precision="int8", parity={**TINY.parity, **INT8})
     return write_tiny_probe(home / "encoder.onnx"), small
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return write_untrained_run(tmp_path_factory.mktemp("runs") / "run")
 
 
 @pytest.fixture(scope="module")
@@ -75,15 +81,15 @@ def test_the_table_is_readable_and_foreign_text_stays_text(made: Card, capsys: p
     [
         (None, 0.6055, "60.55 %"),
         (None, None, "–"),
-        (Difference(1e-5), None, "features ±1e-05"),
-        (Difference(1e-5), 0.6055, "60.55 %"),
-        (Difference(0.1, -0.002, 0.98, 2000), None, "−0.2 points"),
-        (Difference(0.1, 0.004, 0.98, 2000), None, "+0.4 points"),
-        (Difference(0.1, 0.0, 0.98, 2000), None, "±0 points"),
-        (Difference(0.1, None, 0.98, 2000), None, "98.0 % same label"),
+        (StatedDifference(1e-5), None, "features ±1e-05"),
+        (StatedDifference(1e-5), 0.6055, "60.55 %"),
+        (StatedDifference(0.1, -0.002, 0.98, 2000), None, "−0.2 points"),
+        (StatedDifference(0.1, 0.004, 0.98, 2000), None, "+0.4 points"),
+        (StatedDifference(0.1, 0.0, 0.98, 2000), None, "±0 points"),
+        (StatedDifference(0.1, None, 0.98, 2000), None, "98.0 % same label"),
     ],
 )
-def test_the_accuracy_column(difference: Difference | None, accuracy: float | None, text: str) -> None:
+def test_the_accuracy_column(difference: StatedDifference | None, accuracy: float | None, text: str) -> None:
     row = CardRow("a", "fp32", "a.onnx", 1, accuracy=accuracy, difference=difference)
     assert subject._accuracy_text(row) == text
 
@@ -130,7 +136,7 @@ import numpy as np
 held = np.ones({held} << 17)
 gone = np.ones({gone} << 17)
 del gone
-from simclr_engine.export.card import memory
+from simclr_engine.bench.card import memory
 print(json.dumps({{"start_up": 0.0, **memory()}}))
 """
     small, large, spike = (
@@ -144,31 +150,31 @@ print(json.dumps({{"start_up": 0.0, **memory()}}))
     assert spike.peak_bytes and spike.peak_bytes - small.peak_bytes == pytest.approx(127 << 20, rel=0.1)
 
 
-def test_the_clock_of_a_fresh_process_starts_before_its_imports_and_stops_at_the_first_features() -> None:
+def test_a_fresh_process_is_timed_from_its_imports_to_first_features() -> None:
     for script, heavy in ((subject.ONNX_SCRIPT, "OnnxEncoder"), (subject.TORCH_SCRIPT, "import torch")):
         order = [script.index(part) for part in ("begin =", "import numpy", heavy, "embed(images[:1])", "start_up =")]
         assert order == sorted(order)
 
 
-def test_eager_pytorch_gives_the_features_that_evaluation_takes(shared_run: Run) -> None:
-    spec = shared_run.recipe.augment
+def test_eager_pytorch_gives_the_features_that_evaluation_takes(run: Run) -> None:
+    spec = run.recipe.augment
     images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
-    expected = extract_features(shared_run.encoder(), images, spec.mean, spec.std)
-    np.testing.assert_allclose(np.asarray(subject.torch_eager(shared_run)(images)), expected, atol=1e-5)
+    expected = extract_features(run.encoder(), images, spec.mean, spec.std)
+    np.testing.assert_allclose(np.asarray(subject.torch_eager(run)(images)), expected, atol=1e-5)
 
 
 def test_pytorch_has_its_row_and_gets_its_threads_back(
-    pair: tuple[Path, Path], shared_run: Run, monkeypatch: pytest.MonkeyPatch
+    pair: tuple[Path, Path], run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(subject, "torch_eager", lambda run: lambda images: used.append(torch.get_num_threads()))
     monkeypatch.setattr(subject, "fresh_process", lambda script, target, threads: Fresh(float(threads), None, None))
     used: list[int] = []
     before = torch.get_num_threads()
     monkeypatch.setattr("simclr_engine.export.runtime.available_threads", lambda: before + 1)
-    first, second = make_card(pair[0], shared_run, seconds=0.01).to_json()["rows"]
+    first, second = make_card(pair[0], run, seconds=0.01).to_json()["rows"]
     assert set(used) == {before + 1} and torch.get_num_threads() == before
     assert (first["name"], first["file"], first["difference"]) == ("PyTorch eager", None, None)
-    assert first["file_bytes"] == (shared_run.directory / "encoder.safetensors").stat().st_size
+    assert first["file_bytes"] == (run.directory / "encoder.safetensors").stat().st_size
     assert first["accuracy"] == 0.75 and second["accuracy"] is None and second["difference"]["max_abs"] == 1e-5
     assert first["start_up_seconds"] == before + 1
 
@@ -177,7 +183,7 @@ def test_without_a_run_torch_is_not_imported(pair: tuple[Path, Path]) -> None:
     script = """
 import sys
 from pathlib import Path
-from simclr_engine.export import card
+from simclr_engine.bench import card
 card.fresh_process = lambda *_: card.Fresh(1.0, None, None)
 card.show_card(card.make_card(Path(sys.argv[1]), None, seconds=0.01))
 print(sorted({"torch", "onnx"} & set(sys.modules)))

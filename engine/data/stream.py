@@ -5,26 +5,26 @@ Imports no torch.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
-from simclr_engine.data.archive import ArchiveSource
-from simclr_engine.data.decode import EXTENSIONS, decode_image
-from simclr_engine.data.folder import FolderSource
-from simclr_engine.data.listing import arrange
-from simclr_engine.data.pack import survey
-from simclr_engine.data.sources import load_data, open_source, packed, source_names
-from simclr_engine.errors import DataError, UsageError
+from ..errors import DataError, UsageError
+from .archive import ArchiveSource
+from .decode import EXTENSIONS, decode_image
+from .folder import FolderSource
+from .listing import arrange
+from .pack import survey, workers
+from .sources import load_data, open_source, packed, source_names
 
-from .embedder import Embedder, Images
-from .runtime import available_threads
-
+Images = NDArray[np.uint8]
 WINDOW = 512  # images decoded at once; `embed` logs after each, and hashes a run's encoder once for each
 
 
@@ -52,11 +52,23 @@ class Pictures:
         return len(self.paths)
 
 
-def gather(embedder: Embedder, sources: Sequence[str], split: str = "all", progress: bool = False) -> list[Pictures]:
+class Encoder(Protocol):
+    """What `find_images` asks of an encoder: its size, and DataError for an array that is no images of it."""
+
+    @property
+    def image_size(self) -> int:
+        """Side S of the images it takes."""
+
+    @property
+    def check(self) -> Callable[[object], None]:
+        """Raises DataError for an array that is not uint8 `[N, S, S, 3]`."""
+
+
+def find_images(encoder: Encoder, sources: Sequence[str], split: str = "all", progress: bool = False) -> list[Pictures]:
     """The images of each source: an image file, a folder, an archive, a data set by name, or an .npy of images.
 
     Args:
-        embedder: for what; images are brought to its size by `decode_image`'s rule, but those of an array must have it.
+        encoder: for what; images are brought to its size by `decode_image`'s rule, but those of an array must have it.
         sources: as the user named them.
         split: `all`, or one of a source that has splits; a source without any is `train`, as everywhere.
         progress: bars while archives are packed.
@@ -66,7 +78,8 @@ def gather(embedder: Embedder, sources: Sequence[str], split: str = "all", progr
     """
     if not sources:
         raise UsageError("no images were named", fix="name image files, a folder, an archive or a data set")
-    found, image_size = [], embedder.image_size
+    found: list[Pictures] = []
+    image_size = encoder.image_size
     for text in sources:
         path = Path(text).expanduser()
         if text in source_names():
@@ -76,7 +89,7 @@ def gather(embedder: Embedder, sources: Sequence[str], split: str = "all", progr
         elif path.suffix.lower() in (".npy", *EXTENSIONS) and not path.exists():
             raise DataError("there is no such file", saw=text, fix="check the path")
         elif path.is_file() and path.suffix.lower() == ".npy":
-            found.append(_array(path, text, embedder.check))
+            found.append(_array(path, text, encoder.check))
         elif isinstance(source := _open(text, path), ArchiveSource):
             found += _stores(text, image_size, split, progress, source)
         else:
@@ -95,9 +108,17 @@ def _open(text: str, path: Path) -> object:
 
 
 def _single(path: Path, text: str, size: int) -> Pictures:
-    status = path.stat()
-    identity = f"file {text} {status.st_size} {status.st_mtime_ns}"
-    return Pictures([text], [""], (), lambda _: decode_image(path, size), (), identity)
+    return Pictures([text], [""], (), lambda _: decode_image(path, size), (), f"file {text} {_content(path)}")
+
+
+def _content(path: Path) -> str:
+    """sha256 of a file's bytes, since size and time may be those of another; "" if it cannot be read, which is reported
+    when it is decoded."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return ""
 
 
 def _folder(folder: Path, text: str, size: int, split: str) -> Pictures:
@@ -139,8 +160,7 @@ def _array(path: Path, text: str, check: Callable[[object], None]) -> Pictures:
             "not a readable .npy array", saw=f"{text}: {error}", fix="write it with numpy.save, without objects"
         ) from error
     check(images)
-    status = path.stat()
-    identity = f"array {text} {status.st_size} {status.st_mtime_ns}"
+    identity = f"array {text} {_content(path)}"
     names = [f"{text}[{row}]" for row in range(len(images))]
     return Pictures(names, [""] * len(images), (), partial(_row, images), (), identity)
 
@@ -203,7 +223,7 @@ def windows(parts: Sequence[Pictures], image_size: int, start: int = 0, length: 
         except DataError as error:
             return part.paths[row], part.classes[row], error.cause
 
-    with ThreadPoolExecutor(min(8, available_threads()), thread_name_prefix="decode") as pool:
+    with ThreadPoolExecutor(workers(), thread_name_prefix="decode") as pool:
 
         def begin(at: int) -> list[Future[tuple[str, str, Images | str]]]:
             return [pool.submit(decode, i) for i in range(at, min(at + length, total))]

@@ -1,4 +1,4 @@
-"""What an ONNX file says about a data set, cached by what it depends on. Imports neither torch nor onnx."""
+"""Features and predictions of an ONNX file for a data set, cached. Imports neither torch nor onnx."""
 
 from __future__ import annotations
 
@@ -102,7 +102,9 @@ def check_class_names(metadata: ModelMetadata, class_names: Sequence[str], data:
     elif len(ours) != len(theirs):
         saw = f"{len(ours)} classes in the file, {len(theirs)} in {data}: a name stands twice"
     else:
-        at = next(i for i, (one, other) in enumerate(zip(ours, theirs, strict=True)) if one != other)
+        at = next(
+            i for i, (known_name, given_name) in enumerate(zip(ours, theirs, strict=True)) if known_name != given_name
+        )
         saw = f"the same names in another order: label {at} is {ours[at]!r} in the file, {theirs[at]!r} in {data}"
     raise DataError(
         "the file's probe knows other classes than the data has",

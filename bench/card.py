@@ -17,10 +17,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from simclr_engine.export.metadata import ModelMetadata
     from simclr_engine.run import Run
     from simclr_engine.timing import Timing
-
-    from .metadata import ModelMetadata
 
     Embed = Callable[[NDArray[np.uint8]], object]
 
@@ -58,7 +57,7 @@ class Fresh:
 
 
 @dataclass(frozen=True)
-class Difference:
+class StatedDifference:
     """What was measured when the file was written.
 
     Attributes:
@@ -75,7 +74,7 @@ class Difference:
     images: int | None = None
 
     @classmethod
-    def of(cls, metadata: ModelMetadata) -> Difference:
+    def of(cls, metadata: ModelMetadata) -> StatedDifference:
         """As a file says it."""
         p = metadata.parity
         accuracy = p["accuracy"] - p["accuracy_fp32"] if {"accuracy", "accuracy_fp32"} <= p.keys() else None
@@ -105,7 +104,7 @@ class CardRow:
     rates: Mapping[int, Rate] = field(default_factory=dict)
     fresh: Fresh | None = None
     accuracy: float | None = None
-    difference: Difference | None = None
+    difference: StatedDifference | None = None
     note: str = ""
 
 
@@ -158,8 +157,7 @@ def make_card(fp32: Path, run: Run | None, others: Sequence[Path] = (), seconds:
     import numpy as np
 
     from simclr_engine.errors import DataError
-
-    from .runtime import OnnxEncoder, available_threads
+    from simclr_engine.export.runtime import OnnxEncoder, available_threads
 
     begin = time.perf_counter()
     threads = available_threads()
@@ -185,12 +183,14 @@ def make_card(fp32: Path, run: Run | None, others: Sequence[Path] = (), seconds:
         length = weights.stat().st_size if weights.is_file() else None
         row = CardRow(EAGER, "fp32", None, length, rates[EAGER], accuracy=stated)
         rows.append(_with_fresh(row, TORCH_SCRIPT, run.directory, threads))
-    for one in encoders:
-        about, length = one.metadata, one.path.stat().st_size
-        row = CardRow(_name(about), about.precision, str(one.path), length, rates[_name(about)], accuracy=stated)
-        if run is not None or one is not encoders[0]:  # said once: by PyTorch, else by the first file
+    for encoder in encoders:
+        about, length = encoder.metadata, encoder.path.stat().st_size
+        row = CardRow(_name(about), about.precision, str(encoder.path), length, rates[_name(about)], accuracy=stated)
+        if run is not None or encoder is not encoders[0]:  # said once: by PyTorch, else by the first file
             row = replace(row, accuracy=None)
-        rows.append(_with_fresh(replace(row, difference=Difference.of(about)), ONNX_SCRIPT, one.path, threads))
+        rows.append(
+            _with_fresh(replace(row, difference=StatedDifference.of(about)), ONNX_SCRIPT, encoder.path, threads)
+        )
     rounds = {batch: found[1] for batch, found in timed.items()}
     return Card(
         device_name(), threads, size, versions(run is not None), rounds, tuple(rows), time.perf_counter() - begin
@@ -200,7 +200,7 @@ def make_card(fp32: Path, run: Run | None, others: Sequence[Path] = (), seconds:
 def onnx_embed(file: Path, threads: int) -> Embed:
     """The file as a call: single images by threads that spin, as `predict` runs them; batches by threads that sleep, so
     that the next contender does not meet them."""
-    from .runtime import OnnxEncoder
+    from simclr_engine.export.runtime import OnnxEncoder
 
     single, batches = OnnxEncoder(file, threads=threads, spin=True), OnnxEncoder(file, threads=threads)
     return lambda images: (single if len(images) == 1 else batches).embed(images)
@@ -288,7 +288,7 @@ embed(images[:1])
 start_up = time.perf_counter() - begin
 embed(images)
 import json
-from simclr_engine.export.card import memory
+from simclr_engine.bench.card import memory
 print(json.dumps({"start_up": start_up, **memory()}))
 """
 ONNX_SCRIPT = (
@@ -304,7 +304,7 @@ TORCH_SCRIPT = (
     _HEAD
     + """
 import torch
-from simclr_engine.export.card import torch_eager
+from simclr_engine.bench.card import torch_eager
 from simclr_engine.run import Run
 torch.set_num_threads(threads)
 run = Run.open(target)

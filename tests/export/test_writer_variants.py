@@ -18,12 +18,12 @@ from simclr_engine.cli.export import command
 from simclr_engine.data import load_data
 from simclr_engine.errors import CheckFailed, DataError, PlatformError, UsageError
 from simclr_engine.evaluation.features import extract_features
-from simclr_engine.export import OnnxEncoder, export_onnx, quantize, writer
-from simclr_engine.export.agreement import SpeedUp
+from simclr_engine.export import OnnxEncoder, export_onnx, writer
+from simclr_engine.export import precision as precision_room
 from simclr_engine.export.graph import trace_encoder
-from simclr_engine.export.half import halve
 from simclr_engine.export.metadata import read_model, sidecar_path
-from simclr_engine.export.parity import FP16, Difference
+from simclr_engine.export.parity import FP16, Difference, SpeedUp
+from simclr_engine.export.precision import halve
 from simclr_engine.export.samples import natural_images
 from simclr_engine.export.writer import ExportResult
 from simclr_engine.model import build_encoder
@@ -99,7 +99,7 @@ def test_every_int8_gate_is_asked(
 def test_features_that_are_not_finite_fail_in_int8_too(
     little_digits: Run, fast_int8: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = quantize.quantize
+    real = precision_room.quantize
 
     def spoilt(*arguments: Any, **options: Any) -> onnx.ModelProto:
         model = real(*arguments, **options)
@@ -158,7 +158,7 @@ def test_other_images_without_labels_calibrate_too(little_run: Run, fast_int8: N
     assert result.parity.image_source == "images of photos" and "accuracy" not in result.variants[0].metadata.parity
 
 
-def test_a_name_taken_by_something_else_and_an_unknown_precision_are_refused(little_run: Run, tmp_path: Path) -> None:
+def test_a_taken_name_and_an_unknown_precision_are_refused(little_run: Run, tmp_path: Path) -> None:
     (tmp_path / "e.int8.onnx").write_bytes(b"notes")
     with pytest.raises(UsageError, match="not an intact export"):
         export_onnx(little_run, tmp_path / "e.onnx", precision="int8")
@@ -255,7 +255,7 @@ def test_every_encoder_exports_in_every_precision(arch: str, stem: str, size: in
     reference = extract_features(encoder, images[:3], mean, std)
     assert Difference.between(reference, graph_features(traced.model, images[:3])).holds()
     assert Difference.between(reference, graph_features(halve(traced.model), images[:3])).holds(FP16)
-    int8 = quantize.quantize(traced.model, images, reduce_range=False)
+    int8 = precision_room.quantize(traced.model, images, reduce_range=False)
     convolutions = {"resnet18": 20, "resnet34": 36, "resnet50": 53}[arch]
-    assert quantize.check_fused(traced.model, int8) == convolutions
+    assert precision_room.check_fused(traced.model, int8) == convolutions
     assert Difference.between(reference, graph_features(int8, images[:3])).min_cosine > 0.98

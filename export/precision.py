@@ -1,4 +1,4 @@
-"""int8: static quantization of the convolutions, calibrated on the run's own images.
+"""The smaller files: int8, by static quantization that is calibrated on the run's own images, and fp16.
 
 Activations are uint8 per tensor, weights int8 per channel and symmetric, written as QuantizeLinear/DequantizeLinear
 pairs, which onnxruntime fuses into integer convolutions when it loads the file (U8S8; its default S8S8 left 12 of 20
@@ -23,22 +23,23 @@ import numpy as np
 import onnx
 import onnxruntime
 from numpy.typing import NDArray
-from onnx import helper
+from onnx import TensorProto, helper, numpy_helper
 
 from simclr_engine.data.store import Pixels
 from simclr_engine.errors import CheckFailed, DataError
 
-from .runtime import CPU, INPUT, available_threads, open_session
+from .runtime import CPU, INPUT, available_threads, batches, open_session
 
 CALIBRATION_IMAGES = 512
 FEWEST_IMAGES = 32
-QUANTIZED = ("Conv", "Add", "Relu", "MaxPool")
+REDUCED = ("Conv", "Add", "Relu", "MaxPool")  # what is computed in int8 or fp16
+LARGEST_FP16 = float(np.finfo(np.float16).max)
 DIGITS = 3  # of a range that are kept: the last ones depend on the machine, and the same run must give the same file
 VNNI_FLAGS = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
 
 
 def has_vnni(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
-    """Whether the processor multiplies int8 without saturating in 16 bits; False where the system does not say."""
+    """Whether the processor multiplies int8 without saturating in 16 bits; False if the system does not say."""
     try:
         text = cpuinfo.read_text("ascii", errors="replace")
     except OSError:
@@ -48,7 +49,7 @@ def has_vnni(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
 
 
 def check_calibration(images: Pixels) -> None:
-    """Refuses to calibrate on too few images.
+    """Checks that there are enough images to calibrate on.
 
     Raises:
         DataError: fewer than `FEWEST_IMAGES`.
@@ -94,7 +95,7 @@ def quantize(model: onnx.ModelProto, images: NDArray[np.uint8], reduce_range: bo
             tensors_range=TensorsData(CalibrationMethod.MinMax, ranges),
             nodes_to_quantize=[],
             nodes_to_exclude=[],
-            op_types_to_quantize=list(QUANTIZED),
+            op_types_to_quantize=list(REDUCED),
             extra_options={"WeightSymmetric": True, "ActivationSymmetric": False},
         )
         quantizer.quantize_model()
@@ -109,7 +110,7 @@ def quantize(model: onnx.ModelProto, images: NDArray[np.uint8], reduce_range: bo
 
 
 def _sort(graph: onnx.GraphProto) -> None:
-    """Puts every node behind those whose outputs it takes, as ONNX asks; the quantizer appends its own at the end."""
+    """Sorts the nodes by their inputs, as ONNX requires. The quantizer appends its own at the end."""
     made = {name for node in graph.node for name in node.output}
     ready: set[str] = set()
     waiting, ordered = list(graph.node), []
@@ -134,11 +135,11 @@ def activation_ranges(model: onnx.ModelProto, images: NDArray[np.uint8]) -> dict
         for kind in ("ReduceMin", "ReduceMax"):
             node = helper.make_node(kind, [name], [f"{name}/{kind}"], f"{name}/{kind}", keepdims=0)
             measured.graph.node.append(node)
-            measured.graph.output.append(helper.make_tensor_value_info(node.output[0], onnx.TensorProto.FLOAT, []))
+            measured.graph.output.append(helper.make_tensor_value_info(node.output[0], TensorProto.FLOAT, []))
     session = open_session(measured.SerializeToString())
     lows, highs = ([f"{name}/{kind}" for name in names] for kind in ("ReduceMin", "ReduceMax"))
     low, high = np.zeros(len(names)), np.zeros(len(names))
-    for batch in _batches(images):
+    for batch in batches(images):
         extremes = np.array(session.run([*lows, *highs], {INPUT: batch}), dtype=np.float64)
         low = np.minimum(low, extremes[: len(names)])
         high = np.maximum(high, extremes[len(names) :])
@@ -147,15 +148,8 @@ def activation_ranges(model: onnx.ModelProto, images: NDArray[np.uint8]) -> dict
 
 def _activations(model: onnx.ModelProto) -> list[str]:
     weights = {tensor.name for tensor in model.graph.initializer}
-    nodes = [node for node in model.graph.node if node.op_type in QUANTIZED]
+    nodes = [node for node in model.graph.node if node.op_type in REDUCED]
     return list(dict.fromkeys(n for node in nodes for n in (*node.input, *node.output) if n and n not in weights))
-
-
-def _batches(images: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
-    """Of 64 images of 32 px, fewer of larger ones."""
-    size = max(1, min(64, 64 * 32**2 // images.shape[1] ** 2))
-    for start in range(0, len(images), size):
-        yield np.ascontiguousarray(images[start : start + size])
 
 
 def _rounded(value: float) -> float:
@@ -164,7 +158,7 @@ def _rounded(value: float) -> float:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """onnxruntime's quantizer logs advice about how it is called to the root logger."""
+    """Silences the root logger, to which onnxruntime's quantizer logs advice about how it is called."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -174,7 +168,7 @@ def _quiet() -> Iterator[None]:
 
 
 def check_fused(float_model: onnx.ModelProto, quantized: onnx.ModelProto) -> int:
-    """The number of convolutions, all of which onnxruntime computes in int8 when it loads the file.
+    """Checks that onnxruntime computes all convolutions in int8 when it loads the file; returns their number.
 
     Raises:
         CheckFailed: names those that stay in float.
@@ -202,3 +196,51 @@ def _as_loaded(model: onnx.ModelProto) -> onnx.ModelProto:
         options.optimized_model_filepath = str(Path(folder) / "optimized.onnx")
         onnxruntime.InferenceSession(model.SerializeToString(), options, providers=[CPU])
         return onnx.load(options.optimized_model_filepath)
+
+
+def halve(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with its convolutions, and what stands between them, in fp16.
+
+    Normalisation, pooling (a sum of many values) and probe stay in fp32, and so do the types of inputs and outputs.
+
+    Raises:
+        CheckFailed: a weight is too large for fp16.
+    """
+    halved = onnx.ModelProto()
+    halved.CopyFrom(model)
+    graph = halved.graph
+    del graph.value_info[:]  # of tensors that are now of another type
+    inside = [node for node in graph.node if node.op_type in REDUCED]
+    made = {name for node in inside for name in node.output}
+    weights = {name for node in inside for name in node.input} & {tensor.name for tensor in graph.initializer}
+    for tensor in graph.initializer:
+        if tensor.name in weights:
+            _halve_tensor(tensor)
+    nodes: list[onnx.NodeProto] = []
+    cast: set[str] = set()
+    for node in graph.node:
+        half = node.op_type in REDUCED
+        for at, name in enumerate(node.input):
+            if name in weights or (name in made) == half:
+                continue
+            other = f"{name}/{'fp16' if half else 'fp32'}"
+            if other not in cast:
+                cast.add(other)
+                to = TensorProto.FLOAT16 if half else TensorProto.FLOAT
+                nodes.append(helper.make_node("Cast", [name], [other], other, to=to))
+            node.input[at] = other
+        nodes.append(node)
+    del graph.node[:]
+    graph.node.extend(nodes)
+    return halved
+
+
+def _halve_tensor(tensor: TensorProto) -> None:
+    values = numpy_helper.to_array(tensor)
+    if values.size and float(np.abs(values).max()) > LARGEST_FP16:
+        raise CheckFailed(
+            "a weight is too large for fp16",
+            saw=f"{tensor.name}: {np.abs(values).max():.3g}, fp16 ends at {LARGEST_FP16:g}",
+            fix="export without --fp16",
+        )
+    tensor.CopyFrom(numpy_helper.from_array(values.astype(np.float16), tensor.name))
