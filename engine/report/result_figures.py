@@ -443,7 +443,8 @@ def by_fold(rows: Rows, position: str, column: str) -> tuple[NDArray[np.float64]
         if column in row and position in row:
             folds.setdefault(int(row.get("fold", 0)), {})[float(row[position])] = float(row[column])
     common = sorted(set.intersection(*(set(fold) for fold in folds.values()))) if folds else []
-    return np.array(common), np.array([[fold[x] for x in common] for fold in folds.values()]).reshape(len(folds), -1)
+    values = np.array([[fold[x] for x in common] for fold in folds.values()], dtype=np.float64)
+    return np.array(common), values.reshape(len(folds), len(common))
 
 
 def _per_epoch(axes: Axes, rows: Rows, column: str, name: str, look: Mapping[str, Any]) -> None:

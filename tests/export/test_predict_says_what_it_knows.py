@@ -19,7 +19,7 @@ from fixtures.tiny_probe import CLASSES, tiny_probabilities, write_tiny_probe
 from simclr_engine.cli.predict import command
 from simclr_engine.export import predict
 from simclr_engine.export.embedder import open_embedder
-from simclr_engine.report import gallery as gallery_room
+from simclr_engine.report import result_figures
 
 SIZE = 8
 
@@ -75,14 +75,14 @@ def test_a_folder_s_classes_are_no_truth_unless_the_images_are_test_images(model
 def test_the_gallery_shows_each_image_with_its_own_class_confidence_and_truth(
     model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real: Callable[..., Figure] = gallery_room.gallery_figure
+    real: Callable[..., Figure] = result_figures.gallery_figure
     seen: list[tuple[Any, ...]] = []
 
     def drawn(images: NDArray[np.uint8], names: Any, labels: Any, confidence: Any, *, truth: Any, title: str) -> Figure:
         seen.append((images, labels, confidence, truth))
         return real(images, names, labels, confidence, truth=truth, title=title)
 
-    monkeypatch.setattr(gallery_room, "gallery_figure", drawn)
+    monkeypatch.setattr(result_figures, "gallery_figure", drawn)
     monkeypatch.setattr(predict, "GALLERY", 5)
     monkeypatch.setattr(predict, "BATCH", 4)  # of three batches
     rows = _rows(model, "--data", data, "--n", 9, "--save", tmp_path / "sheet.png")
