@@ -6,15 +6,18 @@ import base64
 import io
 import json
 import re
+import runpy
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
 from PIL import Image
 
+from fixtures import ROOT
 from fixtures.html_page import Page
 from fixtures.saved_results import page_of, page_with, saved
 from fixtures.synthetic_run import (
@@ -322,3 +325,14 @@ def test_damaged_features_and_views_are_left_out(tmp_path: Path) -> None:
         names = {picture.name for picture in run_pictures(load_content(run))}
     assert "confusion-photos-linear-pretrained" in names
     assert not [name for name in names if name.startswith(("embedding", "augmentation"))]
+
+
+def test_the_templates_and_the_style_sheet_are_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: dict[str, Any] = {}
+    monkeypatch.setattr("setuptools.setup", said.update)
+    monkeypatch.chdir(ROOT)
+    runpy.run_path("setup.py")
+    folder = Path(style.__file__).parent
+    installed = {f for pattern in said["package_data"]["simclr_engine.report"] for f in folder.glob(pattern)}
+    assert installed == {f for f in (folder / "templates").rglob("*") if f.is_file()}
+    assert len(installed) >= 5
