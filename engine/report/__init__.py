@@ -1,7 +1,7 @@
 """Pictures and the report page of a run; takes arrays, imports no torch.
 
-Every picture is a function that returns a matplotlib Figure, such as `gallery_figure`; the data loaded by
-`simclr_engine.evaluation.records` fit their arguments.
+Every picture is a function that returns a matplotlib Figure, such as `gallery_figure`, in the colours of its `theme`:
+`LIGHT` or `DARK`. The data loaded by `simclr_engine.evaluation.records` fit their arguments.
 """
 
 from __future__ import annotations

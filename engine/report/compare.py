@@ -11,10 +11,10 @@ from .. import __version__
 from ..run import write_text_atomic
 from .comparison import ComparedRun, differing_keys, method_cell, method_rows, notes, recipe_value, run_cells
 from .comparison_figures import accuracy_pictures, curve_pictures
-from .content import commands, find_comparison, published_figures, published_source, short_name
+from .content import Published, commands, published_figures, published_source, short_name
 from .page import draw, render, shown_picture
 from .style import Picture, can_draw
-from .tables import COMPARES, Cell, Section, Table, accuracy_text, protocols, published_cells, published_sets, row
+from .tables import COMPARES, Cell, Section, Table, accuracy_text, protocol, published_cells, published_sets, row
 
 
 def write_comparison(runs: Sequence[ComparedRun], out: Path) -> Path:
@@ -90,9 +90,8 @@ def _published_section(runs: Sequence[ComparedRun]) -> Section | None:
     for recipe in published_sets(run.recipe for run in runs):
         rows = []
         for figure in published_figures(recipe):
-            pairs = [find_comparison(figure, run.content.comparisons) for run in runs]
-            side = "trained" if figure.get("init") == "pretrained" else "scratch"
-            rows.append(row(*published_cells(figure), *(accuracy_text(getattr(pair, side, None)) for pair in pairs)))
+            ours = [Published.beside(figure, run.content.comparisons).ours for run in runs]
+            rows.append(row(*published_cells(figure), *map(accuracy_text, ours)))
         aside = f"Published: {published_source(recipe)}."
         tables += [Table(head, tuple(rows), words=2, title=recipe.name, aside=aside)] if rows else []
     return Section("Beside published figures", tables=tables, aside=COMPARES) if tables else None
@@ -109,7 +108,7 @@ def _differences_section(runs: Sequence[ComparedRun]) -> Section:
 
 
 def _protocols_section(runs: Sequence[ComparedRun]) -> Section | None:
-    groups = {run.name: protocols(run.content.results) for run in runs if run.content.results}
+    groups = {run.name: [*map(protocol, run.content.results)] for run in runs if run.content.results}
     return Section("How the numbers were made", protocols=groups) if groups else None
 
 

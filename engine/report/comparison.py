@@ -31,6 +31,8 @@ from .content import (
 )
 from .tables import accuracy, accuracy_text, difference, published_sets
 
+SCORES = ("f1_macro", "mean_iou", "ece", "loss", "protocol", "encoder")  # in the document, besides the accuracy
+
 
 @dataclass(frozen=True, eq=False)
 class ComparedRun:
@@ -276,14 +278,7 @@ def _scores(pair: Comparison) -> dict[str, Any]:
     plain: dict[str, Any] = {"difference": difference(pair)}
     for init, result in (("pretrained", pair.trained), ("scratch", pair.scratch)):
         if result is not None:
-            plain[init] = {
-                "accuracy": accuracy(result),
-                "fold_sd": result.fold_spread[1] if result.fold_spread else None,
-                "f1_macro": result.f1_macro,
-                "mean_iou": result.mean_iou,
-                "ece": result.ece,
-                "loss": result.loss,
-                "protocol": result.protocol,
-                "encoder": result.encoder,
-            }
+            fold_sd = result.fold_spread[1] if result.fold_spread else None
+            same = {name: getattr(result, name) for name in SCORES}
+            plain[init] = {"accuracy": accuracy(result), "fold_sd": fold_sd, **same}
     return plain | {"epochs_to_baseline": pair.epochs_to_baseline}

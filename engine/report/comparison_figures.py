@@ -6,12 +6,11 @@ Imports no torch.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -66,7 +65,6 @@ def loss_overlay(traces: Sequence[Trace], *, against: str = "epoch", theme: Them
     Args:
         traces: one or more per picture; positions in the unit of `against`.
         against: `epoch`, `minutes` or `hours` of training, or `images`.
-        theme: colours.
     """
     with theme.applied([trace.name for trace in traces]):
         figure, axes = new_figure(5.4, 3.8)
@@ -88,7 +86,6 @@ def knn_overlay(traces: Sequence[Trace], *, against: str = "epoch", classes: int
         traces: one or more per picture; positions in the unit of `against`.
         against: `epoch`, `minutes` or `hours` of training, or `images`.
         classes: number of classes, for the chance level; 0 if unknown or if they differ.
-        theme: colours.
     """
     with theme.applied([trace.name for trace in traces]):
         figure, axes = new_figure(5.4, 3.8)
@@ -116,15 +113,15 @@ def accuracy_overlay(
         methods: M names.
         runs: R names, in the order of the curves.
         trained, scratch: `[M][R]`, None where one was not run.
-        theme: colours.
     """
     with theme.applied(runs):
         figure, axes = new_figure(6.6, 1.6 + max(0.45, 0.22 * len(runs)) * len(methods))
         bar = 0.8 / len(runs)
         for r in range(len(runs)):
-            at = np.arange(len(methods)) + bar * (r - (len(runs) - 1) / 2)
-            columns = [[row[r] for row in rows] for rows in (trained, scratch)]
-            _accuracies(axes, at, *columns, bar, _colour(r, theme), theme)
+            at = [m + bar * (r - (len(runs) - 1) / 2) for m in range(len(methods))]
+            bars = {y: row[r] for y, row in zip(at, trained, strict=True)}
+            marks = {y: row[r] for y, row in zip(at, scratch, strict=True)}
+            _accuracies(axes, bars, marks, bar, _colour(r, theme), theme)
         axes.set_yticks(range(len(methods)), methods, fontsize=10)
         axes.grid(axis="y", visible=False)
         axes.set(ylim=(len(methods) - 0.5, -0.5), xlim=(0.0, 1.0), xlabel="accuracy, %", title="Accuracy by method")
@@ -137,17 +134,16 @@ def accuracy_overlay(
 
 def _accuracies(
     axes: Axes,
-    at: Sequence[float],
-    trained: Sequence[float | None],
-    scratch: Sequence[float | None],
+    trained: Mapping[float, float | None],
+    scratch: Mapping[float, float | None],
     bar: float,
     colour: str,
     theme: Theme,
 ) -> None:
-    """One run's bars of height `bar` at these places, and the marks of its random encoder."""
+    """One run's bars of height `bar` at the places where it has a value, and the marks of its random encoder."""
     words: dict[str, Any] = {"va": "center", "fontsize": 9, "color": theme.muted}
-    bars = {y: value for y, value in zip(at, trained, strict=True) if value is not None}
-    marks = {y: value for y, value in zip(at, scratch, strict=True) if value is not None}
+    bars = {y: value for y, value in trained.items() if value is not None}
+    marks = {y: value for y, value in scratch.items() if value is not None}
     axes.barh(list(bars), list(bars.values()), height=0.86 * bar, color=colour)
     for y, value in bars.items():
         axes.text(value, y, f" {100 * value:.1f}", **words)

@@ -25,18 +25,24 @@ NOTHING = "—"
 
 @dataclass(frozen=True, eq=False)
 class Published:
-    """A published figure of the recipe's system, and our comparison of the same method, share of the labels and folds
-    where one was run."""
+    """A published figure of the recipe's system, and our comparison and result of the same method, share of the labels
+    and folds where one was run."""
 
     row: Mapping[str, Any]
     comparison: Comparison | None
+    ours: EvaluationResult | None
 
-    @property
-    def ours(self) -> EvaluationResult | None:
-        """Our result, of the row's init."""
-        if self.comparison is None:
-            return None
-        return self.comparison.trained if self.row.get("init") == "pretrained" else self.comparison.scratch
+    @classmethod
+    def beside(cls, row: Mapping[str, Any], comparisons: Iterable[Comparison]) -> Published:
+        """A published figure beside the first of the comparisons that has its method, share of the labels and number of
+        folds, and a result of its init."""
+        for pair in comparisons:
+            result = pair.trained if row.get("init") == "pretrained" else pair.scratch
+            if result is None or result.method != row.get("method") or len(result.folds) != row.get("folds", 0):
+                continue
+            if math.isclose(result.label_fraction, float(row.get("label_fraction", 1.0)), rel_tol=1e-6):
+                return cls(row, pair, result)
+        return cls(row, None, None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +118,7 @@ def load_content(run: Run) -> ReportContent:
     """
     own = str(run.environment.get("data", {}).get("name", ""))
     comparisons = compare(load_results(run.directory / "evaluation").values(), own)
-    published = tuple(Published(row, find_comparison(row, comparisons)) for row in published_figures(run.recipe))
+    published = tuple(Published.beside(row, comparisons) for row in published_figures(run.recipe))
     return ReportContent(run, tuple(run.metrics), tuple(comparisons), published, _export_record(run.directory))
 
 
@@ -135,18 +141,6 @@ def published_classes(recipe: Recipe) -> dict[str, Mapping[str, Any]]:
 def published_source(recipe: Recipe) -> str:
     """Where the published figures of the recipe's system stand."""
     return str(recipe.published.get("source", recipe.origin))
-
-
-def find_comparison(row: Mapping[str, Any], comparisons: Iterable[Comparison]) -> Comparison | None:
-    """The first comparison whose method, share of the labels and number of folds are those of a published figure, and
-    which has a result of its init."""
-    for pair in comparisons:
-        result = pair.trained if row.get("init") == "pretrained" else pair.scratch
-        if result is None or result.method != row.get("method") or len(result.folds) != row.get("folds", 0):
-            continue
-        if math.isclose(result.label_fraction, float(row.get("label_fraction", 1.0)), rel_tol=1e-6):
-            return pair
-    return None
 
 
 def other_encoders(results: Sequence[EvaluationResult]) -> str:

@@ -52,6 +52,7 @@ TSNE_PERPLEXITY = 30.0
 TSNE_IMAGES = 5_000
 ONE_THREAD = 1_000  # up to so many points
 QUERIES = 8  # rows of the nearest-neighbour sheet
+NEIGHBOUR_ARRAYS = ("queries", "query_labels", "images", "labels", "cosines")
 LONGEST = 12  # columns of a class name that fit under an image
 MOST_BARS = 20  # classes; with more, the shares are sorted and summed up to a curve
 FLOOR = 1e-6  # of the largest singular value: below lies rounding
@@ -223,7 +224,6 @@ def neighbours_figure(
         cosines: `[q, k]`, in -1..1.
         class_names: C names.
         title: first words of the title.
-        theme: colours.
 
     Raises:
         ValueError: the arrays do not belong together.
@@ -291,7 +291,6 @@ def collapse_figure(
         support: int64 `[C]`, images that are of each class.
         images: images that the spectra are of, for the axis; 0 if unknown.
         title: the method that predicted, for the lower title.
-        theme: colours.
 
     Above 20 classes the shares are summed up, the most often named class first, one curve per encoder.
     """
@@ -440,13 +439,13 @@ def _neighbours(directory: Path, name: str, encoder: str) -> list[Picture]:
         return []
     same = float((stored.labels == stored.query_labels[:, None]).mean())
     shown, names = min(QUERIES, len(stored.queries)), [str(name) for name in stored.class_names]
-    arrays = (stored.queries, stored.query_labels, stored.images, stored.labels, stored.cosines)
+    first: dict[str, Any] = {name: getattr(stored, name)[:shown] for name in NEIGHBOUR_ARRAYS}
     part = f"; {shown} of them are shown" if shown < len(stored.queries) else ""
     caption = (
         f"{len(stored.queries)} test images and, for each, the {stored.labels.shape[1]} train images that the "
         f"{encoder} encoder puts nearest (cosine){part}. {100 * same:.0f} % of the neighbours are of the query's class."
     )
-    draw = partial(neighbours_figure, *(array[:shown] for array in arrays), names, title=f"{encoder} encoder")
+    draw = partial(neighbours_figure, **first, class_names=names, title=f"{encoder} encoder")
     return [Picture(f"neighbours-{encoder}", FEATURES, caption + unnamed(names), draw)]
 
 

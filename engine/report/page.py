@@ -251,12 +251,7 @@ def _headline(pair: Comparison) -> dict[str, Any]:
         "gap": gap,
         "points": points(gap, n) if gap is not None else "",
         "bars": [
-            {
-                "name": name,
-                "css": css,
-                "width": f"{100 * accuracy(result):.2f}",
-                "value": percent(accuracy(result), result.test_images),
-            }
+            (name, css, f"{100 * accuracy(result):.2f}", percent(accuracy(result), result.test_images))
             for name, css, result in both
             if result is not None
         ],

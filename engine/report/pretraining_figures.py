@@ -31,7 +31,6 @@ def loss_curve(
         loss: at these positions.
         chance: what a constant encoder would score.
         images: images per epoch, for the axis; 0 if unknown.
-        theme: colours.
     """
     with theme.applied():
         figure, axes = new_figure()
@@ -95,7 +94,6 @@ def knn_curve(
         monitored: images of that part, for the axis; 0 if unknown.
         classes: number of classes, for the chance level; 0 if unknown.
         images: images per epoch, for the axis; 0 if unknown.
-        theme: colours.
     """
     with theme.applied():
         figure, axes = new_figure()
@@ -169,7 +167,6 @@ def augmentation_sheet(
         originals: uint8 `[N, S, S, 3]`, or one image `[S, S, 3]`.
         views: uint8 `[N, V, S', S', 3]`, or `[V, S', S', 3]` for one image; the normalisation undone.
         title: above the sheet.
-        theme: colours.
 
     Returns:
         A grid: for one image its views in rows of eight, for several one row each; the original stands first, framed.

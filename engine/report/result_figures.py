@@ -78,7 +78,6 @@ def accuracy_bars(
         trained, scratch: accuracy on the pretrained and on the random encoder.
         trained_error, scratch_error: half the length of the whiskers, 0..1; None for none.
         chance: accuracy of always naming the largest class.
-        theme: colours.
     """
     with theme.applied(names):
         figure, axes = new_figure(5.4, 1.25 + 0.52 * max(2, len(names)))
@@ -137,7 +136,6 @@ def label_efficiency_figure(
         labelled: how many images each fraction is, for the axis.
         chance: accuracy of always naming the largest class.
         title: the method.
-        theme: colours.
     """
     with theme.applied():
         figure, axes = new_figure(5.4, 3.5)
@@ -249,7 +247,6 @@ def per_class_figure(
         support: test images per class.
         title: the method, first words of the title.
         scratch_accuracy: of the random encoder, marked on the accuracy bars.
-        theme: colours.
 
     Above 30 classes the seven best and the seven worst are shown.
     """
@@ -305,7 +302,6 @@ def gallery_figure(
         truth: int64 `[n]`; None where nobody knows. A right prediction has a tick and a solid frame, a wrong one a
             cross, a dashed frame of another colour, and the true class beneath.
         title: first words of the title.
-        theme: colours.
 
     Raises:
         ValueError: the arrays do not belong together.
@@ -346,7 +342,6 @@ def reliability_figure(
         right: bool `[n]`, whether the prediction is right.
         ece: expected calibration error, 0..1.
         title: first words of the title.
-        theme: colours.
     """
     bins = CALIBRATION_BINS
     at = np.ceil(np.asarray(confidence, np.float64) * bins).astype(np.int64) - 1  # as the ECE has it
@@ -399,7 +394,6 @@ def training_figure(
         scored: what the accuracy is measured on, such as `test` or `held-out fold`.
         images: how many images that are, for the axis; 0 if unknown.
         title: above all.
-        theme: colours.
 
     Raises:
         ValueError: there is no row.
@@ -529,7 +523,7 @@ def _method_pictures(comparisons: Sequence[Comparison]) -> list[Picture]:
     return [Picture("methods", ACCURACY, caption, bars), *curves]
 
 
-def _both_encoders(comparisons: Sequence[Comparison]) -> dict[str, list[float | None]]:
+def _both_encoders(comparisons: Sequence[Comparison]) -> dict[str, Any]:
     """Accuracies and their errors, of the figures that show both encoders."""
     both = {"trained": [pair.trained for pair in comparisons], "scratch": [pair.scratch for pair in comparisons]}
     values = {side: [accuracy(result) if result else None for result in results] for side, results in both.items()}

@@ -199,7 +199,7 @@ def mark_image(axes: Axes, right: bool, theme: Theme) -> None:
 
 def _families(names: Iterable[str]) -> list[str]:
     """DejaVu Sans, and an installed font for the letters of `names` that it lacks."""
-    needed = (_fonts_for(_beyond_dejavu(_spelt(name))) or () for name in names)
+    needed = (_fonts_for(_spelt(name)) or () for name in names)
     return list(dict.fromkeys(["DejaVu Sans", *(family for families in needed for family in families)]))
 
 
@@ -209,24 +209,20 @@ def _dejavu() -> frozenset[int]:
     return frozenset(_face(font_manager.findfont("DejaVu Sans")).get_charmap())
 
 
-def _beyond_dejavu(text: str) -> frozenset[str]:
-    return frozenset(letter for letter in text if ord(letter) not in _dejavu())
-
-
 @lru_cache(maxsize=1)
 def _installed() -> dict[str, Any]:
     """One file per family, by name: the preferred ones first."""
     plain: dict[str, Any] = {}
     entries = [font for font in font_manager.fontManager.ttflist if font.style == font.variant == "normal"]
-    for entry in sorted(entries, key=lambda font: (font.name, abs(_weight(font.weight) - 400), str(font.fname))):
+    for entry in sorted(entries, key=lambda font: (font.name, _boldness(font.weight), str(font.fname))):
         if not entry.name.startswith(".") and not any(word in entry.name.lower() for word in NO_LETTERS):
             plain.setdefault(entry.name, entry.fname)
     first = [name for name in FALLBACK_FONTS if name in plain]
     return {name: plain[name] for name in dict.fromkeys([*first, *plain])}
 
 
-def _weight(weight: object) -> int:
-    return weight if isinstance(weight, int) else 400
+def _boldness(weight: object) -> int:
+    return abs(weight - 400) if isinstance(weight, int) else 0
 
 
 def _face(path: Any) -> Any:
@@ -234,9 +230,9 @@ def _face(path: Any) -> Any:
 
 
 @lru_cache(maxsize=4096)
-def _fonts_for(letters: frozenset[str]) -> tuple[str, ...] | None:
-    """Families that have all these letters between them, each the first with a letter that those before it lack."""
-    missing, families = set(letters), []
+def _fonts_for(text: str) -> tuple[str, ...] | None:
+    """Families that have between them all letters that DejaVu lacks, each the first with one that is still missing."""
+    missing, families = {letter for letter in text if ord(letter) not in _dejavu()}, []
     for family, path in _installed().items() if missing else ():
         try:
             face = _face(path)
@@ -263,7 +259,7 @@ def can_draw(name: str) -> bool:
         return False
     if not LAYS_OUT and (JOINERS[0] in name or JOINERS[1] in name or any(_needs_layout(c) for c in letters)):
         return False
-    return _fonts_for(_beyond_dejavu(letters)) is not None
+    return _fonts_for(letters) is not None
 
 
 def _needs_layout(letter: str) -> bool:
@@ -288,7 +284,8 @@ def label(name: str, index: int, longest: int = LONGEST_NAME) -> str:
 
 def _shortened(name: str, longest: int) -> str:
     """At most `longest` columns, cut between letters with their marks, `…` for what was cut off."""
-    widths = [0 if unicodedata.combining(c) or c in JOINERS else _columns(c) for c in name]
+    wide = [2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in name]
+    widths = [0 if unicodedata.combining(c) or c in JOINERS else width for c, width in zip(name, wide, strict=True)]
     if sum(widths) <= longest:
         return name
     end, total = 0, 0
@@ -296,10 +293,6 @@ def _shortened(name: str, longest: int) -> str:
         total += widths[end]
         end += 1
     return name[:end].rstrip() + "…"
-
-
-def _columns(letter: str) -> int:
-    return 2 if unicodedata.east_asian_width(letter) in "WF" else 1
 
 
 def printable(text: str) -> str:

@@ -386,15 +386,15 @@ def protocols_section(results: Sequence[EvaluationResult]) -> Section | None:
         "than 1 % is refused. Accuracy of a class is its recall; IoU = TP / (TP + FP + FN); macro averages run "
         "over all classes."
     )
-    return Section("How the numbers were made", protocols={"": protocols(results)}, aside=aside) if results else None
+    return (
+        Section("How the numbers were made", protocols={"": [*map(protocol, results)]}, aside=aside)
+        if results
+        else None
+    )
 
 
-def protocols(results: Iterable[EvaluationResult]) -> list[Protocol]:
-    """How each of these results was made."""
-    return [_protocol(result) for result in results]
-
-
-def _protocol(result: EvaluationResult) -> Protocol:
+def protocol(result: EvaluationResult) -> Protocol:
+    """How a result was made."""
     features, words = result.features, [f"{result.protocol}."]
     if features:
         words.append(
