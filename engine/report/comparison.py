@@ -88,7 +88,7 @@ def open_runs(directories: Sequence[str | Path]) -> list[ComparedRun]:
         raise UsageError(
             "a comparison needs at least two runs",
             saw=", ".join(map(str, directories)) or "none",
-            fix="name another: simclr-engine compare runs/first runs/second; of one run, `report` makes the page",
+            fix="name another run: simclr-engine compare runs/first runs/second; `report` makes the page of one run",
         )
     contents = [load_content(Run.open(path)) for path in paths]
     return [ComparedRun(name, content) for name, content in zip(shortest_names(paths), contents, strict=True)]

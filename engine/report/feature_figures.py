@@ -30,6 +30,7 @@ from .style import (
     FEATURES,
     LIGHT,
     MARKERS,
+    SCRATCH_DASHES,
     Picture,
     Theme,
     label,
@@ -57,7 +58,6 @@ LONGEST = 12  # columns of a class name that fit under an image
 MOST_BARS = 20  # classes; with more, the shares are sorted and summed up to a curve
 FLOOR = 1e-6  # of the largest singular value: below lies rounding
 ENCODERS = ("pretrained", "random")
-DASHED = (0, (5, 1.5))
 
 Map = tuple[NDArray[np.float32], NDArray[np.int64]]  # coordinates [n, 2], and which rows of the features they are
 T = TypeVar("T")
@@ -320,7 +320,7 @@ def _spectra(axes: Axes, spectra: Sequence[tuple[Spectrum, str, str]], images: i
         share = part.values / max(float(part.values[0]), 1e-300)
         smallest = min(smallest, float(share[-1]))
         text = f"{name}: effective rank {part.effective_rank:.1f} of {len(share)}"
-        dashes = "solid" if name == "pretrained" else DASHED
+        dashes = "solid" if name == "pretrained" else SCRATCH_DASHES
         axes.plot(np.arange(1, len(share) + 1), share.clip(FLOOR / 10), color=colour, linestyle=dashes, label=text)
     axes.set_yscale("log")
     axes.set_ylim(max(FLOOR, min(0.5 * smallest, 0.1)), 2.0)
@@ -365,7 +365,7 @@ def _share_curves(
 ) -> None:
     curves = [(counts, f"named, {name}", colour) for counts, name, colour in counted]
     curves += [(support, "true share", theme.text)] if support is not None else []
-    for (counts, name, colour), dashes in zip(curves, ("solid", DASHED, DOTTED), strict=False):
+    for (counts, name, colour), dashes in zip(curves, ("solid", SCRATCH_DASHES, DOTTED), strict=False):
         share = np.cumsum(np.sort(counts)[::-1]) / max(1, counts.sum())
         axes.plot(np.arange(1, len(share) + 1), share, color=colour, linestyle=dashes, label=name)
     axes.set_xscale("log")

@@ -29,6 +29,7 @@ from .style import (
     LIGHT,
     NARROW,
     PREDICTIONS,
+    SCRATCH_DASHES,
     Picture,
     Theme,
     first_capital,
@@ -55,7 +56,6 @@ SMOOTH = 20  # more steps than that many times 2 are drawn faintly, their runnin
 MANY = 6  # comparisons; with more, only the first of each of these methods has a gallery and a reliability diagram
 SHOWN_OF_MANY = ("linear", "head", "finetune")
 ENCODERS = {"pretrained": "pretrained", "scratch": "random"}
-SCRATCH_DASHES = (0, (5, 1.5))
 
 Values = Sequence[float | None]
 Rows = Sequence[Mapping[str, float]]

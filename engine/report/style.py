@@ -42,6 +42,7 @@ LEFT_TO_RIGHT = "\u200e"
 MARKERS = ("o", "^", "s", "D", "v", "P", "X", "*")
 FEW_POINTS = 40  # up to here every point of a curve is marked
 DASHED, DOTTED = (0, (4, 3)), (0, (1, 1.5))
+SCRATCH_DASHES = (0, (5, 1.5))  # of the random encoder beside the pretrained one, which is solid
 NARROW = 44  # characters of a title that a picture of one column has room for
 ACCURACY, PREDICTIONS, LEARNING = "Accuracy by method", "Predictions", "Learning from labels"
 FEATURES, PRETRAINING = "Features", "Pretraining"

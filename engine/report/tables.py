@@ -380,17 +380,15 @@ def classes_section(pair: Comparison | None) -> Section | None:
 
 def protocols_section(results: Sequence[EvaluationResult]) -> Section | None:
     """The protocol sentence, the state of the features and the notes of every result; None without results."""
+    if not results:
+        return None
     aside = (
         "The last weights of the run are evaluated, never the best on test. Hyper-parameters of a "
         "probe come from a split of train. Test images that are in train, pixel for pixel, are counted, and more "
         "than 1 % is refused. Accuracy of a class is its recall; IoU = TP / (TP + FP + FN); macro averages run "
         "over all classes."
     )
-    return (
-        Section("How the numbers were made", protocols={"": [*map(protocol, results)]}, aside=aside)
-        if results
-        else None
-    )
+    return Section("How the numbers were made", protocols={"": [*map(protocol, results)]}, aside=aside)
 
 
 def protocol(result: EvaluationResult) -> Protocol:

@@ -24,18 +24,9 @@ from fixtures.synthetic_run import (
 )
 from simclr_engine.cli.compare import command
 from simclr_engine.evaluation.records import save_result
-from simclr_engine.report import (
-    style,
-)
+from simclr_engine.report import style
 from simclr_engine.report.compare import render_comparison
-from simclr_engine.report.comparison import (
-    ComparedRun,
-    differing_keys,
-    method_rows,
-    notes,
-    open_runs,
-    to_document,
-)
+from simclr_engine.report.comparison import ComparedRun, differing_keys, method_rows, notes, open_runs, to_document
 from simclr_engine.run import Run
 
 

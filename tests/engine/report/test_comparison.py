@@ -8,17 +8,10 @@ import pytest
 from click.testing import CliRunner
 
 from fixtures.saved_results import saved
-from fixtures.synthetic_run import (
-    write_run,
-)
+from fixtures.synthetic_run import write_run
 from simclr_engine.cli.compare import command
 from simclr_engine.errors import DataError, UsageError
-from simclr_engine.report.comparison import (
-    method_rows,
-    notes,
-    open_runs,
-    shortest_names,
-)
+from simclr_engine.report.comparison import method_rows, notes, open_runs, shortest_names
 
 
 def test_runs_of_one_name_are_told_apart_by_the_shortest_path_that_does() -> None:

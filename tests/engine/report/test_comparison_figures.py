@@ -11,9 +11,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
-from simclr_engine.report import (
-    comparison_figures,
-)
+from simclr_engine.report import comparison_figures
 from simclr_engine.report.comparison_figures import Trace
 
 
@@ -22,10 +20,7 @@ def lines(figure: Any) -> dict[str, tuple[list[float], list[float]]]:
 
 
 def test_the_loss_of_each_run_is_drawn_with_its_own_chance_level() -> None:
-    traces = [
-        Trace("a", 0, [1.0, 2.0], [5.0, 4.0], [6.0, 6.0]),
-        Trace("b", 1, [1.0, 3.0], [4.5, 3.5], [5.5, 5.5]),
-    ]
+    traces = [Trace("a", 0, [1.0, 2.0], [5.0, 4.0], [6.0, 6.0]), Trace("b", 1, [1.0, 3.0], [4.5, 3.5], [5.5, 5.5])]
     figure = comparison_figures.loss_overlay(traces, against="hours")
     drawn = lines(figure)
     assert drawn["a"] == ([1.0, 2.0], [5.0, 4.0]) and drawn["b"] == ([1.0, 3.0], [4.5, 3.5])

@@ -8,14 +8,9 @@ from pathlib import Path
 import pytest
 
 from fixtures.saved_results import saved
-from fixtures.synthetic_run import (
-    fold_scores,
-    write_run,
-)
-from simclr_engine.report.comparison import (
-    open_runs,
-)
-from simclr_engine.report.content import commands, images_per_second, load_content, seconds_of_training
+from fixtures.synthetic_run import fold_scores, write_run
+from simclr_engine.report.comparison import open_runs
+from simclr_engine.report.content import commands, images_per_second, in_time, load_content, seconds_of_training
 
 
 def test_time_is_the_sum_over_the_steps_also_where_throughput_changes(tmp_path: Path) -> None:
@@ -28,6 +23,7 @@ def test_time_is_the_sum_over_the_steps_also_where_throughput_changes(tmp_path: 
     assert seconds_of_training(first.content) == [1.0, 3.0, 5.0]
     assert images_per_second(first.content) == pytest.approx(2.5 * 512 / 5.0)
     assert images_per_second(second.content) is None
+    assert in_time(first.content, [0.5, 2.0, 2.25], 60.0) == pytest.approx([0.5 / 60, 3.0 / 60, 4.0 / 60])
 
 
 def test_the_commands_have_the_options_of_each_kind_of_result(tmp_path: Path) -> None:

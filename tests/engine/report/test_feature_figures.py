@@ -10,9 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from fixtures.figure_parts import frames, heading, marks, pictures, texts, words
-from simclr_engine.report import (
-    feature_figures,
-)
+from simclr_engine.report import feature_figures
 from simclr_engine.report.style import LIGHT, to_png
 
 NAMES = ("ant", "bee", "cat")

@@ -24,10 +24,7 @@ from fixtures.synthetic_run import (
 )
 from simclr_engine import report
 from simclr_engine.evaluation.records import load_predictions, result_id, save_predictions, save_result
-from simclr_engine.report import (
-    feature_figures,
-    result_figures,
-)
+from simclr_engine.report import feature_figures, result_figures
 from simclr_engine.report.content import load_content
 from simclr_engine.report.page import run_pictures
 from simclr_engine.report.style import DARK, LIGHT, Picture
@@ -45,9 +42,9 @@ def no_tsne(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def of(run: Run, **options: Any) -> dict[str, Picture]:
-    found = run_pictures(load_content(run), **options)
-    assert len({one.name for one in found}) == len(found)  # a file each
-    return {one.name: one for one in found}
+    pictures = run_pictures(load_content(run), **options)
+    assert len({picture.name for picture in pictures}) == len(pictures)  # a file each
+    return {picture.name: picture for picture in pictures}
 
 
 @pytest.fixture

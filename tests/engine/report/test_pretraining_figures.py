@@ -6,9 +6,7 @@ import numpy as np
 import pytest
 
 from fixtures.figure_parts import texts
-from simclr_engine.report import (
-    pretraining_figures,
-)
+from simclr_engine.report import pretraining_figures
 
 
 def test_the_loss_curve_draws_the_loss_and_its_chance_level() -> None:

@@ -12,13 +12,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from fixtures.figure_parts import frames, heading, marks, pictures, pixels, texts, words
-from fixtures.synthetic_run import (
-    history,
-    random_confusion,
-)
-from simclr_engine.report import (
-    result_figures,
-)
+from fixtures.synthetic_run import history, random_confusion
+from simclr_engine.report import result_figures
 from simclr_engine.report.style import DARK, LIGHT, THEMES, Theme, to_png
 
 NAMES = ("ant", "bee", "cat")

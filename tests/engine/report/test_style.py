@@ -14,14 +14,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from fixtures.figure_parts import pixels
-from fixtures.synthetic_run import (
-    random_confusion,
-)
-from simclr_engine.report import (
-    pretraining_figures,
-    result_figures,
-    style,
-)
+from fixtures.synthetic_run import random_confusion
+from simclr_engine.report import pretraining_figures, result_figures, style
 from simclr_engine.report.style import DARK, LIGHT, THEMES, Theme, can_draw, label, to_png
 
 ARABIC, HEBREW = "كلب", "שלום"
