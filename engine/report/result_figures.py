@@ -410,8 +410,8 @@ def training_figure(
         for axes, column in zip(panels, ("test_accuracy", "test_loss", "train_loss", "lr"), strict=False):
             for rows, name, look in per_epoch:
                 _per_epoch(axes, rows, column, name, look)
-        _dress(panels[0], f"{_capital(scored)} accuracy", "accuracy" + (f" ({images:,} images)" if images else ""))
-        _dress(panels[1], f"{_capital(scored)} loss", "cross-entropy (nats)")
+        _dress(panels[0], f"{first_capital(scored)} accuracy", "accuracy" + (f" ({images:,} images)" if images else ""))
+        _dress(panels[1], f"{first_capital(scored)} loss", "cross-entropy (nats)")
         _dress(panels[2], "Train loss, per epoch", "cross-entropy (nats)")
         _dress(panels[3], "Learning rate", "learning rate")
         panels[0].yaxis.set_major_formatter(PercentFormatter(1.0))
@@ -478,10 +478,6 @@ def _dress(axes: Axes, heading: str, unit: str, position: str = "epoch") -> None
     axes.set_title(heading, fontsize=9)
     axes.set(xlabel=position, ylabel=unit)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
 
 
 def result_pictures(comparisons: Sequence[Comparison], directory: Path, images: int, seed: int) -> list[Picture]:

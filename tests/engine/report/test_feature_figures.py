@@ -92,6 +92,7 @@ def test_a_map_is_computed_once_for_the_same_features(monkeypatch: pytest.Monkey
         feature_figures.cached_tsne(other, tmp_path)
     feature_figures.cached_tsne(features, tmp_path, seed=1)
     feature_figures.cached_tsne(features, tmp_path, limit=4)
+    feature_figures.cached_tsne(features, tmp_path)
     assert calls == [10, 10, 20, 10, 10]
 
 

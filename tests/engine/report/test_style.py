@@ -50,8 +50,8 @@ class Face:
 def with_fonts(monkeypatch: pytest.MonkeyPatch, fonts: dict[str, str]) -> None:
     """As if these families with these letters were all that is installed beside DejaVu."""
     entries = [entry(name, name, style="normal", variant="normal", weight=400) for name in fonts]
+    style._dejavu()  # read while it can be found
     monkeypatch.setattr(font_manager.fontManager, "ttflist", entries)
-    style._dejavu()
     monkeypatch.setattr(style, "_face", lambda path: Face(fonts[path]))
 
 
