@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 from importlib.util import find_spec
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..data.store import ImageStore
+from ..files import Folder
 from .knn import nearest
 from .records import (
     Neighbours,
@@ -29,7 +29,7 @@ from .target import Encoder
 SHEET_QUERIES, SHEET_NEIGHBOURS = 8, 8  # of the sheet of nearest neighbours
 
 
-def keep_outcome(directory: Path, outcome: Outcome, test: ImageStore) -> None:
+def keep_outcome(directory: Folder, outcome: Outcome, test: ImageStore) -> None:
     """The result and all that its pictures need."""
     probe = None if outcome.result.folds else outcome.prediction.probe
     if probe is not None and find_spec("safetensors") is None:  # the light installation has none
@@ -45,19 +45,19 @@ def keep_outcome(directory: Path, outcome: Outcome, test: ImageStore) -> None:
         save_steps(directory, name, outcome.steps)
 
 
-def keep_scalars(directory: Path, outcome: Outcome) -> None:
+def keep_scalars(run: Folder, outcome: Outcome) -> None:
     from .board import write_scalars
 
     if outcome.result.history:
-        write_scalars(directory, outcome.result.history, outcome.steps, protocol_id(outcome.result))
+        write_scalars(run.folder("tensorboard"), outcome.result.history, outcome.steps, protocol_id(outcome.result))
 
 
-def keep_features(directory: Path, encoder: Encoder, train: ImageStore, test: ImageStore) -> None:
+def keep_features(directory: Folder, encoder: Encoder, train: ImageStore, test: ImageStore) -> None:
     """The features of both splits by the pretrained encoder; of the random one only those that the report draws.
 
     Those of more images, kept by an earlier evaluation of the same data, stay.
     """
-    earlier = load_embeddings(directory, "test" if encoder.init == "pretrained" else "test_scratch")
+    earlier = load_embeddings(directory.path, "test" if encoder.init == "pretrained" else "test_scratch")
     if earlier is not None and earlier.data == test.name and len(earlier.features) > len(test):
         return
     of_train, of_test = encoder.features(train), encoder.features(test)

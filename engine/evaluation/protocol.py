@@ -9,11 +9,13 @@ from typing import Any, overload
 
 from ..data.store import ImageStore
 from ..errors import DataError, UsageError
+from ..files import Folder, named_path
 from ..run import Run
 from .comparison import FROZEN
 from .guards import check_splits
 from .keeping import keep_features, keep_outcome, keep_scalars
 from .methods import METHODS, Training
+from .records import RESULTS
 from .result import EvaluationResult
 from .scoring import Assignment, run_method
 from .target import INITS, Target, open_target
@@ -106,7 +108,8 @@ def evaluate(
     notes = (*check_splits(train, test), *_seen_in_pretraining(subject, test), *subject.notes)
     train, test = train.limit(limit), test.limit(limit)
     asked = Assignment(train, test, tasks(train, test, label_fraction, folds), training, label_fraction, limit, notes)
-    directory = Path(out) if out is not None else subject.path / "evaluation" if subject.run is not None else None
+    run = Folder.open(subject.path, RESULTS) if subject.run is not None and out is None else None
+    where, elsewhere = named_path(out) if out is not None else None, None
     results = []
     for one, names in _order(inits, methods, subject.inits):
         start = time.perf_counter()
@@ -114,13 +117,15 @@ def evaluate(
         for name in names:
             outcome = run_method(name, encoder, asked, subject.path, start)
             results.append(outcome.result)
-            if directory is not None:
-                keep_outcome(directory, outcome, test)
-                if subject.run is not None and out is None:
-                    keep_scalars(subject.path / "tensorboard", outcome)
+            if where is not None:  # made for a first result, and not for an evaluation that fails
+                elsewhere = elsewhere or Folder.open(where, RESULTS, make=True)
+                keep_outcome(elsewhere, outcome, test)
+            elif run is not None:
+                keep_outcome(run.folder("evaluation"), outcome, test)
+                keep_scalars(run, outcome)
             start = time.perf_counter()
-        if subject.run is not None and out is None and any(name in FROZEN for name in names):
-            keep_features(subject.path / "embeddings", encoder, train, test)
+        if run is not None and any(name in FROZEN for name in names):
+            keep_features(run.folder("embeddings"), encoder, train, test)
     return results[0] if isinstance(method, str) and isinstance(init, str) else results
 
 

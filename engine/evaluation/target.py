@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import platform
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -16,8 +17,9 @@ from numpy.typing import NDArray
 from ..data.cache import cache_root
 from ..data.store import ImageStore
 from ..errors import PlatformError, UsageError
+from ..files import Folder
 from ..recipe import DEFAULT, Recipe, recipe_names
-from ..run import Run, write_text_atomic
+from ..run import Run
 from .feature_cache import cached_features
 from .progress import show_progress
 
@@ -232,11 +234,8 @@ def _random(build: Build, sha256: str, mean: Colour, std: Colour, progress: bool
 
 def _keep(path: Path, text: str) -> None:
     """A cache that cannot be written costs time, never the evaluation."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_text_atomic(path, text + "\n")
-    except (OSError, PlatformError):
-        pass
+    with suppress(PlatformError):
+        Folder.open(path.parent, make=True).write_text(path.name, text + "\n")
 
 
 def _hash_of_run(run: Run) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from ..run import write_text_atomic
+from ..files import Folder
 from .comparison import ComparedRun, differing_keys, method_cell, method_rows, notes, recipe_value, run_cells
 from .comparison_figures import accuracy_pictures, curve_pictures
 from .content import Published, commands, published_figures, published_source, short_name
@@ -23,8 +23,7 @@ def write_comparison(runs: Sequence[ComparedRun], out: Path) -> Path:
     Raises:
         PlatformError: jinja2 is not installed, or the page cannot be written.
     """
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_text_atomic(out, render_comparison(runs, out))
+    Folder.open(out.parent, make=True).write_text(out.name, render_comparison(runs, out))
     return out
 
 

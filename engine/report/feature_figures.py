@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,10 +20,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
+from ..errors import PlatformError
 from ..evaluation.collapse import feature_statistics
 from ..evaluation.comparison import Comparison
 from ..evaluation.records import Embeddings, load_embeddings, load_neighbours
 from ..evaluation.threads import one_thread
+from ..files import Folder
 from .content import ReportContent, read_arrays, short_name
 from .style import (
     DOTTED,
@@ -135,13 +137,14 @@ def cached_tsne(features: NDArray[np.float32], directory: Path, limit: int = TSN
     if stored is not None:
         return stored
     coordinates, rows = tsne(features, limit, seed)
-    temporary = path.with_name(f".{path.name}.tmp.npz")
-    try:
-        np.savez(temporary, coordinates=coordinates, rows=rows)
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
+    with suppress(PlatformError), _opened(directory).writing(path.name) as file:
+        np.savez(file, coordinates=coordinates, rows=rows)
     return coordinates, rows
+
+
+def _opened(directory: Path) -> Folder:
+    """The directory of a run, which is not made; a link in its place is refused."""
+    return Folder.open(directory.parent).folder(directory.name, make=False)
 
 
 def _read_map(path: Path, total: int, limit: int) -> Map | None:

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import PlatformError
 from ..evaluation.comparison import Comparison, percent, points, standard_error
-from ..run import Run, write_text_atomic
+from ..files import Folder
+from ..run import Run
 from . import style
 from .content import ReportContent, commands, duration, export_facts, load_content, other_encoders, run_facts, short
 from .feature_figures import feature_pictures
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 GALLERY = 24
+PICTURES = "the pictures"  # in an error: cannot write …
 WIDE = 7.0  # inches; a wider picture takes both columns
 # What a page cannot hold, and what reorders the words after it: control characters, halves of surrogate pairs,
 # embeddings and overrides of the writing direction. Isolates (U+2066 to U+2069) are harmless.
@@ -70,11 +72,11 @@ def write_report(run: Run, *, gallery: int = GALLERY, seed: int = 0) -> Path:
         PlatformError: jinja2 is not installed, or the run directory cannot be written.
     """
     _templates()  # before the pictures, which take long
+    directory = Folder.open(run.directory, PICTURES)
     content = load_content(run)
-    drawn = _write_pictures(run_pictures(content, images=gallery, seed=seed), run.directory / "figures")
-    page = run.directory / "report.html"
-    write_text_atomic(page, render_page(content, drawn))
-    return page
+    drawn = _write_pictures(run_pictures(content, images=gallery, seed=seed), directory.folder("figures"))
+    directory.write_text("report.html", render_page(content, drawn))
+    return run.directory / "report.html"
 
 
 def write_pictures(comparison: Comparison, directory: Path) -> None:
@@ -83,21 +85,15 @@ def write_pictures(comparison: Comparison, directory: Path) -> None:
     Raises:
         PlatformError: the directory cannot be written.
     """
-    _write_pictures(classifier_pictures(comparison), directory)
+    _write_pictures(classifier_pictures(comparison), Folder.open(directory, PICTURES, make=True))
 
 
-def _write_pictures(pictures: Sequence[Picture], directory: Path) -> list[DrawnPicture]:
+def _write_pictures(pictures: Sequence[Picture], directory: Folder) -> list[DrawnPicture]:
     """Each picture in both themes; the light one is also written to `directory`."""
     drawn = []
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        for picture in pictures:
-            drawn.append(draw(picture))
-            (directory / f"{picture.name}.png").write_bytes(drawn[-1].png["light"])
-    except OSError as error:
-        raise PlatformError(
-            "cannot write the pictures", saw=f"{directory}: {error.strerror}", fix="free space or choose another place"
-        ) from error
+    for picture in pictures:
+        drawn.append(draw(picture))
+        directory.write(f"{picture.name}.png", drawn[-1].png["light"])
     return drawn
 
 

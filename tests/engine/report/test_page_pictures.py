@@ -211,3 +211,10 @@ def test_every_picture_is_reached_from_the_package() -> None:
     assert figures | {"reliability_figure", "label_efficiency_figure", "augmentation_sheet"} <= set(report.__all__)
     with pytest.raises(AttributeError):
         _ = report.no_such_picture
+
+
+def test_the_effective_rank_is_drawn_only_where_every_deviation_has_one(run: Run) -> None:
+    assert len(of(run)["feature-spread"].draw().axes) == 2
+    path = run.directory / "metrics.jsonl"
+    path.write_text(path.read_text().replace(', "rankme": 40.0', "", 1))
+    assert len(of(run)["feature-spread"].draw().axes) == 1
