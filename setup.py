@@ -92,7 +92,11 @@ setup(
     package_dir=FOLDERS,
     packages=packages(),
     include_package_data=False,  # or the C++ sources would be installed
-    package_data={"simclr_engine": ["py.typed", "recipes/*.toml"], "simclr_engine.export": ["*.css"]},
+    package_data={
+        "simclr_engine": ["py.typed", "recipes/*.toml"],
+        "simclr_engine.report": ["templates/*.html.j2", "templates/*.css"],
+        "simclr_engine.export": ["*.css"],
+    },
     # The sources are named so that they travel in a source distribution; CMake reads them, not setuptools.
     ext_modules=[
         Extension(

@@ -16,7 +16,7 @@ from simclr_engine.errors import UsageError
 from simclr_engine.evaluation.knn import classify_knn
 from simclr_engine.evaluation.linear import fit_linear
 from simclr_engine.evaluation.records import load_embeddings
-from simclr_engine.report.embedding import principal_components, tsne
+from simclr_engine.report import principal_components, tsne
 from simclr_engine.timing import interleave
 
 from .rows import Floor, Row, missing_row, time_row

@@ -322,7 +322,7 @@ def write_gallery(path: Path, embedder: Embedder, predicted: Predicted) -> None:
         raise UsageError("--save writes a PNG", saw=path, fix="end the name in .png")
     if embedder.predict is None:
         raise no_probe(embedder)
-    from simclr_engine.report.gallery import gallery_figure
+    from simclr_engine.report import gallery_figure
     from simclr_engine.report.style import to_png
 
     count, total = len(predicted.images), len(predicted.predictions)

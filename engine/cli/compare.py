@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from ..report.subjects import Subject
+    from ..evaluation.comparison import Comparison
+    from ..report.comparison import ComparedRun
 
 
 @click.command(name="compare")
@@ -29,44 +30,42 @@ def command(runs: tuple[str, ...], out: str | None, as_json: bool) -> None:
     from pathlib import Path
 
     from ..report.compare import write_comparison
-    from ..report.subjects import gather_runs
+    from ..report.comparison import open_runs, to_document
 
-    subjects = gather_runs(runs)
-    page = write_comparison(subjects, Path(out) if out else beside(subjects[0]))
+    opened = open_runs(runs)
+    page = write_comparison(opened, Path(out) if out else beside(opened[0]))
     if as_json:
-        from ..report.comparison_document import to_document
         from .options import print_json
 
-        print_json({"out": str(page)} | to_document(subjects))
+        print_json({"out": str(page)} | to_document(opened))
         return
-    _print(subjects)
+    _print(opened)
     click.echo(f"\nwritten  {page}")
 
 
-def beside(first: Subject) -> Path:
+def beside(first: ComparedRun) -> Path:
     """`compare.html` in the directory that holds the first run."""
     directory = first.directory
     parent = directory.parent if directory.name not in ("", "..") else directory.resolve().parent
     return parent / "compare.html"
 
 
-def _print(subjects: Sequence[Subject]) -> None:
+def _print(runs: Sequence[ComparedRun]) -> None:
     from rich.console import Console
 
-    from ..report.comparability import notes
-    from ..report.subjects import differing_keys
+    from ..report.comparison import differing_keys, notes
 
     console = Console(highlight=False, soft_wrap=False)
     if not console.is_terminal:
-        console = Console(highlight=False, width=max(120, 40 + 24 * len(subjects)))
-    console.print(_runs_table(subjects))
-    if any(subject.content.comparisons for subject in subjects):
+        console = Console(highlight=False, width=max(120, 40 + 24 * len(runs)))
+    console.print(_runs_table(runs))
+    if any(run.content.comparisons for run in runs):
         console.print()
-        console.print(_methods_table(subjects))
-    if differing_keys(subjects):
+        console.print(_methods_table(runs))
+    if differing_keys(runs):
         console.print()
-        console.print(_differences_table(subjects))
-    for note in notes(subjects):
+        console.print(_differences_table(runs))
+    for note in notes(runs):
         # Not wrapped: a note may end in a command.
         console.print(f"note: {_printable(note)}", style="yellow", markup=False, soft_wrap=True)
 
@@ -94,38 +93,44 @@ def _printable(words: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in words)
 
 
-def _runs_table(subjects: Sequence[Subject]) -> Table:
-    from ..report.comparison_cells import run_cells
+def _runs_table(runs: Sequence[ComparedRun]) -> Table:
+    from ..report.comparison import run_cells
 
     table = _table("run", "recipe", "data", "epochs", "views", "batch", "time", "images/s", "loss", "chance", words=3)
-    for subject in subjects:
-        _add(table, subject.name, *run_cells(subject)[:-1])
+    for run in runs:
+        _add(table, run.name, *run_cells(run)[:-1])
     return table
 
 
-def _methods_table(subjects: Sequence[Subject]) -> Table:
-    from ..report.comparison_cells import accuracy_of
-    from ..report.content import short_name
-    from ..report.subjects import method_rows
+def _accuracy(pair: Comparison | None) -> str:
+    """Of a cell, the difference to the random encoder behind it."""
+    from ..report.comparison import method_cell
 
-    rows = method_rows(subjects)
-    names = [subject.name for subject in subjects]
-    data = len({short_name(one.data) for one in rows}) > 1
+    accuracy, ahead = method_cell(pair)
+    return f"{accuracy} ({ahead.removesuffix(' points')})" if ahead.endswith(" points") else accuracy
+
+
+def _methods_table(runs: Sequence[ComparedRun]) -> Table:
+    from ..report.comparison import method_rows
+    from ..report.content import short_name
+
+    rows = method_rows(runs)
+    names = [run.name for run in runs]
+    data = len({short_name(row.data) for row in rows}) > 1
     table = _table("method", *(["data"] if data else []), "train / test", *names, words=1 + data)
-    for one in rows:
-        where = [short_name(one.data)] if data else []
-        size = f"{one.train_images:,} / {one.test_images:,}"
-        _add(table, one.name, *where, size, *map(accuracy_of, one.cells))
+    for row in rows:
+        where = [short_name(row.data)] if data else []
+        size = f"{row.train_images:,} / {row.test_images:,}"
+        _add(table, row.name, *where, size, *map(_accuracy, row.cells))
     table.caption = "test accuracy of the pretrained encoder (points ahead of the random one)"
     table.caption_justify = "left"
     return table
 
 
-def _differences_table(subjects: Sequence[Subject]) -> Table:
-    from ..report.comparison_cells import plain
-    from ..report.subjects import differing_keys
+def _differences_table(runs: Sequence[ComparedRun]) -> Table:
+    from ..report.comparison import differing_keys, recipe_value
 
-    table = _table("hyper-parameter", *(subject.name for subject in subjects))
-    for key, values in differing_keys(subjects).items():
-        _add(table, key, *map(plain, values))
+    table = _table("hyper-parameter", *(run.name for run in runs))
+    for key, values in differing_keys(runs).items():
+        _add(table, key, *map(recipe_value, values))
     return table

@@ -127,7 +127,7 @@ def command(
 def _write(target: str, comparisons: Sequence[Comparison], out: Path | None, is_run: bool) -> Path | None:
     """The pictures, and the run's page; returns what a reader opens."""
     if out is not None:
-        from ..report.build import write_pictures
+        from ..report.page import write_pictures
 
         for one in comparisons:
             write_pictures(one, out)

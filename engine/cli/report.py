@@ -18,7 +18,7 @@ import click
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Which test images these are.")
 def command(run: str, images: int, seed: int) -> None:
-    """Draw a run's pictures again and write its report.html; prints where.
+    """Draw the pictures of a run again, write its report.html, and print where it is.
 
     \b
     simclr-engine report runs/cifar10

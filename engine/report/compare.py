@@ -4,147 +4,114 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from .. import __version__
 from ..command_line import shell_command
-from ..evaluation.comparison import METHOD_NAMES
 from ..files import Folder
-from . import markup
-from .comparability import notes
-from .comparison_cells import method_cell, plain, run_cells
-from .comparison_pictures import bars, curves
-from .content import find, published_figures, short_name
-from .markup import NOTHING, beneath, row, table
-from .page import document, gallery
-from .provenance import commands
-from .style import can_draw
-from .subjects import Subject, best_of, differing_keys, method_rows, published_recipes
-from .tables import accuracy_text, how_published, protocol
+from .comparison import ComparedRun, differing_keys, method_cell, method_rows, notes, recipe_value, run_cells
+from .comparison_figures import accuracy_pictures, curve_pictures
+from .content import Published, commands, published_figures, published_source, short_name
+from .page import draw, render, shown_picture
+from .style import Picture, can_draw
+from .tables import COMPARES, Cell, Section, Table, accuracy_text, protocol, published_cells, published_sets, row
 
 
-def write_comparison(subjects: Sequence[Subject], out: Path) -> Path:
+def write_comparison(runs: Sequence[ComparedRun], out: Path) -> Path:
     """Writes the page; returns its path.
 
     Raises:
-        PlatformError: it cannot be written.
+        PlatformError: jinja2 is not installed, or the page cannot be written.
     """
-    Folder.open(out.parent, make=True).write_text(out.name, render_comparison(subjects, out))
+    Folder.open(out.parent, make=True).write_text(out.name, render_comparison(runs, out))
     return out
 
 
-def render_comparison(subjects: Sequence[Subject], out: Path) -> str:
+def render_comparison(runs: Sequence[ComparedRun], out: Path) -> str:
     """The page as one HTML text; `out` is where the command at its end writes it again."""
-    title = f"{len(subjects)} runs side by side"
-    said = notes(subjects)
-    names = " · ".join(markup.name(subject.name) for subject in subjects)
-    top = [
-        f'<header>\n<p class="eyebrow">Comparison</p>\n<h1>{title}</h1>\n<p class="lead">{names}</p>\n</header>',
-        markup.warnings(said, css="card warnings"),
-    ]
+    heading = f"{len(runs)} runs side by side"
     sections = [
-        ("Runs", _runs_table(subjects)),
-        ("Methods", _methods_table(subjects) + gallery(bars(subjects))),
-        ("Curves", gallery(curves(subjects))),
-        ("Beside published figures", _published_table(subjects)),
-        ("What differs", _differences_table(subjects)),
-        ("How the numbers were made", _protocols(subjects)),
-        ("Reproduce", _reproduce(subjects, out)),
+        _runs_section(runs),
+        _methods_section(runs),
+        Section("Curves", pictures=pictures) if (pictures := _drawn(curve_pictures(runs))) else None,
+        _published_section(runs),
+        _differences_section(runs),
+        _protocols_section(runs),
+        _reproduce_section(runs, out),
     ]
-    return document(f"{title} — simclr-engine compare", top, sections, __version__)
+    top: dict[str, Any] = {"heading": heading, "names": [run.name for run in runs], "warnings": notes(runs)}
+    return render("compare.html.j2", f"{heading} — simclr-engine compare", sections, __version__, **top)
 
 
-def _runs_table(subjects: Sequence[Subject]) -> str:
-    head = ("run", "recipe", "data", "#epochs", "#views", "#batch", "#time", "#images/s", "#loss", "#chance")
+def _drawn(pictures: Sequence[Picture]) -> list[dict[str, Any]]:
+    return [shown_picture(draw(picture)) for picture in pictures]
+
+
+def _runs_section(runs: Sequence[ComparedRun]) -> Section:
     rows = []
-    for i, subject in enumerate(subjects):
-        recipe, data, *facts, device = run_cells(subject)
-        unseen = "" if can_draw(subject.name) else f"run {i + 1} in the pictures; "
-        name = beneath(f"<b>{markup.name(subject.name)}</b>", unseen + device)
-        rows.append(row(name, markup.name(recipe), markup.name(data), *map(markup.text, facts), words=3))
-    return markup.card(
-        table(head, rows)
-        + markup.aside(
-            "Loss: NT-Xent at the last logged step, in nats, beside that of an encoder which tells no image from "
-            "another. Losses of runs with another batch size, number of views or temperature do not compare. Images/s: "
-            "over all training steps, each image once however many views it gave."
-        )
+    for i, run in enumerate(runs):
+        recipe, data, *facts, device = run_cells(run)
+        unseen = "" if can_draw(run.name) else f"run {i + 1} in the pictures; "
+        name = Cell(run.name, unseen + device, bold=True, name=True)
+        rows.append(row(name, Cell(recipe, name=True), Cell(data, name=True), *facts))
+    head = ("run", "recipe", "data", "epochs", "views", "batch", "time", "images/s", "loss", "chance")
+    aside = (
+        "Loss: NT-Xent at the last logged step, in nats, beside that of an encoder which tells no image from "
+        "another. Losses of runs with another batch size, number of views or temperature do not compare. Images/s: "
+        "over all training steps, each image once however many views it gave."
     )
+    return Section("Runs", tables=(Table(head, tuple(rows), words=3, aside=aside),))
 
 
-def _methods_table(subjects: Sequence[Subject]) -> str:
-    rows = method_rows(subjects)
-    if not rows:
-        return ""
-    data, size = len({short_name(one.data) for one in rows}) > 1, len({one.size for one in rows}) > 1
-    body = []
-    for one in rows:
-        best, cells = best_of(one), []
-        for i, cell in enumerate(one.cells):
-            main, small = method_cell(cell)
-            cells.append(beneath(f"<b>{markup.text(main)}</b>" if i == best else markup.text(main), small))
-        place = one.size if data else f"{one.train_images:,} / {one.test_images:,} images" if size else ""
-        body.append(row(beneath(markup.text(one.name), place), *cells))
-    head = ("method", *(f"#{subject.name}" for subject in subjects))
-    alone = "" if size else f" All on {rows[0].size} (train / test)."
-    return markup.card(
-        table(head, body)
-        + markup.aside(
-            "Test accuracy of each run's pretrained encoder, and below it the points that it is ahead of the same "
-            "network with random weights; “random weights”: only those were evaluated. The highest of a row is bold. "
-            f"One seed per run.{alone}"
-        )
+def _methods_section(runs: Sequence[ComparedRun]) -> Section | None:
+    methods = method_rows(runs)
+    if not methods:
+        return None
+    data, size = len({short_name(method.data) for method in methods}) > 1, len({method.size for method in methods}) > 1
+    rows = []
+    for method in methods:
+        place = f"{method.train_images:,} / {method.test_images:,} images" if size else ""
+        cells = [Cell(*method_cell(cell), bold=i == method.best) for i, cell in enumerate(method.cells)]
+        rows.append(row(Cell(method.name, method.size if data else place), *cells))
+    alone = "" if size else f" All on {methods[0].size} (train / test)."
+    aside = (
+        "Test accuracy of each run's pretrained encoder, and below it the points that it is ahead of the same "
+        "network with random weights; “random weights”: only those were evaluated. The highest of a row is bold. "
+        f"One seed per run.{alone}"
     )
+    table = Table(("method", *(run.name for run in runs)), tuple(rows), aside=aside)
+    return Section("Methods", tables=(table,), pictures=_drawn(accuracy_pictures(runs)))
 
 
-def _published_table(subjects: Sequence[Subject]) -> str:
-    blocks = []
-    for recipe in published_recipes(subjects):
+def _published_section(runs: Sequence[ComparedRun]) -> Section | None:
+    tables = []
+    head = ("method", "encoder", "published", *(run.name for run in runs))
+    for recipe in published_sets(run.recipe for run in runs):
         rows = []
         for figure in published_figures(recipe):
-            method, init = str(figure["method"]), str(figure.get("init", ""))
-            cells = []
-            for subject in subjects:
-                one = find(figure, subject.content.comparisons)
-                result = (one.trained if init == "pretrained" else one.scratch) if one else None
-                cells.append(accuracy_text(result) if result else NOTHING)
-            named = beneath(markup.text(METHOD_NAMES.get(method, method)), how_published(figure))
-            encoder = markup.text("random" if init == "scratch" else init)
-            rows.append(row(named, encoder, f"{100 * float(figure['accuracy']):.2f} %", *cells, words=2))
-        if rows:
-            source = recipe.published.get("source", recipe.origin)
-            head = ("method", "encoder", "#published", *(f"#{subject.name}" for subject in subjects))
-            title = f'<h3 class="of-table">{markup.text(recipe.name)}</h3>'
-            blocks.append(title + table(head, rows) + markup.aside(f"Published: {source}."))
-    if not blocks:
-        return ""
-    return markup.card(
-        "".join(blocks) + markup.aside("Only figures on the same images and with the same budget compare.")
-    )
+            ours = [Published.beside(figure, run.content.comparisons).ours for run in runs]
+            rows.append(row(*published_cells(figure), *map(accuracy_text, ours)))
+        aside = f"Published: {published_source(recipe)}."
+        tables += [Table(head, tuple(rows), words=2, title=recipe.name, aside=aside)] if rows else []
+    return Section("Beside published figures", tables=tables, aside=COMPARES) if tables else None
 
 
-def _differences_table(subjects: Sequence[Subject]) -> str:
-    differing = differing_keys(subjects)
+def _differences_section(runs: Sequence[ComparedRun]) -> Section:
+    differing = differing_keys(runs)
     if not differing:
-        return markup.card("<p>The resolved recipes have the same hyper-parameters.</p>")
-    rows = [
-        row(markup.text(key), *(markup.text(plain(value)) for value in values)) for key, values in differing.items()
-    ]
-    head = ("hyper-parameter", *(f"#{subject.name}" for subject in subjects))
-    return markup.card(table(head, rows) + markup.aside("Everything else in the resolved recipes is the same."))
+        return Section("What differs", text="The resolved recipes have the same hyper-parameters.")
+    rows = tuple(row(key, *map(recipe_value, values)) for key, values in differing.items())
+    aside = "Everything else in the resolved recipes is the same."
+    table = Table(("hyper-parameter", *(run.name for run in runs)), rows, aside=aside)
+    return Section("What differs", tables=(table,))
 
 
-def _protocols(subjects: Sequence[Subject]) -> str:
-    blocks = []
-    for subject in subjects:
-        listed = "".join(protocol(result) for result in subject.content.results)
-        if listed:
-            blocks.append(f'<h3 class="of-table">{markup.name(subject.name)}</h3><ul class="protocols">{listed}</ul>')
-    return markup.card("".join(blocks)) if blocks else ""
+def _protocols_section(runs: Sequence[ComparedRun]) -> Section | None:
+    groups = {run.name: [*map(protocol, run.content.results)] for run in runs if run.content.results}
+    return Section("How the numbers were made", protocols=groups) if groups else None
 
 
-def _reproduce(subjects: Sequence[Subject], out: Path) -> str:
-    lines = []
-    for subject in subjects:
-        lines += [f"# {subject.name}", *commands(subject.content), ""]
-    directories = [subject.directory for subject in subjects]
-    return markup.card(markup.code([*lines, shell_command("compare", *directories, "--out", out)]))
+def _reproduce_section(runs: Sequence[ComparedRun], out: Path) -> Section:
+    lines = [line for run in runs for line in (f"# {run.name}", *commands(run.content), "")]
+    directories = [run.directory for run in runs]
+    return Section("Reproduce", code=[*lines, shell_command("compare", *directories, "--out", out)])

@@ -1,37 +1,52 @@
-"""What a report says, gathered from a run's files; how it looks is the page's business. Imports no torch."""
+"""What a report says, read from a run's files; how it looks is the page's business. Imports no torch."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from ..command_line import shell_command
 from ..evaluation.comparison import METHOD_NAMES, Comparison, compare
-from ..evaluation.records import load_results
+from ..evaluation.records import LARGEST, load_results
 from ..evaluation.result import EvaluationResult
-from ..run import Run
+from ..run import Run, public_name
 
 if TYPE_CHECKING:
     from ..recipe import Recipe
 
+NOTHING = "—"
+
 
 @dataclass(frozen=True, eq=False)
 class Published:
-    """A published figure of the recipe's system, and our comparison of the same method, share of the labels and folds
-    where one was run."""
+    """A published figure of the recipe's system, and our comparison and result of the same method, share of the labels
+    and folds where one was run."""
 
     row: Mapping[str, Any]
     comparison: Comparison | None
+    ours: EvaluationResult | None
 
-    @property
-    def ours(self) -> EvaluationResult | None:
-        """Our result, of the row's init."""
-        if self.comparison is None:
-            return None
-        return self.comparison.trained if self.row.get("init") == "pretrained" else self.comparison.scratch
+    @classmethod
+    def beside(cls, row: Mapping[str, Any], comparisons: Iterable[Comparison]) -> Published:
+        """A published figure beside the first of the comparisons that has its method, share of the labels and number of
+        folds, and a result of its init."""
+        for pair in comparisons:
+            result = pair.trained if row.get("init") == "pretrained" else pair.scratch
+            if result is None or result.method != row.get("method") or len(result.folds) != row.get("folds", 0):
+                continue
+            if math.isclose(result.label_fraction, float(row.get("label_fraction", 1.0)), rel_tol=1e-6):
+                return cls(row, pair, result)
+        return cls(row, None, None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +75,7 @@ class ReportContent:
     @property
     def results(self) -> list[EvaluationResult]:
         """All results, in the order of the comparisons, the trained encoder's first."""
-        return [result for one in self.comparisons for result in one.both if result is not None]
+        return [result for pair in self.comparisons for result in pair.both if result is not None]
 
     @property
     def data(self) -> Mapping[str, Any]:
@@ -74,6 +89,16 @@ class ReportContent:
         return short_name(str(self.data.get("name", "unknown data")))
 
     @property
+    def images(self) -> int:
+        """Training images; 0 if unknown."""
+        return int(self.data.get("images") or 0)
+
+    @property
+    def device(self) -> str:
+        """Name of the device, or what kind it is; empty if unknown."""
+        return str(self.run.environment.get("device_name") or self.run.environment.get("device") or "")
+
+    @property
     def epochs(self) -> float:
         """Planned length of the run."""
         return float(self.run.environment.get("plan", {}).get("epochs") or self.run.recipe.train.epochs)
@@ -85,11 +110,11 @@ class ReportContent:
 
     def last(self, column: str, event: str = "train") -> float | None:
         """The last finite number that the log has in a column."""
-        values = [row[column] for row in self.metrics if row.get("event") == event and _is_number(row.get(column))]
-        return float(values[-1]) if values else None
+        rows = logged_rows(self, event, column)
+        return float(rows[-1][column]) if rows else None
 
 
-def gather(run: Run) -> ReportContent:
+def load_content(run: Run) -> ReportContent:
     """Reads the results of a run.
 
     Raises:
@@ -97,7 +122,7 @@ def gather(run: Run) -> ReportContent:
     """
     own = str(run.environment.get("data", {}).get("name", ""))
     comparisons = compare(load_results(run.directory / "evaluation").values(), own)
-    published = tuple(Published(row, find(row, comparisons)) for row in published_figures(run.recipe))
+    published = tuple(Published.beside(row, comparisons) for row in published_figures(run.recipe))
     return ReportContent(run, tuple(run.metrics), tuple(comparisons), published, _export_record(run.directory))
 
 
@@ -110,46 +135,214 @@ def published_figures(recipe: Recipe) -> list[Mapping[str, Any]]:
 
 def published_classes(recipe: Recipe) -> dict[str, Mapping[str, Any]]:
     """The published scores of each class by its name, of the linear probe; from a table or from rows with a `name`."""
-    found = recipe.published.get("per_class", ())
-    if isinstance(found, Mapping):
-        return {str(name): row for name, row in found.items() if isinstance(row, Mapping)}
-    rows = [row for row in found if isinstance(row, Mapping)] if isinstance(found, list | tuple) else []
+    scores = recipe.published.get("per_class", ())
+    if isinstance(scores, Mapping):
+        return {str(name): row for name, row in scores.items() if isinstance(row, Mapping)}
+    rows = [row for row in scores if isinstance(row, Mapping)] if isinstance(scores, list | tuple) else []
     return {str(row["name"]): row for row in rows if "name" in row}
 
 
-def find(row: Mapping[str, Any], comparisons: Iterable[Comparison]) -> Comparison | None:
-    """The first comparison whose method, share of the labels and number of folds are those of a published figure, and
-    which has a result of its init."""
-    for one in comparisons:
-        result = one.trained if row.get("init") == "pretrained" else one.scratch
-        if result is None or result.method != row.get("method") or len(result.folds) != row.get("folds", 0):
-            continue
-        if math.isclose(result.label_fraction, float(row.get("label_fraction", 1.0)), rel_tol=1e-6):
-            return one
-    return None
+def published_source(recipe: Recipe) -> str:
+    """Where the published figures of the recipe's system stand."""
+    return str(recipe.published.get("source", recipe.origin))
 
 
 def other_encoders(results: Sequence[EvaluationResult]) -> str:
     """A warning where results of the pretrained encoder belong to different weights: the run was trained on after some
     of them, or its files come from another run. Empty where they agree, or where results do not say."""
-    found: dict[str, list[str]] = {}
+    encoders: dict[str, list[str]] = {}
     for result in results:
         if result.init == "pretrained" and result.method != "probe" and result.encoder:
             words = METHOD_NAMES.get(result.method, result.method)
             part = f" with {100 * result.label_fraction:g} % of the labels" if result.label_fraction < 1 else ""
-            found.setdefault(result.encoder, []).append(words + part)
-    if len(found) < 2:
+            encoders.setdefault(result.encoder, []).append(words + part)
+    if len(encoders) < 2:
         return ""
-    which = "; ".join(f"{', '.join(dict.fromkeys(methods))}: {encoder[:12]}…" for encoder, methods in found.items())
+    which = "; ".join(f"{', '.join(dict.fromkeys(methods))}: {encoder[:12]}…" for encoder, methods in encoders.items())
     return (
-        f"Results of {len(found)} different encoders stand on this page, so some are not those of the run's present "
+        f"Results of {len(encoders)} different encoders stand on this page, so some are not those of the run's present "
         f"weights ({which}). Evaluate again with the same methods to replace them."
     )
+
+
+def logged_rows(content: ReportContent, event: str, *columns: str) -> list[Mapping[str, Any]]:
+    """The rows of one kind that have all these columns as finite numbers."""
+    rows = [row for row in content.metrics if row.get("event") == event]
+    return [row for row in rows if all(_is_number(row.get(column)) for column in columns)]
+
+
+def seconds_of_training(content: ReportContent) -> list[float]:
+    """Of each logged `train` row with a throughput, how long the training steps up to it took, in seconds: the sum of
+    images / throughput, so without start-up and monitoring, and right for a resumed run too."""
+    spent, before, times = 0.0, 0.0, []
+    for row in logged_rows(content, "train", "epoch", "images_per_second"):
+        if row["images_per_second"] > 0:
+            spent += max(0.0, row["epoch"] - before) * content.images / row["images_per_second"]
+            before = row["epoch"]
+        times.append(spent)
+    return times
+
+
+def images_per_second(content: ReportContent) -> float | None:
+    """Throughput of the whole training, as logged; None where it was not."""
+    times, rows = seconds_of_training(content), logged_rows(content, "train", "epoch", "images_per_second")
+    return rows[-1]["epoch"] * content.images / times[-1] if times and times[-1] else None
+
+
+def in_time(content: ReportContent, epochs: Sequence[float], unit: float) -> list[float]:
+    """When these epochs were reached, in units of so many seconds, between the rows linearly."""
+    known = [0.0, *(row["epoch"] for row in logged_rows(content, "train", "epoch", "images_per_second"))]
+    return [float(t) / unit for t in np.interp(epochs, known, [0.0, *seconds_of_training(content)])]
+
+
+def run_facts(content: ReportContent) -> list[tuple[str, str]]:
+    """Recipe, data, machine, backends, versions and time of the run, as (name, value); values may be empty."""
+    env, recipe, about = content.run.environment, content.run.recipe, content.data
+    plan: Mapping[str, Any] = env.get("plan", {})
+    speeds = [row["images_per_second"] for row in content.metrics if "images_per_second" in row]
+    parameters = f", {int(env['parameters']):,} parameters with the projection head" if env.get("parameters") else ""
+    images = f"{content.images:,} images of {about.get('image_size', '?')} px"
+    limit = f", limited to {int(about['limit']):,}" if about.get("limit") else ""
+    batch = f"of {recipe.train.batch_size} images × {recipe.train.views} views"
+    peak = f", peak learning rate {float(plan['peak_lr']):.4g}" if plan.get("peak_lr") else ""
+    device = [env.get("device_name"), env.get("device"), env.get("precision")]
+    device += ["channels_last" if env.get("channels_last") else None, "compiled" if env.get("compile") else None]
+    versions = {"simclr-engine": env.get("version", "?"), **env.get("versions", {})}
+    seconds, ended = env.get("seconds"), env.get("ended")
+    return [
+        ("recipe", f"{recipe.name} — {recipe.origin}"),
+        ("encoder", f"{recipe.model.arch}, {recipe.model.stem} stem{parameters}"),
+        ("images", f"{about.get('name', '?')}, split {about.get('split', '?')}: {images}{limit}"),
+        ("fingerprint of the images", f"{str(about.get('fingerprint', 'unknown'))[:16]}…"),
+        ("length", f"{short(content.epochs)} epochs"),
+        ("steps", f"{int(plan['total_steps']):,} {batch}" if plan.get("total_steps") else batch),
+        ("optimizer", f"{recipe.optimizer.name}, {recipe.schedule.name} schedule{peak}"),
+        ("loss", f"NT-Xent, temperature {recipe.loss.temperature:g}"),
+        ("seed", str(recipe.train.seed)),
+        ("time", duration(float(seconds)) if seconds else "unknown"),
+        ("started", _moment(ended - seconds) if ended and seconds else ""),
+        ("ended", _moment(ended) if ended else ""),
+        ("throughput", f"{float(speeds[-1]):,.0f} images/s at the end" if speeds else ""),
+        ("device", ", ".join(str(part) for part in device if part)),
+        ("peak memory", f"{float(env['peak_bytes']) / 2**30:.2f} GiB" if env.get("peak_bytes") else ""),
+        ("kernels", ", ".join(f"{kernel}: {backend}" for kernel, backend in env.get("backends", {}).items())),
+        ("versions", ", ".join(f"{what} {which}" for what, which in versions.items())),
+        ("commit", str(env.get("commit") or "")[:12]),
+    ]
+
+
+def export_facts(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """What an export said of itself, nested values as (name, value) in their order."""
+    rows: list[tuple[str, str]] = []
+    for key, value in tree.items():
+        words = f"{prefix}{key}".replace("_", " ")
+        if isinstance(value, Mapping):
+            rows += export_facts(value, f"{words}: ")
+        elif key == "bytes" and isinstance(value, int):
+            rows.append(("size", f"{value / 2**20:.1f} MiB"))
+        elif key == "seconds" and isinstance(value, int | float):
+            rows.append(("time", duration(float(value))))
+        elif key == "min_cosine" and isinstance(value, int | float):
+            rows.append((words, f"1 − {1 - value:.1e}"))
+        elif isinstance(value, float):
+            rows.append((words, f"{value:.6g}"))
+        elif isinstance(value, list | tuple):
+            rows.append((words, ", ".join(str(v) for v in value)))
+        else:
+            rows.append((words, "" if value is None else str(value)))
+    return rows
+
+
+def commands(content: ReportContent) -> list[str]:
+    """`pretrain`, `evaluate` for each kind of result, `report`; the page is handed on, and tells no absolute path of
+    the images."""
+    run = content.run
+    given = run.environment.get("command")
+    if given:
+        again = _without_place(str(given))
+    else:  # started from Python: the same through the command line
+        options = ["--limit", content.data["limit"]] if content.data.get("limit") else []
+        source = public_name(str(content.data.get("name", run.recipe.data.source)))
+        recipe, out = run.directory / "recipe.toml", Path(f"{run.directory}-again")
+        again = shell_command("pretrain", "--recipe", recipe, "--data", source, *options, "--out", out)
+    return [again, *_evaluations(content), shell_command("report", run.directory)]
+
+
+def _without_place(given: str) -> str:
+    """A command, the absolute path of its `--data` reduced to the last part."""
+    try:
+        words = shlex.split(given)
+    except ValueError:  # of a run from before commands were quoted
+        return given
+    shown = list(words)
+    for i, word in enumerate(words):
+        option, equals, value = word.partition("=")
+        if option == "--data" and equals:
+            shown[i] = f"--data={public_name(value)}"
+        elif i and words[i - 1] == "--data":
+            shown[i] = public_name(word)
+    return given if shown == words else shlex.join(shown)
+
+
+def _evaluations(content: ReportContent) -> list[str]:
+    """One `evaluate` for all methods that have the same data, share of the labels, folds and inits."""
+    own = content.data.get("name") if "path" in content.data else None  # the run knows where these are
+    methods: dict[tuple[tuple[object, ...], ...], list[str]] = {}
+    for pair in content.comparisons:
+        shown = pair.shown
+        both = all(pair.both) or pair.method == "supervised"  # which has no other init than random weights
+        options: tuple[tuple[object, ...], ...] = (
+            () if shown.data == own else ("--data", shown.data),
+            ("--limit", shown.limit) if shown.limit else (),
+            ("--label-fraction", f"{shown.label_fraction:g}") if shown.label_fraction < 1 else (),
+            ("--folds", len(shown.folds)) if shown.folds else (),
+            () if both else ("--init", shown.init),
+        )
+        methods.setdefault(options, []).append(pair.method)
+    lines = []
+    for (data, *rest), names in methods.items():
+        flags = [word for method in dict.fromkeys(names) for word in ("--method", method)]
+        lines.append(shell_command("evaluate", content.run.directory, *data, *flags, *itertools.chain(*rest)))
+    return lines
+
+
+def read_arrays(path: Path, *names: str) -> list[NDArray[Any]] | None:
+    """The named arrays of an .npz file; None where it is not there, damaged, or unpacks to more than `LARGEST`."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            if sum(member.file_size for member in file.zip.infolist()) > LARGEST:
+                return None
+            return [np.asarray(file[name]) for name in names]
+    except Exception:  # numpy, zipfile and zlib raise a dozen kinds for damaged files; all mean the same here
+        return None
 
 
 def short_name(source: str) -> str:
     """The last part of a path, or the name as it is."""
     return Path(source).name or source
+
+
+def short(number: float) -> str:
+    """`800`, `2.47`: two digits behind the point at most."""
+    return f"{number:,.2f}".rstrip("0").rstrip(".")
+
+
+def signed(number: float, digits: int) -> str:
+    """`+0.0120`, `−3`: the sign always shown, the minus a typographer's."""
+    return f"{number:+,.{digits}f}".replace("-", "−")
+
+
+def duration(seconds: float) -> str:
+    """`1 h 4 min`, `3 min 12 s`, `8.4 s`."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _moment(seconds: float) -> str:
+    """Seconds since 1970 as `2025-11-22 02:30 UTC`."""
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
 def _is_number(value: object) -> bool:

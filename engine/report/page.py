@@ -1,31 +1,50 @@
-"""report.html: one self-contained page, light and dark, for desktop, phone and paper; foreign text is escaped."""
+"""report.html: one self-contained page of a run, light and dark, for desktop, phone and paper; and figures/*.png.
+
+Imports no torch, and jinja2 only where a page is rendered.
+"""
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ..command_line import shell_command
+from ..errors import PlatformError
 from ..evaluation.comparison import Comparison, percent, points, standard_error
-from . import markup, style
-from .content import ReportContent, other_encoders
-from .markup import anchor, duration, gain, short, text
-from .provenance import export_facts, reproduce, run_facts
-from .stylesheet import STYLESHEET
+from ..files import Folder
+from ..run import Run
+from . import style
+from .content import ReportContent, commands, duration, export_facts, load_content, other_encoders, run_facts, short
+from .feature_figures import feature_pictures
+from .pretraining_figures import pretraining_pictures
+from .result_figures import classifier_pictures, result_pictures
+from .style import THEMES, Picture, to_png
 from .tables import (
+    Section,
     accuracy,
     accuracy_text,
-    class_table,
+    classes_section,
     difference,
-    fold_tables,
-    methods_table,
-    protocol_notes,
-    published_table,
+    folds_section,
+    methods_section,
+    protocols_section,
+    published_section,
 )
 
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+GALLERY = 24
+PICTURES = "the pictures"  # in an error: cannot write …
 WIDE = 7.0  # inches; a wider picture takes both columns
+# What a page cannot hold, and what reorders the words after it: control characters, halves of surrogate pairs,
+# embeddings and overrides of the writing direction. Isolates (U+2066 to U+2069) are harmless.
+HIDDEN = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -37,77 +56,162 @@ class DrawnPicture:
     png: Mapping[str, bytes]
 
 
+def write_report(run: Run, *, gallery: int = GALLERY, seed: int = 0) -> Path:
+    """Draws every picture that the run's log and results allow and writes `figures/*.png` and `report.html`.
+
+    Args:
+        run: the run.
+        gallery: images of a prediction gallery, at most 100.
+        seed: which of the stored test images the galleries show; the same for the same seed.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        DataError: a result under evaluation/ cannot be read.
+        PlatformError: jinja2 is not installed, or the run directory cannot be written.
+    """
+    _templates()  # before the pictures, which take long
+    directory = Folder.open(run.directory, PICTURES)
+    content = load_content(run)
+    drawn = _write_pictures(run_pictures(content, images=gallery, seed=seed), directory.folder("figures"))
+    directory.write_text("report.html", render_page(content, drawn))
+    return run.directory / "report.html"
+
+
+def write_pictures(comparison: Comparison, directory: Path) -> None:
+    """The pictures of one method as PNG files in `directory`, for results that belong to no run.
+
+    Raises:
+        PlatformError: the directory cannot be written.
+    """
+    _write_pictures(classifier_pictures(comparison), Folder.open(directory, PICTURES, make=True))
+
+
+def _write_pictures(pictures: Sequence[Picture], directory: Folder) -> list[DrawnPicture]:
+    """Each picture in both themes; the light one is also written to `directory`."""
+    drawn = []
+    for picture in pictures:
+        drawn.append(draw(picture))
+        directory.write(f"{picture.name}.png", drawn[-1].png["light"])
+    return drawn
+
+
+def run_pictures(content: ReportContent, *, images: int = GALLERY, seed: int = 0) -> list[Picture]:
+    """All pictures that the run's log and results allow, evaluation first.
+
+    Args:
+        content: the run.
+        images: how many of the stored test images a prediction gallery shows.
+        seed: which of them, the same for the same seed.
+    """
+    results = result_pictures(content.comparisons, content.run.directory / "evaluation", images, seed)
+    return [*results, *feature_pictures(content), *pretraining_pictures(content)]
+
+
+def draw(picture: Picture) -> DrawnPicture:
+    """The picture in both themes."""
+    png = {theme.name: to_png(picture.draw(theme=theme)) for theme in THEMES}
+    return DrawnPicture(picture.section, picture.caption, png)
+
+
 def render_page(content: ReportContent, drawn: Sequence[DrawnPicture]) -> str:
-    """The page as one HTML text."""
-    name = content.run.directory.resolve().name
-    titles = dict.fromkeys(picture.section for picture in drawn)
+    """The page as one HTML text.
+
+    Raises:
+        PlatformError: jinja2 is not installed.
+    """
+    recipe, name = content.run.recipe, content.run.directory.resolve().name
+    folded = (f"The resolved recipe ({recipe.hash()[:12]}…)", recipe.to_toml().splitlines())
+    notes = content.run.environment.get("notes", ())
+    galleries = [
+        Section(title, pictures=[shown_picture(picture) for picture in drawn if picture.section == title])
+        for title in dict.fromkeys(picture.section for picture in drawn)
+    ]
     sections = [
-        ("Methods", methods_table(content.comparisons)),
-        ("Folds", fold_tables(content.comparisons)),
-        ("Beside published figures", published_table(content)),
-        *((title, gallery([picture for picture in drawn if picture.section == title])) for title in titles),
-        ("Classes", class_table(content.headline)),
-        ("How the numbers were made", protocol_notes(content)),
-        ("What was run", run_facts(content)),
-        ("Exported file", export_facts(content.export)),
-        ("Reproduce", reproduce(content)),
+        methods_section(content.comparisons),
+        folds_section(content.comparisons),
+        published_section(content),
+        *galleries,
+        classes_section(content.headline),
+        protocols_section(content.results),
+        Section("What was run", facts=run_facts(content), notes=notes),
+        Section("Exported file", facts=export_facts(content.export)) if content.export else None,
+        Section("Reproduce", code=commands(content), folded=folded),
     ]
-    warning = other_encoders(content.results)
-    top = [
-        _header(content, name),
-        f'<p class="card alarm" role="note">{text(warning)}</p>' if warning else "",
-        _hero(content.headline) if content.headline else _not_evaluated(content.run.directory),
-    ]
-    return document(f"{name} — simclr-engine report", top, sections, str(content.run.environment.get("version", "")))
+    return render(
+        "report.html.j2",
+        f"{name} — simclr-engine report",
+        sections,
+        str(content.run.environment.get("version", "")),
+        name=name,
+        run=_about(content),
+        alarm=other_encoders(content.results),
+        headline=_headline(content.headline) if content.headline else None,
+        evaluate=shell_command("evaluate", content.run.directory),
+    )
 
 
-def document(title: str, top: Iterable[str], sections: Iterable[tuple[str, str]], version: str) -> str:
+def render(template: str, title: str, sections: Sequence[Section | None], version: str, **top: Any) -> str:
     """A whole page.
 
     Args:
-        title: of the browser's tab, plain text.
-        top: html that stands above the contents; empty parts are left out.
-        sections: heading (plain text) and html of each; those without html are left out.
+        template: its file in templates/.
+        title: of the browser's tab.
+        sections: its parts in order; None for those that there is nothing to say in.
         version: of this software.
+        top: what the template says above its contents.
+
+    Raises:
+        PlatformError: jinja2 is not installed.
     """
-    shown: dict[str, tuple[str, str]] = {}
-    for heading, html in sections:
-        if html:
-            at = anchor(heading)
-            shown[f"{at}-{len(shown)}" if at in shown else at] = (heading, html)
-    links = "".join(f'<li><a href="#{at}">{text(heading)}</a></li>' for at, (heading, _) in shown.items())
-    contents = f'<nav class="contents" aria-label="Contents"><ul>{links}</ul></nav>' if len(shown) > 2 else ""
-    parts = [
-        f'<section id="{at}">\n<h2>{text(heading)}</h2>\n{html}\n</section>' for at, (heading, html) in shown.items()
-    ]
-    body = "\n".join(part for part in [*top, contents, *parts] if part)
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{text(title)}</title>\n<style>{STYLESHEET}</style>\n</head>\n<body>\n<main>\n"
-        f"{body}\n<footer>simclr-engine {text(version)}. This file needs nothing beside it.</footer>\n"
-        "</main>\n</body>\n</html>\n"
+    shown: dict[str, Section] = {}
+    for section in sections:
+        if section is not None:
+            anchor = re.sub(r"[^a-z0-9]+", "-", section.heading.lower()).strip("-") or "part"
+            shown[f"{anchor}-{len(shown)}" if anchor in shown else anchor] = section
+    return _templates().get_template(template).render(title=title, sections=shown, version=version, **top)
+
+
+@lru_cache(maxsize=1)
+def _templates() -> Environment:
+    """The templates, in which all text is escaped and what a page cannot hold is made visible as `\\x1b`."""
+    try:
+        from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    except ImportError as error:
+        raise PlatformError("a report page needs jinja2", saw=str(error), fix="pip install jinja2") from error
+    return Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_visible,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        auto_reload=False,
     )
 
 
-def gallery(drawn: Sequence[DrawnPicture]) -> str:
-    """Pictures with their captions, two in a row where there is room; empty without any."""
-    return f'<div class="pictures">{"".join(map(_figure, drawn))}</div>' if drawn else ""
+def _visible(value: Any) -> Any:
+    """A value of a template; markup stays as it is."""
+    if hasattr(value, "__html__"):
+        return value
+    return HIDDEN.sub(lambda match: match[0].encode("unicode_escape").decode(), str(value))
 
 
-def _figure(picture: DrawnPicture) -> str:
-    """Both themes as images of which the stylesheet shows one: a <picture> keeps its dark source on paper."""
+def shown_picture(picture: DrawnPicture) -> dict[str, Any]:
+    """A picture as a template needs it: the caption, size in pixels and on the page, both themes as data URIs."""
     width, height = _pixels(picture.png["light"])
     inches = width / style.DPI
-    caption = text(picture.caption).replace(" %", "&nbsp;%")
-    # Little more than the drawn size, so that small pictures are not blown up; the numbers keep the page from jumping.
-    size = f'width="{width}" height="{height}" style="--drawn:{round(inches * 108)}px"'
-    images = "".join(
-        f'<img class="{theme}" alt="{caption}" {size} src="data:image/png;base64,{base64.b64encode(png).decode()}">'
-        for theme, png in picture.png.items()
-    )
-    wide = " wide" if inches > WIDE else ""
-    return f'<figure class="card{wide}">{images}<figcaption>{caption}</figcaption></figure>'
+    return {
+        "caption": picture.caption.replace(" %", "\u00a0%"),
+        "width": width,
+        "height": height,
+        "drawn": round(inches * 108),  # little more than the drawn size, so that small pictures are not blown up
+        "wide": inches > WIDE,
+        "sources": {
+            name: f"data:image/png;base64,{base64.b64encode(png).decode()}" for name, png in picture.png.items()
+        },
+    }
 
 
 def _pixels(png: bytes) -> tuple[int, int]:
@@ -115,39 +219,47 @@ def _pixels(png: bytes) -> tuple[int, int]:
     return int.from_bytes(png[16:20], "big"), int.from_bytes(png[20:24], "big")
 
 
-def _header(content: ReportContent, name: str) -> str:
-    run, env = content.run, content.run.environment
-    finished = bool(env.get("finished"))
-    pill = f'<span class="pill{"" if finished else " off"}">{"finished" if finished else "not finished"}</span>'
-    took = f" in <b>{duration(float(env['seconds']))}</b>" if env.get("seconds") else ""
-    device = text(env.get("device_name") or env.get("device") or "an unknown device")
-    images = int(content.data.get("images") or 0)
-    return (
-        f'<header>\n<p class="eyebrow">Pretraining report</p>\n<h1>{markup.name(name)}{pill}</h1>\n'
-        f'<p class="lead">Recipe <b>{markup.name(run.recipe.name)}</b>: {text(run.recipe.model.arch)}, pretrained '
-        f"without labels for <b>{short(content.epochs)} epochs</b> on {images:,} images of "
-        f"<b>{markup.name(content.data_name)}</b> ({text(content.data.get('image_size', '?'))} px){took} on {device}."
-        "</p>\n</header>"
-    )
+def _about(content: ReportContent) -> dict[str, Any]:
+    """What stands below the name of the run."""
+    env, recipe = content.run.environment, content.run.recipe
+    return {
+        "finished": bool(env.get("finished")),
+        "recipe": recipe.name,
+        "arch": recipe.model.arch,
+        "epochs": short(content.epochs),
+        "images": f"{content.images:,}",
+        "data": content.data_name,
+        "image_size": content.data.get("image_size", "?"),
+        "duration": duration(float(env["seconds"])) if env.get("seconds") else "",
+        "device": content.device or "an unknown device",
+    }
 
 
-def _hero(one: Comparison) -> str:
-    shown, n, gap = one.shown, one.shown.test_images, difference(one)
-    whose = "random" if one.trained is None else "pretrained"
-    versus = '<p class="versus">the random encoder has not been evaluated</p>' if one.trained else ""
-    if gap is not None and one.scratch is not None:
-        versus = f'<p class="versus">random encoder {accuracy_text(one.scratch)}: {gain(points(gap, n), gap)}</p>'
-    return (
-        '<section class="card hero">\n'
-        f'<div><div class="big">{percent(accuracy(shown), n)[:-2]}<small> %</small></div>\n'
-        f'<p class="what">{text(one.name)}, {whose} encoder</p>{versus}</div>\n{_bars(one)}\n'
-        f'<p class="protocol">{text(_certainty(one))}</p>\n</section>'
-    )
+def _headline(pair: Comparison) -> dict[str, Any]:
+    """The accuracy on top of the page, beside the random encoder's and that of always naming the largest class."""
+    shown, n, gap = pair.shown, pair.shown.test_images, difference(pair)
+    both = (("pretrained", "fill", pair.trained), ("random", "fill scratch", pair.scratch))
+    return {
+        "percent": percent(accuracy(shown), n)[:-2],
+        "method": pair.name,
+        "encoder": "random" if pair.trained is None else "pretrained",
+        "random": accuracy_text(pair.scratch) if gap is not None else "",
+        "gap": gap,
+        "points": points(gap, n) if gap is not None else "",
+        "bars": [
+            (name, css, f"{100 * accuracy(result):.2f}", percent(accuracy(result), result.test_images))
+            for name, css, result in both
+            if result is not None
+        ],
+        "chance": f"{100 * pair.chance:.2f}",
+        "chance_text": percent(pair.chance, n),
+        "certainty": _certainty(pair),
+    }
 
 
-def _certainty(one: Comparison) -> str:
+def _certainty(pair: Comparison) -> str:
     """The protocol of the headline, and how far its accuracy can be trusted."""
-    shown = one.shown
+    shown = pair.shown
     if shown.fold_spread is not None:
         sd = f"{100 * shown.fold_spread[1]:.2f} points"
         return (
@@ -156,25 +268,3 @@ def _certainty(one: Comparison) -> str:
         )
     error = f"± {100 * standard_error(shown):.2f} points"
     return f"Test accuracy by {shown.protocol}. Standard error from {shown.test_images:,} test images: {error}."
-
-
-def _bars(one: Comparison) -> str:
-    rows = []
-    for words, css, result in (("pretrained", "fill", one.trained), ("random", "fill scratch", one.scratch)):
-        if result is not None:
-            rows.append(
-                f'<span class="name">{words}</span><span class="track">'
-                f'<span class="{css}" style="width:{100 * accuracy(result):.2f}%"></span>'
-                f'<span class="chance" style="left:{100 * one.chance:.2f}%"></span></span>'
-                f'<span class="value">{percent(accuracy(result), result.test_images)}</span>'
-            )
-    chance = percent(one.chance, one.shown.test_images)
-    return f'<div class="bars">{"".join(rows)}<p class="key"><i></i>always naming the largest class: {chance}</p></div>'
-
-
-def _not_evaluated(directory: Path) -> str:
-    command = markup.code([shell_command("evaluate", directory)])
-    return (
-        '<section class="card"><p>Not evaluated yet. This scores the encoder and writes this page again:</p>'
-        f"{command}</section>"
-    )

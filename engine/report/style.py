@@ -1,11 +1,14 @@
-"""How every picture looks: two themes, colour-blind safe colours, names drawn only where a font has their letters."""
+"""How every picture looks: two themes, colour-blind safe colours, names drawn only where a font has their letters.
+
+Imports no torch.
+"""
 
 from __future__ import annotations
 
 import io
 import logging
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,6 +19,7 @@ import numpy as np
 from matplotlib import font_manager, ft2font
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.legend import Legend
 from numpy.typing import NDArray
 
 DPI = 180  # twice the size on the page, sharp on dense screens
@@ -23,23 +27,10 @@ LONGEST_NAME = 18  # columns of a terminal: a Chinese letter counts as two
 # Searched first, and in this order, for letters that DejaVu (which comes with matplotlib) does not have; then whatever
 # else is installed.
 FALLBACK_FONTS = (
-    "Noto Sans CJK JP",
-    "Noto Sans CJK SC",
-    "Noto Sans",
-    "Noto Sans Devanagari",
-    "Noto Sans Thai",
-    "WenQuanYi Micro Hei",
-    "WenQuanYi Zen Hei",
-    "Droid Sans Fallback",
-    "Hiragino Sans",
-    "PingFang SC",
-    "Microsoft YaHei",
-    "Yu Gothic",
-    "Malgun Gothic",
-    "Nirmala UI",
-    "Leelawadee UI",
-    "Arial Unicode MS",
-)
+    "Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans", "Noto Sans Devanagari", "Noto Sans Thai",
+    "WenQuanYi Micro Hei", "WenQuanYi Zen Hei", "Droid Sans Fallback", "Hiragino Sans", "PingFang SC",
+    "Microsoft YaHei", "Yu Gothic", "Malgun Gothic", "Nirmala UI", "Leelawadee UI", "Arial Unicode MS",
+)  # fmt: skip
 # These draw a box for every letter, only symbols, or nothing that matplotlib can show (coloured bitmaps).
 NO_LETTERS = ("last resort", "lastresort", "color", "stix", "emoji", "symbol", "math", "dingbats", "wingdings", "icon")
 # matplotlib 3.11 lays text out with libraqm: right-to-left order, joined letters, Indic clusters. Before, letters were
@@ -49,6 +40,12 @@ CLUSTERED = ((0x0900, 0x0DFF), (0x0F00, 0x109F), (0x1780, 0x17FF), (0xA8E0, 0xA8
 JOINERS = "\u200c\u200d"  # invisible, and part of how Persian and Indic words are spelt
 LEFT_TO_RIGHT = "\u200e"
 MARKERS = ("o", "^", "s", "D", "v", "P", "X", "*")
+FEW_POINTS = 40  # up to here every point of a curve is marked
+DASHED, DOTTED = (0, (4, 3)), (0, (1, 1.5))
+SCRATCH_DASHES = (0, (5, 1.5))  # of the random encoder beside the pretrained one, which is solid
+NARROW = 44  # characters of a title that a picture of one column has room for
+ACCURACY, PREDICTIONS, LEARNING = "Accuracy by method", "Predictions", "Learning from labels"
+FEATURES, PRETRAINING = "Features", "Pretraining"
 
 
 @dataclass(frozen=True)
@@ -72,8 +69,8 @@ class Theme:
         settings: dict[Any, Any] = {
             "font.family": _families(names),
             "font.size": 9.0,
-            "text.parse_math": False,  # a `$` in a class name is a dollar sign
             "text.color": self.text,
+            "text.parse_math": False,  # a `$` in a class name is a dollar sign
             "axes.facecolor": self.surface,
             "axes.edgecolor": self.grid,
             "axes.labelcolor": self.muted,
@@ -89,8 +86,8 @@ class Theme:
             "grid.color": self.grid,
             "grid.linewidth": 0.7,
             "xtick.color": self.muted,
-            "ytick.color": self.muted,
             "xtick.major.size": 0.0,
+            "ytick.color": self.muted,
             "ytick.major.size": 0.0,
             "lines.linewidth": 1.8,
             "lines.solid_capstyle": "round",
@@ -106,52 +103,30 @@ class Theme:
 # Categories after Okabe & Ito 2008 ("Color Universal Design"), the last two of light after Tol 2021 ("muted"); yellow,
 # which vanishes on white, only on dark.
 LIGHT = Theme(
-    name="light",
-    surface="#ffffff",
-    text="#1b2430",
-    muted="#5a6675",
-    grid="#e4e8ee",
-    trained="#0072b2",
-    scratch="#7f8a99",
-    chance="#d55e00",
-    second="#009e73",
+    name="light", surface="#ffffff", text="#1b2430", muted="#5a6675", grid="#e4e8ee",
+    trained="#0072b2", scratch="#7f8a99", chance="#d55e00", second="#009e73",
     categories=(
-        "#0072b2",
-        "#e69f00",
-        "#009e73",
-        "#d55e00",
-        "#cc79a7",
-        "#56b4e9",
-        "#8c6bb1",
-        "#7f7f7f",
-        "#332288",
-        "#882255",
+        "#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#8c6bb1", "#7f7f7f", "#332288", "#882255",
     ),
-)
+)  # fmt: skip
 DARK = Theme(
-    name="dark",
-    surface="#161b22",
-    text="#e6edf3",
-    muted="#9aa7b6",
-    grid="#2b333e",
-    trained="#58b2ea",
-    scratch="#76818f",
-    chance="#f0a030",
-    second="#34c79a",
+    name="dark", surface="#161b22", text="#e6edf3", muted="#9aa7b6", grid="#2b333e",
+    trained="#58b2ea", scratch="#76818f", chance="#f0a030", second="#34c79a",
     categories=(
-        "#58b2ea",
-        "#f0a030",
-        "#34c79a",
-        "#f0743e",
-        "#e08fc0",
-        "#f4e86b",
-        "#b79ce8",
-        "#b0b0b0",
-        "#f5f5f5",
-        "#8f6b3a",
+        "#58b2ea", "#f0a030", "#34c79a", "#f0743e", "#e08fc0", "#f4e86b", "#b79ce8", "#b0b0b0", "#f5f5f5", "#8f6b3a",
     ),
-)
+)  # fmt: skip
 THEMES = (LIGHT, DARK)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture of a report: `name` is its file in figures/, `draw(theme=THEME)` makes it."""
+
+    name: str
+    section: str
+    caption: str
+    draw: Callable[..., Figure]
 
 
 def new_figure(width: float = 5.4, height: float = 3.3) -> tuple[Figure, Axes]:
@@ -172,12 +147,30 @@ def to_png(figure: Figure, software: str | None = None) -> bytes:
     return buffer.getvalue()
 
 
+def unnamed(class_names: Iterable[str]) -> str:
+    """What a caption adds when the picture cannot spell every class name."""
+    if all(can_draw(name) for name in class_names):
+        return ""
+    return " “class 3” is the class of that number: no font of the picture has the letters of its name."
+
+
+def legend_below(figure: Figure, columns: int = 3, **settings: Any) -> Legend:
+    """A legend below the axes, where no curve can run into it."""
+    return figure.legend(loc="outside lower center", ncols=columns, **({"fontsize": 8} | settings))
+
+
+def running_mean(values: Sequence[float] | NDArray[np.float64], width: int) -> NDArray[np.float64]:
+    """The mean of the last `width` values at each of `[n]` positions; of fewer at the start."""
+    total = np.cumsum(np.concatenate([[0.0], values]))
+    end = np.arange(1, len(total))
+    start = np.maximum(end - width, 0)
+    smooth: NDArray[np.float64] = (total[end] - total[start]) / (end - start)
+    return smooth
+
+
 def first_capital(words: str) -> str:
     """`Linear probe`, and `kNN` as it is."""
     return words if words[:1].islower() and words[1:2].isupper() else words[:1].upper() + words[1:]
-
-
-NARROW = 44  # characters of a title that a picture of one column has room for
 
 
 def titled(title: str, rest: str, room: int | None = None) -> str:
@@ -189,8 +182,7 @@ def titled(title: str, rest: str, room: int | None = None) -> str:
 def show_image(axes: Axes, image: NDArray[np.uint8], colour: str | None = None, *, dashed: bool = False) -> None:
     """A small picture, uint8 `[S, S, 3]`, without ticks; with a frame where a colour is given."""
     axes.imshow(image, interpolation="nearest" if image.shape[0] <= 96 else "antialiased")
-    axes.set_xticks([])
-    axes.set_yticks([])
+    axes.set(xticks=[], yticks=[])
     axes.grid(False)
     axes.spines[:].set_visible(colour is not None)
     if colour is not None:
@@ -201,23 +193,14 @@ def show_image(axes: Axes, image: NDArray[np.uint8], colour: str | None = None, 
 
 def mark_image(axes: Axes, right: bool, theme: Theme) -> None:
     """A tick or a cross in the corner of a picture: colour alone must not say what is right."""
-    axes.text(
-        0.0,
-        1.0,
-        "✓" if right else "✗",
-        transform=axes.transAxes,
-        ha="left",
-        va="top",
-        fontsize=7.5,
-        weight="bold",
-        color=theme.surface,
-        bbox={"facecolor": theme.second if right else theme.chance, "edgecolor": "none", "boxstyle": "square,pad=0.18"},
-    )
+    box = {"facecolor": theme.second if right else theme.chance, "edgecolor": "none", "boxstyle": "square,pad=0.18"}
+    place: dict[str, Any] = {"transform": axes.transAxes, "ha": "left", "va": "top", "bbox": box}
+    axes.text(0.0, 1.0, "✓" if right else "✗", fontsize=7.5, weight="bold", color=theme.surface, **place)
 
 
 def _families(names: Iterable[str]) -> list[str]:
     """DejaVu Sans, and an installed font for the letters of `names` that it lacks."""
-    needed = (_fonts_for(_beyond_dejavu(_spelt(name))) or () for name in names)
+    needed = (_fonts_for(_spelt(name)) or () for name in names)
     return list(dict.fromkeys(["DejaVu Sans", *(family for families in needed for family in families)]))
 
 
@@ -227,24 +210,20 @@ def _dejavu() -> frozenset[int]:
     return frozenset(_face(font_manager.findfont("DejaVu Sans")).get_charmap())
 
 
-def _beyond_dejavu(text: str) -> frozenset[str]:
-    return frozenset(letter for letter in text if ord(letter) not in _dejavu())
-
-
 @lru_cache(maxsize=1)
 def _installed() -> dict[str, Any]:
     """One file per family, by name: the preferred ones first."""
     plain: dict[str, Any] = {}
-    entries = [one for one in font_manager.fontManager.ttflist if one.style == "normal" and one.variant == "normal"]
-    for entry in sorted(entries, key=lambda one: (one.name, abs(_weight(one.weight) - 400), str(one.fname))):
+    entries = [font for font in font_manager.fontManager.ttflist if font.style == font.variant == "normal"]
+    for entry in sorted(entries, key=lambda font: (font.name, _boldness(font.weight), str(font.fname))):
         if not entry.name.startswith(".") and not any(word in entry.name.lower() for word in NO_LETTERS):
             plain.setdefault(entry.name, entry.fname)
     first = [name for name in FALLBACK_FONTS if name in plain]
     return {name: plain[name] for name in dict.fromkeys([*first, *plain])}
 
 
-def _weight(weight: object) -> int:
-    return weight if isinstance(weight, int) else 400
+def _boldness(weight: object) -> int:
+    return abs(weight - 400) if isinstance(weight, int) else 0
 
 
 def _face(path: Any) -> Any:
@@ -252,17 +231,17 @@ def _face(path: Any) -> Any:
 
 
 @lru_cache(maxsize=4096)
-def _fonts_for(letters: frozenset[str]) -> tuple[str, ...] | None:
-    """Families that have all these letters between them, each the first with a letter that those before it lack."""
-    missing, families = set(letters), []
+def _fonts_for(text: str) -> tuple[str, ...] | None:
+    """Families that have between them all letters that DejaVu lacks, each the first with one that is still missing."""
+    missing, families = {letter for letter in text if ord(letter) not in _dejavu()}, []
     for family, path in _installed().items() if missing else ():
         try:
             face = _face(path)
-            found = {letter for letter in missing if face.get_char_index(ord(letter))}
+            has = {letter for letter in missing if face.get_char_index(ord(letter))}
         except (OSError, RuntimeError, ValueError):  # a font file that is listed and gone, or broken
             continue
-        if found:
-            missing -= found
+        if has:
+            missing -= has
             families.append(family)
         if not missing:
             break
@@ -281,7 +260,7 @@ def can_draw(name: str) -> bool:
         return False
     if not LAYS_OUT and (JOINERS[0] in name or JOINERS[1] in name or any(_needs_layout(c) for c in letters)):
         return False
-    return _fonts_for(_beyond_dejavu(letters)) is not None
+    return _fonts_for(letters) is not None
 
 
 def _needs_layout(letter: str) -> bool:
@@ -306,7 +285,8 @@ def label(name: str, index: int, longest: int = LONGEST_NAME) -> str:
 
 def _shortened(name: str, longest: int) -> str:
     """At most `longest` columns, cut between letters with their marks, `…` for what was cut off."""
-    widths = [0 if unicodedata.combining(c) or c in JOINERS else _columns(c) for c in name]
+    wide = [2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in name]
+    widths = [0 if unicodedata.combining(c) or c in JOINERS else width for c, width in zip(name, wide, strict=True)]
     if sum(widths) <= longest:
         return name
     end, total = 0, 0
@@ -314,10 +294,6 @@ def _shortened(name: str, longest: int) -> str:
         total += widths[end]
         end += 1
     return name[:end].rstrip() + "…"
-
-
-def _columns(letter: str) -> int:
-    return 2 if unicodedata.east_asian_width(letter) in "WF" else 1
 
 
 def printable(text: str) -> str:

@@ -1,24 +1,136 @@
-"""The tables of the page: methods, folds, published figures, classes, and how each number was made."""
+"""The tables of the pages as plain data: methods, folds, published figures, classes, and how each number was made.
+
+The templates lay them out. Imports no torch.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..evaluation.comparison import FROZEN, METHOD_NAMES, Comparison, percent, points
 from ..evaluation.result import EvaluationResult
-from . import markup
-from .content import Published, ReportContent, published_classes, short_name
-from .markup import NOTHING, beneath, duration, gain, row, signed, table
+from ..recipe import Recipe
+from .content import (
+    NOTHING,
+    Published,
+    ReportContent,
+    duration,
+    published_classes,
+    published_source,
+    short,
+    short_name,
+    signed,
+)
 
 OPEN_TABLE = 20  # classes; longer tables start folded
 GROUPS = (
-    ("Frozen encoder", lambda one: one.method in FROZEN),
-    ("Encoder trained with the labels", lambda one: one.method not in FROZEN),
+    ("Frozen encoder", lambda pair: pair.method in FROZEN),
+    ("Encoder trained with the labels", lambda pair: pair.method not in FROZEN),
 )
-# A column of the methods table beside the accuracies: its head, what stands in it (None where there is nothing).
-Column = tuple[str, Callable[[Comparison], str | None]]
+COMPARES = "Only figures on the same images and with the same budget compare."
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What stands in a cell, plain text.
+
+    Attributes:
+        text: the value.
+        small: a second, smaller line.
+        bold: set in bold.
+        name: a name from the data, whose writing direction must not reach the words around it.
+        gain: a difference, which is coloured by its sign.
+        bar: 0..1, drawn as a bar before the value.
+    """
+
+    text: str
+    small: str = ""
+    bold: bool = False
+    name: bool = False
+    gain: float | None = None
+    bar: float | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of cells; or, with `group`, the name of the rows below it over the whole width. `sub`: of lesser weight."""
+
+    cells: tuple[Cell, ...] = ()
+    group: str = ""
+    sub: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table with its heading and a remark below it, where there are any.
+
+    Attributes:
+        head: names of the columns.
+        rows: of as many cells.
+        words: so many columns are words, the others numbers.
+        title: heading.
+        aside: remark.
+        summary: of a table that a reader opens and closes; empty for one that cannot be closed.
+        opened: whether such a table starts open.
+    """
+
+    head: tuple[str, ...]
+    rows: tuple[Row, ...]
+    words: int = 1
+    title: str = ""
+    aside: str = ""
+    summary: str = ""
+    opened: bool = False
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How one result was made: who it is of, in what way, and what a reader must know to trust it."""
+
+    head: str
+    words: str
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a page: its heading, and what stands below it, in this order.
+
+    Attributes:
+        text: a sentence.
+        facts: (name, value); those without a value are left out.
+        notes: sentences in a list.
+        tables: in a row.
+        protocols: how the results of each of several runs were made; one group without a name for a single run.
+        code: lines to be copied.
+        folded: lines to be copied that a reader opens and closes, below a summary.
+        aside: a remark at the end.
+        pictures: what `page.shown_picture` made of them, below all of this.
+    """
+
+    heading: str
+    text: str = ""
+    facts: Sequence[tuple[str, str]] = ()
+    notes: Sequence[str] = ()
+    tables: Sequence[Table] = ()
+    protocols: Mapping[str, Sequence[Protocol]] = field(default_factory=dict)
+    code: Sequence[str] = ()
+    folded: tuple[str, Sequence[str]] | None = None
+    aside: str = ""
+    pictures: Sequence[Any] = ()
+
+    @property
+    def card(self) -> bool:
+        """Whether anything stands in the box above the pictures."""
+        return bool(self.text or self.facts or self.tables or self.protocols or self.code)
+
+
+def row(*values: Cell | str, sub: bool = False) -> Row:
+    """A row of cells and of plain text."""
+    return Row(tuple(value if isinstance(value, Cell) else Cell(value) for value in values), sub=sub)
 
 
 def accuracy(result: EvaluationResult) -> float:
@@ -26,101 +138,94 @@ def accuracy(result: EvaluationResult) -> float:
     return result.fold_spread[0] if result.fold_spread else result.accuracy
 
 
-def accuracy_text(result: EvaluationResult) -> str:
+def accuracy_text(result: EvaluationResult | None) -> str:
     """`60.0 %`, or `75.9 ± 0.6 %` over folds (mean and standard deviation)."""
+    if result is None:
+        return NOTHING
     mean = percent(accuracy(result), result.test_images)
     if result.fold_spread is None:
         return mean
     return f"{mean[:-2]} ± {percent(result.fold_spread[1], result.test_images)}"
 
 
-def difference(one: Comparison) -> float | None:
+def difference(pair: Comparison) -> float | None:
     """Trained minus random, as a fraction, of the accuracies that stand in the tables."""
-    return accuracy(one.trained) - accuracy(one.scratch) if one.trained and one.scratch else None
+    return accuracy(pair.trained) - accuracy(pair.scratch) if pair.trained and pair.scratch else None
 
 
-def methods_table(comparisons: Sequence[Comparison]) -> str:
-    """Every method: trained, random, difference, further scores; empty without results."""
+def methods_section(comparisons: Sequence[Comparison]) -> Section | None:
+    """Every method: trained, random, difference, further scores; None without results."""
     if not comparisons:
-        return ""
-    columns = [
-        column for column in _columns() if any(column[1](one) is not None for one in comparisons)
-    ]  # those that some method fills
-    head = ("method", "#pretrained", "#random", "#points apart", *(f"#{title}" for title, _ in columns))
-    place = _place_of(comparisons)
-    rows = []
-    for title, belongs in GROUPS:
-        members = [one for one in comparisons if belongs(one)]
-        rows += [markup.group_row(title, len(head))] if members and len(members) < len(comparisons) else []
-        rows += [html for one in members for html in _method_rows(one, columns, place(one))]
-    return markup.card(table(head, rows) + markup.aside(_how_to_read(comparisons, columns)))
-
-
-def _place_of(comparisons: Sequence[Comparison]) -> Callable[[Comparison], str]:
-    """What tells the images of a comparison from those of the others; nothing where all have the same."""
-    shown = [one.shown for one in comparisons]
+        return None
+    columns = {title: [score(pair) for pair in comparisons] for title, score in _SCORES.items()}
+    columns = {title: scores for title, scores in columns.items() if any(score is not None for score in scores)}
+    shown = [pair.shown for pair in comparisons]
     data = len({result.data for result in shown}) > 1
     size = data or len({(result.train_images, result.test_images) for result in shown}) > 1
-
-    def place(one: Comparison) -> str:
-        words = [short_name(one.shown.data)] if data else []
-        words += [f"{one.shown.train_images:,} / {one.shown.test_images:,} images"] if size else []
-        return ", ".join(words)
-
-    return place
-
-
-def _columns() -> list[Column]:
-    return [
-        ("macro F1", lambda one: f"{one.shown.f1_macro:.4f}"),
-        ("mean IoU", lambda one: f"{one.shown.mean_iou:.4f}"),
-        ("calibration error", lambda one: f"{one.shown.ece:.3f}"),
-        ("loss (nats)", lambda one: _number(one.shown.loss, ".3f")),
-        ("epochs to the baseline", lambda one: _epochs_to_baseline(one)),
-        ("time", lambda one: duration(one.shown.seconds)),
-    ]
+    rows: list[Row] = []
+    for title, belongs in GROUPS:
+        members = [i for i, pair in enumerate(comparisons) if belongs(pair)]
+        rows += [Row(group=title)] if members and len(members) < len(comparisons) else []
+        for i in members:
+            place = [short_name(shown[i].data)] if data else []
+            place += [f"{shown[i].train_images:,} / {shown[i].test_images:,} images"] if size else []
+            scores = [column[i] or NOTHING for column in columns.values()]
+            rows += _method_rows(comparisons[i], ", ".join(place), scores)
+    head = ("method", "pretrained", "random", "points apart", *columns)
+    aside = _how_to_read(comparisons, "epochs to the baseline" in columns)
+    return Section("Methods", tables=(Table(head, tuple(rows), aside=aside),))
 
 
-def _epochs_to_baseline(one: Comparison) -> str | None:
+def _epochs_to_baseline(pair: Comparison) -> str | None:
     """`6 of 20`; `not in 20` where it never gets there; None where nothing was trained beside a baseline."""
-    if one.trained is None or one.scratch is None or not one.trained.history or not one.scratch.history:
+    if pair.trained is None or pair.scratch is None or not pair.trained.history or not pair.scratch.history:
         return None
-    epochs = max(int(step["epoch"]) for step in one.trained.history)
-    reached = one.epochs_to_baseline
+    epochs = max(int(step["epoch"]) for step in pair.trained.history)
+    reached = pair.epochs_to_baseline
     return f"{reached} of {epochs}" if reached is not None else f"not in {epochs}"
 
 
-def _method_rows(one: Comparison, columns: Sequence[Column], where: str) -> list[str]:
-    shown, n, gap = one.shown, one.shown.test_images, difference(one)
-    trained, scratch = (accuracy_text(result) if result else NOTHING for result in one.both)
-    apart = gain(_apart(gap, n), gap) if gap is not None else NOTHING
-    scores = [value(one) or NOTHING for _, value in columns]
-    rows = [row(beneath(f"<b>{markup.text(one.name)}</b>", where), f"<b>{trained}</b>", scratch, apart, *scores)]
-    for variant in shown.also:
-        values = [result.also.get(variant) if result else None for result in one.both]
+# The columns of the methods table beside the accuracies; None where there is nothing.
+_SCORES: dict[str, Callable[[Comparison], str | None]] = {
+    "macro F1": lambda pair: f"{pair.shown.f1_macro:.4f}",
+    "mean IoU": lambda pair: f"{pair.shown.mean_iou:.4f}",
+    "calibration error": lambda pair: f"{pair.shown.ece:.3f}",
+    "loss (nats)": lambda pair: _number(pair.shown.loss, ".3f"),
+    "epochs to the baseline": _epochs_to_baseline,
+    "time": lambda pair: duration(pair.shown.seconds),
+}
+
+
+def _method_rows(pair: Comparison, where: str, scores: Sequence[str]) -> list[Row]:
+    n, gap = pair.shown.test_images, difference(pair)
+    trained, scratch = (accuracy_text(result) for result in pair.both)
+    apart = Cell(_apart(gap, n), gain=gap) if gap is not None else NOTHING
+    rows = [row(Cell(pair.name, where, bold=True), Cell(trained, bold=True), scratch, apart, *scores)]
+    for variant in pair.shown.also:
+        values = [result.also.get(variant) if result else None for result in pair.both]
         texts = [percent(value, n) if value is not None else NOTHING for value in values]
         apart = _apart(values[0] - values[1], n) if values[0] is not None and values[1] is not None else NOTHING
-        rows.append(row(markup.text(variant), *texts, apart, *("" for _ in columns), css="sub"))
+        rows.append(row(variant, *texts, apart, *("" for _ in scores), sub=True))
     return rows
 
 
-def _how_to_read(comparisons: Sequence[Comparison], columns: Sequence[Column]) -> str:
+def _how_to_read(comparisons: Sequence[Comparison], epochs: bool) -> str:
     """What stands in the columns, and which methods leave the encoder as it is."""
-    frozen = list(dict.fromkeys(METHOD_NAMES[one.method] for one in comparisons if one.method in FROZEN))
+    frozen = list(dict.fromkeys(METHOD_NAMES[pair.method] for pair in comparisons if pair.method in FROZEN))
     words = [
         "Accuracy on the test split: of the pretrained encoder, and of the same network with random weights under the "
         "same protocol. The columns to the right of the difference are of the pretrained one, where there is one."
     ]
-    if any(one.shown.folds for one in comparisons):
+    if any(pair.shown.folds for pair in comparisons):
         words.append("With folds: on the fold that was held out, mean ± standard deviation over the folds.")
-    if any(title.startswith("epochs") for title, _ in columns):
+    if epochs:
         words.append(
             "Epochs to the baseline: how many the training from the pretrained weights takes to be as accurate as the "
             "one from random weights is at its end."
         )
     if frozen:
-        means = "The encoder is frozen" if len(frozen) == len({one.method for one in comparisons}) else None
-        means = means or f"In {_listed(frozen)} the encoder is frozen"
+        everywhere = len(frozen) == len({pair.method for pair in comparisons})
+        means = "The encoder is frozen" if everywhere else f"In {_listed(frozen)} the encoder is frozen"
         words.append(f"{means}: a hash of its weights and buffers is the same before and after.")
     return " ".join(words)
 
@@ -139,31 +244,25 @@ def _apart(fraction: float, images: int) -> str:
     return points(fraction, images).removesuffix(" points")
 
 
-def fold_tables(comparisons: Sequence[Comparison]) -> str:
-    """Each fold of each cross-validation; empty without one."""
-    blocks = []
-    for one in comparisons:
-        rows = []
-        for result in one.both:
-            if result is None or not result.folds:
-                continue
-            rows.append(markup.group_row("random weights" if result.init == "scratch" else "pretrained weights", 6))
-            rows += _fold_rows(result)
-        if rows:
-            head = ("fold", "#trained on", "#held out", "#accuracy", "#loss (nats)", "#test accuracy")
-            blocks.append(f'<h3 class="of-table">{markup.text(one.name)}</h3>{table(head, rows)}')
-    if not blocks:
-        return ""
-    return markup.card(
-        "".join(blocks)
-        + markup.aside(
-            "Each fold is scored by a model that was trained on the others: accuracy and loss (mean cross-entropy) on "
-            "the images held out, and accuracy on the whole test split. sd: standard deviation over the folds (n − 1)."
-        )
+def folds_section(comparisons: Sequence[Comparison]) -> Section | None:
+    """Each fold of each cross-validation; None without one."""
+    head = ("fold", "trained on", "held out", "accuracy", "loss (nats)", "test accuracy")
+    tables = []
+    for pair in comparisons:
+        rows: list[Row] = []
+        for result in pair.both:
+            if result is not None and result.folds:
+                rows += [Row(group=f"{'random' if result.init == 'scratch' else 'pretrained'} weights")]
+                rows += _fold_rows(result)
+        tables += [Table(head, tuple(rows), title=pair.name)] if rows else []
+    aside = (
+        "Each fold is scored by a model that was trained on the others: accuracy and loss (mean cross-entropy) on "
+        "the images held out, and accuracy on the whole test split. sd: standard deviation over the folds (n − 1)."
     )
+    return Section("Folds", tables=tables, aside=aside) if tables else None
 
 
-def _fold_rows(result: EvaluationResult) -> list[str]:
+def _fold_rows(result: EvaluationResult) -> list[Row]:
     rows = [
         row(
             str(fold.fold),
@@ -178,12 +277,12 @@ def _fold_rows(result: EvaluationResult) -> list[str]:
     if len(result.folds) < 2:
         return rows
     least = min(fold.held_out_images for fold in result.folds)
-    of_folds = [
+    means = [
         _mean_sd([100 * fold.accuracy for fold in result.folds], 1 if least < 5_000 else 2, " %"),
         _mean_sd([fold.loss for fold in result.folds], 4, ""),
         _mean_sd([100 * fold.test_accuracy for fold in result.folds], 1 if result.test_images < 5_000 else 2, " %"),
     ]
-    return [*rows, row("<b>mean ± sd</b>", "", "", *(f"<b>{words}</b>" for words in of_folds))]
+    return [*rows, row(Cell("mean ± sd", bold=True), "", "", *(Cell(mean, bold=True) for mean in means))]
 
 
 def _mean_sd(values: Sequence[float], digits: int, unit: str) -> str:
@@ -192,50 +291,39 @@ def _mean_sd(values: Sequence[float], digits: int, unit: str) -> str:
     return f"{mean:.{digits}f} ± {sd:.{digits}f}{unit}" if math.isfinite(mean) else NOTHING
 
 
-def published_table(content: ReportContent) -> str:
-    """The figures of the recipe's system beside ours; empty where nothing was published."""
+def published_section(content: ReportContent) -> Section | None:
+    """The figures of the recipe's system beside ours; None where nothing was published."""
     if not content.published:
-        return ""
-    recipe = content.run.recipe
-    head = ("method", "encoder", "#published", "#this run", "#apart")
-    rows = [html for one in content.published for html in published_rows(one)]
-    source = recipe.published.get("source", recipe.origin)
-    this = f"{markup.short(content.epochs)} epochs on {content.data.get('images', 0):,} images of {content.data_name}"
-    return markup.card(
-        table(head, rows)
-        + markup.aside(
-            f"Published: {source}. This run: {this}. Accuracies apart in points. "
-            "Only figures on the same images and with the same budget compare."
-        )
-        + _published_classes(content)
-    )
+        return None
+    this = f"{short(content.epochs)} epochs on {content.data.get('images', 0):,} images of {content.data_name}"
+    source = published_source(content.run.recipe)
+    aside = f"Published: {source}. This run: {this}. Accuracies apart in points. {COMPARES}"
+    rows = tuple(line for figure in content.published for line in _published_rows(figure))
+    table = Table(("method", "encoder", "published", "this run", "apart"), rows, words=2, aside=aside)
+    return Section("Beside published figures", tables=(table, *_published_classes(content)))
 
 
-def published_rows(one: Published) -> list[str]:
+def _published_rows(figure: Published) -> list[Row]:
     """The accuracy of a published figure beside ours, and below it the other scores that were published."""
-    published, result = one.row, one.ours
-    method, init = str(published.get("method", "")), str(published.get("init", ""))
-    named = markup.text(METHOD_NAMES.get(method, method))
-    encoder = "random" if init == "scratch" else init
-    theirs = float(published["accuracy"])
+    result, theirs = figure.ours, float(figure.row["accuracy"])
     ours = accuracy_text(result) if result else "not run"
     apart = _apart(accuracy(result) - theirs, result.test_images) if result else NOTHING
-    first = row(
-        beneath(named, how_published(published)), markup.text(encoder), f"{100 * theirs:.2f} %", ours, apart, words=2
-    )
-    return [first, *(row(*cells, css="sub", words=2) for cells in _other_scores(published, one))]
+    return [row(*published_cells(figure.row), ours, apart), *_other_scores(figure)]
 
 
-def how_published(published: Mapping[str, Any]) -> str:
-    """`30 % of the labels, 5 folds`; empty for all labels and none."""
+def published_cells(published: Mapping[str, Any]) -> tuple[Cell, str, str]:
+    """Method, encoder and accuracy of a published figure."""
+    method, init = str(published["method"]), str(published.get("init", ""))
     part = [f"{100 * float(published['label_fraction']):g} % of the labels"] if "label_fraction" in published else []
-    return ", ".join(part + ([f"{published['folds']} folds"] if "folds" in published else []))
+    folds = [f"{published['folds']} folds"] if "folds" in published else []
+    name = Cell(METHOD_NAMES.get(method, method), ", ".join(part + folds))
+    return name, "random" if init == "scratch" else init, f"{100 * float(published['accuracy']):.2f} %"
 
 
-def _other_scores(published: Mapping[str, Any], one: Published) -> list[tuple[str, str, str, str, str]]:
-    """(score, "", published, ours, apart) of whatever else a published figure has."""
-    result = one.ours
-    reached = one.comparison.epochs_to_baseline if one.comparison and published.get("init") == "pretrained" else None
+def _other_scores(figure: Published) -> list[Row]:
+    """Whatever else a published figure has, beside ours."""
+    result, pair = figure.ours, figure.comparison
+    reached = pair.epochs_to_baseline if pair and figure.row.get("init") == "pretrained" else None
     known = (
         ("f1_macro", "macro F1", 4, result.f1_macro if result else None),
         ("f1_weighted", "weighted F1", 4, result.f1_weighted if result else None),
@@ -245,88 +333,80 @@ def _other_scores(published: Mapping[str, Any], one: Published) -> list[tuple[st
     )
     rows = []
     for key, title, digits, ours in known:
-        theirs = published.get(key)
+        theirs = figure.row.get(key)
         if isinstance(theirs, int | float):
-            there = ours is not None and math.isfinite(ours)
-            mine = f"{ours:.{digits}f}" if there else NOTHING
-            apart = signed(ours - theirs, digits) if ours is not None and there else NOTHING
-            rows.append((title, "", f"{theirs:.{digits}f}", mine, apart))
+            mine = _number(ours, f".{digits}f") or NOTHING
+            apart = signed(ours - theirs, digits) if ours is not None and mine != NOTHING else NOTHING
+            rows.append(row(title, "", f"{theirs:.{digits}f}", mine, apart, sub=True))
     return rows
 
 
-def _published_classes(content: ReportContent) -> str:
-    """The published scores of each class beside ours of the linear probe; empty where there are none, or where ours
-    are other classes."""
+def _published_classes(content: ReportContent) -> list[Table]:
+    """The published scores of each class beside ours of the linear probe; none where there are none, or where ours are
+    other classes."""
     published = published_classes(content.run.recipe)
-    ours = next((one.trained for one in content.comparisons if one.method == "linear" and one.trained), None)
-    found = {scores.name.lower(): scores for scores in ours.per_class} if ours else {}
-    if not published or (ours and not any(name.lower() in found for name in published)):
-        return ""
+    ours = next((pair.trained for pair in content.comparisons if pair.method == "linear" and pair.trained), None)
+    by_name = {scores.name.lower(): scores for scores in ours.per_class} if ours else {}
+    if not published or (ours and not any(name.lower() in by_name for name in published)):
+        return []
     rows = []
     for name, theirs in published.items():
-        mine, cells = found.get(name.lower()), []
+        mine, cells = by_name.get(name.lower()), []
         for key, scale, digits, unit in (("accuracy", 100, 1, " %"), ("f1", 1, 4, ""), ("iou", 1, 4, "")):
             there = isinstance(theirs.get(key), int | float)
             cells.append(f"{scale * theirs[key]:.{digits}f}{unit}" if there else NOTHING)
             cells.append(f"{scale * getattr(mine, key):.{digits}f}{unit}" if mine else NOTHING)
-        rows.append(row(markup.name(name), *cells))
-    head = ("class", "#accuracy, published", "#ours", "#F1, published", "#ours", "#IoU, published", "#ours")
-    inside = table(head, rows)
-    return markup.folded(f"Per class, linear probe: {len(rows):,} published", inside, opened=False)
+        rows.append(row(Cell(name, name=True), *cells))
+    head = ("class", "accuracy, published", "ours", "F1, published", "ours", "IoU, published", "ours")
+    return [Table(head, tuple(rows), summary=f"Per class, linear probe: {len(rows):,} published")]
 
 
-def class_table(one: Comparison | None) -> str:
-    """Scores per class of the headline method; empty without results."""
-    if one is None:
-        return ""
-    other = one.scratch.per_class if one.trained and one.scratch else None
+def classes_section(pair: Comparison | None) -> Section | None:
+    """Scores per class of the headline method; None without results."""
+    if pair is None:
+        return None
+    other = pair.scratch.per_class if pair.trained and pair.scratch else None
     rows = []
-    for i, scores in enumerate(one.shown.per_class):
-        bar = f'<span class="cell"><i style="width:{100 * scores.accuracy:.1f}%"></i></span>'
-        rows.append(
-            row(
-                markup.name(scores.name),
-                f"{scores.support:,}",
-                f"{bar}{100 * scores.accuracy:.1f} %",
-                *([f"{100 * other[i].accuracy:.1f} %"] if other else []),
-                f"{scores.precision:.4f}",
-                f"{scores.f1:.4f}",
-                f"{scores.iou:.4f}",
-            )
-        )
-    whose = "random encoder" if one.trained is None else "pretrained encoder"
-    head = ("class", "#images", "#accuracy", *(["#random encoder"] if other else []), "#precision", "#F1", "#IoU")
-    summary = f"{len(rows):,} classes, {one.name}, {whose}"
-    return markup.card(markup.folded(summary, table(head, rows), opened=len(rows) <= OPEN_TABLE))
+    for i, scores in enumerate(pair.shown.per_class):
+        random = [f"{100 * other[i].accuracy:.1f} %"] if other else []
+        share = Cell(f"{100 * scores.accuracy:.1f} %", bar=scores.accuracy)
+        cells = (f"{scores.precision:.4f}", f"{scores.f1:.4f}", f"{scores.iou:.4f}")
+        rows.append(row(Cell(scores.name, name=True), f"{scores.support:,}", share, *random, *cells))
+    whose = "random encoder" if pair.trained is None else "pretrained encoder"
+    head = ("class", "images", "accuracy", *(["random encoder"] if other else []), "precision", "F1", "IoU")
+    summary = f"{len(rows):,} classes, {pair.name}, {whose}"
+    return Section("Classes", tables=(Table(head, tuple(rows), summary=summary, opened=len(rows) <= OPEN_TABLE),))
 
 
-def protocol_notes(content: ReportContent) -> str:
-    """The protocol sentence, the state of the features and the notes of every result; empty without results."""
-    if not content.results:
-        return ""
-    return markup.card(
-        f'<ul class="protocols">{"".join(protocol(result) for result in content.results)}</ul>'
-        + markup.aside(
-            "The last weights of the run are evaluated, never the best on test. Hyper-parameters of a "
-            "probe come from a split of train. Test images that are in train, pixel for pixel, are counted, and more "
-            "than 1 % is refused. Accuracy of a class is its recall; IoU = TP / (TP + FP + FN); macro averages run "
-            "over all classes."
-        )
+def protocols_section(results: Sequence[EvaluationResult]) -> Section | None:
+    """The protocol sentence, the state of the features and the notes of every result; None without results."""
+    if not results:
+        return None
+    aside = (
+        "The last weights of the run are evaluated, never the best on test. Hyper-parameters of a "
+        "probe come from a split of train. Test images that are in train, pixel for pixel, are counted, and more "
+        "than 1 % is refused. Accuracy of a class is its recall; IoU = TP / (TP + FP + FN); macro averages run "
+        "over all classes."
     )
+    return Section("How the numbers were made", protocols={"": [*map(protocol, results)]}, aside=aside)
 
 
-def protocol(result: EvaluationResult) -> str:
-    """One result's protocol as a list item, with its notes below."""
-    features, more = result.features, []
+def protocol(result: EvaluationResult) -> Protocol:
+    """How a result was made."""
+    features, words = result.features, [f"{result.protocol}."]
     if features:
-        more.append(
+        words.append(
             f"Features: {int(features.get('dim', 0))}-d, effective rank {features.get('effective_rank', 0.0):.1f}, "
             f"standard deviation {features.get('std', 0.0):.4f} at unit length."
         )
     if result.encoder:
-        more.append(f"Encoder sha256 {result.encoder[:16]}….")
+        words.append(f"Encoder sha256 {result.encoder[:16]}….")
     init = "random" if result.init == "scratch" else result.init
     head = f"{METHOD_NAMES.get(result.method, result.method)}, {init} encoder."
-    words = f"<b>{markup.text(head[0].upper() + head[1:] if head[1:2].islower() else head)}</b>"
-    said = " ".join([f"{result.protocol}.", *more])
-    return f"<li>{words} {markup.text(said)}{markup.warnings(result.notes, css='')}</li>"
+    head = head[0].upper() + head[1:] if head[1:2].islower() else head
+    return Protocol(head, " ".join(words), tuple(result.notes))
+
+
+def published_sets(recipes: Iterable[Recipe]) -> list[Recipe]:
+    """One recipe for each set of published figures."""
+    return list({repr(recipe.published): recipe for recipe in recipes}.values())

@@ -22,9 +22,9 @@ from simclr_engine.data.store import ImageStore
 from simclr_engine.errors import LONGEST, DataError
 from simclr_engine.evaluation.feature_cache import cached_features
 from simclr_engine.evaluation.linear import LinearProbe
-from simclr_engine.report import embedding, pretraining_pictures
-from simclr_engine.report.content import gather
-from simclr_engine.report.pictures import run_pictures
+from simclr_engine.report import content, feature_figures
+from simclr_engine.report.content import load_content
+from simclr_engine.report.page import run_pictures
 from simclr_engine.run import Run, RunLog, read_rows
 
 NO_OBJECT = {
@@ -286,27 +286,27 @@ def test_a_map_that_is_damaged_in_any_way_is_computed_again(
         calls.append(len(features))
         return features[:, :2].copy(), np.arange(len(features))
 
-    monkeypatch.setattr(embedding, "tsne", drawn)
+    monkeypatch.setattr(feature_figures, "tsne", drawn)
     features = np.arange(400, dtype=np.float32).reshape(100, 4)
-    first = embedding.cached_tsne(features, tmp_path)[0]
+    first = feature_figures.cached_tsne(features, tmp_path)[0]
     (stored,) = tmp_path.iterdir()
     break_npz(stored, ("coordinates", "rows"), how)
-    np.testing.assert_array_equal(embedding.cached_tsne(features, tmp_path)[0], first)
-    np.testing.assert_array_equal(embedding.cached_tsne(features, tmp_path)[0], first)
+    np.testing.assert_array_equal(feature_figures.cached_tsne(features, tmp_path)[0], first)
+    np.testing.assert_array_equal(feature_figures.cached_tsne(features, tmp_path)[0], first)
     assert calls == [100, 100]
 
 
 def test_a_map_that_unpacks_to_more_than_a_map_is_computed_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(embedding, "LARGEST", 1000)
-    monkeypatch.setattr(embedding, "tsne", lambda found, *_: (found[:, :2].copy(), np.arange(len(found))))
+    monkeypatch.setattr(content, "LARGEST", 1000)
+    monkeypatch.setattr(feature_figures, "tsne", lambda found, *_: (found[:, :2].copy(), np.arange(len(found))))
     features = np.arange(400, dtype=np.float32).reshape(100, 4)
-    embedding.cached_tsne(features, tmp_path)
+    feature_figures.cached_tsne(features, tmp_path)
     (stored,) = tmp_path.iterdir()
-    assert embedding._read_map(stored, 100, 100) is None
-    monkeypatch.setattr(embedding, "LARGEST", 2000)
-    assert embedding._read_map(stored, 100, 100) is not None
+    assert feature_figures._read_map(stored, 100, 100) is None
+    monkeypatch.setattr(content, "LARGEST", 2000)
+    assert feature_figures._read_map(stored, 100, 100) is not None
 
 
 @pytest.fixture
@@ -320,7 +320,7 @@ def with_views(tmp_path: Path) -> Run:
 
 
 def sheets(run: Run) -> list[str]:
-    return [picture.name for picture in run_pictures(gather(run)) if picture.name == "augmentation"]
+    return [picture.name for picture in run_pictures(load_content(run)) if picture.name == "augmentation"]
 
 
 @pytest.mark.parametrize("how", [*HOW, "grey", "text"])
@@ -340,7 +340,7 @@ def test_views_that_are_damaged_in_any_way_are_a_missing_picture_and_that_is_sai
 def test_views_that_unpack_to_more_than_views_do_are_not_unpacked(
     with_views: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pretraining_pictures, "LARGEST", 1000)
+    monkeypatch.setattr(content, "LARGEST", 1000)
     with pytest.warns(UserWarning, match="no augmentation sheet"):
         assert sheets(with_views) == []
 

@@ -30,10 +30,9 @@ from simclr_engine.evaluation.board import write_scalars
 from simclr_engine.evaluation.records import save_embeddings, save_result
 from simclr_engine.files import Folder
 from simclr_engine.pretraining import pretrain
-from simclr_engine.report import build, write_report
-from simclr_engine.report.embedding import cached_tsne
-from simclr_engine.report.picture import PRETRAINING, Picture
-from simclr_engine.report.style import new_figure
+from simclr_engine.report import page, write_report
+from simclr_engine.report.feature_figures import cached_tsne
+from simclr_engine.report.style import PRETRAINING, Picture, new_figure
 from simclr_engine.run import Run, RunLog
 
 
@@ -279,14 +278,14 @@ def reported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     views = np.zeros((4, 16, 8, 8, 3), np.uint8)
     np.savez(directory / "views.npz", originals=views[:, 0], views=views)
     RunLog(run.directory).close()
-    real = build.run_pictures
+    real = page.run_pictures
     with pytest.MonkeyPatch.context() as patch:  # all of them, each drawn in a moment
-        patch.setattr(build, "run_pictures", lambda *a, **k: [replace(one, draw=blank) for one in real(*a, **k)])
+        patch.setattr(page, "run_pictures", lambda *a, **k: [replace(one, draw=blank) for one in real(*a, **k)])
         write_report(run)
     return directory
 
 
-def blank(_: object) -> Figure:
+def blank(theme: object) -> Figure:
     """For drawing takes its time."""
     return new_figure(1, 1)[0]
 
@@ -301,7 +300,7 @@ def evaluated(reported: Path, tmp_path: Path) -> Run:
 def two_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """A report of no more."""
     pictures = [Picture(name, PRETRAINING, name, blank) for name in ("loss", "methods")]
-    monkeypatch.setattr(build, "run_pictures", lambda *_, **__: pictures)
+    monkeypatch.setattr(page, "run_pictures", lambda *_, **__: pictures)
 
 
 def test_all_that_a_run_an_evaluation_and_a_report_write_is_removed(

@@ -33,8 +33,7 @@ from simclr_engine.export import predict
 from simclr_engine.export.embed import embed_to_index
 from simclr_engine.export.embedder import open_embedder
 from simclr_engine.export.index import default_index
-from simclr_engine.report import gallery as gallery_room
-from simclr_engine.report import style
+from simclr_engine.report import result_figures, style
 from simclr_engine.run import Run
 
 SIZE = 8
@@ -326,14 +325,14 @@ def test_a_folder_s_classes_are_no_truth_unless_the_images_are_test_images(model
 def test_the_gallery_shows_each_image_with_its_class_confidence_and_truth(
     model: Path, varied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real: Callable[..., Figure] = gallery_room.gallery_figure
+    real: Callable[..., Figure] = result_figures.gallery_figure
     seen: list[tuple[Any, ...]] = []
 
     def drawn(images: NDArray[np.uint8], names: Any, labels: Any, confidence: Any, *, truth: Any, title: str) -> Figure:
         seen.append((images, labels, confidence, truth))
         return real(images, names, labels, confidence, truth=truth, title=title)
 
-    monkeypatch.setattr(gallery_room, "gallery_figure", drawn)
+    monkeypatch.setattr(result_figures, "gallery_figure", drawn)
     monkeypatch.setattr(predict, "GALLERY", 5)
     monkeypatch.setattr(predict, "BATCH", 4)  # of three batches
     rows = _rows(model, "--data", varied, "--n", 9, "--save", tmp_path / "sheet.png")

@@ -23,11 +23,14 @@ from packaging.requirements import Requirement
 
 from fixtures import ROOT
 from fixtures.image_files import encode, write_tree
+from fixtures.synthetic_run import write_run
 from fixtures.tiny_probe import CLASSES, write_tiny_probe
 from simclr_engine.export import OnnxEncoder, onnx_features
 
 LIGHT = ("numpy", "Pillow", "onnxruntime", "scikit-learn", "click", "rich", "matplotlib")
-ABSENT = ("torch", "torchvision", "onnx", "onnxscript", "safetensors", "tensorboard", "triton", "pip", "pytest")
+ABSENT = (
+    "torch", "torchvision", "onnx", "onnxscript", "safetensors", "tensorboard", "triton", "jinja2", "pip", "pytest",
+)  # fmt: skip
 
 # In rooms that otherwise need no torch: what trains, and what runs a torch encoder.
 NEEDS_TORCH = {"simclr_engine.evaluation.classifier", "simclr_engine.evaluation.features"}
@@ -218,6 +221,37 @@ np.savez("found.npz", features=features, probabilities=probabilities, labels=lab
         np.testing.assert_allclose(found["probabilities"], probabilities, atol=1e-6)
         assert np.array_equal(found["labels"], labels)
     assert onnx_features.__module__ == "simclr_engine.export.features"
+
+
+def test_a_page_without_jinja2_says_what_to_install(light: Path, tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / name).directory for name in ("first", "second")]
+    for arguments in (("report", runs[0]), ("compare", *runs)):
+        done = _run(light, "-m", "simclr_engine", *arguments, cwd=tmp_path)
+        assert done.returncode == 3, done.stderr
+        assert "jinja2" in done.stderr and "fix: pip install jinja2" in done.stderr
+        assert "Traceback" not in done.stderr
+    assert not (runs[0] / "figures").exists() and not (runs[0] / "report.html").exists()
+
+
+NO_JINJA2 = """
+import sys
+from simclr_engine import OnnxEncoder
+from simclr_engine.cli.main import cli
+import numpy as np
+OnnxEncoder("probe.onnx").embed(np.zeros((2, 8, 8, 3), np.uint8))
+cli.main(sys.argv[1:], standalone_mode=False)
+assert "matplotlib" in sys.modules
+print("jinja2" in sys.modules, file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [(*EVALUATE[2:], "--out", "drawn"), ("predict", "probe.onnx", "photos/ant/0.png", "--save", "drawn.png")],
+)
+def test_scores_predictions_and_pictures_import_no_jinja2(files: Path, arguments: tuple[str, ...]) -> None:
+    done = _run(sys.executable, "-c", NO_JINJA2, *arguments, cwd=files)
+    assert _ok(done) and done.stderr.strip().splitlines()[-1] == "False"
 
 
 def test_what_needs_torch_says_so_without_a_traceback(light: Path, files: Path) -> None:

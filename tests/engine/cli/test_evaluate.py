@@ -87,7 +87,7 @@ def test_json_is_one_document_with_both_inits_of_the_runs_own_data(run: Run, fol
 def test_the_table_shows_trained_beside_random_every_class_and_the_protocol(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("simclr_engine.report.build.write_report", lambda shown: shown.directory)  # drawn above
+    monkeypatch.setattr("simclr_engine.report.page.write_report", lambda shown: shown.directory)  # drawn above
     text = invoke(
         run.directory, "--method", "linear", "--method", "knn", "--init", "scratch", "--init", "pretrained"
     ).stdout

@@ -1,4 +1,4 @@
-"""`compare` puts runs side by side, says what does not compare, and lets no foreign text become markup."""
+"""compare.html puts runs side by side, and lets no foreign text become markup."""
 
 from __future__ import annotations
 
@@ -23,22 +23,10 @@ from fixtures.synthetic_run import (
     write_run,
 )
 from simclr_engine.cli.compare import command
-from simclr_engine.errors import DataError, UsageError
 from simclr_engine.evaluation.records import save_result
-from simclr_engine.report import overlay, style
-from simclr_engine.report.comparability import notes
+from simclr_engine.report import style
 from simclr_engine.report.compare import render_comparison
-from simclr_engine.report.comparison_document import to_document
-from simclr_engine.report.overlay import Trace
-from simclr_engine.report.subjects import (
-    Subject,
-    best_of,
-    differing_keys,
-    gather_runs,
-    method_rows,
-    shortest_names,
-)
-from simclr_engine.report.throughput import images_per_second, seconds_of_training
+from simclr_engine.report.comparison import ComparedRun, differing_keys, method_rows, notes, open_runs, to_document
 from simclr_engine.run import Run
 
 
@@ -55,7 +43,7 @@ def change(run: Run, **entries: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | entries))
 
 
-def rendered(subjects: list[Subject]) -> Page:
+def rendered(subjects: list[ComparedRun]) -> Page:
     page = Page(render_comparison(subjects, Path("compare.html")))
     page.check()
     return page
@@ -184,27 +172,11 @@ def test_the_terminal_shows_the_same_table(tmp_path: Path) -> None:
     assert (tmp_path / "x" / "p.html").is_file()
 
 
-def test_runs_of_one_name_are_told_apart_by_as_much_of_their_path_as_that_takes() -> None:
-    paths = [Path("/a/x/run"), Path("/b/x/run"), Path("/c/run"), Path("/c/other")]
-    assert shortest_names(paths) == ["a/x/run", "b/x/run", "c/run", "other"]
-
-
-def test_fewer_than_two_runs_and_directories_that_are_none_are_errors(tmp_path: Path) -> None:
-    run = write_run(tmp_path / "run")
-    for named in ([run.directory], [run.directory, tmp_path / "." / "run"]):
-        with pytest.raises(UsageError, match="at least two runs"):
-            gather_runs(named)
-    (tmp_path / "no run").mkdir()
-    with pytest.raises(DataError, match="no readable run here") as caught:
-        gather_runs([run.directory, tmp_path / "no run"])
-    assert str(tmp_path / "no run") in str(caught.value.saw)
-
-
 def test_results_on_other_images_are_not_in_one_row_and_a_note_says_so(tmp_path: Path) -> None:
     a, b = write_run(tmp_path / "a"), write_run(tmp_path / "b")
     saved(a, 0.7)
     saved(b, 0.9, data="others")
-    subjects = gather_runs([a.directory, b.directory])
+    subjects = open_runs([a.directory, b.directory])
     assert [[bool(cell) for cell in row.cells] for row in method_rows(subjects)] == [[False, True], [True, False]]
     (note,) = notes(subjects)
     assert note.startswith("linear probe: evaluated on different images, which do not compare")
@@ -212,61 +184,9 @@ def test_results_on_other_images_are_not_in_one_row_and_a_note_says_so(tmp_path:
     assert note in rendered(subjects).text
 
 
-def test_differing_protocols_are_warned_of_but_not_the_regularisation_that_a_probe_chose(tmp_path: Path) -> None:
-    a, b = write_run(tmp_path / "a"), write_run(tmp_path / "b")
-    saved(a, 0.7, protocol="probe, C=0.01 chosen on 10 % of train; 32 px")
-    saved(b, 0.7, protocol="probe, C=1e-3 chosen on 10 % of train; 32 px")
-    assert notes(gather_runs([a.directory, b.directory])) == []
-    saved(b, 0.7, protocol="probe, C=0.01 chosen on 10 % of train; 16 px")
-    (note,) = notes(gather_runs([a.directory, b.directory]))
-    assert "different protocols" in note
-
-
-def test_other_images_of_one_name_are_warned_of(tmp_path: Path) -> None:
-    a, b = (write_run(tmp_path / n, data=f"/{n}/photos", fingerprint=n * 64) for n in ("a", "b"))
-    for run in (a, b):
-        saved(run, 0.7)
-    found = notes(gather_runs([a.directory, b.directory]))
-    assert found == [
-        "The training images called photos are not the same in all runs "
-        "(fingerprints: a: aaaaaaaaaaaa…; b: bbbbbbbbbbbb…)."
-    ]
-
-
-def test_results_of_an_older_encoder_are_warned_of(tmp_path: Path) -> None:
-    a, b = write_run(tmp_path / "a"), write_run(tmp_path / "b")
-    saved(a, 0.7, encoder="1" * 64)
-    saved(b, 0.7, encoder="1" * 64)
-    saved(b, 0.7, method="knn", encoder="2" * 64)
-    found = notes(gather_runs([a.directory, b.directory]))
-    assert len(found) == 1 and found[0].startswith("b: Results of 2 different encoders")
-
-
-def test_the_highest_is_marked_only_where_there_is_one(tmp_path: Path) -> None:
-    a, b, c = (write_run(tmp_path / name) for name in "abc")
-    for run, right in ((a, 0.7), (b, 0.9), (c, 0.3)):
-        saved(run, right)
-        saved(run, 0.5, method="knn")
-    saved(a, 0.5, method="head")
-    rows = method_rows(gather_runs([a.directory, b.directory, c.directory]))
-    assert [best_of(row) for row in rows] == [1, None, None]
-
-
-def test_time_is_the_sum_over_the_steps_also_where_throughput_changes(tmp_path: Path) -> None:
-    run = write_run(tmp_path / "a")  # 512 images
-    other = write_run(tmp_path / "b")
-    rows = [(1.0, 512.0), (2.0, 256.0), (2.5, 128.0)]
-    log = [{"event": "train", "step": 1, "epoch": e, "images_per_second": speed} for e, speed in rows]
-    (run.directory / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in log))
-    first, second = gather_runs([run.directory, other.directory])
-    assert seconds_of_training(first.content) == [1.0, 3.0, 5.0]
-    assert images_per_second(first.content) == pytest.approx(2.5 * 512 / 5.0)
-    assert images_per_second(second.content) is None
-
-
 def test_runs_with_nothing_in_them_have_a_page(tmp_path: Path) -> None:
     paths = [write_run(tmp_path / name, finished=False).directory for name in ("a", "b")]
-    subjects = gather_runs(paths)
+    subjects = open_runs(paths)
     page = rendered(subjects)
     assert not page.all("img")
     assert "a is not finished and has logged nothing." in page.text
@@ -282,7 +202,7 @@ def test_two_and_a_thousand_classes_compare_nothing_but_have_a_page(tmp_path: Pa
         run = write_run(tmp_path / str(classes), class_names=names)
         save_result(run.directory / "evaluation", result(random_confusion(classes, 3000, 0.5), names))
         paths.append(run.directory)
-    subjects = gather_runs(paths)
+    subjects = open_runs(paths)
     assert any("different protocols" in note for note in notes(subjects))
     assert len(rendered(subjects).html) < 2_000_000
 
@@ -297,67 +217,10 @@ def test_foreign_text_becomes_no_markup(tmp_path: Path) -> None:
         write_evaluation(run, hostile)
         change(run, command="simclr-engine pretrain <script>", device_name="<i>cpu</i>", version="<b>")
         paths.append(run.directory)
-    page = rendered(gather_runs(paths))
+    page = rendered(open_runs(paths))
     for words in ("<u>run<\\x1b", "<i>cpu</i>", "$x^2$", "photos\\udcff", "pretrain <script>"):
         assert words in page.text
     assert "<bdi>קוף\\u202e</bdi>" in page.html and "run 2 in the pictures" in page.text
     shown = CliRunner().invoke(command, [*map(str, paths[:3]), "--out", str(tmp_path / "page.html")])
     assert shown.exit_code == 0, shown.output
     assert "\x1b" not in shown.output and "$x^2$" in shown.output
-
-
-def lines(figure: Any) -> dict[str, tuple[list[float], list[float]]]:
-    return {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in figure.axes[0].get_lines()}
-
-
-def test_the_loss_of_each_run_is_drawn_with_its_own_chance_level() -> None:
-    traces = [
-        Trace("a", 0, [1.0, 2.0], [5.0, 4.0], [6.0, 6.0]),
-        Trace("b", 1, [1.0, 3.0], [4.5, 3.5], [5.5, 5.5]),
-    ]
-    figure = overlay.loss_overlay(traces, against="hours")
-    drawn = lines(figure)
-    assert drawn["a"] == ([1.0, 2.0], [5.0, 4.0]) and drawn["b"] == ([1.0, 3.0], [4.5, 3.5])
-    chances = [list(line.get_ydata()) for line in figure.axes[0].get_lines() if line.get_linestyle() == ":"]
-    assert chances == [[6.0, 6.0], [5.5, 5.5], []]
-    assert figure.axes[0].get_xlabel() == "hours of training steps"
-    assert figure.axes[0].get_ylabel() == "NT-Xent loss (nats)"
-    colours = {line.get_label(): line.get_color() for line in figure.axes[0].get_lines()}
-    assert colours["a"] != colours["b"]
-
-
-def test_a_long_curve_is_a_running_mean_of_the_last_points() -> None:
-    values = [float(i % 2) for i in range(400)]
-    _, drawn = lines(overlay.loss_overlay([Trace("a", 0, range(400), values)]))["a"]
-    assert drawn[0] == 0.0 and drawn[1] == 0.5  # fewer points at the start, not zeros
-    assert drawn[10:] == pytest.approx([0.5] * 390)
-
-
-def test_knn_curves_share_one_chance_level() -> None:
-    figure = overlay.knn_overlay([Trace("a", 0, [1.0], [0.5]), Trace("b", 1, [2.0], [0.4])], classes=4)
-    assert lines(figure)["chance"][1] == [0.25, 0.25]
-    assert "chance" not in lines(overlay.knn_overlay([Trace("a", 0, [1.0], [0.5])]))
-
-
-def test_a_bar_for_each_run_that_has_the_method() -> None:
-    figure = overlay.accuracy_overlay(
-        ["linear", "kNN"], ["a", "b"], [[0.5, 0.6], [None, 0.4]], [[0.2, None], [None, 0.1]]
-    )
-    bars = sorted(bar.get_width() for bar in figure.axes[0].patches)
-    assert bars == [0.4, 0.5, 0.6]
-    marks = np.concatenate([points.get_offsets() for points in figure.axes[0].collections])
-    assert sorted(marks[:, 0]) == [0.1, 0.2]
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "b", "random encoder"]
-
-
-def test_more_runs_than_colours_still_differ() -> None:
-    traces = [Trace(f"run-{i}", i, [1.0, 2.0], [1.0, 2.0]) for i in range(20)]
-    axes = overlay.knn_overlay(traces).axes[0]
-    looks = {(line.get_color(), str(line.get_linestyle()), str(line._dash_pattern)) for line in axes.get_lines()}
-    assert len(looks) == 20
-
-
-def test_a_run_that_no_font_can_spell_is_called_by_its_number() -> None:
-    assert overlay.run_label("\ue000", 2) == "run 3"  # of private use
-    assert overlay.run_label("_hidden", 0).strip() == "_hidden"
-    assert len(overlay.run_label("long" * 30, 0)) <= overlay.LONGEST_RUN

@@ -1,4 +1,4 @@
-"""report.html says what the run's files say, and needs nothing beside it."""
+"""report.html says what the run's files say, needs nothing beside it, and lets no foreign text become markup."""
 
 from __future__ import annotations
 
@@ -6,32 +6,29 @@ import base64
 import io
 import json
 import re
+import runpy
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
 from PIL import Image
 
+from fixtures import ROOT
 from fixtures.html_page import Page
-from fixtures.saved_results import page_of, saved
-from fixtures.synthetic_run import (
-    fold_scores,
-    random_confusion,
-    result,
-    write_evaluation,
-    write_metrics,
-    write_run,
-)
+from fixtures.saved_results import page_of, page_with, saved
+from fixtures.synthetic_run import fold_scores, random_confusion, result, write_evaluation, write_metrics, write_run
 from simclr_engine.cli.report import command
-from simclr_engine.errors import PlatformError
+from simclr_engine.errors import DataError, PlatformError
 from simclr_engine.evaluation.comparison import compare
+from simclr_engine.evaluation.records import save_result
 from simclr_engine.report import style, write_report
-from simclr_engine.report.build import write_pictures
-from simclr_engine.report.content import gather
-from simclr_engine.report.page import DrawnPicture, document, gallery
-from simclr_engine.report.provenance import commands
+from simclr_engine.report.content import load_content
+from simclr_engine.report.page import DrawnPicture, run_pictures, shown_picture, write_pictures
+from simclr_engine.report.tables import Section
 from simclr_engine.run import Run
 
 
@@ -106,8 +103,8 @@ def test_wide_pictures_take_both_columns() -> None:
         Image.new("RGB", (round(inches * style.DPI), 60)).save(file, "PNG")
         return DrawnPicture("s", "a caption that says what is seen", dict.fromkeys(("light", "dark"), file.getvalue()))
 
-    assert [a["class"] for a in Page(gallery([drawn(5.4), drawn(9.0)])).all("figure")] == ["card", "card wide"]
-    assert gallery([]) == ""
+    shown = page_with(Section("s", pictures=[shown_picture(drawn(inches)) for inches in (5.4, 9.0)]))
+    assert [a["class"] for a in shown.all("figure")] == ["card", "card wide"]
 
 
 def test_the_contents_lead_to_every_part_also_to_two_of_one_name(full: tuple[Run, Page]) -> None:
@@ -115,7 +112,7 @@ def test_the_contents_lead_to_every_part_also_to_two_of_one_name(full: tuple[Run
     sections = [a["id"] for a in page.all("section") if "id" in a]
     assert [str(a["href"])[1:] for a in page.all("a")] == sections
     assert {"methods", "beside-published-figures", "pretraining", "what-was-run", "reproduce"} <= set(sections)
-    twice = Page(document("t", [], [("A & b", "<p>1</p>"), ("A <b>", "<p>2</p>"), ("none", ""), ("é", "<p>3</p>")], ""))
+    twice = page_with(Section("A & b", text="1"), Section("A <b>", text="2"), None, Section("é", text="3"))
     twice.check()
     assert [a["href"] for a in twice.all("a")] == ["#a-b", "#a-b-1", "#part"]
 
@@ -126,7 +123,7 @@ def test_the_headline_is_the_linear_probe_beside_the_random_encoder(full: tuple[
     assert f"random encoder {100 * scratch:.1f} %: +{100 * (trained - scratch):.1f} points" in full[1].text
 
 
-def test_only_the_random_encoder_or_only_the_trained_one_is_shown_as_what_it_is(tmp_path: Path) -> None:
+def test_an_encoder_alone_is_shown_as_what_it_is(tmp_path: Path) -> None:
     for init, whose in (
         ("scratch", "linear probe, random encoder"),
         ("pretrained", "linear probe, pretrained encoder"),
@@ -201,24 +198,6 @@ def test_the_commands_that_reproduce_it_are_there(full: tuple[Run, Page]) -> Non
     assert f"simclr-engine report {where}" in full[1].text
 
 
-def test_the_commands_have_the_options_of_each_kind_of_result(tmp_path: Path) -> None:
-    run = write_run(tmp_path / "my runs; rm", data="my photos/")
-    for init in ("pretrained", "scratch"):
-        saved(run, init=init)
-        saved(run, method="finetune", init=init, label_fraction=0.3, folds=fold_scores(5, 0.5))
-    saved(run, method="knn", limit=500)
-    saved(run, method="supervised", init="scratch")
-    where = f"'{run.directory}'"
-    recipe, again = f"'{run.directory}/recipe.toml'", f"'{run.directory}-again'"
-    assert commands(gather(run)) == [
-        f"simclr-engine pretrain --recipe {recipe} --data 'my photos/' --out {again}",
-        f"simclr-engine evaluate {where} --data 'my photos/' --method linear --method supervised",
-        f"simclr-engine evaluate {where} --data 'my photos/' --method knn --limit 500 --init pretrained",
-        f"simclr-engine evaluate {where} --data 'my photos/' --method finetune --label-fraction 0.3 --folds 5",
-        f"simclr-engine report {where}",
-    ]
-
-
 def test_a_place_that_cannot_be_written_is_an_error_of_the_platform(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("a file")
     with pytest.raises(PlatformError, match="cannot write the pictures"):
@@ -232,9 +211,118 @@ def test_the_command_chooses_the_images_of_the_galleries(tmp_path: Path, monkeyp
         asked.update(options)
         return run.directory / "report.html"
 
-    monkeypatch.setattr("simclr_engine.report.build.write_report", record)
+    monkeypatch.setattr("simclr_engine.report.page.write_report", record)
     run = write_run(tmp_path / "run")
     done = CliRunner().invoke(command, [str(run.directory), "--n", "60", "--seed", "3"])
     assert done.output.strip() == str(run.directory / "report.html")
     assert asked == {"gallery": 60, "seed": 3}
     assert CliRunner().invoke(command, [str(run.directory), "--n", "101"]).exit_code == 2
+
+
+HOSTILE = (
+    "<script>alert(1)</script>",
+    "a&b",
+    '"onload="x',
+    "קוף",
+    "象",
+    "../../etc/passwd",
+    "\x1b[31m\x00",
+    "\u202eabc",
+)
+
+
+def test_no_foreign_text_becomes_markup(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "<u>run<\x1b", class_names=HOSTILE, data="</style><img src=x onerror=alert(1)>")
+    write_metrics(run)
+    write_evaluation(run, HOSTILE)
+    shutil.rmtree(run.directory / "embeddings")  # maps take long and spell the names as the other pictures do
+    environment = json.loads((run.directory / "environment.json").read_text())
+    environment |= {"command": "simclr-engine pretrain <script>", "device_name": "<i>cpu</i>", "notes": ["<u>note</u>"]}
+    (run.directory / "environment.json").write_text(json.dumps(environment))
+    page = Page(write_report(Run.open(run.directory)).read_text("utf-8"))
+    page.check()
+    for name in HOSTILE[:-2]:
+        assert name in page.text
+    assert "\\x1b[31m\\x00" in page.text
+    assert "\\u202eabc" in page.text and "\u202e" not in page.html
+    assert "<i>cpu</i>" in page.text and "<u>run<\\x1b" in page.text
+    assert all(p.parent == run.directory / "figures" for p in (run.directory / "figures").rglob("*"))
+
+
+def test_the_writing_direction_of_a_class_stays_with_it(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "names", class_names=HOSTILE)
+    save_result(run.directory / "evaluation", result(random_confusion(8, 300, 0.5), HOSTILE))
+    html = page_of(run).section("classes").html
+    assert "<td><bdi>קוף</bdi></td>" in html
+
+
+def test_a_path_that_is_no_text_still_has_a_page(tmp_path: Path) -> None:
+    """Half of a surrogate pair is how Python holds a byte of a file name that is no UTF-8."""
+    run = write_run(tmp_path / "photos\udcff")
+    assert "photos\\udcff" in Page(write_report(run).read_text("utf-8")).text
+
+
+def test_a_run_that_has_logged_and_evaluated_nothing_still_has_a_page(tmp_path: Path) -> None:
+    page = Page(write_report(write_run(tmp_path / "bare", finished=False)).read_text("utf-8"))
+    page.check()
+    assert "not finished" in page.text
+    assert "Not evaluated yet" in page.text
+    assert f"simclr-engine evaluate {tmp_path / 'bare'}" in page.text
+    assert not page.all("img")
+    assert page.section("beside-published-figures").text.count("not run") == 3
+
+
+def test_environment_without_optional_entries_still_has_a_page(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "old")
+    data = {"name": "photos", "fingerprint": "ab", "images": 5, "image_size": 16, "class_names": []}
+    (run.directory / "environment.json").write_text(json.dumps({"finished": True, "data": data}))
+    assert "photos" in Page(write_report(Run.open(run.directory)).read_text("utf-8")).text
+
+
+def test_two_classes_have_a_page(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "two", class_names=("yes", "no"))
+    save_result(run.directory / "evaluation", result(random_confusion(2, 90, 0.5), ("yes", "no")))
+    page = page_of(run)
+    assert "2 classes, linear probe, pretrained encoder" in page.section("classes").text
+
+
+def test_a_thousand_classes_keep_the_page_small_and_the_table_folded(tmp_path: Path) -> None:
+    names = tuple(f"class {i}" for i in range(1000))
+    run = write_run(tmp_path / "many", class_names=names)
+    save_result(run.directory / "evaluation", result(random_confusion(1000, 5000, 0.6), names))
+    page = page_of(run)
+    assert len(page.html) < 500_000
+    assert all("open" not in attributes for attributes in page.all("details"))
+    assert "1,000 classes" in page.text
+
+
+def test_a_damaged_result_is_named(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "damaged")
+    (run.directory / "evaluation").mkdir()
+    (run.directory / "evaluation" / "x.json").write_text("{")
+    with pytest.raises(DataError, match="not an evaluation result") as caught:
+        write_report(run)
+    assert "x.json" in str(caught.value.saw)
+
+
+def test_damaged_features_and_views_are_left_out(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "damaged")
+    write_evaluation(run)
+    for name in ("test", "test_scratch"):
+        (run.directory / "embeddings" / f"{name}.npy").write_bytes(b"x")
+    (run.directory / "views.npz").write_bytes(b"PK\x03\x04 not whole")
+    with pytest.warns(UserWarning, match=r"no augmentation sheet: .*views\.npz is damaged"):
+        names = {picture.name for picture in run_pictures(load_content(run))}
+    assert "confusion-photos-linear-pretrained" in names
+    assert not [name for name in names if name.startswith(("embedding", "augmentation"))]
+
+
+def test_the_templates_and_the_style_sheet_are_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: dict[str, Any] = {}
+    monkeypatch.setattr("setuptools.setup", said.update)
+    monkeypatch.chdir(ROOT)
+    runpy.run_path("setup.py")
+    folder = Path(style.__file__).parent
+    installed = {f for pattern in said["package_data"]["simclr_engine.report"] for f in folder.glob(pattern)}
+    assert installed == {f for f in (folder / "templates").rglob("*") if f.is_file()}
+    assert len(installed) >= 5

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fixtures.html_page import Page
-from fixtures.saved_results import page_of, saved
+from fixtures.saved_results import page_of, page_with, saved
 from fixtures.synthetic_run import (
     fold_scores,
     history,
@@ -21,9 +21,9 @@ from fixtures.synthetic_run import (
 )
 from simclr_engine.evaluation.comparison import compare
 from simclr_engine.evaluation.result import FoldScores
-from simclr_engine.report.content import gather
+from simclr_engine.report.content import load_content
 from simclr_engine.report.page import render_page
-from simclr_engine.report.tables import fold_tables, methods_table
+from simclr_engine.report.tables import folds_section, methods_section
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def few_labels(directory: Path, fraction: float, folds: int) -> Page:
     return page_of(run).section("beside-published-figures")
 
 
-def test_published_figures_on_a_part_of_the_labels_match_the_same_part_and_folds(tmp_path: Path) -> None:
+def test_published_figures_match_the_same_share_of_labels_and_folds(tmp_path: Path) -> None:
     text = few_labels(tmp_path / "same", 0.3, 5).text
     mean, sd = 100 * (0.8 - 0.03), 100 * np.std([0.01, 0.02, 0.03, 0.04, 0.05], ddof=1)
     assert "fine-tuning 30 % of the labels, 5 folds" in text
@@ -96,11 +96,11 @@ def test_published_scores_of_each_class_stand_beside_ours(tmp_path: Path, shape:
     run.recipe.published["per_class"] = rows if shape == "rows" else table
     saved(run)
     ours = result(random_confusion(3, 300, 0.7)).per_class[1]
-    text = Page(render_page(gather(run), [])).section("beside-published-figures").text
+    text = Page(render_page(load_content(run), [])).section("beside-published-figures").text
     assert f"Bee 90.0 % {100 * ours.accuracy:.1f} % 0.8000 {ours.f1:.4f} 0.7000 {ours.iou:.4f}" in text
     assert "dog 10.0 % — — — — —" in text
     run.recipe.published["per_class"] = [{"name": "horse", "accuracy": 0.5}]
-    assert "horse" not in Page(render_page(gather(run), [])).section("beside-published-figures").text
+    assert "horse" not in Page(render_page(load_content(run), [])).section("beside-published-figures").text
 
 
 def test_methods_that_train_the_encoder_are_a_group_of_their_own(tmp_path: Path) -> None:
@@ -120,8 +120,9 @@ def test_methods_that_train_the_encoder_are_a_group_of_their_own(tmp_path: Path)
 
 def test_the_encoder_is_called_frozen_only_where_it_is() -> None:
     confusion = random_confusion(3, 300, 0.7)
-    assert "The encoder is frozen: a hash" in methods_table(compare([result(confusion, method="knn")]))
-    assert "frozen" not in methods_table(compare([result(confusion, method="finetune")])).lower()
+    knn, tuned = (page_with(methods_section(compare([result(confusion, method=m)]))) for m in ("knn", "finetune"))
+    assert "The encoder is frozen: a hash" in knn.text
+    assert "frozen" not in tuned.text.lower()
 
 
 def test_a_baseline_that_is_never_reached_is_said_so() -> None:
@@ -130,8 +131,8 @@ def test_a_baseline_that_is_never_reached_is_said_so() -> None:
         result(confusion, method="finetune", init=i, history=history(6, end))
         for i, end in (("pretrained", 0.4), ("scratch", 0.8))
     ]
-    assert "not in 6" in methods_table(compare(pair))
-    assert "epochs" not in methods_table(compare(pair[:1]))
+    assert "not in 6" in page_with(methods_section(compare(pair))).text
+    assert "epochs" not in page_with(methods_section(compare(pair[:1]))).text
 
 
 def test_the_columns_of_old_results_are_those_they_can_fill(evaluated: Page) -> None:
@@ -141,12 +142,13 @@ def test_the_columns_of_old_results_are_those_they_can_fill(evaluated: Page) -> 
 
 def test_the_table_of_folds_has_each_fold_and_their_mean_and_deviation(tmp_path: Path) -> None:
     folds = [FoldScores(1, 0.5, 1.25, 0.52, 80, 20), FoldScores(2, 0.6, 1.5, 0.58, 80, 21)]
-    one = compare([result(random_confusion(3, 300, 0.5), method="finetune", folds=tuple(folds))])
-    page = Page(fold_tables(one))
+    page = page_with(
+        folds_section(compare([result(random_confusion(3, 300, 0.5), method="finetune", folds=tuple(folds))]))
+    )
     assert "1 80 20 50.0 % 1.2500 52.0 %" in page.text
     assert "2 80 21 60.0 % 1.5000 58.0 %" in page.text
     assert "mean ± sd 55.0 ± 7.1 % 1.3750 ± 0.1768 55.0 ± 4.2 %" in page.text
-    assert fold_tables(compare([result(random_confusion(3, 300, 0.5))])) == ""
+    assert folds_section(compare([result(random_confusion(3, 300, 0.5))])) is None
 
 
 def test_the_table_of_classes_has_the_numbers_of_the_headline(evaluated: Page) -> None:
@@ -155,7 +157,7 @@ def test_the_table_of_classes_has_the_numbers_of_the_headline(evaluated: Page) -
     assert f"{row.precision:.4f} {row.f1:.4f} {row.iou:.4f}" in evaluated.text
 
 
-def test_results_on_several_data_sets_are_told_apart_and_the_runs_own_comes_first(tmp_path: Path) -> None:
+def test_data_sets_are_told_apart_and_the_runs_own_comes_first(tmp_path: Path) -> None:
     run = write_run(tmp_path / "two", data="photos")
     for data, right in (("/data/others", 0.9), ("photos", 0.4)):
         saved(run, right, data=data)

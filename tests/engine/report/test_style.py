@@ -1,8 +1,9 @@
-"""Names of classes in any script are drawn rightly or not at all."""
+"""Pictures keep to their theme, and names of classes in any script are drawn rightly or not at all."""
 
 from __future__ import annotations
 
 import io
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,13 @@ from matplotlib import font_manager
 from matplotlib.figure import Figure
 from PIL import Image
 
-from simclr_engine.report import confusion, style
+from fixtures.figure_parts import pixels
+from fixtures.synthetic_run import random_confusion
+from simclr_engine.report import pretraining_figures, result_figures, style
+from simclr_engine.report.style import DARK, LIGHT, THEMES, Theme, can_draw, label, to_png
 
 ARABIC, HEBREW = "كلب", "שלום"
+
 LRM = "\u200e"
 
 
@@ -45,8 +50,8 @@ class Face:
 def with_fonts(monkeypatch: pytest.MonkeyPatch, fonts: dict[str, str]) -> None:
     """As if these families with these letters were all that is installed beside DejaVu."""
     entries = [entry(name, name, style="normal", variant="normal", weight=400) for name in fonts]
+    style._dejavu()  # read while it can be found
     monkeypatch.setattr(font_manager.fontManager, "ttflist", entries)
-    style._dejavu()
     monkeypatch.setattr(style, "_face", lambda path: Face(fonts[path]))
 
 
@@ -83,7 +88,7 @@ def test_names_that_run_right_to_left_stand_between_marks(name: str) -> None:
 
 
 @pytest.mark.skipif(not style.LAYS_OUT, reason="needs matplotlib 3.11, which lays right-to-left text out")
-def test_an_arrow_between_two_names_that_run_right_to_left_points_from_the_first_to_the_second() -> None:
+def test_an_arrow_between_right_to_left_names_points_to_the_second() -> None:
     def ink(text: str) -> np.ndarray:
         figure = Figure(figsize=(3, 0.5))
         with style.LIGHT.applied():
@@ -116,7 +121,54 @@ def test_other_words_show_a_question_mark_for_what_cannot_be_drawn() -> None:
 
 
 def test_a_dollar_sign_is_a_dollar_sign() -> None:
-    figure = confusion.confusion_figure(np.eye(2, dtype=np.int64), ["$a_1$", "\\frac{"])
+    figure = result_figures.confusion_figure(np.eye(2, dtype=np.int64), ["$a_1$", "\\frac{"])
     assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == ["$a_1$", "\\frac{"]
     assert not any(t.get_parse_math() for t in figure.axes[0].get_xticklabels())
     style.to_png(figure)
+
+
+@pytest.mark.parametrize("theme", THEMES)
+def test_a_picture_has_its_themes_background_and_the_same_bytes_again(theme: Theme) -> None:
+    def draw() -> Figure:
+        return pretraining_figures.lr_curve([0.0, 1.0], [0.1, 0.2], theme=theme)
+
+    corner = "#{:02x}{:02x}{:02x}".format(*pixels(draw())[0, 0])
+    assert corner == theme.surface
+    assert to_png(draw()) == to_png(draw())
+
+
+def test_drawing_changes_no_setting_of_matplotlib() -> None:
+    import matplotlib
+
+    before = dict(matplotlib.rcParams)
+    pretraining_figures.lr_curve([0.0, 1.0], [0.1, 0.2], theme=DARK)
+    assert dict(matplotlib.rcParams) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("cat", "cat"),
+        ("Čáp", "Čáp"),
+        ("$x^2$ & <b>", "$x^2$ & <b>"),
+        ("a very long name of a class", "a very long name…"),
+        ("\U0001f9ff\U00013080", "class 4"),  # no font has both
+        ("中" * 4 + "\U0001f9ff", "class 4"),
+        ("a\u202eb", "class 4"),  # turns the rest of the line around
+        ("", "class 4"),
+        ("a\nb", "class 4"),
+    ],
+)
+def test_names_are_shown_shortened_or_replaced_by_their_number(name: str, shown: str) -> None:
+    assert label(name, 4) == shown
+
+
+def test_no_name_makes_matplotlib_complain_of_a_missing_glyph() -> None:
+    names = ("cat", "象", "قط", "\U00013080", "$\\bogus{$", "ห", "<script>")
+    counts = random_confusion(len(names), 200, 0.5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for theme in (LIGHT, DARK):
+            to_png(result_figures.confusion_figure(counts, names, theme=theme))
+            to_png(result_figures.per_class_figure(names, [0.5] * 7, [0.5] * 7, [0.5] * 7, [9] * 7, theme=theme))
+    assert can_draw("cat")

@@ -22,12 +22,12 @@ from fixtures.synthetic_run import (
     write_run,
     write_training,
 )
+from simclr_engine import report
 from simclr_engine.evaluation.records import load_predictions, result_id, save_predictions, save_result
-from simclr_engine.report import embedding, gallery
-from simclr_engine.report.content import gather
-from simclr_engine.report.picture import Picture
-from simclr_engine.report.pictures import run_pictures
-from simclr_engine.report.style import DARK, LIGHT
+from simclr_engine.report import feature_figures, result_figures
+from simclr_engine.report.content import load_content
+from simclr_engine.report.page import run_pictures
+from simclr_engine.report.style import DARK, LIGHT, Picture
 from simclr_engine.run import Run
 
 
@@ -38,13 +38,13 @@ def no_tsne(monkeypatch: pytest.MonkeyPatch) -> None:
     def quick(features: NDArray[np.float32], limit: int, seed: int) -> tuple[Any, Any]:
         return np.ascontiguousarray(features[:limit, :2]), np.arange(min(limit, len(features)))
 
-    monkeypatch.setattr(embedding, "tsne", quick)
+    monkeypatch.setattr(feature_figures, "tsne", quick)
 
 
 def of(run: Run, **options: Any) -> dict[str, Picture]:
-    found = run_pictures(gather(run), **options)
-    assert len({one.name for one in found}) == len(found)  # a file each
-    return {one.name: one for one in found}
+    pictures = run_pictures(load_content(run), **options)
+    assert len({picture.name for picture in pictures}) == len(pictures)  # a file each
+    return {picture.name: picture for picture in pictures}
 
 
 @pytest.fixture
@@ -86,32 +86,32 @@ def test_an_evaluated_run_gives_every_picture(run: Run) -> None:
         "Pretraining",
     ]
     drawn = ("methods", "training-photos-finetune-pretrained-30pct-3folds", "spectrum", "neighbours-random")
-    assert all(isinstance(found[name].draw(theme), Figure) for name in drawn for theme in (LIGHT, DARK))
+    assert all(isinstance(found[name].draw(theme=theme), Figure) for name in drawn for theme in (LIGHT, DARK))
 
 
 def test_captions_say_what_was_counted(run: Run) -> None:
     found = of(run, images=5, seed=3)
     stored = load_predictions(run.directory / "evaluation", "photos-linear-pretrained")
     assert stored is not None
-    rows = stored.rows[gallery.pick(5, 3, len(stored.rows))]
+    rows = stored.rows[result_figures.pick(5, 3, len(stored.rows))]
     right = int((stored.truth == stored.predicted)[rows].sum())
     caption = found["predictions-photos-linear-pretrained"].caption
     assert "5 of 300 test images, drawn at random (seed 3; the same for every method)" in caption
     assert f"{right} of these are right" in caption
-    figure = found["predictions-photos-linear-pretrained"].draw(LIGHT)
+    figure = found["predictions-photos-linear-pretrained"].draw(theme=LIGHT)
     shown = [np.asarray(axes.images[0].get_array()) for axes in figure.axes if axes.images]
-    np.testing.assert_array_equal(shown, stored.images[gallery.pick(5, 3, len(stored.rows))])
+    np.testing.assert_array_equal(shown, stored.images[result_figures.pick(5, 3, len(stored.rows))])
     assert "training from the pretrained one is after epoch 3" in found["training-photos-head-pretrained"].caption
     assert "all 300 through 8 principal components" in found["embedding-tsne-random"].caption
     assert "3 of 3 classes are named at all" in found["spectrum"].caption
 
 
 def test_a_sample_of_the_features_is_stated(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedding.cached_tsne, "__defaults__", (120, 0))
+    monkeypatch.setattr(feature_figures.cached_tsne, "__defaults__", (120, 0))
     found = of(run)
     assert "120 of the 300, at even distances along the file" in found["embedding-tsne-random"].caption
     assert "All 300 test images" in found["embedding-pca-random"].caption
-    figure = found["embedding-tsne-random"].draw(LIGHT)
+    figure = found["embedding-tsne-random"].draw(theme=LIGHT)
     assert figure.axes[0].get_title(loc="left") == "t-SNE, random encoder (n = 120 of 300)"
     assert sum(len(c.get_offsets()) for c in figure.axes[0].collections) == 120
 
@@ -125,7 +125,7 @@ def test_a_method_on_several_shares_of_the_labels_has_a_curve(run: Run) -> None:
     found = of(run)
     (name,) = [name for name in found if name.startswith("labels-")]
     assert name == "labels-photos-finetune"
-    axes = found[name].draw(LIGHT).axes[0]
+    axes = found[name].draw(theme=LIGHT).axes[0]
     np.testing.assert_array_equal(axes.containers[0].lines[0].get_xdata(), [0.01, 0.1, 1.0])
     assert "1 % to 100 % of the train labels" in found[name].caption
 
@@ -197,8 +197,24 @@ def test_one_image_with_sixteen_views_fills_the_augmentation_sheet(run: Run) -> 
     views = rng.integers(0, 256, (4, 16, 8, 8, 3), dtype=np.uint8)
     np.savez(run.directory / "views.npz", originals=originals, views=views)
     picture = of(run)["augmentation"]
-    shown = [np.asarray(axes.images[0].get_array()) for axes in picture.draw(LIGHT).axes if axes.images]
+    shown = [np.asarray(axes.images[0].get_array()) for axes in picture.draw(theme=LIGHT).axes if axes.images]
     np.testing.assert_array_equal(shown, [originals[0], *views[0]])
     assert "an image as stored (framed), and 16 of its views" in picture.caption
     np.savez(run.directory / "views.npz", originals=originals, views=views[:, :8])
     assert "images as stored (framed), and 8 views of each" in of(run)["augmentation"].caption
+
+
+def test_every_picture_is_reached_from_the_package() -> None:
+    for name in report.__all__:
+        assert getattr(report, name) is not None
+    figures = {"gallery_figure", "neighbours_figure", "training_figure", "accuracy_bars", "collapse_figure", "tsne"}
+    assert figures | {"reliability_figure", "label_efficiency_figure", "augmentation_sheet"} <= set(report.__all__)
+    with pytest.raises(AttributeError):
+        _ = report.no_such_picture
+
+
+def test_the_effective_rank_is_drawn_only_where_every_deviation_has_one(run: Run) -> None:
+    assert len(of(run)["feature-spread"].draw().axes) == 2
+    path = run.directory / "metrics.jsonl"
+    path.write_text(path.read_text().replace(', "rankme": 40.0', "", 1))
+    assert len(of(run)["feature-spread"].draw().axes) == 1
