@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from simclr_engine.command_line import command_here
 from simclr_engine.errors import UsageError
 from simclr_engine.evaluation.knn import classify_knn
 from simclr_engine.evaluation.linear import fit_linear
@@ -78,7 +79,7 @@ def synthetic_features(
 def _features_of(run: str) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float32], NDArray[np.int64]]:
     train, test = (load_embeddings(Path(run) / "embeddings", name) for name in ("train", "test"))
     if train is None or test is None:
-        raise UsageError("the run has no features yet", saw=run, fix=f"simclr-engine evaluate {run}")
+        raise UsageError("the run has no features yet", saw=run, fix=command_here("evaluate", Path(run)))
     return np.asarray(train.features), train.labels, np.asarray(test.features), test.labels
 
 
@@ -139,7 +140,7 @@ from simclr_engine.evaluation.collapse import feature_statistics
 from simclr_engine.evaluation.guards import check_splits
 from simclr_engine.evaluation.target import open_target
 subject = open_target(sys.argv[1])
-train, test = load_splits(subject.data, size=subject.image_size)
+train, test = load_splits(subject.run.locate_data(), size=subject.image_size)
 check_splits(train, test)
 for init in ("pretrained", "scratch"):
     encoder = subject.encoder(init, False)

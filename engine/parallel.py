@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from .command_line import launch_command
 from .errors import CheckFailed, EngineError, PlatformError, UsageError
 from .recipe import TrainSpec
 
@@ -265,7 +266,7 @@ def start_world(device: str = "auto", timeout: timedelta = TIMEOUT) -> Iterator[
         raise PlatformError(
             "another rank is gone, or does not answer",
             saw=str(error).strip().splitlines()[0][:300],
-            fix="go on with --resume; `torchrun --max-restarts N` does so by itself",
+            fix="the same command with --resume goes on; `torchrun --max-restarts N` does so by itself",
         ) from error
     finally:
         # After a failure NCCL may wait for ranks that are gone; the process ends without it.
@@ -306,7 +307,7 @@ def launch(gpus: int, arguments: Sequence[str]) -> int:
             raise PlatformError(
                 "a rank was killed",
                 saw=f"rank {rank}: {signal.Signals(-failure.exitcode).name}",
-                fix="go on with --resume",
+                fix="the same command with --resume goes on",
             ) from error
         return int(failure.exitcode)
     except SignalException:  # passed on to the ranks, which saved before they ended
@@ -323,7 +324,7 @@ def check_gpus(gpus: int) -> None:
         raise PlatformError(
             "there are not as many CUDA devices",
             saw=f"--gpus {gpus}, {there} found",
-            fix=f"on a CPU: torchrun --nproc-per-node {gpus} -m simclr_engine pretrain …",
+            fix=f"on a CPU: {launch_command(gpus)}",
         )
 
 

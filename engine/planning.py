@@ -6,6 +6,7 @@ import math
 import resource
 import sys
 import time
+from bisect import bisect_right
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -59,7 +60,8 @@ def prepare(
     """The trainer, its recipe and plan final.
 
     With `max_minutes` (or `measure`) some steps are timed first, on another trainer. A run that comes out short takes
-    the recipe's settings for short runs, and is then timed with them. One that is resumed (`saved`) keeps its own.
+    the recipe's settings for short runs, and is then timed with them. One that is resumed (`saved`) keeps its own, and
+    its plan, unless `max_minutes` are given for what is left of it.
     Where ranks of a `world` could come to different times, rank 0's hold.
     """
     if saved is not None:
@@ -86,9 +88,15 @@ def prepare(
             "the version of torch": torch.__version__,
         }
     )
-    if saved is not None:
-        return trainer_of(plan), None
     began, per_step = time.perf_counter(), dict[int, float]()
+    if saved is not None:
+        if max_minutes is None:
+            return trainer_of(plan), None
+        step, per_step = int(saved["step"]), world.same(calibrate(trainer_of(plan)))
+        left = world.same(max_minutes * 60 * BUDGET_SHARE - (time.perf_counter() - began))
+        plan = rest_within(plan, step, left, per_step)
+        trainer = trainer_of(plan)
+        return trainer, Estimate(seconds_after(plan, step, per_step), per_step, peak_memory(platform))
 
     def timed(plan: Plan) -> tuple[Plan, dict[int, float]]:
         """View size → seconds of a step, and the plan cut to the time that is left."""
@@ -142,12 +150,44 @@ def steps_within(plan: Plan, seconds: float, per_step: dict[int, float]) -> int:
         mean += (end - previous) * per_step[size]
         previous = end
     if seconds < mean:
-        raise UsageError(
-            "the time is too short for one step",
-            saw=f"{mean:.1f} s a step",
-            fix="a longer --max-minutes or a smaller batch",
-        )
+        raise _too_short(mean)
     return int(seconds / mean)
+
+
+def seconds_after(plan: Plan, step: int, per_step: dict[int, float]) -> float:
+    """What the steps of `plan` take that come after the first `step`."""
+    seconds, begin = 0.0, step
+    for end, size in plan.phases():
+        until = max(begin, round(end * plan.total_steps))
+        seconds, begin = seconds + (until - begin) * per_step[size], until
+    return seconds
+
+
+def rest_within(plan: Plan, step: int, seconds: float, per_step: dict[int, float]) -> Plan:
+    """`plan`, shortened so that what comes after the first `step` steps takes at most `seconds`.
+
+    The schedule then decays over the fewer steps. A rest that fits stays as it is.
+
+    Raises:
+        UsageError: not one step fits.
+    """
+    totals = range(step + 1, plan.total_steps + 1)
+
+    def cost(total: int) -> float:
+        return seconds_after(replace(plan, total_steps=total), step, per_step)
+
+    fitting = bisect_right(totals, seconds, key=cost)
+    if totals and not fitting:
+        raise _too_short(per_step[plan.view_size(step)])
+    return replace(plan, total_steps=step + fitting)
+
+
+def _too_short(seconds: float) -> UsageError:
+    return UsageError(
+        "the time is too short for one step",
+        saw=f"{seconds:.1f} s a step",
+        fix="a longer --max-minutes or a smaller batch",
+    )
 
 
 def describe(trainer: Trainer, estimate: Estimate | None) -> list[str]:
@@ -166,6 +206,7 @@ def describe(trainer: Trainer, estimate: Estimate | None) -> list[str]:
         *([f"files    {held:.1f} GB of images stay there, read a step ahead"] if trainer.streamed else []),
         f"plan     {plan.total_steps:,} steps of {r.train.batch_size} images = {epochs:.4g} epochs; "
         f"{r.optimizer.name}, peak lr {plan.peak_lr:.4g}{scaled}, {r.schedule.name}",
+        *([f"goes on  after step {trainer.step:,}"] if trainer.step else []),
         f"device   {p.device} ({p.describe()['device_name']}), {p.precision}, {layout}, compile {compiled}",
         f"kernels  augmentation: {trainer.backends.augment}; NT-Xent: {trainer.backends.nt_xent}",
     ]

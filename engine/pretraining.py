@@ -9,8 +9,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,10 @@ import numpy as np
 import torch
 
 from . import __version__, stopping
-from .checkpoint import LAST, encoder_metadata, keep_last_as, newest_checkpoint, save_last, save_weights
-from .data import load_data
+from .checkpoint import LAST, encoder_metadata, keep_last_as, save_last, save_weights
+from .command_line import PROGRAM, resume_command, shell_command
+from .data.named import NamedSource
+from .data.sources import load_data, open_source
 from .data.store import ImageStore
 from .device import deterministic_algorithms
 from .errors import DataError, PlatformError, UsageError
@@ -29,7 +32,8 @@ from .model import parameter_count
 from .monitor import OnlineMonitor
 from .parallel import World, check_shares, restarts, run_id, start_world
 from .planning import Estimate, describe, peak_memory, prepare
-from .recipe import Recipe
+from .recipe import DEFAULT, Recipe
+from .resuming import read_stopped, trained_on
 from .run import (
     RUNS,
     Progress,
@@ -39,6 +43,7 @@ from .run import (
     check_directory,
     make_directory,
     progress,
+    public_name,
     write_atomic,
     write_text_atomic,
 )
@@ -49,10 +54,11 @@ SAVE_SECONDS = 120.0  # at most this much training is lost to a crash
 
 
 def pretrain(
-    recipe: Recipe | str | Path = "cifar10",
+    recipe: Recipe | str | Path | None = None,
     data: ImageStore | str | Path | None = None,
     out: str | Path | None = None,
     *,
+    overrides: Mapping[str, Any] | None = None,
     device: str = "auto",
     fused: bool | None = None,
     augment: str = "auto",
@@ -69,16 +75,21 @@ def pretrain(
     Started by torchrun, all its processes train on one batch, each on a share; rank 0 writes.
 
     Args:
-        recipe: a Recipe, the name of one, or a TOML file.
-        data: an ImageStore, or what `load_data` takes; None for the recipe's own source.
+        recipe: a Recipe, the name of one, or a TOML file; None for `cifar10`, or with `resume` for the run's own.
+        data: an ImageStore, or what `load_data` takes; None for the recipe's own source, or with `resume` for the
+            run's own images, which may be named where they are now.
         out: the run directory; `runs/RECIPE` when None.
+        overrides: settings over the recipe's, `{"train.epochs": 200}`.
         device: auto | cuda | mps | cpu.
         fused: True and None take the best backend of each kernel, False the plain PyTorch reference.
         augment: auto, or the augmentation backend by name.
         compile: torch.compile; None decides by device and length.
-        max_minutes: a run that would take longer is laid out, warm-up and decay included, to end within this.
+        max_minutes: a run that would take longer is laid out, warm-up and decay included, to end within this. A run
+            that is resumed keeps its plan; where other minutes than its own are given, what is left of it is laid out
+            anew to end within them, the time that it has taken counted.
         limit: train on this many images, balanced over classes.
-        resume: go on from the newest good checkpoint in `out`.
+        resume: go on from the newest good checkpoint in `out`, with the run's own recipe, images and limit; others
+            are refused.
         overwrite: replace the run in `out`.
         deterministic: bitwise the same run each time, on the same device with the same versions; slower on CUDA.
         quiet: no progress.
@@ -93,8 +104,13 @@ def pretrain(
         Interrupted: stopped by a signal after saving.
         PeerFailed: on a rank that did not fail, where another did.
     """
-    recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
-    directory = Path(out) if out is not None else RUNS / recipe.name
+    overrides = overrides or {}
+    asked: Recipe | None = None
+    if isinstance(recipe, Recipe):
+        asked = recipe.override(overrides) if overrides else recipe
+    elif recipe is not None or not resume:
+        asked = Recipe.load(recipe or DEFAULT, overrides)
+    directory = Path(out) if out is not None else RUNS / (asked.name if asked else DEFAULT)
     if max_minutes is not None and not max_minutes > 0:
         raise UsageError("--max-minutes must be above 0", saw=max_minutes, fix="give the minutes the run may take")
     if deterministic and (compile or max_minutes is not None):
@@ -103,13 +119,16 @@ def pretrain(
             saw="--compile" if compile else "--max-minutes",
             fix="leave it out; --epochs sets a length",
         )
+    options = _options(device, fused, augment, compile, deterministic)
     with deterministic_algorithms(deterministic), start_world(device) as world, RunLock(directory) as lock:
         return _pretrain(
             world,
             lock,
-            recipe,
+            asked,
             data,
             directory,
+            overrides=overrides,
+            options=options,
             fused=fused,
             augment=augment,
             compile=compile,
@@ -124,10 +143,12 @@ def pretrain(
 def _pretrain(
     world: World,
     lock: RunLock,
-    recipe: Recipe,
+    asked: Recipe | None,
     data: ImageStore | str | Path | None,
     directory: Path,
     *,
+    overrides: Mapping[str, Any],
+    options: list[str],
     fused: bool | None,
     augment: str,
     compile: bool | None,
@@ -138,12 +159,29 @@ def _pretrain(
     quiet: bool,
 ) -> Run:
     """`pretrain` on each rank; what touches the run directory is done by rank 0, the others waiting."""
-    world.first(lambda: check_shares(recipe.train, world.size))
     resume, overwrite = world.first(lambda: _after_restart(directory, resume, overwrite))
     world.first(lambda: check_directory(directory, resume=resume, overwrite=overwrite))
     world.first(lambda: lock.take() if directory.is_dir() else None)
-    saved = world.first(lambda: _saved_state(directory, recipe)) if resume else None
-    started, store = time.perf_counter(), world.leaders_first(lambda: open_data(recipe, data, limit, quiet=quiet))
+    stopped = world.first(lambda: read_stopped(directory)) if resume else None
+    if stopped is not None:
+        world.first(lambda: stopped.check_settings(asked, overrides, limit))
+        recipe, limit, minutes = stopped.recipe, stopped.limit, world.first(lambda: stopped.minutes_left(max_minutes))
+    else:
+        assert asked is not None
+        recipe, minutes = asked, max_minutes
+    world.first(lambda: check_shares(recipe.train, world.size))
+
+    def images() -> tuple[ImageStore, str | None]:
+        place = stopped.run.locate_data() if data is None and stopped is not None else data
+        return open_data(recipe, place, limit, quiet=quiet)
+
+    started, (store, place) = time.perf_counter(), world.leaders_first(images)
+    if stopped is not None:
+        world.first(lambda: stopped.check_images(store))
+        store = replace(store, name=recipe.data.source)
+    # One name on all ranks: the places may differ.
+    store = replace(store, name=world.same(store.name))
+    recipe = trained_on(recipe, store.name, store.image_size)
     trainer, estimate = prepare(
         recipe,
         store,
@@ -151,20 +189,23 @@ def _pretrain(
         fused=fused,
         augment=augment,
         compile=compile,
-        max_minutes=max_minutes,
-        saved=saved,
+        max_minutes=minutes,
+        saved=stopped.state if stopped is not None else None,
         world=world,
     )
     recipe = trainer.recipe
     world.first(lambda: make_directory(directory, resume=resume, overwrite=overwrite, lock=lock))
-    if saved is not None:
-        trainer.load_state_dict(saved)
+    environment = _environment(trainer, store, place, limit, estimate, max_minutes)
+    if stopped is not None:
+        trainer.load_state_dict(stopped.state)
+        earlier = stopped.run.environment
+        environment |= {"seconds": stopped.seconds, "command": earlier.get("command")}
+        environment["data"]["path"] = place = place or stopped.run.data.get("path")
+        if minutes is None:
+            environment["plan"] = earlier.get("plan", environment["plan"])
+        elif estimate is not None:
+            environment["plan"]["estimated_seconds"] = stopped.seconds + estimate.seconds
     log = RunLog(directory, resume_step=trainer.step if resume else None) if world.main else None
-    environment = _environment(trainer, store, limit, estimate, max_minutes)
-    if saved is not None:
-        earlier = world.first(lambda: Run.open(directory).environment)
-        environment["seconds"] = earlier.get("seconds", 0.0)
-        environment["plan"] = earlier.get("plan", environment["plan"])
 
     def begin() -> None:
         write_text_atomic(directory / "recipe.toml", recipe.to_toml())
@@ -174,6 +215,9 @@ def _pretrain(
     world.first(begin)
     _say(quiet, *describe(trainer, estimate))
     before = environment["seconds"]
+    go_on = resume_command(directory, options)
+    if isinstance(data, ImageStore) and place is None:  # which no command has
+        go_on = f"pretrain(data=…, out={str(directory)!r}, resume=True)"
 
     def end_log() -> None:
         environment.update(seconds=before + time.perf_counter() - started, peak_bytes=peak_memory(trainer.platform))
@@ -183,10 +227,10 @@ def _pretrain(
 
     try:
         with (
-            stop_requests(partial(give_up, directory)) as stop,
+            stop_requests(partial(give_up, directory, go_on)) as stop,
             progress(trainer.plan.total_steps, trainer.step, quiet=quiet) as bar,
         ):
-            _fit(trainer, directory, log, bar, stop)
+            _fit(trainer, directory, log, bar, stop, go_on)
     except BaseException:
         with suppress(PlatformError):  # as on a full disk: what was raised first says more
             end_log()
@@ -209,16 +253,35 @@ def _pretrain(
 
 def open_data(
     recipe: Recipe, data: ImageStore | str | Path | None, limit: int | None, *, quiet: bool = False
-) -> ImageStore:
-    """The images to train on; labels stay with the store for the monitors alone."""
+) -> tuple[ImageStore, str | None]:
+    """The images to train on, and the absolute path of the folder or archive that they come from, if they do.
+
+    Labels stay with the store for the monitors alone. Its name is as the user gave it, but tells no absolute path.
+    """
     if isinstance(data, ImageStore):
-        return data.limit(limit)
-    source = str(data) if data is not None else recipe.data.source
-    return load_data(source, split="train", size=recipe.data.size or None, progress=not quiet).limit(limit)
+        store, place = data, None
+    else:
+        source = str(data) if data is not None else recipe.data.source
+        store = load_data(source, split="train", size=recipe.data.size or None, progress=not quiet)
+        found = open_source(source)
+        place = None if isinstance(found, NamedSource) else str(found.path.absolute())
+    return replace(store, name=public_name(store.name)).limit(limit), place
 
 
-def _fit(trainer: Trainer, directory: Path, log: RunLog | None, bar: Progress, stop: threading.Event) -> None:
-    """Runs the loop with its callbacks; leaves `last.pt` at the end, also of an interrupted run.
+def _options(device: str, fused: bool | None, augment: str, compile: bool | None, deterministic: bool) -> list[str]:
+    """Those that were given, on the command line: with them a run goes on as it was begun."""
+    words = list[str]()
+    for name, text in (("device", device), ("augment", augment)):
+        words += [] if text == "auto" else [f"--{name}", text]
+    for name, value in (("fused", fused), ("compile", compile), ("deterministic", deterministic or None)):
+        words += [] if value is None else [f"--{name}" if value else f"--no-{name}"]
+    return words
+
+
+def _fit(
+    trainer: Trainer, directory: Path, log: RunLog | None, bar: Progress, stop: threading.Event, go_on: str
+) -> None:
+    """Runs the loop with its callbacks; leaves `last.pt` at the end, also of an interrupted run, which `go_on` resumes.
 
     Every rank comes here; `log` is rank 0's. What makes a rank save or stop (a signal, its clock) holds for all.
     """
@@ -278,7 +341,7 @@ def _fit(trainer: Trainer, directory: Path, log: RunLog | None, bar: Progress, s
             raise Interrupted(
                 "stopped; the run is saved",
                 saw=f"step {step} of {plan.total_steps}",
-                fix=f"go on with: --out {directory} --resume",
+                fix=f"go on with: {go_on}",
             )
         step_began = time.monotonic()
 
@@ -287,22 +350,6 @@ def _steps(trainer: Trainer, show: Callable[[int, dict[str, float]], None]) -> I
     """The trainer's steps, with an error that helps where one does not fit into memory."""
     with memory_errors(trainer):
         yield from trainer.steps(show)
-
-
-def _saved_state(directory: Path, recipe: Recipe) -> dict[str, Any]:
-    """The newest good checkpoint of a run that is to be resumed; worse ones are named on stderr."""
-    state, path, complaints = newest_checkpoint(directory / "checkpoints")
-    for complaint in complaints:
-        print(f"warning: {complaint}; {path.name} is taken instead", file=sys.stderr)
-    theirs = Recipe.from_toml(state["recipe"])
-    if theirs not in recipe.variants():
-        changed = theirs.differences(recipe)
-        raise UsageError(
-            "the run was started with another recipe",
-            saw="differs in " + ", ".join(changed),
-            fix="resume with the same recipe and settings",
-        )
-    return state
 
 
 def _after_restart(directory: Path, resume: bool, overwrite: bool) -> tuple[bool, bool]:
@@ -323,13 +370,19 @@ def _after_restart(directory: Path, resume: bool, overwrite: bool) -> tuple[bool
 
 
 def _environment(
-    trainer: Trainer, store: ImageStore, limit: int | None, estimate: Estimate | None, max_minutes: float | None
+    trainer: Trainer,
+    store: ImageStore,
+    place: str | None,
+    limit: int | None,
+    estimate: Estimate | None,
+    max_minutes: float | None,
 ) -> dict[str, Any]:
-    plan = trainer.plan
+    """What environment.json says. It alone has the absolute path of the images: it is not handed on."""
+    plan, started = trainer.plan, Path(sys.argv[0]).name == PROGRAM
     return {
         "version": __version__,
         "finished": False,
-        "command": " ".join(["simclr-engine", *sys.argv[1:]]) if Path(sys.argv[0]).name == "simclr-engine" else None,
+        "command": shell_command(*sys.argv[1:]) if started else None,
         "commit": _commit(),
         **trainer.platform.describe(),
         "backends": {"augment": trainer.backends.augment, "nt_xent": trainer.backends.nt_xent},
@@ -343,6 +396,7 @@ def _environment(
         "launch": run_id(),
         "data": {
             "name": store.name,
+            "path": place,
             "split": store.split,
             "fingerprint": store.fingerprint,
             "images": len(store),

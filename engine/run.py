@@ -124,8 +124,7 @@ class Run:
         Raises:
             DataError: environment.json does not say.
         """
-        about = self.environment.get("data")
-        size = about.get("image_size") if isinstance(about, dict) else None
+        size = self.data.get("image_size")
         if not isinstance(size, int) or size < 1:
             raise DataError(
                 "the run does not say how large its images were",
@@ -133,6 +132,39 @@ class Run:
                 fix="name a directory that `pretrain` wrote",
             )
         return size
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """What environment.json says of the images that it was trained on; empty where it says nothing."""
+        about = self.environment.get("data")
+        return about if isinstance(about, dict) else {}
+
+    def locate_data(self) -> str:
+        """What `load_data` takes to read those images again: the name of a data set, or the absolute path.
+
+        A run from before paths were kept has what the user typed, relative to where it was started.
+
+        Raises:
+            DataError: they are no longer there, or were passed from Python.
+        """
+        from .data import source_names
+
+        name, path = str(self.data.get("name", "")), self.data.get("path")
+        if isinstance(path, str):
+            if not Path(path).exists():
+                raise DataError(
+                    "the images that the run was trained on are no longer there",
+                    saw=path,
+                    fix="name where they are now: --data PATH",
+                )
+            return path
+        if not name or ("path" in self.data and name not in source_names()):
+            raise DataError(
+                "only Python had the images that the run was trained on",
+                saw=f"{self.directory}: {name or 'no name'}",
+                fix="pass them again, or name data: --data NAME|PATH",
+            )
+        return name
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
@@ -145,6 +177,14 @@ class Run:
         from .checkpoint import load_encoder
 
         return load_encoder(self.directory)
+
+
+def public_name(name: str) -> str:
+    """What a user called images, as recipes, reports and files may say it: of an absolute path the last part.
+
+    Those are handed on to others, whom the folders of this machine do not concern.
+    """
+    return Path(name).name or name if Path(name).is_absolute() else name
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
@@ -207,7 +247,7 @@ def check_directory(path: Path, *, resume: bool, overwrite: bool) -> None:
         raise UsageError("the output is a file, not a directory", saw=path, fix="choose another --out")
     if resume:
         if not (path / "checkpoints").is_dir():
-            raise DataError("nothing to resume here", saw=path, fix="start it without --resume")
+            raise DataError("nothing to resume here", saw=path, fix="check the path, or start it without --resume")
     elif path.is_dir() and any(entry.name != LOCK for entry in path.iterdir()):
         if not overwrite:
             raise UsageError(

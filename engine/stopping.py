@@ -79,10 +79,10 @@ def _deadline(end: Callable[[], None]) -> Iterator[None]:
         os.close(reading)
 
 
-def give_up(directory: Path) -> None:
-    """Ends the process in the middle of a step; as after a kill, what is on disk is whole."""
+def give_up(directory: Path, go_on: str) -> None:
+    """Ends the process in the middle of a step; as after a kill, what is on disk is whole, and `go_on` resumes it."""
     saved = any((directory / "checkpoints").glob("*.pt"))
-    fix = f"go on with: --out {directory} --resume" if saved else "nothing was saved yet: start anew with --overwrite"
+    fix = f"go on with: {go_on}" if saved else "nothing was saved yet: start anew with --overwrite"
     error = Interrupted(
         "stopped in the middle of a step; the checkpoint before it is kept",
         saw=f"a step did not end within {STOP_SECONDS:.0f} s of SIGTERM",

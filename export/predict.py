@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import io
-import shlex
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from simclr_engine.command_line import command_here
 from simclr_engine.data.sources import load_splits
 from simclr_engine.errors import DataError, UsageError
 from simclr_engine.run import write_atomic
@@ -185,12 +185,13 @@ def _neighbours(
 
 def no_probe(embedder: Embedder) -> UsageError:
     """The error for an encoder that gives features only."""
-    target = shlex.quote(str(embedder.path))
-    fix = f"simclr-engine evaluate {target} --method linear"
+    first = command_here("evaluate", embedder.path, "--method", "linear")
     if embedder.about is not None:
-        fix = f"simclr-engine export {target} --run RUN --probe"
+        first = command_here("export", embedder.path, "--run", "RUN", "--probe")
     return UsageError(
-        "this encoder cannot name classes: it has no probe", saw=embedder.path, fix=f"{fix}; or ask for --neighbours 5"
+        "this encoder cannot name classes: it has no probe",
+        saw=embedder.path,
+        fix=f"ask for --neighbours 5, or first: {first}",
     )
 
 
@@ -202,11 +203,10 @@ def open_index(embedder: Embedder, path: str | Path | None) -> EmbeddingIndex:
     """
     where = default_index(embedder.path) if path is None else Path(path)
     if not where.exists():
-        target, out = shlex.quote(str(embedder.path)), shlex.quote(str(where))
         raise DataError(
             "there is no index to look for neighbours in",
             saw=where,
-            fix=f"simclr-engine embed {target} DATA --split train --images --out {out}",
+            fix=command_here("embed", embedder.path, "DATA", "--split", "train", "--images", "--out", where),
         )
     return EmbeddingIndex.load(where, encoder=embedder.identity, dim=embedder.feature_dim)
 

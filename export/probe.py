@@ -12,6 +12,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from simclr_engine.command_line import command_here
 from simclr_engine.errors import DataError, UsageError
 from simclr_engine.evaluation.linear import LinearProbe
 from simclr_engine.evaluation.result import EvaluationResult
@@ -103,8 +104,8 @@ def choose_probe(run: Run, wanted: str | None, feature_dim: int, encoder_hash: s
         raise UsageError(
             "the run has no such linear probe" if wanted else "the run has no linear probe fitted on all images",
             saw=f"{wanted or '--probe'}; in {run.directory / 'evaluation'}: {', '.join(saved) or 'no probe'}",
-            fix=f"simclr-engine evaluate {run.directory} --method linear, then export again"
-            + (f"; or --probe {next(iter(saved))}" if saved else ""),
+            fix=(f"--probe {next(iter(saved))}, or " if saved else "")
+            + f"export again after: {command_here('evaluate', run.directory, '--method', 'linear')}",
         )
     probe, result = LinearProbe.load(saved[choice]), _result(saved[choice])
     _check(choice, probe, result, feature_dim)

@@ -67,7 +67,8 @@ def _print(subjects: Sequence[Subject]) -> None:
         console.print()
         console.print(_differences_table(subjects))
     for note in notes(subjects):
-        console.print(f"note: {_printable(note)}", style="yellow", markup=False)
+        # Not wrapped: a note may end in a command.
+        console.print(f"note: {_printable(note)}", style="yellow", markup=False, soft_wrap=True)
 
 
 def _table(*columns: str, words: int = 1) -> Table:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..command_line import command_here
 from ..errors import UsageError
 from .options import print_json
 
@@ -82,7 +83,7 @@ def _wanted(probe: str | None, no_probe: bool) -> bool | str | None:
         raise UsageError(
             "--probe takes the word behind it for the ID of a probe",
             saw=f"--probe {probe}",
-            fix=f"name the file first: simclr-engine export {probe} --probe",
+            fix=f"name the file first: {command_here('export', Path(probe), '--probe')}",
         )
     return probe or True
 

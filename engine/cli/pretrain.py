@@ -9,7 +9,9 @@ from .options import parse_overrides, print_json
 
 @click.command(name="pretrain")
 @click.option(
-    "--recipe", default="cifar10", show_default=True, metavar="NAME|FILE", help="A named recipe or a TOML file."
+    "--recipe",
+    metavar="NAME|FILE",
+    help="A named recipe or a TOML file; cifar10 by default.",
 )
 @click.option("--data", metavar="NAME|PATH", help="Dataset name, folder or archive; the recipe's own by default.")
 @click.option("--out", metavar="DIR", help="Run directory.  [default: runs/RECIPE]")
@@ -24,10 +26,18 @@ from .options import parse_overrides, print_json
 @click.option("--epochs", type=int, help="Length of the run.")
 @click.option("--batch-size", type=int, help="Images in a step; each gives the recipe's number of views.")
 @click.option("--limit", type=int, metavar="N", help="Train on N images, balanced over classes.")
-@click.option("--max-minutes", type=float, metavar="M", help="Lay a longer run out to end within M minutes.")
+@click.option("--max-minutes", type=float, metavar="M", help="Lay a longer run out to end within M minutes in all.")
 @click.option("--seed", type=int)
 @click.option("--gpus", type=int, metavar="N", help="Train on N CUDA devices of this machine, a process on each.")
-@click.option("--resume", is_flag=True, help="Go on from the newest good checkpoint.")
+@click.option(
+    "--resume",
+    is_flag=False,
+    flag_value=True,
+    default=None,
+    type=click.UNPROCESSED,  # True where no directory stands behind it
+    metavar="[RUN]",
+    help="Go on with RUN (or --out), from its newest good checkpoint and with its own recipe, images and limit.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace the run that is there.")
 @click.option(
     "--deterministic", is_flag=True, help="Bitwise the same run each time, on the same device; slower on CUDA."
@@ -37,7 +47,7 @@ from .options import parse_overrides, print_json
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 def command(
-    recipe: str,
+    recipe: str | None,
     data: str | None,
     out: str | None,
     settings: tuple[str, ...],
@@ -52,7 +62,7 @@ def command(
     max_minutes: float | None,
     seed: int | None,
     gpus: int | None,
-    resume: bool,
+    resume: str | bool | None,
     overwrite: bool,
     deterministic: bool,
     dry_run: bool,
@@ -65,31 +75,35 @@ def command(
     simclr-engine pretrain --recipe cifar10-sgd --data photos/ --max-minutes 30
     simclr-engine pretrain --gpus 4 --batch-size 2048
     torchrun --nproc-per-node 2 -m simclr_engine pretrain --data digits      (also without CUDA)
+    simclr-engine pretrain --resume runs/cifar10
     """
     from ..errors import UsageError
-    from ..recipe import Recipe
+    from ..recipe import DEFAULT, Recipe
 
     overrides: dict[str, object] = dict(parse_overrides(settings))
     direct = {"train.epochs": epochs, "train.batch_size": batch_size, "train.precision": precision, "train.seed": seed}
     overrides |= {key: value for key, value in direct.items() if value is not None}
-    if resume and overwrite:
-        raise UsageError("--resume and --overwrite exclude each other", fix="give one of them")
-    resolved = Recipe.load(recipe, overrides=overrides)
-
-    from pathlib import Path
+    for other, given in (("--overwrite", overwrite), ("--dry-run", dry_run)):
+        if resume is not None and given:
+            raise UsageError(f"--resume and {other} exclude each other", fix="give one of them")
+    if isinstance(resume, str):
+        out = _directory(resume, out)
+    # A run that goes on has a recipe of its own.
+    resolved = Recipe.load(recipe or DEFAULT, overrides=overrides) if recipe or resume is None else None
 
     from ..device import deterministic_algorithms
     from ..parallel import PeerFailed, is_main, start_world
     from ..pretraining import Interrupted, describe, open_data, prepare, pretrain
+    from ..resuming import trained_on
 
     if gpus is not None and _launched(gpus, device):
         return
 
-    if dry_run:
+    if dry_run and resolved is not None:
         with deterministic_algorithms(deterministic), start_world(device) as world:
-            store = world.leaders_first(lambda: open_data(resolved, data, limit, quiet=as_json or not world.main))
+            store, _ = world.leaders_first(lambda: open_data(resolved, data, limit, quiet=as_json or not world.main))
             trainer, estimate = prepare(
-                resolved,
+                trained_on(resolved, world.same(store.name), store.image_size),
                 store,
                 device=world.device,
                 fused=fused,
@@ -121,13 +135,14 @@ def command(
             resolved,
             data,
             out,
+            overrides=overrides,
             device=device,
             fused=fused,
             augment=augment,
             compile=compile,
             max_minutes=max_minutes,
             limit=limit,
-            resume=resume,
+            resume=resume is not None,
             overwrite=overwrite,
             deterministic=deterministic,
         )
@@ -155,10 +170,29 @@ def command(
             }
         )
     else:
-        where = Path(run.directory)
+        from ..command_line import command_here
+
         minutes = environment["seconds"] / 60
-        click.echo(f"loss {last['loss']:.3f} (chance {last['chance']:.3f}) after {minutes:.1f} min → {where}")
-        click.echo(f"next: simclr-engine evaluate {where}    simclr-engine export encoder.onnx --run {where}")
+        click.echo(f"loss {last['loss']:.3f} (chance {last['chance']:.3f}) after {minutes:.1f} min → {run.directory}")
+        click.echo(f"next: {command_here('evaluate', run.directory)}")
+        click.echo(f"      {command_here('export', 'encoder.onnx', '--run', run.directory)}")
+
+
+def _directory(resume: str, out: str | None) -> str:
+    """The run that `--resume RUN` names; `--out` may name it too."""
+    from pathlib import Path
+
+    from ..errors import UsageError
+
+    if not resume:
+        raise UsageError("--resume names no run", saw="an empty name", fix="--resume RUN, or --out RUN --resume")
+    if out is not None and Path(out).absolute() != Path(resume).absolute():
+        raise UsageError(
+            "--resume and --out name two directories",
+            saw=f"--resume {resume}, --out {out}",
+            fix="give one of them: a run goes on where it is",
+        )
+    return resume
 
 
 def _launched(gpus: int, device: str) -> bool:
@@ -166,6 +200,7 @@ def _launched(gpus: int, device: str) -> bool:
     import os
     import sys
 
+    from ..command_line import launch_command
     from ..errors import UsageError
     from ..parallel import check_gpus, is_launched, launch
 
@@ -173,7 +208,7 @@ def _launched(gpus: int, device: str) -> bool:
         raise UsageError(
             "--gpus counts CUDA devices",
             saw=f"--device {device}",
-            fix=f"on a CPU: torchrun --nproc-per-node {gpus} -m simclr_engine pretrain …",
+            fix=f"on a CPU: {launch_command(gpus)}",
         )
     if is_launched():
         here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..data.store import ImageStore, Pixels
 from ..errors import CheckFailed, DataError
+from ..run import public_name
+
+if TYPE_CHECKING:
+    from .target import Target
 
 REFUSED_OVERLAP = 0.01  # of the test images
 
@@ -72,6 +77,45 @@ def check_splits(train: ImageStore, test: ImageStore) -> tuple[str, ...]:
     if shared:
         return (f"{shared:,} of {len(test):,} test images are in train too, pixel for pixel",)
     return ()
+
+
+def check_pretraining(subject: Target, test: ImageStore, of_the_run: ImageStore | None) -> tuple[str, ...]:
+    """Refuses an encoder pretrained on this very split; otherwise what is known of the images that it was trained on.
+
+    Fingerprints are compared, for names tell nothing: another folder may have the name, and a folder other pictures.
+
+    Args:
+        subject: a run, or a file, of which no more is known than the fingerprint of its images.
+        test: the test split.
+        of_the_run: what pretraining the run would take of the source of `test`; None where only splits are known.
+
+    Raises:
+        DataError: the test split is what it was pretrained on.
+    """
+    was, run = subject.pretrained_on, subject.run
+    if was and was == test.fingerprint:
+        raise DataError(
+            "the encoder was pretrained on this very test split",
+            saw=f"{test.name}, split {test.split}, fingerprint {test.fingerprint[:12]}…",
+            fix="pretrain on the train split",
+        )
+    if run is None:
+        return ()
+    about, everything = run.data, run.data.get("split") == "all"
+    name = str(about.get("name"))
+    if of_the_run is None or not was:
+        unknown = not was or (everything and name == test.name)
+        return ("whether the encoder was trained on these images is not known",) if unknown else ()
+    if of_the_run.fingerprint != was:
+        return (
+            "these are not the images that the run was trained on: "
+            f"{public_name(of_the_run.name)} has fingerprint {of_the_run.fingerprint[:12]}…, {name} had {was[:12]}…",
+        )
+    if not everything:
+        return ()
+    saw = "all" if about.get("limit") is None else f"{len(of_the_run):,}"
+    among = "are" if about.get("limit") is None else "may be"
+    return (f"pretraining saw {saw} images of this source, without labels: the held-out ones {among} among them",)
 
 
 def require_finite(features: NDArray[np.float32]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, overload
 
@@ -11,7 +12,7 @@ from ..data.store import ImageStore
 from ..errors import DataError, UsageError
 from ..run import Run
 from .comparison import FROZEN
-from .guards import check_splits
+from .guards import check_pretraining, check_splits
 from .keeping import keep_features, keep_outcome, keep_scalars
 from .methods import METHODS, Training
 from .result import EvaluationResult
@@ -102,8 +103,8 @@ def evaluate(
             )
     recipe = subject.recipe.override(_evaluation_only(overrides or {}))
     training = Training(recipe.evaluation, recipe.train.precision, subject.seconds, progress)
-    train, test = _splits(subject, data, progress)
-    notes = (*check_splits(train, test), *_seen_in_pretraining(subject, test), *subject.notes)
+    (train, test), of_the_run = _splits(subject, data, progress)
+    notes = (*check_splits(train, test), *check_pretraining(subject, test, of_the_run), *subject.notes)
     train, test = train.limit(limit), test.limit(limit)
     asked = Assignment(train, test, tasks(train, test, label_fraction, folds), training, label_fraction, limit, notes)
     directory = Path(out) if out is not None else subject.path / "evaluation" if subject.run is not None else None
@@ -162,8 +163,10 @@ def _known(what: str, asked: str | Sequence[str], known: tuple[str, ...]) -> lis
     return names
 
 
-def _splits(subject: Target, data: str | Path | Splits | None, progress: bool) -> Splits:
-    """The two splits, with images of the size that the encoder takes."""
+def _splits(subject: Target, data: str | Path | Splits | None, progress: bool) -> tuple[Splits, ImageStore | None]:
+    """The two splits, with images of the size that the encoder takes; and what pretraining would take of their source,
+    which is not known of splits that are passed."""
+    of_the_run: ImageStore | None = None
     if isinstance(data, ImageStore):
         raise UsageError(
             "a probe needs two splits, and this is one set of images",
@@ -173,12 +176,18 @@ def _splits(subject: Target, data: str | Path | Splits | None, progress: bool) -
     if isinstance(data, tuple):
         train, test = data
     else:
-        source = data or subject.data
-        if not source:
+        run = subject.run
+        if not data and run is None:
             raise UsageError("which images to evaluate on?", fix="name them: --data NAME|PATH")
-        from ..data import load_splits
+        from ..data import load_data, load_splits
 
-        train, test = load_splits(str(source), size=subject.image_size, progress=progress)
+        source = str(data) if data or run is None else run.locate_data()
+        train, test = load_splits(source, size=subject.image_size, progress=progress)
+        if run is not None:
+            of_the_run = load_data(source, size=subject.image_size, progress=progress).limit(run.data.get("limit"))
+            if of_the_run.fingerprint == subject.pretrained_on or not data:  # wherever they are now
+                name = str(run.data.get("name"))
+                train, test, of_the_run = (replace(store, name=name) for store in (train, test, of_the_run))
     for store in (train, test):
         if subject.image_size is not None and store.image_size != subject.image_size:
             raise DataError(
@@ -186,18 +195,4 @@ def _splits(subject: Target, data: str | Path | Splits | None, progress: bool) -
                 saw=f"{store.image_size} px in {store.name}, {subject.image_size} px in the encoder",
                 fix=f"load them with size={subject.image_size}, or pretrain at {store.image_size} px",
             )
-    return train, test
-
-
-def _seen_in_pretraining(subject: Target, test: ImageStore) -> tuple[str, ...]:
-    """Refuses an encoder pretrained on this very split; notes one whose images held the split among others."""
-    if subject.pretrained_on and subject.pretrained_on == test.fingerprint:
-        raise DataError(
-            "the encoder was pretrained on this very test split",
-            saw=f"{test.name}, split {test.split}, fingerprint {test.fingerprint[:12]}…",
-            fix="pretrain on the train split",
-        )
-    about = subject.run.environment.get("data", {}) if subject.run is not None else {}
-    if about.get("split") == "all" and about.get("name") == test.name:
-        return ("pretraining saw all images of this source, without labels: the held-out ones are among them",)
-    return ()
+    return (train, test), of_the_run

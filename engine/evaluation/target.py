@@ -74,7 +74,6 @@ class Target:
     Attributes:
         path: the run directory, the .onnx file or the file of weights.
         image_size: side in pixels of the images it takes; None for any.
-        data: what it was pretrained on, if known: the default of `--data`.
         pretrained_on: fingerprint of those images, "" if unknown.
         seconds: what the pretraining took; 0 if unknown.
         recipe: whose settings the methods that train take.
@@ -86,7 +85,6 @@ class Target:
 
     path: Path
     image_size: int | None
-    data: str | None
     pretrained_on: str
     seconds: float
     recipe: Recipe
@@ -122,7 +120,7 @@ def open_target(target: str | Path | Run | Target) -> Target:
 
 
 def _open_run(run: Run) -> Target:
-    about, recipe = run.environment.get("data", {}), run.recipe
+    recipe = run.recipe
 
     def encoder(init: str, progress: bool) -> Encoder:
         colours = recipe.augment.mean, recipe.augment.std
@@ -133,8 +131,7 @@ def _open_run(run: Run) -> Target:
     return Target(
         path=run.directory,
         image_size=run.image_size,
-        data=about.get("name"),
-        pretrained_on=str(about.get("fingerprint", "")),
+        pretrained_on=str(run.data.get("fingerprint") or ""),
         seconds=float(run.environment.get("seconds") or 0.0),
         recipe=recipe,
         run=run,
@@ -170,7 +167,6 @@ def _open_file(path: Path) -> Target:
     return Target(
         path=path,
         image_size=onnx.image_size,
-        data=None,
         pretrained_on=about.data_fingerprint,
         seconds=0.0,
         recipe=Recipe.load(about.recipe if about.recipe in recipe_names() else DEFAULT),
@@ -286,7 +282,6 @@ def _open_weights(path: Path) -> Target:
     return Target(
         path=path,
         image_size=found.image_size,
-        data=None,
         pretrained_on="",
         seconds=0.0,
         recipe=Recipe.load(DEFAULT),

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Sequence
 
+from ..command_line import shell_command
 from ..evaluation.result import EvaluationResult
 from .content import other_encoders
 from .markup import short
@@ -36,8 +36,7 @@ def notes(subjects: Sequence[Subject]) -> list[str]:
             how_far = f" after {short(content.trained_epochs)} of {short(content.epochs)} epochs"
             found.append(f"{subject.name} is not finished{how_far if content.metrics else ' and has logged nothing'}.")
         if not content.comparisons:
-            where = shlex.quote(str(subject.directory))
-            found.append(f"{subject.name} has not been evaluated: simclr-engine evaluate {where}")
+            found.append(f"{subject.name} has not been evaluated: {shell_command('evaluate', subject.directory)}")
     return found
 
 

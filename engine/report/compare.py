@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
 from .. import __version__
+from ..command_line import shell_command
 from ..evaluation.comparison import METHOD_NAMES
 from ..run import write_text_atomic
 from . import markup
@@ -147,5 +147,5 @@ def _reproduce(subjects: Sequence[Subject], out: Path) -> str:
     lines = []
     for subject in subjects:
         lines += [f"# {subject.name}", *commands(subject.content), ""]
-    where = " ".join(shlex.quote(str(subject.directory)) for subject in subjects)
-    return markup.card(markup.code([*lines, f"simclr-engine compare {where} --out {shlex.quote(str(out))}"]))
+    directories = [subject.directory for subject in subjects]
+    return markup.card(markup.code([*lines, shell_command("compare", *directories, "--out", out)]))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import base64
-import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..command_line import shell_command
 from ..evaluation.comparison import Comparison, percent, points, standard_error
 from . import markup, style
 from .content import ReportContent, other_encoders
@@ -173,7 +173,7 @@ def _bars(one: Comparison) -> str:
 
 
 def _not_evaluated(directory: Path) -> str:
-    command = markup.code([f"simclr-engine evaluate {shlex.quote(str(directory))}"])
+    command = markup.code([shell_command("evaluate", directory)])
     return (
         '<section class="card"><p>Not evaluated yet. This scores the encoder and writes this page again:</p>'
         f"{command}</section>"

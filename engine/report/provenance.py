@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
-from ..evaluation.comparison import Comparison
+from ..command_line import shell_command
+from ..run import public_name
 from . import markup
 from .content import ReportContent
 from .markup import duration, facts, short
@@ -107,35 +110,53 @@ def reproduce(content: ReportContent) -> str:
 
 
 def commands(content: ReportContent) -> list[str]:
-    """`pretrain`, `evaluate` for each kind of result, `report`."""
+    """`pretrain`, `evaluate` for each kind of result, `report`; the page is handed on, and tells no absolute path of
+    the images."""
     run = content.run
-    where = shlex.quote(str(run.directory))
-    command = run.environment.get("command")
-    if not command:  # started from Python: the same through the command line
-        limit = f" --limit {content.data['limit']}" if content.data.get("limit") else ""
-        source = shlex.quote(str(content.data.get("name", run.recipe.data.source)))
-        again = shlex.quote(f"{run.directory}-again")
-        recipe = shlex.quote(f"{run.directory}/recipe.toml")
-        command = f"simclr-engine pretrain --recipe {recipe} --data {source}{limit} --out {again}"
-    return [str(command), *_evaluations(where, content.comparisons), f"simclr-engine report {where}"]
+    given = run.environment.get("command")
+    if given:
+        again = _without_place(str(given))
+    else:  # started from Python: the same through the command line
+        options = ["--limit", content.data["limit"]] if content.data.get("limit") else []
+        source = public_name(str(content.data.get("name", run.recipe.data.source)))
+        recipe, out = run.directory / "recipe.toml", Path(f"{run.directory}-again")
+        again = shell_command("pretrain", "--recipe", recipe, "--data", source, *options, "--out", out)
+    return [again, *_evaluations(content), shell_command("report", run.directory)]
 
 
-def _evaluations(where: str, comparisons: Sequence[Comparison]) -> list[str]:
+def _without_place(given: str) -> str:
+    """A command, the absolute path of its `--data` reduced to the last part."""
+    try:
+        words = shlex.split(given)
+    except ValueError:  # of a run from before commands were quoted
+        return given
+    shown = list(words)
+    for i, word in enumerate(words):
+        option, equals, value = word.partition("=")
+        if option == "--data" and equals:
+            shown[i] = f"--data={public_name(value)}"
+        elif i and words[i - 1] == "--data":
+            shown[i] = public_name(word)
+    return given if shown == words else shlex.join(shown)
+
+
+def _evaluations(content: ReportContent) -> list[str]:
     """One `evaluate` for all methods that have the same data, share of the labels, folds and inits."""
-    methods: dict[tuple[str, ...], list[str]] = {}
-    for one in comparisons:
+    own = content.data.get("name") if "path" in content.data else None  # the run knows where these are
+    methods: dict[tuple[tuple[object, ...], ...], list[str]] = {}
+    for one in content.comparisons:
         shown = one.shown
         both = all(one.both) or one.method == "supervised"  # which has no other init than random weights
-        options: tuple[str, ...] = (
-            f"--data {shlex.quote(shown.data)}",
-            f"--limit {shown.limit}" if shown.limit else "",
-            f"--label-fraction {shown.label_fraction:g}" if shown.label_fraction < 1 else "",
-            f"--folds {len(shown.folds)}" if shown.folds else "",
-            "" if both else f"--init {shown.init}",
+        options: tuple[tuple[object, ...], ...] = (
+            () if shown.data == own else ("--data", shown.data),
+            ("--limit", shown.limit) if shown.limit else (),
+            ("--label-fraction", f"{shown.label_fraction:g}") if shown.label_fraction < 1 else (),
+            ("--folds", len(shown.folds)) if shown.folds else (),
+            () if both else ("--init", shown.init),
         )
         methods.setdefault(options, []).append(one.method)
     lines = []
     for (data, *rest), names in methods.items():
-        flags = [f"--method {method}" for method in dict.fromkeys(names)]
-        lines.append(" ".join(["simclr-engine evaluate", where, data, *flags, *filter(None, rest)]))
+        flags = [word for method in dict.fromkeys(names) for word in ("--method", method)]
+        lines.append(shell_command("evaluate", content.run.directory, *data, *flags, *itertools.chain(*rest)))
     return lines

@@ -74,8 +74,8 @@ def test_the_lock_is_held_from_before_the_checkpoint_is_read_to_the_end(
     at_step(monkeypatch, 0, second)
     train(out)
     assert refused == [1]
-    real = pretraining._saved_state
-    monkeypatch.setattr(pretraining, "_saved_state", lambda *args: (second(), real(*args))[1])
+    real = pretraining.read_stopped
+    monkeypatch.setattr(pretraining, "read_stopped", lambda *args: (second(), real(*args))[1])
     train(out, resume=True)
     assert refused == [1, 1]
     with RunLock(out) as lock:

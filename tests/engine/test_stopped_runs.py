@@ -56,7 +56,7 @@ def test_a_step_that_does_not_end_is_cut_at_the_deadline_and_the_run_goes_on_fro
     finally:
         process.kill()
     assert process.returncode == 130
-    assert "error: stopped in the middle of a step" in said and f"--out {out} --resume" in said
+    assert "error: stopped in the middle of a step" in said and f"out={str(out)!r}, resume=True" in said
     assert "Traceback" not in said and newest_step(out) == 8
     train(out, resume=True)
     assert compare(out, undisturbed) == []

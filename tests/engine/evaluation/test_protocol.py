@@ -160,16 +160,6 @@ def test_an_encoder_pretrained_on_the_test_split_is_refused(
         evaluate(run, splits)
 
 
-def test_pretraining_on_all_images_of_a_source_without_a_test_split_is_noted(
-    tmp_path: Path, splits: tuple[ImageStore, ImageStore]
-) -> None:
-    run = write_run(tmp_path / "all", image_size=8, data="colours", split="all")
-    save_weights(
-        run.directory / "encoder.safetensors", build_encoder("resnet18", "small"), encoder_metadata(run.recipe, 8)
-    )
-    assert "the held-out ones are among them" in evaluate(run, splits, method="knn").notes[0]
-
-
 def test_images_of_another_size_are_refused_with_the_fix(run: Run) -> None:
     with pytest.raises(DataError, match="another size") as caught:
         evaluate(run, (coloured(30, 0, "train", side=9), coloured(30, 1, "test", side=9)))
