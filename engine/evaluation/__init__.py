@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .protocol import evaluate as evaluate
+    from .protocol import evaluate_all as evaluate_all
     from .result import EvaluationResult as EvaluationResult
 
-_HOME = {"evaluate": "protocol", "EvaluationResult": "result"}
+_HOME = {"evaluate": "protocol", "evaluate_all": "protocol", "EvaluationResult": "result"}
 
-__all__ = ["EvaluationResult", "evaluate"]
+__all__ = ["EvaluationResult", "evaluate", "evaluate_all"]
 
 
 def __getattr__(name: str) -> Any:

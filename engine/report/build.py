@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import PlatformError
-from ..evaluation.comparison import Comparison
+from ..evaluation.result import Comparison
 from ..run import Run, write_text_atomic
 from .content import gather
 from .page import DrawnPicture, render_page

@@ -12,8 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
-from ..evaluation.collapse import feature_statistics
-from ..evaluation.threads import one_thread
+from ..evaluation.metrics import feature_statistics, one_thread
 from .style import LIGHT, Theme, labels, titled
 
 MOST_BARS = 20  # classes; with more, the shares are sorted and summed up to a curve

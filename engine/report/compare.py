@@ -7,7 +7,7 @@ from pathlib import Path
 
 from .. import __version__
 from ..command_line import shell_command
-from ..evaluation.comparison import METHOD_NAMES
+from ..evaluation.result import METHOD_NAMES
 from ..run import write_text_atomic
 from . import markup
 from .comparability import notes

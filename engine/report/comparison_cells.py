@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from ..evaluation.comparison import Comparison, points
+from ..evaluation.result import Comparison, points
 from .markup import NOTHING, duration, short
 from .subjects import Subject
 from .tables import accuracy_text, difference

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..evaluation.comparison import Comparison
+from ..evaluation.result import Comparison
 from .comparability import notes
 from .content import published_figures
 from .subjects import Subject, differing_keys, method_rows, published_recipes

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..evaluation.comparison import METHOD_NAMES, Comparison, compare
 from ..evaluation.records import load_results
-from ..evaluation.result import EvaluationResult
+from ..evaluation.result import METHOD_NAMES, Comparison, EvaluationResult, compare
 from ..recipe import Recipe
 from ..run import Run
 

@@ -12,8 +12,8 @@ from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from ..evaluation.metrics import one_thread
 from ..evaluation.records import LARGEST
-from ..evaluation.threads import one_thread
 from .style import LIGHT, MARKERS, Theme, label, new_figure
 
 MOST_CLASSES = 20  # with more, the largest are coloured and the rest stays grey

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..evaluation.comparison import Comparison
 from ..evaluation.records import Embeddings, load_embeddings, load_neighbours
+from ..evaluation.result import Comparison
 from . import collapse, embedding, neighbours
 from .content import ReportContent, short_name
 from .picture import FEATURES, Picture, unnamed

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..command_line import shell_command
-from ..evaluation.comparison import Comparison, percent, points, standard_error
+from ..evaluation.result import Comparison, percent, points, standard_error
 from . import markup, style
 from .content import ReportContent, other_encoders
 from .markup import anchor, duration, gain, short, text

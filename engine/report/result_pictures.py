@@ -7,9 +7,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from ..evaluation.comparison import FROZEN, Comparison, percent, standard_error
 from ..evaluation.records import load_predictions, load_steps, result_id
-from ..evaluation.result import EvaluationResult
+from ..evaluation.result import FROZEN, Comparison, EvaluationResult, percent, standard_error
 from . import calibration, confusion, gallery, learning, methods
 from .content import short_name
 from .picture import ACCURACY, LEARNING, PREDICTIONS, Picture, unnamed

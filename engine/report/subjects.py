@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError
-from ..evaluation.comparison import METHOD_NAMES, Comparison
+from ..evaluation.result import METHOD_NAMES, Comparison
 from ..recipe import Recipe
 from ..run import Run
 from ..toml_tree import leaves

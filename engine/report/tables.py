@@ -6,8 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ..evaluation.comparison import FROZEN, METHOD_NAMES, Comparison, percent, points
-from ..evaluation.result import EvaluationResult
+from ..evaluation.result import FROZEN, METHOD_NAMES, Comparison, EvaluationResult, percent, points
 from . import markup
 from .content import Published, ReportContent, published_classes, short_name
 from .markup import NOTHING, beneath, duration, gain, row, signed, table

@@ -78,8 +78,8 @@ def test_the_imports_are_seen() -> None:
     assert len(MODULES) > 150
     assert {"simclr_engine.training", "simclr_engine.errors"} <= imports("simclr_engine.pretraining")
     assert "simclr_engine.kernels" in imports("simclr_engine.training")
-    assert "simclr_engine.evaluation.board" in imports("simclr_engine.evaluation.keeping")  # within a function
-    assert "simclr_engine.evaluation.board" not in imports_when_loaded("simclr_engine.evaluation.keeping")
+    assert "simclr_engine.evaluation.features" in imports("simclr_engine.evaluation.encoders")  # within a function
+    assert "simclr_engine.evaluation.features" not in imports_when_loaded("simclr_engine.evaluation.encoders")
 
 
 def test_kernels_know_nothing_of_the_engine() -> None:

@@ -12,7 +12,8 @@ from fixtures.tiny_model import MakeTiny
 from simclr_engine import evaluate
 from simclr_engine.data.store import ImageStore
 from simclr_engine.errors import DataError
-from simclr_engine.evaluation.guards import overlapping_images
+from simclr_engine.evaluation import evaluate_all
+from simclr_engine.evaluation.splits import overlapping_images
 
 LIMITS = (None, 6)
 
@@ -47,8 +48,8 @@ def test_copies_of_train_in_test_are_refused_also_where_the_scored_part_has_none
 def test_every_result_of_a_file_says_how_far_it_is_from_pytorch(
     make_tiny: MakeTiny, splits: tuple[ImageStore, ImageStore]
 ) -> None:
-    results = evaluate(make_tiny(precision="int8"), splits, ["knn", "linear"])
-    assert isinstance(results, list) and len(results) == 2
+    results = evaluate_all(make_tiny(precision="int8"), splits, ["knn", "linear"])
+    assert len(results) == 2
     for one in results:
         assert any(note.startswith("int8 file: features differ from PyTorch's by at most") for note in one.notes)
 
@@ -57,6 +58,5 @@ def test_every_result_of_a_file_says_how_far_it_is_from_pytorch(
 def test_a_method_named_twice_is_run_once(
     make_tiny: MakeTiny, splits: tuple[ImageStore, ImageStore], asked: Sequence[str]
 ) -> None:
-    results = evaluate(make_tiny(), splits, asked)
-    assert isinstance(results, list)
+    results = evaluate_all(make_tiny(), splits, asked)
     assert [one.method for one in results] == list(dict.fromkeys(asked))

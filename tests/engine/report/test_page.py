@@ -26,7 +26,7 @@ from fixtures.synthetic_run import (
 )
 from simclr_engine.cli.report import command
 from simclr_engine.errors import PlatformError
-from simclr_engine.evaluation.comparison import compare
+from simclr_engine.evaluation.result import compare
 from simclr_engine.report import style, write_report
 from simclr_engine.report.build import write_pictures
 from simclr_engine.report.content import gather

@@ -15,8 +15,8 @@ from fixtures.coloured import NAMES, coloured
 from fixtures.synthetic_run import write_run
 from simclr_engine.checkpoint import encoder_metadata, save_weights
 from simclr_engine.data.store import ImageStore
+from simclr_engine.evaluation.encoders import open_target
 from simclr_engine.evaluation.features import scratch_encoder
-from simclr_engine.evaluation.target import open_target
 from simclr_engine.model import build_encoder
 from simclr_engine.recipe import Recipe
 from simclr_engine.run import Run
@@ -41,7 +41,7 @@ def run(tmp_path: Path) -> Run:
 
 def _features(run: Run, store: ImageStore, init: str = "pretrained") -> NDArray[np.float32]:
     """As an evaluation gets them: from the cache, where they are there."""
-    return open_target(run).encoder(init, False).features(store)
+    return open_target(run).encoders[init].features(store)
 
 
 def _of(encoder: nn.Module, run: Run) -> NDArray[np.float32]:
