@@ -8,10 +8,21 @@ encoder = run.encoder()  # [B, 3, S, S] -> [B, 512]
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+# Libraries that report to their makers, or look for a newer version, are told not to. They ask when they are imported,
+# and every import of ours passes here first. A variable that is set already is left as it is.
+for _name, _value in {
+    "ORT_DISABLE_TELEMETRY": "1",  # onnxruntime 1.29 and newer: an events host, a device id in the user's cache folder
+    "GRADIO_ANALYTICS_ENABLED": "False",
+    "HF_HUB_DISABLE_TELEMETRY": "1",  # comes with Gradio
+    "NO_ALBUMENTATIONS_UPDATE": "1",  # a peer of `bench augment`
+}.items():
+    os.environ.setdefault(_name, _value)
 
 if TYPE_CHECKING:
     from simclr_engine.export import OnnxEncoder, export_onnx

@@ -16,13 +16,14 @@ from safetensors.torch import save
 from torch import nn
 
 from .errors import DataError
+from .files import Folder, write_atomic
 from .model import build_encoder
-from .run import Run, write_atomic
+from .run import Run
 
 # A checkpoint file is torch's zip archive followed by this footer: magic and the sha256 of what stands before it.
 FOOTER = b"simclr-engine/1 "
 FOOTER_BYTES = len(FOOTER) + 32
-LAST, PREVIOUS = "last.pt", "previous.pt"
+LAST, PREVIOUS, FRESH = "last.pt", "previous.pt", "next.pt"
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
@@ -31,29 +32,32 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     Raises:
         PlatformError: no space or no permission; the file that stood at `path` is untouched.
     """
+    write_atomic(path, *_packed(state))
+
+
+def _packed(state: dict[str, Any]) -> tuple[memoryview, bytes]:
     buffer = io.BytesIO()
     torch.save(state, buffer)
     body = buffer.getbuffer()
-    write_atomic(path, body, FOOTER + hashlib.sha256(body).digest())
+    return body, FOOTER + hashlib.sha256(body).digest()
 
 
-def save_last(folder: Path, state: dict[str, Any]) -> None:
-    """`save_checkpoint` to `last.pt`; the one before stays as `previous.pt`, so there is a good one at any moment."""
-    fresh = folder / "next.pt"
-    save_checkpoint(fresh, state)
-    if (folder / LAST).exists():
-        (folder / LAST).replace(folder / PREVIOUS)
-    fresh.replace(folder / LAST)
+def save_last(folder: Path | Folder, state: dict[str, Any]) -> None:
+    """`state` as `last.pt`; the one before stays as `previous.pt`, so there is a good one at any moment.
+
+    Raises:
+        PlatformError: no space, no permission, or the directory was replaced; what was saved before is intact.
+    """
+    at = Folder.of(folder)
+    at.write(FRESH, *_packed(state))
+    if at.is_file(LAST):
+        at.rename(LAST, PREVIOUS)
+    at.rename(FRESH, LAST)
 
 
-def keep_last_as(folder: Path, name: str) -> None:
+def keep_last_as(folder: Path | Folder, name: str) -> None:
     """`last.pt` under a second, lasting name; a link where the file system has them, else a copy."""
-    target = folder / name
-    target.unlink(missing_ok=True)
-    try:
-        os.link(folder / LAST, target)
-    except OSError:
-        write_atomic(target, (folder / LAST).read_bytes())
+    Folder.of(folder).copy(LAST, name)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -121,7 +125,7 @@ def newest_checkpoint(folder: Path) -> tuple[dict[str, Any], Path, list[str]]:
     """
     numbered = sorted(folder.glob("epoch_*.pt"), key=lambda path: (len(path.name), path.name), reverse=True)
     complaints: list[str] = []
-    for path in (folder / LAST, folder / "next.pt", folder / PREVIOUS, *numbered):
+    for path in (folder / LAST, folder / FRESH, folder / PREVIOUS, *numbered):
         if not path.exists():
             continue
         try:
@@ -135,8 +139,12 @@ def newest_checkpoint(folder: Path) -> tuple[dict[str, Any], Path, list[str]]:
 
 def save_weights(path: Path, module: nn.Module, metadata: dict[str, str]) -> None:
     """The module's tensors under their own names as safetensors, with text metadata."""
-    tensors = {k: v.detach().to("cpu").contiguous() for k, v in module.state_dict().items()}
-    write_atomic(path, save(tensors, metadata))
+    write_atomic(path, pack_weights(module, metadata))
+
+
+def pack_weights(module: nn.Module, metadata: dict[str, str]) -> bytes:
+    """The bytes of `save_weights`."""
+    return save({k: v.detach().to("cpu").contiguous() for k, v in module.state_dict().items()}, metadata)
 
 
 def read_tensors(path: Path, cause: str, fix: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:

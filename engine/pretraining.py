@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import platform as host
 import subprocess
@@ -20,13 +19,14 @@ import numpy as np
 import torch
 
 from . import __version__, stopping
-from .checkpoint import LAST, encoder_metadata, keep_last_as, save_last, save_weights
+from .checkpoint import LAST, encoder_metadata, keep_last_as, pack_weights, save_last
 from .command_line import PROGRAM, resume_command, shell_command
 from .data.named import NamedSource
 from .data.sources import load_data, open_source
 from .data.store import ImageStore
 from .device import deterministic_algorithms
 from .errors import DataError, PlatformError, UsageError
+from .files import Folder
 from .memory import memory_errors
 from .model import parameter_count
 from .monitor import OnlineMonitor
@@ -35,7 +35,6 @@ from .planning import Estimate, describe, peak_memory, prepare
 from .recipe import DEFAULT, Recipe
 from .resuming import read_stopped, trained_on
 from .run import (
-    RUNS,
     Progress,
     Run,
     RunLock,
@@ -44,8 +43,7 @@ from .run import (
     make_directory,
     progress,
     public_name,
-    write_atomic,
-    write_text_atomic,
+    run_directory,
 )
 from .stopping import Interrupted, give_up, stop_requests
 from .training import Trainer
@@ -110,7 +108,7 @@ def pretrain(
         asked = recipe.override(overrides) if overrides else recipe
     elif recipe is not None or not resume:
         asked = Recipe.load(recipe or DEFAULT, overrides)
-    directory = Path(out) if out is not None else RUNS / (asked.name if asked else DEFAULT)
+    directory = run_directory(out, asked.name if asked else DEFAULT)
     if max_minutes is not None and not max_minutes > 0:
         raise UsageError("--max-minutes must be above 0", saw=max_minutes, fix="give the minutes the run may take")
     if deterministic and (compile or max_minutes is not None):
@@ -205,14 +203,16 @@ def _pretrain(
             environment["plan"] = earlier.get("plan", environment["plan"])
         elif estimate is not None:
             environment["plan"]["estimated_seconds"] = stopped.seconds + estimate.seconds
-    log = RunLog(directory, resume_step=trainer.step if resume else None) if world.main else None
+    log = RunLog(lock.folder, resume_step=trainer.step if resume else None) if world.main else None
 
     def begin() -> None:
-        write_text_atomic(directory / "recipe.toml", recipe.to_toml())
-        _write_environment(directory, environment)
-        _save_view_samples(directory, trainer)
+        lock.folder.write_text("recipe.toml", recipe.to_toml())
+        _write_environment(lock.folder, environment)
+        _save_view_samples(lock.folder, trainer)
 
     world.first(begin)
+    # Other ranks write none, and on other machines need not see the directory.
+    checkpoints = lock.folder.folder("checkpoints") if world.main else directory / "checkpoints"
     _say(quiet, *describe(trainer, estimate))
     before = environment["seconds"]
     go_on = resume_command(directory, options)
@@ -223,14 +223,14 @@ def _pretrain(
         environment.update(seconds=before + time.perf_counter() - started, peak_bytes=peak_memory(trainer.platform))
         if log is not None:
             log.close()
-            _write_environment(directory, environment)
+            _write_environment(lock.folder, environment)
 
     try:
         with (
             stop_requests(partial(give_up, directory, go_on)) as stop,
             progress(trainer.plan.total_steps, trainer.step, quiet=quiet) as bar,
         ):
-            _fit(trainer, directory, log, bar, stop, go_on)
+            _fit(trainer, checkpoints, log, bar, stop, go_on)
     except BaseException:
         with suppress(PlatformError):  # as on a full disk: what was raised first says more
             end_log()
@@ -239,11 +239,11 @@ def _pretrain(
 
     def finish() -> dict[str, Any]:
         metadata = encoder_metadata(recipe, store.image_size)
-        save_weights(directory / "model.safetensors", trainer.model, metadata)
-        save_weights(directory / "encoder.safetensors", trainer.model.encoder, metadata)
+        lock.folder.write("model.safetensors", pack_weights(trainer.model, metadata))
+        lock.folder.write("encoder.safetensors", pack_weights(trainer.model.encoder, metadata))
         seconds = before + time.perf_counter() - started
         environment.update(finished=True, ended=time.time(), seconds=seconds)
-        _write_environment(directory, environment)
+        _write_environment(lock.folder, environment)
         return environment
 
     environment = world.first(finish)
@@ -279,13 +279,14 @@ def _options(device: str, fused: bool | None, augment: str, compile: bool | None
 
 
 def _fit(
-    trainer: Trainer, directory: Path, log: RunLog | None, bar: Progress, stop: threading.Event, go_on: str
+    trainer: Trainer, folder: Path | Folder, log: RunLog | None, bar: Progress, stop: threading.Event, go_on: str
 ) -> None:
     """Runs the loop with its callbacks; leaves `last.pt` at the end, also of an interrupted run, which `go_on` resumes.
 
-    Every rank comes here; `log` is rank 0's. What makes a rank save or stop (a signal, its clock) holds for all.
+    Every rank comes here; `folder` (of the checkpoints) and `log` are rank 0's. What makes a rank save or stop (a
+    signal, its clock) holds for all.
     """
-    recipe, plan, world, folder = trainer.recipe, trainer.plan, trainer.world, directory / "checkpoints"
+    recipe, plan, world = trainer.recipe, trainer.plan, trainer.world
     watch, images = recipe.monitor.knn_epochs, recipe.monitor.knn_images
     monitor = OnlineMonitor(trainer.store, recipe.augment, images, trainer.platform, world) if watch else None
     knn = ""
@@ -311,7 +312,8 @@ def _fit(
     def mend() -> None:
         """Gives the resumed checkpoint the names that a kill kept from it."""
         name = lasting(trainer.step)
-        if not all((folder / due).is_file() for due in (LAST, name) if due):
+        held = folder.path if isinstance(folder, Folder) else folder
+        if not all((held / due).is_file() for due in (LAST, name) if due):
             save()
             if name:
                 keep_last_as(folder, name)
@@ -416,7 +418,7 @@ def _environment(
     }
 
 
-def _save_view_samples(directory: Path, trainer: Trainer, images: int = 4) -> None:
+def _save_view_samples(at: Folder, trainer: Trainer, images: int = 4) -> None:
     """`views.npz`: some images and 16 views of each, of the first epochs, for the report's augmentation sheet.
 
     Arrays `originals` uint8 `[n, S, S, 3]` and `views` uint8 `[n, 16, S', S', 3]`, the normalisation undone.
@@ -430,13 +432,12 @@ def _save_view_samples(directory: Path, trainer: Trainer, images: int = 4) -> No
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (trainer.spec.mean, trainer.spec.std))
     pixels = ((batch * std + mean).clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 0, 3, 4, 2)
     originals = np.ascontiguousarray(trainer.store.images[: len(ids)])
-    file = io.BytesIO()
-    np.savez_compressed(file, originals=originals, views=pixels.numpy())
-    write_atomic(directory / "views.npz", file.getbuffer())
+    with at.writing("views.npz") as file:
+        np.savez_compressed(file, originals=originals, views=pixels.numpy())
 
 
-def _write_environment(directory: Path, environment: dict[str, Any]) -> None:
-    write_text_atomic(directory / "environment.json", json.dumps(environment, indent=2) + "\n")
+def _write_environment(at: Folder, environment: dict[str, Any]) -> None:
+    at.write_text("environment.json", json.dumps(environment, indent=2) + "\n")
 
 
 def _commit() -> str | None:

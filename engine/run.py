@@ -6,7 +6,6 @@ import errno
 import json
 import math
 import os
-import shutil
 import socket
 import sys
 import time
@@ -18,6 +17,10 @@ from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, TypeGuard
 
 from .errors import DataError, PlatformError, UsageError
+from .files import Folder, is_plain_name, named_path
+from .files import write_atomic as write_atomic  # for `export`, until it imports them from there
+from .files import write_text_atomic as write_text_atomic
+from .layout import LOCK, check_removable, empty, holds_a_lock, is_free, mark, remove_torn
 from .recipe import Recipe
 
 try:
@@ -29,39 +32,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 RUNS = Path("runs")
-LOCK = ".lock"
 MOST_DIGITS = 20  # of a whole number in a run's files: 2⁶⁴ has so many, and no float or picture takes 400
-# What a killed process leaves half written beside the file of that name; see `write_atomic`.
-_WRITTEN = ("recipe.toml", "environment.json", "metrics.jsonl", "views.npz", "model.safetensors", "encoder.safetensors")
-
-
-def write_atomic(path: Path, *parts: bytes | memoryview) -> None:
-    """Writes a file whole or not at all: temporary file, fsync, rename.
-
-    Raises:
-        PlatformError: no space or no permission; what stood at `path` is untouched.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            for part in parts:
-                file.write(part)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        with suppress(OSError):  # where the parent is no directory even this fails, and must not hide the cause
-            temporary.unlink(missing_ok=True)
-        raise PlatformError(
-            "cannot write",
-            saw=f"{path}: {error.strerror}",
-            fix="free space or choose another place; what was there is intact",
-        ) from error
-
-
-def write_text_atomic(path: Path, text: str) -> None:
-    """`write_atomic` for text, as UTF-8."""
-    write_atomic(path, text.encode())
 
 
 @dataclass(frozen=True)
@@ -227,11 +198,28 @@ def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
+def run_directory(out: str | Path | None, recipe: str) -> Path:
+    """Where a run goes: `out`, or `runs/RECIPE` by the name of its recipe.
+
+    Raises:
+        UsageError: `out` is empty; the recipe's name, which may come from elsewhere, is a path.
+    """
+    if out is not None:
+        return named_path(out)
+    if not is_plain_name(recipe):
+        raise UsageError(
+            "the name of the recipe cannot be that of a directory",
+            saw=f"name = {recipe!r}",
+            fix="give --out DIR, or the recipe another name",
+        )
+    return RUNS / recipe
+
+
 def check_directory(path: Path, *, resume: bool, overwrite: bool) -> None:
     """Refuses a run directory that holds something, unless told what to do with it; changes nothing.
 
     Raises:
-        UsageError: it is a file, or it is occupied.
+        UsageError: it is a file, or occupied; or `overwrite` would remove what no run wrote.
         DataError: there is nothing to resume.
         PlatformError: it cannot be reached.
     """
@@ -248,16 +236,14 @@ def check_directory(path: Path, *, resume: bool, overwrite: bool) -> None:
     if resume:
         if not (path / "checkpoints").is_dir():
             raise DataError("nothing to resume here", saw=path, fix="check the path, or start it without --resume")
-    elif path.is_dir() and any(entry.name != LOCK for entry in path.iterdir()):
+    elif path.is_dir() and not is_free(at := Folder.open(path)):
         if not overwrite:
             raise UsageError(
                 "the output directory exists and is not empty",
                 saw=path,
                 fix="--resume to go on, --overwrite to start anew, or another --out",
             )
-        # A run that was killed while it began, or while another replaced it, may have its lock alone.
-        if not any((path / name).is_file() for name in ("recipe.toml", LOCK)):
-            raise UsageError("--overwrite removes runs only, and this is none", saw=path, fix="choose another --out")
+        check_removable(at)
 
 
 def make_directory(path: Path, *, resume: bool, overwrite: bool, lock: RunLock) -> None:
@@ -265,25 +251,24 @@ def make_directory(path: Path, *, resume: bool, overwrite: bool, lock: RunLock) 
 
     Raises:
         UsageError: another process has it, or was faster and left a run there.
-        PlatformError: it cannot be made.
+        PlatformError: it cannot be made, or is no longer the one whose lock was taken.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
-        lock.take()
-        check_directory(path, resume=resume, overwrite=overwrite)
-        for entry in list(path.iterdir()) if overwrite else []:
-            if entry.is_dir() and not entry.is_symlink():
-                shutil.rmtree(entry)
-            elif entry.name != LOCK:  # which this process holds
-                entry.unlink()
-        (path / "checkpoints").mkdir(exist_ok=True)
-        torn = [*(path / "checkpoints").glob(".*.tmp"), *(t for name in _WRITTEN for t in path.glob(f".{name}.*.tmp"))]
-        for left in torn:
-            left.unlink(missing_ok=True)
     except OSError as error:
         raise PlatformError(
             "cannot make the output directory", saw=f"{path}: {error.strerror}", fix="choose another --out"
         ) from error
+    lock.take()
+    check_directory(path, resume=resume, overwrite=overwrite)
+    at = lock.folder
+    if not resume:
+        anew = not is_free(at)
+        mark(at)
+        if anew:
+            empty(at)
+    remove_torn(at)
+    remove_torn(at.folder("checkpoints"))
 
 
 class RunLock:
@@ -294,7 +279,8 @@ class RunLock:
     """
 
     def __init__(self, directory: Path) -> None:
-        self.path = directory / LOCK
+        self.directory = directory
+        self._folder: Folder | None = None
         self._file: IO[str] | None = None
 
     def __enter__(self) -> RunLock:
@@ -309,23 +295,24 @@ class RunLock:
             self._file.close()
             self._file = None
 
+    @property
+    def folder(self) -> Folder:
+        """The directory whose lock was taken: what the run writes goes there and nowhere else."""
+        assert self._folder is not None
+        return self._folder
+
     def take(self) -> None:
         """Takes the lock of a directory that exists; a second time does nothing.
 
         Raises:
-            UsageError: another process has it.
+            UsageError: another process has it, or the file is somebody else's.
             PlatformError: the directory cannot be written.
+            DataError: the lock is a link.
         """
         if self._file is not None:
             return
-        try:
-            file = self.path.open("a+", encoding="utf-8", errors="replace")
-        except OSError as error:
-            raise PlatformError(
-                "cannot write into the run directory",
-                saw=f"{self.path.parent}: {error.strerror}",
-                fix="choose another --out, or mend its permissions",
-            ) from error
+        folder = Folder.open(self.directory, "into the run directory")
+        file = folder.append(LOCK, "a+")
         try:
             if fcntl is not None:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -336,11 +323,17 @@ class RunLock:
                 file.close()
                 raise UsageError(
                     "another process is training in this directory",
-                    saw=f"{self.path.parent}: {holder}",
+                    saw=f"{self.directory}: {holder}",
                     fix="wait until it ends, stop it, or choose another --out",
                 ) from error
             # ENOLCK, EOPNOTSUPP: a network file system without locks
-        self._file = file
+        file.seek(0)
+        if not holds_a_lock(file.read(1000)):
+            file.close()
+            raise UsageError(
+                "the lock file was not written by a run", saw=self.directory / LOCK, fix="choose another --out"
+            )
+        self._folder, self._file = folder, file
         with suppress(OSError):  # a full disk: the lock holds all the same
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
@@ -353,24 +346,23 @@ class RunLog:
     Each row is in the hands of the system when `write` returns: a process that is killed loses none.
 
     Raises:
-        PlatformError: from every method, where the disk is full or the directory cannot be written.
+        PlatformError: from every method, where the disk is full or the directory cannot be written; from `write`, where
+            it was removed or replaced.
     """
 
-    def __init__(self, directory: Path, resume_step: int | None = None) -> None:
+    def __init__(self, directory: Path | Folder, resume_step: int | None = None) -> None:
         from tensorboard.compat.proto.event_pb2 import Event
         from tensorboard.summary.writer.record_writer import RecordWriter
 
-        self.path = directory / "metrics.jsonl"
+        self._folder = Folder.of(directory)
+        self.path = self._folder.path / "metrics.jsonl"
         if resume_step is not None:
             kept = [r for r in read_rows(self.path) if _is_number(r.get("step", 0)) and r.get("step", 0) <= resume_step]
-            write_text_atomic(self.path, "".join(json.dumps(r) + "\n" for r in kept))
+            self._folder.write_text(self.path.name, "".join(json.dumps(r) + "\n" for r in kept))
+        self._file = self._folder.append(self.path.name, "a")
+        # Not tensorboard's EventFileWriter: it writes from a thread, where a full disk is a traceback and comes late.
+        self._board = RecordWriter(self._folder.folder("tensorboard").append(event_file_name()))
         with self._clear_errors():
-            self._file = self.path.open("a", encoding="utf-8")
-            # Not tensorboard's EventFileWriter: it writes from a thread, where a full disk is a traceback and comes
-            # late.
-            name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}"
-            (directory / "tensorboard").mkdir(exist_ok=True)
-            self._board = RecordWriter((directory / "tensorboard" / name).open("ab"))
             self._board.write(Event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString())
 
     def write(self, event: str, step: int, values: Mapping[str, Any]) -> None:
@@ -383,6 +375,7 @@ class RunLog:
             Summary.Value(tag=f"{event}/{k}", simple_value=v) for k, v in values.items() if isinstance(v, int | float)
         ]
         record = Event(wall_time=time.time(), step=step, summary=Summary(value=scalars)).SerializeToString()
+        self._folder.check()
         with self._clear_errors():
             self._file.write(json.dumps(row) + "\n")
             self._file.flush()
@@ -407,6 +400,11 @@ class RunLog:
                 saw=f"{error.filename or self.path}: {error.strerror}",
                 fix="free space or mend its permissions, then --resume",
             ) from error
+
+
+def event_file_name() -> str:
+    """The name under which TensorBoard finds the events of this process."""
+    return f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}"
 
 
 class Progress:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from simclr_engine.errors import CheckFailed, DataError, PlatformError, UsageError
+from simclr_engine.errors import CheckFailed, DataError, PlatformError
 
 from .embedder import Embedder
-from .growing import GrowingIndex, unfinished_plan
-from .index import IndexFiles, index_files
+from .growing import GrowingIndex, remove_partial, unfinished_plan
+from .index import IndexFiles, index_files, taken
 from .pictures import WINDOW, Pictures, windows
 
 
@@ -78,13 +77,15 @@ def embed_to_index(
         parts: the images, from `gather`.
         out: NAME.npy.
         pictures: also keep the pixels, for galleries of neighbours.
-        overwrite: replace an index of something else, finished or not.
+        overwrite: replace an index of something else, finished or not, and any other file of the name `out`; the files
+            beside it are replaced where they are an index's only.
         window: images between two lines of the log.
         advance: called with the number of images done, those of an earlier call first.
 
     Raises:
         DataError: no images, none readable.
-        UsageError: `out` holds something else, or another process is writing it.
+        UsageError: `out`, or a file beside it that the index would replace, is something else, or another process is
+            writing it.
         PlatformError: it cannot be written.
     """
     began = time.perf_counter()
@@ -96,15 +97,16 @@ def embed_to_index(
     state = _published_plan(files)
     unfinished = unfinished_plan(files)
     if not overwrite and unfinished is None and state == plan["digest"]:
-        shutil.rmtree(files.partial, ignore_errors=True)  # what a kill between publishing and tidying up left
+        remove_partial(files)  # what a kill between publishing and tidying up left
         advance(total)
         return _result(files, began, 0)
     if not overwrite and unfinished is not None and unfinished != plan["digest"]:
-        raise _taken("an index of something else was begun here and not finished", files.partial)
+        raise taken("an index of something else was begun here and not finished", files.partial)
     if not overwrite and unfinished is None and (state is not None or files.vectors.exists()):
-        raise _taken("there is an index of something else here already", files.vectors)
+        raise taken("there is an index of something else here already", files.vectors)
     try:
-        with GrowingIndex.opened(files, plan, embedder.feature_dim, embedder.image_size, total, pictures) as growing:
+        shape = embedder.feature_dim, embedder.image_size, total
+        with GrowingIndex.opened(files, plan, *shape, pictures, overwrite) as growing:
             advance(growing.next)
             before = growing.kept
             if not growing.publishing:
@@ -134,7 +136,7 @@ def _fill(
         advance(part.stop - part.start)
     if not growing.kept:
         first = growing.first_skipped()
-        growing.discard()
+        remove_partial(growing.files)
         raise DataError(
             "none of the images can be read",
             saw=f"{first[0]}: {first[1]}" if first else None,
@@ -156,10 +158,6 @@ def _published_plan(files: IndexFiles) -> str | None:
         return None
     except (OSError, ValueError, AttributeError):
         return ""
-
-
-def _taken(cause: str, saw: Path) -> UsageError:
-    return UsageError(cause, saw=saw, fix="choose another --out, or replace it with --overwrite")
 
 
 def _result(files: IndexFiles, began: float, embedded: int) -> EmbedResult:

@@ -10,6 +10,7 @@ import csv
 import io
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -22,15 +23,18 @@ from simclr_engine.errors import UsageError
 from simclr_engine.run import write_text_atomic
 
 from .embedder import Embedder, Vectors
-from .index import IndexFiles, table_writer, write_manifest
+from .index import IndexFiles, check_replaceable, table_writer, write_manifest
 from .pictures import Pictures, Window
 
 
 class GrowingIndex:
     """The files of an unfinished index, in NAME.partial/: appended to, then logged, then moved to their places."""
 
-    def __init__(self, files: IndexFiles, dim: int, size: int, total: int, pictures: bool) -> None:
+    def __init__(
+        self, files: IndexFiles, dim: int, size: int, total: int, pictures: bool, overwrite: bool = False
+    ) -> None:
         self.files, self._dim, self._size, self._total, self._pictures = files, dim, size, total, pictures
+        self._overwrite = overwrite
         self.next = self.kept = 0
         self.publishing = False
         self._open_files: dict[str, IO[bytes]] = {}
@@ -39,14 +43,26 @@ class GrowingIndex:
     @classmethod
     @contextmanager
     def opened(
-        cls, files: IndexFiles, plan: dict[str, Any], dim: int, size: int, total: int, pictures: bool
+        cls,
+        files: IndexFiles,
+        plan: dict[str, Any],
+        dim: int,
+        size: int,
+        total: int,
+        pictures: bool,
+        overwrite: bool = False,
     ) -> Iterator[GrowingIndex]:
-        """Goes on with the unfinished index of this plan, or begins it."""
-        self = cls(files, dim, size, total, pictures)
+        """Goes on with the unfinished index of this plan, or begins it.
+
+        Raises:
+            UsageError: another process is writing it, or what is no index of ours would be replaced (see
+                `check_replaceable`).
+        """
+        self = cls(files, dim, size, total, pictures, overwrite)
         resume = unfinished_plan(files) == plan["digest"]
+        self._check_targets()
         if not resume:
-            if files.partial.exists():
-                shutil.rmtree(files.partial)
+            remove_partial(files)
             row = 4 * dim + (3 * size * size if pictures else 0)
             files.vectors.parent.mkdir(parents=True, exist_ok=True)
             if total * row > (free := shutil.disk_usage(files.vectors.parent).free):
@@ -106,19 +122,29 @@ class GrowingIndex:
                 target=self._at("manifest"),
                 table=self._at("table"),
             )
-        targets = {"vectors": self.files.vectors, "table": self.files.table, "images": self.files.images}
         if self._at("manifest").exists():
-            self.files.manifest.unlink(missing_ok=True)  # while the parts change, there is no index
+            self._check_targets()
+            if self.files.manifest.exists():
+                self.files.manifest.replace(self.files.replaced)  # while the parts change, there is no index
             if not self._pictures:
                 self.files.images.unlink(missing_ok=True)
-            for name, target in (targets | {"manifest": self.files.manifest}).items():
+            for name, target in self._targets.items():
                 if self._at(name).exists():
                     self._at(name).replace(target)
-        shutil.rmtree(self.files.partial)
+        remove_partial(self.files)
 
-    def discard(self) -> None:
-        """Gives the unfinished index up."""
-        shutil.rmtree(self.files.partial, ignore_errors=True)
+    @property
+    def _targets(self) -> dict[str, Path]:
+        """Where each file goes in the end; the manifest last."""
+        files = self.files
+        pictures = {"images": files.images} if self._pictures else {}
+        return {"vectors": files.vectors, "table": files.table, **pictures, "manifest": files.manifest}
+
+    def _check_targets(self) -> None:
+        """`check_replaceable`, but for what was moved to its place before a kill."""
+        publishing = self._at("manifest").exists()
+        moved = [target for name, target in self._targets.items() if publishing and not self._at(name).exists()]
+        check_replaceable(self.files, self._overwrite, moved)
 
     def first_skipped(self) -> tuple[str, str] | None:
         """The first image that could not be read, and why."""
@@ -186,6 +212,44 @@ class GrowingIndex:
     def _skipped(self) -> list[tuple[str, str]]:
         text = self._at("skipped").read_bytes().decode(errors="surrogateescape")
         return [(row[0], row[1]) for row in csv.reader(io.StringIO(text, newline=""))]
+
+
+def remove_partial(files: IndexFiles) -> None:
+    """Removes the folder of an unfinished index: the files that `GrowingIndex` makes there, one by one, and no others.
+
+    Raises:
+        UsageError: something else lies there; nothing was removed.
+    """
+    if not occupied_folder(files.partial):
+        return
+    names = [path.name for path in files.partial.iterdir()]
+    strange = sorted(name for name in names if not _PARTS.fullmatch(name))
+    if strange:
+        raise UsageError(
+            "the folder for the unfinished index holds a file that is not its own",
+            saw=files.partial / strange[0],
+            fix="move it away, or choose another --out",
+        )
+    for name in names:
+        (files.partial / name).unlink()
+    files.partial.rmdir()
+
+
+def occupied_folder(path: Path) -> bool:
+    """Whether a folder is at `path`; UsageError for a file or a link."""
+    if path.is_dir() and not path.is_symlink():
+        return True
+    if path.is_symlink() or path.exists():
+        fix = "move it away, or choose another --out"
+        raise UsageError("the folder for the unfinished index cannot be made: its name is taken", saw=path, fix=fix)
+    return False
+
+
+# Its files, and those that a kill leaves while they are written.
+_PARTS = re.compile(
+    r"lock|(vectors|images)\.npy|(table|skipped)\.csv|log\.jsonl|(plan|manifest|replaced)\.json"
+    r"|\.(plan|manifest)\.json\.\d+\.tmp"
+)
 
 
 def unfinished_plan(files: IndexFiles) -> str | None:

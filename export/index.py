@@ -14,7 +14,7 @@ import csv
 import hashlib
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,8 +23,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from simclr_engine.errors import DataError
+from simclr_engine.errors import DataError, UsageError
 from simclr_engine.run import write_atomic, write_text_atomic
+
+from .publishing import occupied
 
 FORMAT = 1
 COLUMNS = ("row", "path", "class")
@@ -61,6 +63,11 @@ class IndexFiles:
     def partial(self) -> Path:
         """The folder in which an unfinished index grows."""
         return self._beside(".partial")
+
+    @property
+    def replaced(self) -> Path:
+        """Where the manifest of an index lies while its files are replaced one by one."""
+        return self.partial / "replaced.json"
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,12 +136,14 @@ class EmbeddingIndex:
         return "" if label == NO_CLASS else self.class_names[label]
 
     def save(self, path: str | Path) -> Path:
-        """Writes the files at and beside `path` (NAME.npy), which is returned.
+        """Writes the files at and beside `path` (NAME.npy), which is returned; an index that is there is replaced.
 
         Raises:
+            UsageError: one of them would replace what is no file of an index.
             PlatformError: they cannot be written.
         """
         files = index_files(path)
+        check_replaceable(files)
         with suppress(OSError):  # from here on the old one is none; a failure shows in the writes below
             files.manifest.unlink(missing_ok=True)
             files.images.unlink(missing_ok=True)
@@ -241,6 +250,55 @@ def default_index(model: Path) -> Path:
     return model / "index.npy" if model.is_dir() else model.with_name(model.stem + ".index.npy")
 
 
+def check_replaceable(files: IndexFiles, overwrite: bool = False, ours: Collection[Path] = ()) -> None:
+    """Refuses to replace what no index of ours put there: each file must be the one that the manifest tells of.
+
+    Args:
+        files: what will be written.
+        overwrite: NAME.npy, which the user names, may be any file; those beside it may not.
+        ours: files that the caller wrote itself, without a manifest yet.
+
+    Raises:
+        UsageError: names the first.
+    """
+    about = _manifest_of(files.manifest) or _manifest_of(files.replaced)
+    for path in (files.vectors, files.table, files.images, files.manifest):
+        if path in ours or not occupied(path) or (about is not None and _is_told_of(files, path, about)):
+            continue
+        if path != files.vectors:
+            fix = "move it away, or choose another --out"
+            raise UsageError("the index would replace a file that is not its own", saw=path, fix=fix)
+        if not overwrite:
+            raise taken("there is a file here that is no index", path)
+
+
+def taken(cause: str, saw: Path) -> UsageError:
+    """The error for a name that something else has."""
+    return UsageError(cause, saw=saw, fix="choose another --out, or replace it with --overwrite")
+
+
+def _manifest_of(path: Path) -> dict[str, Any] | None:
+    try:
+        return _read_manifest(path)
+    except (DataError, OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _is_told_of(files: IndexFiles, path: Path, about: Mapping[str, Any]) -> bool:
+    if path == files.manifest:
+        return True
+    if path == files.table:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() == about["table_sha256"]
+    try:
+        array = _mapped(path)
+    except DataError:
+        return False
+    if path == files.vectors:
+        return array.dtype == np.float32 and array.shape == (about["images"], about["dim"])
+    return about["pictures"] and array.dtype == np.uint8 and array.ndim == 4 and len(array) == about["images"]
+
+
 def table_writer(file: Any) -> Any:
     """A CSV writer that has written the column names; the rows are (row, path, class)."""
     writer = csv.writer(file, lineterminator="\n")
@@ -288,15 +346,7 @@ def read_manifest(files: IndexFiles) -> dict[str, Any]:
     if not files.vectors.exists() and not files.partial.exists():
         raise DataError("there is no index here", saw=files.vectors, fix="make one with `simclr-engine embed`")
     try:
-        about = json.loads(files.manifest.read_text("utf-8"))
-        if about["format"] > FORMAT:
-            raise DataError(
-                "the index was written by a newer simclr-engine",
-                saw=f"{files.manifest}: format {about['format']}; this version reads up to {FORMAT}",
-                fix="update simclr-engine",
-            )
-        if {k: type(about[k]) for k in _TYPES} != _TYPES or any(type(n) is not str for n in about["class_names"]):
-            raise ValueError("a field is of the wrong type")
+        return _read_manifest(files.manifest)
     except FileNotFoundError as error:
         unfinished = files.partial.exists()
         raise DataError(
@@ -308,10 +358,22 @@ def read_manifest(files: IndexFiles) -> dict[str, Any]:
         ) from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError("the index cannot be read", saw=f"{files.manifest}: {error}", fix=EMBED_AGAIN) from error
-    return dict(about)
 
 
 _TYPES = {"encoder": str, "images": int, "dim": int, "pictures": bool, "class_names": list, "table_sha256": str}
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    about = json.loads(path.read_text("utf-8"))
+    if about["format"] > FORMAT:
+        raise DataError(
+            "the index was written by a newer simclr-engine",
+            saw=f"{path}: format {about['format']}; this version reads up to {FORMAT}",
+            fix="update simclr-engine",
+        )
+    if {k: type(about[k]) for k in _TYPES} != _TYPES or any(type(n) is not str for n in about["class_names"]):
+        raise ValueError("a field is of the wrong type")
+    return dict(about)
 
 
 def _read_table(path: Path, sha256: str) -> tuple[tuple[str, ...], list[str]]:

@@ -27,11 +27,14 @@ from .evaluator import check_class_names
 from .index import EmbeddingIndex, default_index
 from .metadata import ModelMetadata
 from .pictures import Pictures, windows
+from .publishing import occupied
 
 TOP = 3
 BATCH = 64
 WARM_UP, TIMED = 5, 50  # calls; what the latency rests on
 GALLERY = 64  # images that the picture shows
+SOFTWARE = "simclr-engine predict"  # stands in its PNG, so that the next one may replace it
+HEAD = ("path", "truth", "class", "confidence")  # of its CSV file, likewise
 
 
 @dataclass(frozen=True)
@@ -259,6 +262,36 @@ def latency(embedder: Embedder, images: NDArray[np.uint8]) -> dict[str, Any] | N
     }
 
 
+def check_outputs(csv_path: Path | None, save: Path | None, overwrite: bool = False) -> None:
+    """Refuses names of files that an earlier `predict` did not write, before any work is done.
+
+    Raises:
+        UsageError: with `overwrite` only where a link or a folder has the name.
+    """
+    for path, is_ours in ((csv_path, _is_table), (save, _is_sheet)):
+        if path is not None and occupied(path) and not overwrite and not is_ours(path):
+            raise UsageError(
+                "the output exists and was not written by `predict`",
+                saw=path,
+                fix="choose another name, or replace it with --overwrite",
+            )
+
+
+def _is_table(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.readline(100).startswith(",".join(HEAD).encode())
+
+
+def _is_sheet(path: Path) -> bool:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            return image.info.get("Software") == SOFTWARE
+    except (UnidentifiedImageError, ValueError, SyntaxError):
+        return False
+
+
 def write_csv(path: Path, predicted: Predicted) -> None:
     """One line per image: path, truth, then class and confidence of the best three, then the neighbours.
 
@@ -266,7 +299,7 @@ def write_csv(path: Path, predicted: Predicted) -> None:
         PlatformError: it cannot be written.
     """
     most = max(len(p.neighbours) for p in predicted.predictions)
-    head = ["path", "truth", "class", "confidence"]
+    head = [*HEAD]
     head += [f"{word}_{i}" for i in range(2, TOP + 1) for word in ("class", "confidence")]
     head += [f"neighbour_{i}{word}" for i in range(1, most + 1) for word in ("", "_class", "_cosine")]
     text = io.StringIO()
@@ -303,4 +336,4 @@ def write_gallery(path: Path, embedder: Embedder, predicted: Predicted) -> None:
     figure = gallery_figure(
         predicted.images, embedder.class_names, predicted.labels, predicted.confidence, truth=truth, title=title
     )
-    write_atomic(path, to_png(figure))
+    write_atomic(path, to_png(figure, SOFTWARE))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import re
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,25 +15,63 @@ from simclr_engine.errors import DataError, PlatformError, UsageError
 from .metadata import read_model, sidecar_path
 
 
-def check_target(target: Path) -> Path:
-    """Refuses names that are no ONNX file's, and files that we did not write."""
+def check_target(target: Path, overwrite: bool = False) -> Path:
+    """Refuses names that are no ONNX file's, and files that we did not write.
+
+    Raises:
+        UsageError: also with `overwrite`, which is of `target` alone, where a link or a folder is in the way, or what
+            has the name of its checksum is none.
+    """
     if target.suffix != ".onnx" or target.is_dir():
         raise UsageError("the output must be a file name ending in .onnx", saw=target, fix="encoder.onnx")
-    if target.exists():
+    sidecar = sidecar_path(target)
+    if occupied(sidecar) and not _is_checksum(sidecar):
+        raise UsageError(
+            "the checksum would replace a file that is none", saw=sidecar, fix="remove it, or choose another name"
+        )
+    if occupied(target) and not overwrite:
         try:
             read_model(target)
         except DataError as error:
             raise UsageError(
                 "the output exists and is not an intact export of simclr-engine",
                 saw=f"{target}: {error.cause}",
-                fix="remove it, or choose another name",
+                fix="choose another name, or replace it with --overwrite",
             ) from error
     return target
 
 
+def _is_checksum(path: Path) -> bool:
+    """Whether it is one line as `sha256sum` writes it: nothing is lost with it that the file beside it does not say."""
+    try:
+        with path.open("rb") as file:
+            return re.fullmatch(rb"[0-9a-f]{64}[^\n]*\n?", file.read(4096)) is not None
+    except OSError:
+        return False
+
+
+def occupied(path: Path) -> bool:
+    """Whether a file lies at `path`.
+
+    Raises:
+        UsageError: a link, a folder or a device does: these are never replaced, and never written through.
+    """
+    try:
+        mode = path.lstat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise PlatformError("the output cannot be reached", saw=f"{path}: {error.strerror}") from error
+    if stat.S_ISREG(mode):
+        return True
+    kind = "a link" if stat.S_ISLNK(mode) else "a folder" if stat.S_ISDIR(mode) else "no file"
+    raise UsageError(f"the output would replace {kind}", saw=path, fix="remove it, or choose another name")
+
+
 def write(path: Path, data: bytes) -> None:
-    """Writes and waits for the disk, so that a full one is told here."""
-    with path.open("wb") as output:
+    """Writes a temporary file anew, not through a link, and waits for the disk, so that a full one is told here."""
+    path.unlink(missing_ok=True)
+    with path.open("xb") as output:
         output.write(data)
         output.flush()
         os.fsync(output.fileno())
@@ -49,7 +89,8 @@ def reserved(*targets: Path | None) -> Iterator[None]:
     try:
         for temporary, target in zip(temporaries, targets, strict=False):
             with disk_errors(target or temporary):
-                temporary.write_bytes(b"")
+                temporary.unlink(missing_ok=True)  # of a process of this number that was killed
+                temporary.open("xb").close()  # not through a link
         yield
     finally:
         for temporary in temporaries:

@@ -127,6 +127,7 @@ def export_onnx(
     probe: bool | str | None = None,
     precision: str = "fp32",
     data: str | Path | None = None,
+    overwrite: bool = False,
 ) -> ExportResult:
     """Writes the run's encoder as one ONNX file: uint8 `images` `[batch, S, S, 3]` → float32 `features` `[batch, D]`.
 
@@ -142,12 +143,13 @@ def export_onnx(
 
     Args:
         run: a run or its directory.
-        file: name of the file, ending in `.onnx`; an earlier export of this name is replaced, anything else is not.
+        file: name of the file, ending in `.onnx`; an earlier export of this name is replaced.
         opset: 18 or newer.
         probe: True for the run's newest linear probe on all images, or the ID of one; None or False for none.
         precision: `fp32`, `fp16` or `int8`.
         data: images to check and calibrate on, as `load_data` takes them; None for those that the run was trained on,
             where the cache has them.
+        overwrite: replace files of these names that are no exports of ours; never a folder, nor through a link.
 
     Raises:
         UsageError: the name, the opset or the precision cannot be meant, the name is taken by something else, or the
@@ -164,8 +166,8 @@ def export_onnx(
     check_opset(opset)
     if precision not in PRECISIONS:
         raise UsageError("there is no such precision", saw=precision, fix=" or ".join(PRECISIONS))
-    target = check_target(Path(file))
-    smaller = None if precision == "fp32" else check_target(variant_path(target, precision))
+    target = check_target(Path(file), overwrite)
+    smaller = None if precision == "fp32" else check_target(variant_path(target, precision), overwrite)
     run = run if isinstance(run, Run) else Run.open(run)
     keep_freed_memory()  # 45 MB are held a dozen times in turn
     with reserved(target, smaller), _no_collection():

@@ -93,13 +93,19 @@ def command(
     if out is not None:
         import json
 
-        from ..run import write_text_atomic
+        from ..files import write_text_atomic
 
         write_text_atomic(out, json.dumps(document, indent=2) + "\n")
     if plot is not None:
+        from io import BytesIO
+
         from simclr_engine.bench.plot import draw
 
-        draw(document).savefig(plot, dpi=120)
+        from ..files import write_atomic
+
+        drawn = BytesIO()
+        draw(document).savefig(drawn, dpi=120, format=plot.suffix[1:] or None)
+        write_atomic(plot, drawn.getbuffer())
     if sheet is not None:
         from ..data import load_data
 

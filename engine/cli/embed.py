@@ -26,7 +26,7 @@ SHOWN_SKIPPED = 10
     help="Of folders and data sets that have splits.",
 )
 @click.option("--images/--no-images", default=False, help="Also keep the pictures, for galleries.  [default: no]")
-@click.option("--overwrite", is_flag=True, help="Replace an index of something else.")
+@click.option("--overwrite", is_flag=True, help="Replace another index, or another file NAME.npy.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 def command(
     target: str, sources: tuple[str, ...], out: str, split: str, images: bool, overwrite: bool, as_json: bool

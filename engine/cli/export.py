@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 @click.option("--fp16", is_flag=True, help="Also write FILE.fp16.onnx: half the size, for GPU providers.")
 @click.option("--data", metavar="NAME|PATH", help="Images to check and calibrate on.  [default: the run's own]")
 @click.option("--opset", type=int, default=20, show_default=True, metavar="N", help="ONNX operator set, 18 or newer.")
+@click.option("--overwrite", is_flag=True, help="Replace files of these names that are no exports.")
 @click.option("--card/--no-card", default=True, help="Measure speed, memory and size of what was written.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 def command(
@@ -44,6 +45,7 @@ def command(
     fp16: bool,
     data: str | None,
     opset: int,
+    overwrite: bool,
     card: bool,
     as_json: bool,
 ) -> None:
@@ -63,7 +65,7 @@ def command(
 
     from simclr_engine.export import export_onnx
 
-    result = export_onnx(run, file, opset=opset, probe=wanted, precision=precision, data=data)
+    result = export_onnx(run, file, opset=opset, probe=wanted, precision=precision, data=data, overwrite=overwrite)
     document = result.to_json()
     if not as_json:
         _show(result)

@@ -28,6 +28,7 @@ SHOWN_NEIGHBOURS = 3
 @click.option("--index", "index_path", metavar="NAME.npy", help="What `embed` wrote.  [default: FILE.index.npy]")
 @click.option("--save", type=click.Path(path_type=Path), metavar="FILE.png", help="The images with their classes.")
 @click.option("--csv", "csv_path", type=click.Path(path_type=Path), metavar="FILE", help="One line per image.")
+@click.option("--overwrite", is_flag=True, help="Replace files of these names that `predict` did not write.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout; it holds the latency too.")
 def command(
     target: str,
@@ -39,6 +40,7 @@ def command(
     index_path: str | None,
     save: Path | None,
     csv_path: Path | None,
+    overwrite: bool,
     as_json: bool,
 ) -> None:
     """Name the classes of images, with confidence: image files, folders, or test images of a data set.
@@ -56,6 +58,7 @@ def command(
 
     from ..data.progress import progress_bar, say
 
+    of.check_outputs(csv_path, save, overwrite)
     embedder = open_embedder(target)
     if embedder.predict is None and (not neighbours or save):
         raise of.no_probe(embedder)

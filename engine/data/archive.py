@@ -8,6 +8,7 @@ import lzma
 import re
 import stat
 import tarfile
+import time
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -39,19 +40,37 @@ class ArchiveSource:
     name: str
     kind: ClassVar[str] = "archive"
 
-    def content(self) -> str:
-        """sha256 of the file; remembered by path, size and modification time."""
+    def content(self, progress: bool = False) -> str:
+        """Which images these are: the sha256 of the file, hashed again where `file_state` differs from last time.
+
+        Args:
+            progress: whether a bar shows how much has been hashed.
+        """
+        return f"archive {self._digest(progress)}"
+
+    def old_content(self) -> str:
+        """What `content` was in versions that relied on path, size and modification time."""
+        return self._digest(progress=False)
+
+    def _digest(self, progress: bool) -> str:
         try:
-            status = self.path.stat()
-            known = {"path": str(self.path.resolve()), "bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
-            memory = cache.recall("archive", known)
-            if isinstance(memory, str) and re.fullmatch("[0-9a-f]{64}", memory):
-                return memory
-            with self.path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            looked_ns, status = time.time_ns(), self.path.stat()
+            state = cache.file_state(status)
+            known = cache.recall_digest(self.path, state)
+            if known is not None:
+                return known
+            hasher = hashlib.sha256()
+            with (
+                self.path.open("rb", buffering=0) as file,
+                progress_bar(f"hashing {self.path.name}", status.st_size, "bytes", progress) as advance,
+            ):
+                while chunk := file.read(_CHUNK):
+                    hasher.update(chunk)
+                    advance(len(chunk))
         except OSError as error:
             raise _unopenable(self.path, error) from error
-        cache.remember("archive", known, digest)
+        digest = hasher.hexdigest()
+        cache.remember_digest(self.path, state, digest, changed_ns=max(state[3:]), looked_ns=looked_ns)
         return digest
 
     def blobs(self, contents: bool = True, progress: bool = False) -> Iterator[Blob]:

@@ -2,8 +2,10 @@
 
 ROOT/data/KEY/   images-SPLIT.npy, images-SPLIT.1.npy, …   (uint8 [n, S, S, 3], a gigabyte each)
                  labels-SPLIT.npy (int64 [N])   meta.json
-ROOT/memory/     small facts that are slow to find out again (an archive's sha256, the size chosen for a source)
+ROOT/memory/     small facts that are slow to find out again (the hash of a source, the size chosen for it)
 ROOT/downloads/  what torchvision downloaded
+
+KEY depends on the bytes of what was packed and on the image size, never on names and times alone.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +32,9 @@ from .store import MAPPED_BYTES, ImageStore, fingerprint
 FORMAT = 2
 _STALE_SECONDS = 24 * 3600
 _PARTIAL = ".partial-"
+_OURS = re.compile(r"(images|labels)-[a-z]+(\.\d+)?\.npy|meta\.json")  # the files that packing writes
+# FAT's clock, the coarsest of a file system in use: a file may be written twice within it and keep its times.
+_CLOCK_NS = 2_000_000_000
 
 
 class DamagedError(Exception):
@@ -201,12 +207,18 @@ def _replace(partial: Path, entry: Path) -> None:
                 raise
         if _is_whole(entry):
             return
+        if foreign := [file for file in entry.iterdir() if not _OURS.fullmatch(file.name)]:
+            raise PlatformError(
+                "a damaged packed copy is not replaced, because something else lies in its folder",
+                saw=foreign[0],
+                fix="move it elsewhere, then run again",
+            )
         aside = partial.with_name(f"{partial.name}-damaged")
         try:
             entry.rename(aside)
         except FileNotFoundError:
             continue  # another process replaces it too
-        shutil.rmtree(aside, ignore_errors=True)
+        _remove(aside)
     raise OSError(f"{entry} cannot be replaced")
 
 
@@ -230,7 +242,59 @@ def _remove_stale(parent: Path) -> None:
         except OSError:
             continue
         if old:
-            shutil.rmtree(left, ignore_errors=True)
+            _remove(left)
+
+
+def _remove(folder: Path) -> None:
+    """Removes the files that packing writes, and the folder if nothing else was in it; a link is left alone."""
+    with suppress(OSError):
+        if folder.is_symlink():
+            return
+        for file in folder.iterdir():
+            if _OURS.fullmatch(file.name):
+                file.unlink()
+        folder.rmdir()
+
+
+FileState = tuple[int, int, int, int, int]
+
+
+def file_state(status: os.stat_result) -> FileState:
+    """What tells a changed file from the one that was hashed: device, inode, bytes, ctime and mtime in ns.
+
+    A program can set a file's mtime and keep its size, but not set its ctime.
+    """
+    return status.st_dev, status.st_ino, status.st_size, status.st_ctime_ns, status.st_mtime_ns
+
+
+def recall_digest(path: Path, states: object) -> str | None:
+    """The hash that `remember_digest` was told for this path, if its files are still in the same states."""
+    note = recall("content", {"path": str(path.resolve())})
+    if not isinstance(note, dict) or note.get("states") != _digest_of(states):
+        return None
+    digest = note.get("digest")
+    return digest if isinstance(digest, str) and re.fullmatch("[0-9a-f]{64}", digest) else None
+
+
+def remember_digest(path: Path, states: object, digest: str, *, changed_ns: int, looked_ns: int) -> None:
+    """Notes the hash of the files at a path; not if one was changed so recently that its times cannot be relied on.
+
+    A file that is written twice within one tick of the file system's clock has equal times both times. So states are
+    trusted only if all times in them lie clearly before the moment at which they were taken.
+
+    Args:
+        path: of the folder or file.
+        states: `file_state` of every file, with its name; anything with a `repr` of its own.
+        digest: sha256 in hexadecimal.
+        changed_ns: the latest ctime or mtime among them.
+        looked_ns: when the states were taken, before the files were hashed.
+    """
+    if changed_ns < looked_ns - _CLOCK_NS:
+        remember("content", {"path": str(path.resolve())}, {"states": _digest_of(states), "digest": digest})
+
+
+def _digest_of(states: object) -> str:
+    return hashlib.sha256(repr(states).encode()).hexdigest()
 
 
 def recall(kind: str, about: dict[str, Any]) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import stat
 import threading
 from contextlib import nullcontext
 from pathlib import Path
@@ -107,9 +108,13 @@ def resize_images(images: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
 def _readable(source: bytes | Path) -> io.BytesIO | Path:
     """What Pillow opens; a file is checked first, since opening a pipe would wait for ever."""
     if isinstance(source, Path):
-        if not source.is_file():
+        try:
+            status = source.stat()
+        except (OSError, ValueError):
+            status = None
+        if status is None or not stat.S_ISREG(status.st_mode):
             raise DataError("not a file that can be read", saw=source, fix="check the path and its permissions")
-        nbytes = source.stat().st_size
+        nbytes = status.st_size
     else:
         nbytes = len(source)
     if nbytes > MAX_FILE_BYTES:

@@ -5,32 +5,57 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import ClassVar
 
 from ..errors import DataError
+from . import cache
 from .decode import EXTENSIONS
 from .listing import LAYOUTS, Blob, is_hidden
+from .pack import KEEP_BYTES, in_threads
 from .progress import progress_bar
 
 MAX_DEPTH = 16
+_BATCH = 64
+_READ_BYTES = 4 << 20
+
+
+@dataclass(frozen=True)
+class _Scan:
+    """What one walk over a folder saw.
+
+    Attributes:
+        images: sorted (relative path, `file_state`) of every image.
+        refused: sorted (path, reason) of what cannot be read.
+        others: the number of other files.
+        looked_ns: when the walk began.
+    """
+
+    images: list[tuple[str, cache.FileState]]
+    refused: list[tuple[str, str]]
+    others: int
+    looked_ns: int
 
 
 @dataclass(frozen=True)
 class FolderSource:
-    """Images below a folder; links to files and folders are followed, loops of them are harmless."""
+    """Images below a folder; links to files and folders are followed, loops of them are harmless.
+
+    The folder is looked at once for each such object.
+    """
 
     path: Path
     name: str
     kind: ClassVar[str] = "folder"
 
     @cached_property
-    def _files(self) -> tuple[list[tuple[str, int, int]], list[tuple[str, str]], int]:
-        """Sorted (relative path, bytes, mtime in ns) of the images, the refused ones, and the number of other files."""
-        images: list[tuple[str, int, int]] = []
+    def _scan(self) -> _Scan:
+        looked_ns = time.time_ns()
+        images: list[tuple[str, cache.FileState]] = []
         refused: list[tuple[str, str]] = []
         others = 0
         for relative, entry in _walk(self.path, "", (), refused):
@@ -43,39 +68,98 @@ class FolderSource:
                 refused.append((relative, f"cannot be opened ({error.strerror})"))
                 continue
             if stat.S_ISREG(status.st_mode):
-                images.append((relative, status.st_size, status.st_mtime_ns))
+                images.append((relative, cache.file_state(status)))
             else:
                 refused.append((relative, "not a regular file"))
-        return sorted(images), sorted(refused), others
+        return _Scan(sorted(images), sorted(refused), others, looked_ns)
 
-    def content(self) -> str:
-        """sha256 of the listing: relative path, size and modification time of every image (not of the pixels)."""
-        images, refused, others = self._files
-        if not images:
+    @cached_property
+    def _contents(self) -> dict[str, bytes]:
+        """Files that were read to be hashed and not handed on yet, if all of them together are few bytes."""
+        return {}
+
+    def content(self, progress: bool = False) -> str:
+        """Which images these are: sha256 over the relative path and the bytes of every image.
+
+        The files are read only if `file_state` of one differs from last time.
+
+        Args:
+            progress: whether a bar shows how many have been hashed.
+        """
+        scan = self._scan
+        if not scan.images:
+            first = f", {scan.refused[0][0]}: {scan.refused[0][1]}" if scan.refused else ""
             raise DataError(
                 f"no images in the folder {self.path}",
-                saw=f"{others} other files" + (f", {refused[0][0]}: {refused[0][1]}" if refused else ""),
+                saw=f"{scan.others} other files{first}",
                 fix=f"give a folder that holds {LAYOUTS}",
             )
+        states = (scan.images, scan.refused)
+        digest = cache.recall_digest(self.path, states)
+        if digest is None:
+            digest, whole = self._hash(progress)
+            if whole:
+                changed_ns = max(max(state[3:]) for _, state in scan.images)
+                cache.remember_digest(self.path, states, digest, changed_ns=changed_ns, looked_ns=scan.looked_ns)
+        return f"folder {digest}"
+
+    def old_content(self) -> str:
+        """What `content` was in versions that relied on relative path, size and modification time."""
         digest = hashlib.sha256(b"folder\n")
-        for row in (*images, *refused):
+        for path, (_, _, nbytes, _, mtime_ns) in self._scan.images:
+            digest.update(repr((path, nbytes, mtime_ns)).encode())
+        for row in self._scan.refused:
             digest.update(repr(row).encode())
         return digest.hexdigest()
 
+    def _hash(self, progress: bool) -> tuple[str, bool]:
+        """The sha256 of all images, and whether every one of them could be read."""
+        images = self._scan.images
+        keep = sum(state[2] for _, state in images) <= KEEP_BYTES
+        whole, digest = True, hashlib.sha256(repr(self._scan.refused).encode())
+        batches = ([path for path, _ in images[start : start + _BATCH]] for start in range(0, len(images), _BATCH))
+        with progress_bar("hashing", len(images), "images", progress) as advance:
+            for results in in_threads(partial(_read_files, self.path, keep), batches):
+                for path, of_file, content in results:
+                    whole = whole and isinstance(of_file, bytes)
+                    digest.update(repr((path, of_file)).encode())
+                    if content is not None:
+                        self._contents[path] = content
+                advance(len(results))
+        return digest.hexdigest(), whole
+
     def blobs(self, contents: bool = True, progress: bool = False) -> Iterator[Blob]:
-        """Every refused file with its reason, then every image with its place (the bytes are read on decoding).
+        """Every refused file with its reason, then every image with its bytes (if they were kept) or its place.
 
         Args:
-            contents: the same as of an archive; of no effect here.
+            contents: whether the bytes are wanted, or the names are enough. Bytes are handed over once.
             progress: whether a bar shows how many have been taken.
         """
-        images, refused, _ = self._files
-        for path, reason in refused:
+        for path, reason in self._scan.refused:
             yield Blob(path, None, reason)
-        with progress_bar("reading", len(images), "images", progress) as advance:
-            for path, _, _ in images:
-                yield Blob(path, self.path / path)
+        with progress_bar("reading", len(self._scan.images), "images", progress) as advance:
+            for path, _ in self._scan.images:
+                content = self._contents.pop(path, None) if contents else None
+                yield Blob(path, self.path / path if content is None else content)
                 advance(1)
+
+
+def _read_files(folder: Path, keep: bool, paths: list[str]) -> list[tuple[str, bytes | str, bytes | None]]:
+    """(relative path, sha256 of the file or the reason why it cannot be read, its bytes if they are to be kept)."""
+    results: list[tuple[str, bytes | str, bytes | None]] = []
+    for path in paths:
+        try:
+            with (folder / path).open("rb", buffering=0) as file:
+                kept: bytes | None = file.read(_READ_BYTES)
+                digest = hashlib.sha256(kept or b"")
+                while more := file.read(_READ_BYTES):
+                    digest.update(more)
+                    kept = None
+        except OSError as error:
+            results.append((path, f"cannot be opened ({error.strerror})", None))
+        else:
+            results.append((path, digest.digest(), kept if keep else None))
+    return results
 
 
 def _walk(

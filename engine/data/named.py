@@ -32,7 +32,7 @@ class NamedSource:
     name: str
     kind: ClassVar[str] = "named"
 
-    def content(self) -> str:
+    def content(self, progress: bool = False) -> str:
         """What the images depend on: the code that makes them and the packages that draw; for downloads the name alone
         (their checksums are fixed), so that packed ones are found without torchvision."""
         parts = [self.name]

@@ -6,12 +6,12 @@ import errno
 import os
 import shutil
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,9 @@ from .listing import Blob, Listing, arrange
 from .progress import progress_bar
 from .shards import ShardedImages
 from .store import fingerprint
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 KEEP_BYTES = 128 << 20
 _BATCH_IMAGES, _BATCH_BYTES = 64, 4 << 20
@@ -251,16 +254,25 @@ def _decoded(
                 results.append((blob.path, error.cause))
         return results
 
+    for decoded in in_threads(decode, _batches(blobs, places, refused, size)):
+        yield from decoded
+
+
+def in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """What `function` returns for each item, in their order; it runs ahead of the caller by a few items only.
+
+    One thread works for each core that this process may use, at most eight.
+    """
     workers = _workers()
-    waiting: deque[Future[list[tuple[str, NDArray[np.uint8] | str]]]] = deque()
-    with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
+    waiting: deque[Future[Result]] = deque()
+    with ThreadPoolExecutor(workers, thread_name_prefix="images") as pool:
         try:
-            for batch in _batches(blobs, places, refused, size):
-                waiting.append(pool.submit(decode, batch))
+            for item in items:
+                waiting.append(pool.submit(function, item))
                 if len(waiting) > 2 * workers:
-                    yield from waiting.popleft().result()
+                    yield waiting.popleft().result()
             while waiting:
-                yield from waiting.popleft().result()
+                yield waiting.popleft().result()
         finally:
             for future in waiting:
                 future.cancel()

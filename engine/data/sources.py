@@ -124,43 +124,50 @@ def packed(source: Source, size: int | None, progress: bool = False) -> tuple[Pa
     """The cache entry of a source and its description, packed now if it is not there or its description is damaged."""
     if size is not None and not MIN_SIZE <= size <= MAX_SIZE:
         raise UsageError("the image size is out of range", saw=size, fix=f"{MIN_SIZE} to {MAX_SIZE} pixels")
-    content = source.content()
+    content = source.content(progress)
+    known: object = cache.recall("size", {"content": content}) if size is None else size
     surveyed: Survey | None = None
-    if size is None:
-        size, surveyed = _own_size(source, content, progress)
-    entry = cache.entry_path(content, size)
+    if isinstance(known, int) and MIN_SIZE <= known <= 1 << 16:
+        side = known
+    elif isinstance(source, NamedSource):
+        side = source.native_size()
+    else:
+        surveyed = survey(source.blobs(contents=True, progress=progress), measure=True)
+        side = _own_size(source, surveyed)
+    entry = cache.entry_path(content, side)
     try:
         meta = cache.read_meta(entry)
     except DamagedError as error:
         _say_damaged(source, error)
         meta = None
-    return (entry, meta) if meta is not None else (entry, _pack(source, entry, size, surveyed, progress))
+    if meta is None:
+        entry, meta = _pack(source, content, side, surveyed, progress)
+    elif surveyed is not None:
+        _check_unchanged(source, content)
+    if side != known:
+        cache.remember("size", {"content": content}, side)
+    return entry, meta
 
 
-def _own_size(source: Source, content: str, progress: bool) -> tuple[int, Survey | None]:
-    """The size of the source's images, or the one chosen for them; found out once per content."""
-    about = {"content": content}
-    known = cache.recall("size", about)
-    if isinstance(known, int) and MIN_SIZE <= known <= 1 << 16:
-        return known, None
-    surveyed = None
-    if isinstance(source, NamedSource):
-        size = source.native_size()
-    else:
-        surveyed = survey(source.blobs(contents=True, progress=progress), measure=True)
-        try:
-            size, why = choose_size(surveyed.dimensions)
-        except DataError as error:
-            raise DataError(
-                f"{error.cause} in {source.name}", saw=error.saw or _first(surveyed), fix=error.fix
-            ) from None
-        if why:
-            say(f"{source.name}: {why}")
-    cache.remember("size", about, size)
-    return size, surveyed
+def _own_size(source: Source, surveyed: Survey) -> int:
+    """The size of the source's images, or the one chosen for them, which is said."""
+    try:
+        size, why = choose_size(surveyed.dimensions)
+    except DataError as error:
+        raise DataError(f"{error.cause} in {source.name}", saw=error.saw or _first(surveyed), fix=error.fix) from None
+    if why:
+        say(f"{source.name}: {why}")
+    return size
 
 
-def _pack(source: Source, entry: Path, size: int, surveyed: Survey | None, progress: bool) -> Meta:
+def _pack(source: Source, content: str, size: int, surveyed: Survey | None, progress: bool) -> tuple[Path, Meta]:
+    entry = cache.entry_path(content, size)
+    if not isinstance(source, NamedSource) and (old := cache.entry_path(source.old_content(), size)).exists():
+        say(
+            f"the packed copy of {source.name} was made by an earlier version, which told images apart by name, size "
+            f"and time; packing it again. Nothing uses the old copy in {old} any more; it can be deleted."
+        )
+
     def build(folder: Path) -> None:
         nonlocal surveyed
         if isinstance(source, NamedSource):
@@ -176,11 +183,21 @@ def _pack(source: Source, entry: Path, size: int, surveyed: Survey | None, progr
             path, reason = meta.skipped[0]
             total = len(meta.skipped) + sum(split.images for split in meta.splits.values())
             say(f"{source.name}: {len(meta.skipped):,} of {total:,} files skipped, such as {path}: {reason}")
+        _check_unchanged(source, content)
 
     cache.publish(entry, build)
     meta = cache.read_meta(entry)
     assert meta is not None
-    return meta
+    return entry, meta
+
+
+def _check_unchanged(source: Source, content: str) -> None:
+    """Refuses what was written to between hashing and reading: its images would be kept as those of other bytes."""
+    if replace(source).content() != content:
+        raise DataError(
+            f"{source.name} was changed while it was read",
+            fix="run again once nothing writes to it any more",
+        )
 
 
 def _read(source: Source, split: str, entry: Path, meta: Meta, *, progress: bool) -> ImageStore:
@@ -195,7 +212,7 @@ def _read(source: Source, split: str, entry: Path, meta: Meta, *, progress: bool
         return cache.read_split(entry, meta, name, source.name)
     except DamagedError as error:
         _say_damaged(source, error)
-    meta = _pack(source, entry, meta.image_size, None, progress)
+    entry, meta = _pack(source, source.content(), meta.image_size, None, progress)
     return cache.read_split(entry, meta, name, source.name)
 
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from numbers import Real
 from pathlib import Path
 from typing import Any
 
-from ..errors import PlatformError
+from ..files import Folder
+from ..run import event_file_name
 
 # Key in a row → tag. The learning rate is known at both; the finer of the two is written.
 HISTORY = {"test_accuracy": "test/accuracy", "test_loss": "test/loss", "train_loss": "train/loss_epoch", "lr": "lr"}
@@ -25,7 +25,7 @@ _Point = tuple[int, str, float]  # step, tag, value
 
 
 def write_scalars(
-    directory: Path, history_rows: Iterable[Row], step_rows: Iterable[Row], group: str
+    directory: Path | Folder, history_rows: Iterable[Row], step_rows: Iterable[Row], group: str
 ) -> tuple[Path, ...]:
     """Writes the curves of one protocol; those of an earlier evaluation under the same `group` are replaced.
 
@@ -46,17 +46,13 @@ def write_scalars(
     """
     if not re.fullmatch(r"[\w-][\w.-]*", group):
         raise ValueError(f"group must be a plain folder name, saw {group!r}")
-    base = directory / group
     folds = _by_fold(history_rows, step_rows)
-    try:
-        _clear(base)
-        return tuple(_write(base / f"fold-{fold}" if fold > 1 else base, points) for fold, points in folds)
-    except OSError as error:
-        raise PlatformError(
-            "cannot write the curves for TensorBoard",
-            saw=f"{base}: {error.strerror}",
-            fix="free space, or choose another place with --out",
-        ) from error
+    at = Folder.of(directory, "the curves for TensorBoard")
+    if not folds and group not in at.names():
+        return ()
+    base = at.folder(group)
+    _clear(base)
+    return tuple(_write(base.folder(f"fold-{fold}") if fold > 1 else base, points) for fold, points in folds)
 
 
 def _by_fold(history: Iterable[Row], steps: Iterable[Row]) -> list[tuple[int, list[_Point]]]:
@@ -85,30 +81,36 @@ def _points(rows: Iterable[Row], tags: Mapping[str, str]) -> dict[int, list[_Poi
     return found
 
 
-def _clear(base: Path) -> None:
+def _clear(base: Folder) -> None:
     """Removes the events that stand there, and nothing else: TensorBoard would draw old and new as one curve."""
-    for file in [*base.glob("events.out.tfevents.*"), *base.glob("fold-*/events.out.tfevents.*")]:
-        file.unlink()
-    for folder in base.glob("fold-*"):
-        with suppress(OSError):  # it holds something of somebody else's
-            folder.rmdir()
+    _remove_events(base)
+    for name in base.names():
+        if re.fullmatch(r"fold-\d+", name) and not base.is_file(name):
+            fold = base.folder(name, make=False)
+            _remove_events(fold)
+            if not fold.names():  # else it holds something of somebody else's
+                base.remove_folder(name)
 
 
-def _write(folder: Path, points: list[_Point]) -> Path:
+def _remove_events(folder: Folder) -> None:
+    for name in folder.names():
+        if name.startswith("events.out.tfevents.") and folder.is_file(name):
+            folder.remove(name)
+
+
+def _write(folder: Folder, points: list[_Point]) -> Path:
     """One event file; points of one step make one event."""
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.compat.proto.summary_pb2 import Summary
-    from tensorboard.summary.writer.event_file_writer import EventFileWriter
+    from tensorboard.summary.writer.record_writer import RecordWriter
 
-    folder.mkdir(parents=True, exist_ok=True)
     steps: dict[int, list[Any]] = {}
     for step, tag, value in points:
         steps.setdefault(step, []).append(Summary.Value(tag=tag, simple_value=value))
-    writer = EventFileWriter(str(folder))
-    try:
-        now = time.time()
-        for step, values in steps.items():
-            writer.add_event(Event(wall_time=now, step=step, summary=Summary(value=values)))
-    finally:
-        writer.close()
-    return folder
+    now = time.time()
+    events = [Event(wall_time=now, step=step, summary=Summary(value=values)) for step, values in steps.items()]
+    with folder.writing(event_file_name()) as file:
+        board = RecordWriter(file)
+        for event in (Event(wall_time=now, file_version="brain.Event:2"), *events):
+            board.write(event.SerializeToString())
+    return folder.path

@@ -6,6 +6,7 @@ import hashlib
 import platform
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,8 +20,9 @@ from numpy.typing import NDArray
 from ..data.cache import cache_root
 from ..data.store import ImageStore
 from ..errors import PlatformError, UsageError
+from ..files import Folder
 from ..recipe import DEFAULT, Recipe, recipe_names
-from ..run import Run, write_text_atomic
+from ..run import Run
 from .feature_cache import cached_features
 from .progress import Advance, show_progress
 from .splits import SEED
@@ -326,11 +328,8 @@ def _open_weights(path: Path) -> Target:
 
 def _keep(path: Path, text: str) -> None:
     """A cache that cannot be written costs time, never the evaluation."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_text_atomic(path, text + "\n")
-    except (OSError, PlatformError):
-        pass
+    with suppress(PlatformError):
+        Folder.open(path.parent, make=True).write_text(path.name, text + "\n")
 
 
 def _hash_of(encoder: nn.Module) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -12,6 +11,8 @@ from numpy.typing import NDArray
 
 from ..data.cache import cache_root
 from ..data.store import ImageStore
+from ..errors import PlatformError
+from ..files import Folder
 
 
 def cached_features(
@@ -35,13 +36,6 @@ def cached_features(
     except Exception:  # numpy's reader raises a dozen kinds for damaged files; all mean the same here
         pass
     features = compute(store)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            np.save(file, features, allow_pickle=False)
-        temporary.replace(path)
-    except OSError:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
+    with suppress(PlatformError), Folder.open(path.parent, make=True).writing(path.name) as file:
+        np.save(file, features, allow_pickle=False)
     return features

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError
+from ..files import write_atomic
 from .metrics import one_thread
 from .splits import require_finite
 
@@ -64,11 +65,15 @@ class LinearProbe:
 
     def save(self, path: Path) -> None:
         """Writes coef, intercept, mean, scale and classes as .safetensors."""
-        from safetensors.numpy import save_file
+        write_atomic(path, self.to_bytes())
+
+    def to_bytes(self) -> bytes:
+        """What `save` writes."""
+        from safetensors.numpy import save
 
         names = ("coef", "intercept", "mean", "scale", "classes")
         metadata = {"C": repr(self.C), "iterations": str(self.iterations), "chosen": str(self.chosen)}
-        save_file({name: np.ascontiguousarray(getattr(self, name)) for name in names}, path, metadata=metadata)
+        return bytes(save({name: np.ascontiguousarray(getattr(self, name)) for name in names}, metadata))
 
     @classmethod
     def load(cls, path: Path) -> LinearProbe:

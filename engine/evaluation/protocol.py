@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 
 from ..data.store import ImageStore
 from ..errors import DataError, UsageError
+from ..files import Folder, named_path
 from ..run import Run
 from .encoders import INITS, Encoder, Target, open_target
 from .methods import Prediction, Training, predict_knn, predict_linear, predict_probe
 from .metrics import confusion_matrix, expected_calibration_error, feature_statistics, score
-from .records import Outcome, save_features
+from .records import RESULTS, Outcome, save_features
 from .result import FROZEN, EvaluationResult, FoldScores
 from .splits import Split, check_pretraining, check_splits, make_splits, require_finite
 
@@ -146,8 +147,8 @@ def evaluate_all(
     train, test = train.limit(limit), test.limit(limit)
     splits = make_splits(train, test, label_fraction, folds)
     evaluation = Evaluation(target, train, test, splits, training, label_fraction, limit, notes)
-    run = target.path if target.run is not None and out is None else None
-    directory = Path(out) if out is not None else run / "evaluation" if run is not None else None
+    run = Folder.open(target.path, RESULTS) if target.run is not None and out is None else None
+    where, elsewhere = named_path(out) if out is not None else None, None
     results = []
     for init, names in order:
         start = time.perf_counter()
@@ -155,14 +156,16 @@ def evaluate_all(
         for name in names:
             outcome = _run_method(name, encoder, evaluation, start)
             results.append(outcome.result)
-            if directory is not None:
-                outcome.save(directory, test)
-            if run is not None:
-                outcome.save_scalars(run / "tensorboard")
+            if where is not None:  # made for a first result, and not for an evaluation that fails
+                elsewhere = elsewhere or Folder.open(where, RESULTS, make=True)
+                outcome.save(elsewhere, test)
+            elif run is not None:
+                outcome.save(run.folder("evaluation"), test)
+                outcome.save_scalars(run)
             start = time.perf_counter()
         if run is not None and any(name in FROZEN for name in names):
             of_train, of_test = (encoder.features(store, progress) for store in (train, test))
-            save_features(run / "embeddings", encoder.init, (train, of_train), (test, of_test))
+            save_features(run.folder("embeddings"), encoder.init, (train, of_train), (test, of_test))
     return results
 
 

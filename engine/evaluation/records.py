@@ -15,13 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data.store import ImageStore, Pixels
-from ..errors import DataError, PlatformError
-from ..run import read_rows, write_text_atomic
+from ..errors import DataError
+from ..files import Folder, is_plain_name
+from ..run import read_rows
 from .board import write_scalars
 from .knn import nearest
 from .linear import LinearProbe
 from .result import EvaluationResult
 
+RESULTS = "the results"  # in an error: cannot write …
 LARGEST = 1 << 30  # bytes of an .npz file's arrays: of the most images that are kept, 0.1 GB
 SHEET_QUERIES, SHEET_NEIGHBOURS = 8, 8  # of the sheet of nearest neighbours
 
@@ -37,26 +39,29 @@ def result_id(result: EvaluationResult) -> str:
 
 
 def protocol_id(result: EvaluationResult) -> str:
-    """`linear-pretrained`, or `finetune-scratch-30pct-5folds`."""
+    """`linear-pretrained`, or `finetune-scratch-30pct-5folds`; DataError where that could not be a file's name."""
     part = [f"{100 * result.label_fraction:g}pct"] if result.label_fraction < 1 else []
     folds = [f"{len(result.folds)}folds"] if result.folds else []
-    return "-".join([result.method, result.init, *part, *folds])
+    name = "-".join([result.method, result.init, *part, *folds])
+    if not is_plain_name(name):  # a result from elsewhere
+        raise DataError(
+            "the method of a result is no word that can be part of a file's name",
+            saw=repr(name),
+            fix="take a result that `simclr-engine evaluate` wrote",
+        )
+    return name
 
 
-def save_result(directory: Path, result: EvaluationResult, probe: LinearProbe | None = None) -> str:
+def save_result(directory: Path | Folder, result: EvaluationResult, probe: LinearProbe | None = None) -> str:
     """Writes ID.json, and ID.safetensors with the probe; returns the ID.
 
     Raises:
         PlatformError: the directory cannot be written.
     """
-    name = result_id(result)
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        if probe is not None:
-            probe.save(directory / f"{name}.safetensors")
-    except OSError as error:
-        raise _unwritable(directory, error) from error
-    write_text_atomic(directory / f"{name}.json", result.to_json() + "\n")
+    name, at = result_id(result), Folder.of(directory, RESULTS)
+    if probe is not None:
+        at.write(f"{name}.safetensors", probe.to_bytes())
+    at.write_text(f"{name}.json", result.to_json() + "\n")
     return name
 
 
@@ -90,20 +95,18 @@ class Embeddings:
     data: str
 
 
-def save_embeddings(directory: Path, name: str, store: ImageStore, features: NDArray[np.float32]) -> None:
+def save_embeddings(directory: Path | Folder, name: str, store: ImageStore, features: NDArray[np.float32]) -> None:
     """Writes `NAME.npy`, float32 `[N, D]`, and `NAME_labels.npz` with labels, class names and the name of the data.
 
     Raises:
         PlatformError: the directory cannot be written.
     """
     assert store.labels is not None
-    names = np.array(store.class_names, dtype=np.str_)
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        np.save(directory / f"{name}.npy", features, allow_pickle=False)
-        np.savez(directory / f"{name}_labels.npz", labels=store.labels, class_names=names, data=np.str_(store.name))
-    except OSError as error:
-        raise _unwritable(directory, error) from error
+    names, at = np.array(store.class_names, dtype=np.str_), Folder.of(directory, RESULTS)
+    with at.writing(f"{name}.npy") as file:
+        np.save(file, features, allow_pickle=False)
+    with at.writing(f"{name}_labels.npz") as file:
+        np.savez(file, labels=store.labels, class_names=names, data=np.str_(store.name))
 
 
 def load_embeddings(directory: Path, name: str) -> Embeddings | None:
@@ -167,13 +170,13 @@ def thumbnails(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.stack(small).reshape(*images.shape[:-3], THUMBNAIL, THUMBNAIL, 3)
 
 
-def save_predictions(directory: Path, name: str, predictions: Predictions) -> None:
+def save_predictions(directory: Path | Folder, name: str, predictions: Predictions) -> None:
     """Writes `NAME.npz` beside the result of that ID.
 
     Raises:
         PlatformError: the directory cannot be written.
     """
-    _save_arrays(directory / f"{name}.npz", predictions)
+    _save_arrays(directory, name, predictions)
 
 
 def load_predictions(directory: Path, name: str) -> Predictions | None:
@@ -209,13 +212,13 @@ class Neighbours:
     class_names: NDArray[np.str_]
 
 
-def save_neighbours(directory: Path, name: str, neighbours: Neighbours) -> None:
+def save_neighbours(directory: Path | Folder, name: str, neighbours: Neighbours) -> None:
     """Writes `NAME.npz`: `neighbours` for the trained encoder, `neighbours_scratch` for the random one.
 
     Raises:
         PlatformError: the directory cannot be written.
     """
-    _save_arrays(directory / f"{name}.npz", neighbours)
+    _save_arrays(directory, name, neighbours)
 
 
 def load_neighbours(directory: Path, name: str) -> Neighbours | None:
@@ -236,9 +239,10 @@ def load_neighbours(directory: Path, name: str) -> Neighbours | None:
     )
 
 
-def save_steps(directory: Path, name: str, rows: Sequence[Mapping[str, float]]) -> None:
+def save_steps(directory: Path | Folder, name: str, rows: Sequence[Mapping[str, float]]) -> None:
     """Writes `NAME.jsonl`: `fold`, `step`, `epoch`, `train_loss` and `lr` of the steps of a method that trains."""
-    write_text_atomic(directory / f"{name}.jsonl", "".join(json.dumps(dict(row)) + "\n" for row in rows))
+    text = "".join(json.dumps(dict(row)) + "\n" for row in rows)
+    Folder.of(directory, RESULTS).write_text(f"{name}.jsonl", text)
 
 
 def load_steps(directory: Path, name: str) -> list[dict[str, Any]]:
@@ -258,7 +262,7 @@ class Outcome:
     classes: NDArray[np.int64]
     probabilities: NDArray[np.float32]
 
-    def save(self, directory: Path, test: ImageStore) -> None:
+    def save(self, directory: Folder, test: ImageStore) -> None:
         """Writes the result and all that its pictures need.
 
         Raises:
@@ -277,14 +281,14 @@ class Outcome:
         if self.steps:
             save_steps(directory, name, self.steps)
 
-    def save_scalars(self, directory: Path) -> None:
+    def save_scalars(self, run: Folder) -> None:
         """Writes the curves of a method that trains into `tensorboard/` of the run. PlatformError as of `save`."""
         if self.result.history:
-            write_scalars(directory, self.result.history, self.steps, protocol_id(self.result))
+            write_scalars(run.folder("tensorboard"), self.result.history, self.steps, protocol_id(self.result))
 
 
 def save_features(
-    directory: Path, init: str, train: tuple[ImageStore, Features], test: tuple[ImageStore, Features]
+    directory: Folder, init: str, train: tuple[ImageStore, Features], test: tuple[ImageStore, Features]
 ) -> None:
     """Writes the features of both splits by the pretrained encoder; of the random one only those that the report draws.
 
@@ -294,7 +298,7 @@ def save_features(
         PlatformError: the directory cannot be written.
     """
     suffix, (store, features) = "" if init == "pretrained" else "_scratch", test
-    earlier = load_embeddings(directory, f"test{suffix}")
+    earlier = load_embeddings(directory.path, f"test{suffix}")
     if earlier is not None and earlier.data == store.name and len(earlier.features) > len(store):
         return
     if init == "pretrained":
@@ -322,15 +326,10 @@ def _neighbours(train: tuple[ImageStore, Features], test: tuple[ImageStore, Feat
 Record = TypeVar("Record", Predictions, Neighbours)
 
 
-def _save_arrays(path: Path, record: Predictions | Neighbours) -> None:
+def _save_arrays(directory: Path | Folder, name: str, record: Predictions | Neighbours) -> None:
     arrays = {field.name: getattr(record, field.name) for field in fields(record)}
-    temporary = path.with_name(f".{path.name}.tmp.npz")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez_compressed(temporary, **arrays)
-        temporary.replace(path)
-    except OSError as error:
-        raise _unwritable(path.parent, error) from error
+    with Folder.of(directory, RESULTS).writing(f"{name}.npz") as file:
+        np.savez_compressed(file, **arrays)
 
 
 def _load_arrays(path: Path, kind: type[Record]) -> Record | None:
@@ -355,9 +354,3 @@ def _are_rows(numbers: NDArray[Any], end: int | None) -> bool:
     if numbers.dtype.kind not in "iu":
         return False
     return not numbers.size or (int(numbers.min()) >= 0 and (end is None or int(numbers.max()) < end))
-
-
-def _unwritable(directory: Path, error: OSError) -> PlatformError:
-    return PlatformError(
-        "cannot write the results", saw=f"{directory}: {error.strerror}", fix="free space or choose another --out"
-    )

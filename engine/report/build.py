@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..errors import PlatformError
 from ..evaluation.result import Comparison
-from ..run import Run, write_text_atomic
+from ..files import Folder
+from ..run import Run
 from .content import gather
 from .page import DrawnPicture, render_page
 from .picture import Picture
 from .pictures import GALLERY, run_pictures
 from .result_pictures import classifier_pictures
 from .style import THEMES, to_png
+
+PICTURES = "the pictures"  # in an error: cannot write …
 
 
 def write_report(run: Run, *, gallery: int = GALLERY, seed: int = 0) -> Path:
@@ -31,11 +33,11 @@ def write_report(run: Run, *, gallery: int = GALLERY, seed: int = 0) -> Path:
         DataError: a result under evaluation/ cannot be read.
         PlatformError: the run directory cannot be written.
     """
+    at = Folder.open(run.directory, PICTURES)
     content = gather(run)
-    drawn = _draw(run_pictures(content, images=gallery, seed=seed), run.directory / "figures")
-    page = run.directory / "report.html"
-    write_text_atomic(page, render_page(content, drawn))
-    return page
+    drawn = _draw(run_pictures(content, images=gallery, seed=seed), at.folder("figures"))
+    at.write_text("report.html", render_page(content, drawn))
+    return run.directory / "report.html"
 
 
 def write_pictures(comparison: Comparison, directory: Path) -> None:
@@ -44,20 +46,14 @@ def write_pictures(comparison: Comparison, directory: Path) -> None:
     Raises:
         PlatformError: the directory cannot be written.
     """
-    _draw(classifier_pictures(comparison), directory)
+    _draw(classifier_pictures(comparison), Folder.open(directory, PICTURES, make=True))
 
 
-def _draw(wanted: Sequence[Picture], directory: Path) -> list[DrawnPicture]:
+def _draw(wanted: Sequence[Picture], directory: Folder) -> list[DrawnPicture]:
     """Each picture in both themes; the light one is also written to `directory`."""
     drawn = []
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        for one in wanted:
-            png = {theme.name: to_png(one.draw(theme)) for theme in THEMES}
-            (directory / f"{one.name}.png").write_bytes(png["light"])
-            drawn.append(DrawnPicture(one.section, one.caption, png))
-    except OSError as error:
-        raise PlatformError(
-            "cannot write the pictures", saw=f"{directory}: {error.strerror}", fix="free space or choose another place"
-        ) from error
+    for one in wanted:
+        png = {theme.name: to_png(one.draw(theme)) for theme in THEMES}
+        directory.write(f"{one.name}.png", png["light"])
+        drawn.append(DrawnPicture(one.section, one.caption, png))
     return drawn

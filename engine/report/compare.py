@@ -8,7 +8,7 @@ from pathlib import Path
 from .. import __version__
 from ..command_line import shell_command
 from ..evaluation.result import METHOD_NAMES
-from ..run import write_text_atomic
+from ..files import Folder
 from . import markup
 from .comparability import notes
 from .comparison_cells import method_cell, plain, run_cells
@@ -28,8 +28,7 @@ def write_comparison(subjects: Sequence[Subject], out: Path) -> Path:
     Raises:
         PlatformError: it cannot be written.
     """
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_text_atomic(out, render_comparison(subjects, out))
+    Folder.open(out.parent, make=True).write_text(out.name, render_comparison(subjects, out))
     return out
 
 

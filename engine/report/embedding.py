@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +12,10 @@ from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from ..errors import PlatformError
 from ..evaluation.metrics import one_thread
 from ..evaluation.records import LARGEST
+from ..files import Folder
 from .style import LIGHT, MARKERS, Theme, label, new_figure
 
 MOST_CLASSES = 20  # with more, the largest are coloured and the rest stays grey
@@ -100,13 +102,10 @@ def cached_tsne(
     path = directory / f"tsne-{key.hexdigest()[:16]}.npz"
     found = _read_map(path, len(features), limit)
     if found is None:
+        at = Folder.open(directory.parent).folder(directory.name, make=False)
         found = tsne(features, limit, seed)
-        temporary = path.with_name(f".{path.name}.tmp.npz")
-        try:
-            np.savez(temporary, coordinates=found[0], rows=found[1])
-            temporary.replace(path)
-        except OSError:
-            temporary.unlink(missing_ok=True)
+        with suppress(PlatformError), at.writing(path.name) as file:
+            np.savez(file, coordinates=found[0], rows=found[1])
     return found
 
 

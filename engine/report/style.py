@@ -160,13 +160,13 @@ def new_figure(width: float = 5.4, height: float = 3.3) -> tuple[Figure, Axes]:
     return figure, figure.add_subplot()
 
 
-def to_png(figure: Figure) -> bytes:
-    """The figure as PNG; the same figure gives the same bytes."""
+def to_png(figure: Figure, software: str | None = None) -> bytes:
+    """The figure as PNG; the same figure gives the same bytes. `software` is what the file says that it was made by."""
     buffer, told = io.BytesIO(), logging.getLogger("matplotlib.font_manager")
     before = told.level
     told.setLevel(logging.ERROR)  # a fallback font that has no bold face is no news for the reader
     try:
-        figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
+        figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": software})
     finally:
         told.setLevel(before)
     return buffer.getvalue()

@@ -19,7 +19,7 @@ from typing import Any
 
 # The lines of these files are places to die at.
 TRACED = (
-    *("pretraining.py", "planning.py", "training.py", "run.py", "checkpoint.py"),
+    *("pretraining.py", "planning.py", "training.py", "run.py", "layout.py", "files.py", "checkpoint.py"),
     *("cache.py", "pack.py", "sources.py"),
 )
 # Every way the product changes what is on disk, apart from writes to open files.
@@ -166,8 +166,9 @@ class Calls:
 
     def _counted(self, real: Callable[..., Any]) -> Callable[..., Any]:
         def counted(first: Any, *args: Any, **kwargs: Any) -> Any:
-            inside = isinstance(first, int) or "dir_fd" in kwargs or str(os.fspath(first)).startswith(self.watched)
-            if not inside:
+            # In an opened directory: one of ours, or of a library that removes a tree.
+            opened = isinstance(first, int) or not {"dir_fd", "src_dir_fd"}.isdisjoint(kwargs)
+            if not opened and not str(os.fspath(first)).startswith(self.watched):
                 return real(first, *args, **kwargs)
             return self.around(lambda: real(first, *args, **kwargs))
 

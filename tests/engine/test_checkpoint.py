@@ -51,14 +51,14 @@ def test_a_crash_between_the_two_renames_leaves_the_newest_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_last(tmp_path, _state(1))
-    real = Path.replace
+    real = os.replace
 
-    def crash(self: Path, target: Path) -> Path:
-        if Path(target).name == "last.pt":
+    def crash(source: str, target: str, **handles: int) -> None:
+        if target == "last.pt":
             raise KeyboardInterrupt
-        return real(self, target)
+        real(source, target, **handles)
 
-    monkeypatch.setattr(Path, "replace", crash)
+    monkeypatch.setattr(os, "replace", crash)
     with pytest.raises(KeyboardInterrupt):
         save_last(tmp_path, _state(2))
     monkeypatch.undo()

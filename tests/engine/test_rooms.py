@@ -90,6 +90,10 @@ def test_data_knows_nothing_but_errors() -> None:
     assert rooms_below("data") == {"errors", "torchvision_shim"}
 
 
+def test_the_room_that_writes_files_knows_nothing_but_errors() -> None:
+    assert rooms_below("files") == {"errors"}
+
+
 @pytest.mark.parametrize(
     "name",
     [
@@ -114,7 +118,9 @@ def test_what_trains_and_evaluates_knows_neither_the_command_line_nor_the_benchm
     assert not rooms_below(name) & {"cli", "bench"}
 
 
-@pytest.mark.parametrize("name", ["recipe", "run", "checkpoint", "model", "training", "planning", "pretraining"])
+@pytest.mark.parametrize(
+    "name", ["recipe", "layout", "run", "checkpoint", "model", "training", "planning", "pretraining"]
+)
 def test_what_trains_knows_neither_report_nor_export(name: str) -> None:
     assert not rooms_below(name) & {"report", "export"}
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -199,27 +198,21 @@ def killed_at(step: int) -> Iterator[list[str]]:
     """Ends at the given one of all calls that change what is on disk; gives the names of those that were made."""
     calls: list[str] = []
 
-    def counted(name: str, real: Callable[..., object], half: Callable[..., object] | None = None) -> object:
+    def counted(name: str, real: Callable[..., object]) -> object:
         def call(*args: object, **more: object) -> object:
             calls.append(name)
             if len(calls) - 1 == step:
-                if half is not None:
-                    half(*args)
                 raise Killed
             return real(*args, **more)
 
         return call
-
-    def half_removed(folder: Path, *_: object) -> None:
-        for path in sorted(Path(folder).iterdir())[:2]:
-            path.unlink()
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", counted("fsync", lambda _: None))
         patch.setattr(Path, "replace", counted("replace", Path.replace))
         patch.setattr(Path, "unlink", counted("unlink", Path.unlink))
         patch.setattr(Path, "mkdir", counted("mkdir", Path.mkdir))
-        patch.setattr(shutil, "rmtree", counted("rmtree", shutil.rmtree, half_removed))
+        patch.setattr(Path, "rmdir", counted("rmdir", Path.rmdir))
         yield calls
 
 
@@ -258,7 +251,7 @@ def test_killed_at_any_step_the_same_command_ends_with_the_same_bytes(
     else:
         raise AssertionError("it never ended")
     assert step > 12 and fewer > 3
-    assert {"fsync", "replace", "mkdir", "rmtree"} <= set(calls)
+    assert {"fsync", "replace", "mkdir", "unlink", "rmdir"} <= set(calls)
 
 
 SLOW = """
@@ -312,6 +305,89 @@ def test_a_finished_index_is_left_as_it_is_and_another_is_refused(model: Path, p
     with pytest.raises(UsageError, match="here already"):
         embedded(model, tmp_path / "mine.npy", photos)
     np.testing.assert_array_equal(np.load(tmp_path / "mine.npy"), np.ones(3))
+
+
+def _link_to_mine(out: Path) -> None:
+    out.with_name("mine.npy").write_bytes(b"mine")
+    out.symlink_to("mine.npy")
+
+
+def _edited_table(out: Path) -> None:
+    EmbeddingIndex.build(np.ones((1, 2), np.float32), ["x"]).save(out)
+    out.with_name("v.csv").write_text("row,path,class\n0,x,mine\n")
+
+
+def _folder_of_mine(out: Path) -> None:
+    out.with_name("v.partial").mkdir()
+    out.with_name("v.partial").joinpath("notes.txt").write_text("mine")
+
+
+def _link_to_my_folder(out: Path) -> None:
+    _folder_of_mine(out)
+    out.with_name("v.partial").rename(out.with_name("folder"))
+    out.with_name("v.partial").symlink_to("folder")
+
+
+NOT_OURS: dict[str, Callable[[Path], object]] = {
+    "a table": lambda out: out.with_name("v.csv").write_text("row,path,class\n0,mine.png,cat\n"),
+    "a JSON file": lambda out: out.with_name("v.json").write_text('{"mine": 1}'),
+    "pictures": lambda out: np.save(out.with_name("v.images.npy"), np.zeros((3, 8, 8, 3), np.uint8)),
+    "a table that was edited": _edited_table,
+    "a folder": lambda out: out.mkdir(),
+    "a link": _link_to_mine,
+    "a link to nothing": lambda out: out.symlink_to("nothing.npy"),
+    "a link beside": lambda out: out.with_name("v.json").symlink_to("nothing.json"),
+    "a folder of the partial's name": _folder_of_mine,
+    "a link to a folder": _link_to_my_folder,
+    "a file of the partial's name": lambda out: out.with_name("v.partial").write_text("mine"),
+}
+
+
+def _tree(folder: Path) -> dict[str, bytes | str]:
+    """Every file and link in it, with what it holds."""
+    found = {path: path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()}
+    return {str(p.relative_to(folder)): str(p.readlink()) if p.is_symlink() else p.read_bytes() for p in found}
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("what", NOT_OURS)
+def test_what_is_no_index_of_ours_is_not_replaced_or_written_through(
+    model: Path, photos: Path, tmp_path: Path, what: str, overwrite: bool
+) -> None:
+    (tmp_path / "out").mkdir()
+    out = tmp_path / "out" / "v.npy"
+    NOT_OURS[what](out)
+    before = _tree(tmp_path / "out")
+    with pytest.raises(UsageError, match=r"replace|taken|not its own|something else") as caught:
+        embedded(model, out, photos, overwrite=overwrite)
+    assert "--out" in str(caught.value) or "another name" in str(caught.value)
+    assert _tree(tmp_path / "out") == before
+
+
+def test_overwrite_replaces_any_file_that_has_the_name_of_the_vectors(
+    model: Path, photos: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "v.npy"
+    np.save(out, np.ones(3))
+    with pytest.raises(UsageError, match="--overwrite"):
+        embedded(model, out, photos)
+    assert embedded(model, out, photos, overwrite=True).embedded == 14
+    assert len(EmbeddingIndex.load(out)) == 14
+    EmbeddingIndex.load(out).save(tmp_path / "w.npy")
+    np.save(tmp_path / "w.npy", np.ones(3))
+    with pytest.raises(UsageError, match="no index"):
+        EmbeddingIndex.load(out).save(tmp_path / "w.npy")
+
+
+def test_what_was_put_there_while_it_embedded_is_not_replaced(model: Path, photos: Path, tmp_path: Path) -> None:
+    def advance(done: int) -> None:
+        (tmp_path / "v.csv").write_text("mine")
+
+    with pytest.raises(UsageError, match=r"not its own[^:]*\n.*v\.csv"):
+        embedded(model, tmp_path / "v.npy", photos, advance=advance)
+    assert (tmp_path / "v.csv").read_text() == "mine" and not (tmp_path / "v.npy").exists()
+    (tmp_path / "v.csv").unlink()
+    assert embedded(model, tmp_path / "v.npy", photos).embedded == 0  # all of it was there already
 
 
 def test_an_index_begun_with_other_windows_is_not_gone_on_with(model: Path, photos: Path, tmp_path: Path) -> None:

@@ -249,3 +249,25 @@ def test_a_run_predicts_with_its_probe(shared_run: Run, tmp_path: Path) -> None:
     np.testing.assert_allclose([r["confidence"] for r in rows], expected.max(1), atol=1e-4)
     error = run(shared_run.directory, folder).exception  # it has no probe
     assert isinstance(error, UsageError) and "evaluate" in (error.fix or "")
+
+
+def test_its_own_files_are_replaced_and_those_of_others_are_not(model: Path, data: Path, tmp_path: Path) -> None:
+    sheet, table = tmp_path / "sheet.png", tmp_path / "p.csv"
+    call = [model, "--data", data, "--n", 2, "--save", sheet, "--csv", table]
+    for _ in range(2):
+        assert run(*call).exit_code == 0
+    written = {path: path.read_bytes() for path in (sheet, table)}
+    photo = {sheet: encode(noise(1)), table: b"path,truth\n1,2\n"}
+    for mine, content in photo.items():
+        mine.write_bytes(content)
+        refused = run(*call)
+        assert isinstance(refused.exception, UsageError) and "--overwrite" in str(refused.exception)
+        assert mine.read_bytes() == content
+        assert run(*call, "--overwrite").exit_code == 0
+        assert mine.read_bytes() == written[mine]
+        mine.rename(tmp_path / "mine")
+        mine.symlink_to(tmp_path / "mine")
+        linked = run(*call, "--overwrite")
+        assert isinstance(linked.exception, UsageError) and "link" in str(linked.exception)
+        assert (tmp_path / "mine").read_bytes() == written[mine]
+        mine.unlink()

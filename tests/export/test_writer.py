@@ -235,6 +235,53 @@ def test_what_is_not_our_file_is_never_overwritten(little_run: Run, little_file:
             export_onnx(little_run, folder / name)
 
 
+def test_overwrite_replaces_a_file_of_another_kind(little_run: Run, tmp_path: Path) -> None:
+    (tmp_path / "notes.onnx").write_bytes(b"my notes")
+    with pytest.raises(UsageError, match="--overwrite"):
+        export_onnx(little_run, tmp_path / "notes.onnx")
+    result = export_onnx(little_run, tmp_path / "notes.onnx", overwrite=True)
+    assert OnnxEncoder(tmp_path / "notes.onnx").sha256 == result.sha256
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("name", ["e.onnx", "e.onnx.sha256"])
+def test_an_export_does_not_write_through_a_link(
+    little_run: Run, little_file: Path, tmp_path: Path, name: str, overwrite: bool
+) -> None:
+    folder = tmp_path / "out"
+    folder.mkdir()
+    mine = {"e.onnx": little_file, "e.onnx.sha256": sidecar_path(little_file)}[name]
+    before = mine.read_bytes()
+    for target in (mine, folder / "nothing"):
+        (folder / name).symlink_to(target)
+        with pytest.raises(UsageError, match="would replace a link"):
+            export_onnx(little_run, folder / "e.onnx", overwrite=overwrite)
+        assert [p.name for p in folder.iterdir()] == [name] and mine.read_bytes() == before
+        (folder / name).unlink()
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_file_that_has_the_name_of_the_checksum_is_not_replaced(
+    little_run: Run, tmp_path: Path, overwrite: bool
+) -> None:
+    (tmp_path / "e.onnx.sha256").write_text("what I know of it\n")
+    with pytest.raises(UsageError, match="checksum"):
+        export_onnx(little_run, tmp_path / "e.onnx", overwrite=overwrite)
+    assert (tmp_path / "e.onnx.sha256").read_text() == "what I know of it\n"
+    assert [p.name for p in tmp_path.iterdir()] == ["e.onnx.sha256"]
+    (tmp_path / "e.onnx.sha256").write_text(f"{'0' * 64}  e.onnx\n")  # of an export whose file was moved away
+    assert export_onnx(little_run, tmp_path / "e.onnx").sha256 in (tmp_path / "e.onnx.sha256").read_text()
+
+
+def test_a_temporary_file_is_not_written_through_a_link(little_run: Run, tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    mine.write_text("mine")
+    (tmp_path / f".e.{os.getpid()}.partial.onnx").symlink_to(mine)
+    export_onnx(little_run, tmp_path / "e.onnx")
+    assert mine.read_text() == "mine"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["e.onnx", "e.onnx.sha256", "mine"]
+
+
 def test_an_absent_run_is_a_data_error_and_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no readable run"):
         export_onnx(tmp_path / "none", tmp_path / "e.onnx")

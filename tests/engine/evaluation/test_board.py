@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from simclr_engine.errors import PlatformError
-from simclr_engine.evaluation import board
 from simclr_engine.evaluation.board import write_scalars
 from simclr_engine.run import RunLog
 
@@ -148,6 +147,6 @@ def test_a_place_that_cannot_be_written_is_an_error_of_ours(tmp_path: Path, monk
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(board, "_clear", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(PlatformError, match="No space left"):
         write_scalars(tmp_path, history(), [], "g")
