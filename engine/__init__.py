@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from .checkpoint import load_encoder
     from .data import ImageStore, load_data
     from .errors import EngineError
-    from .evaluation import EvaluationResult, evaluate
+    from .evaluation import EvaluationResult, evaluate, evaluate_all
     from .pretraining import pretrain
     from .recipe import Recipe
     from .run import Run
@@ -48,6 +48,7 @@ _HOMES = {
     "augment": "simclr_engine.kernels",
     "draw_params": "simclr_engine.kernels",
     "evaluate": "simclr_engine.evaluation",
+    "evaluate_all": "simclr_engine.evaluation",
     "export_onnx": "simclr_engine.export",
     "load_data": "simclr_engine.data",
     "load_encoder": "simclr_engine.checkpoint",
@@ -67,6 +68,7 @@ __all__ = [
     "augment",
     "draw_params",
     "evaluate",
+    "evaluate_all",
     "export_onnx",
     "load_data",
     "load_encoder",

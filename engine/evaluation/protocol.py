@@ -91,8 +91,10 @@ def evaluate(
         The result; several at once, on images that are loaded once, are `evaluate_all`'s.
 
     Raises:
-        UsageError, DataError, CheckFailed: as of `evaluate_all`.
+        UsageError, DataError, CheckFailed: as of `evaluate_all`; UsageError too for several methods or inits.
     """
+    if not (isinstance(method, str) and isinstance(init, str)):
+        raise UsageError("evaluate takes one method and one init", saw=(method, init), fix="evaluate_all takes several")
     return evaluate_all(target, data, [method], [init], **options)[0]
 
 

@@ -157,19 +157,36 @@ def test_supervised_training_starts_from_scratch_once_and_keeps_to_the_time_of_t
     assert [row["step"] for row in timed.history] == [5, 7]
 
 
+def lesson_of(run: Run, inputs: Any) -> finetune._Lesson:
+    """Sixty images in batches of 24, of which `inputs` gives what a model takes."""
+    (split,) = make_splits(coloured(60, 0, "train"), coloured(30, 1, "test"))
+    spec = replace(run.recipe.evaluation.supervised, batch_size=24)
+    training = Training(run.recipe.evaluation, "fp32", 0.0, False)
+    platform = finetune.choose_platform("cpu", "fp32")
+    return finetune._Lesson(
+        split, training, spec, platform, inputs, lambda: torch.ones(1, 3), np.zeros(1, dtype=np.int64)
+    )
+
+
+def test_an_epoch_sees_no_image_twice_and_the_next_has_another_order(run: Run) -> None:
+    seen: list[list[int]] = []
+
+    def inputs(indices: Any, epoch: int) -> torch.Tensor:
+        seen.append([epoch, *indices.tolist()])
+        return torch.ones(len(indices), 12)
+
+    updates = finetune._Updates(torch.nn.Linear(12, 3), lesson_of(run, inputs))
+    for step in range(4):
+        updates.step(step, 0.1)
+    assert [epoch for epoch, *_ in seen] == [0, 0, 1, 1]
+    first, second = (set(seen[at][1:]) | set(seen[at + 1][1:]) for at in (0, 2))
+    assert len(first) == len(second) == 48 and seen[0][1:] != seen[2][1:]
+
+
 def test_a_time_budget_becomes_steps_and_leaves_the_model_as_it_was(run: Run) -> None:
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 3))
     before = [p.clone() for p in model.parameters()]
-    (split,) = make_splits(coloured(60, 0, "train"), coloured(30, 1, "test"))
-    lesson = finetune._Lesson(
-        split,
-        Training(run.recipe.evaluation, "fp32", 0.0, False),
-        run.recipe.evaluation.supervised,
-        finetune.choose_platform("cpu", "fp32"),
-        inputs=lambda indices, epoch: torch.ones(len(indices), 12),
-        curve=lambda: torch.ones(1, 3),
-        truth=np.zeros(1, dtype=np.int64),
-    )
+    lesson = lesson_of(run, lambda indices, epoch: torch.ones(len(indices), 12))
     few, many = (finetune._steps_within(model, lesson, seconds) for seconds in (0.05, 5.0))
     assert 1 <= few < many
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))

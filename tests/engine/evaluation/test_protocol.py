@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -185,6 +186,14 @@ def test_an_unknown_word_is_refused_with_the_known_ones(
     with pytest.raises(UsageError) as caught:
         evaluate_all(run, splits, **{argument: value})
     assert "one of: " in str(caught.value.fix)
+
+
+@pytest.mark.parametrize("several", [{"method": ["linear", "knn"]}, {"init": ["pretrained", "scratch"]}])
+def test_evaluate_gives_one_result_and_names_what_gives_several(
+    run: Run, splits: tuple[ImageStore, ImageStore], several: dict[str, Any]
+) -> None:
+    with pytest.raises(UsageError, match="evaluate_all"):
+        evaluate(run, splits, **several)
 
 
 def test_what_is_neither_a_run_nor_a_file_of_ours_is_refused(tmp_path: Path) -> None:
