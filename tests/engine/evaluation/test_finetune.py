@@ -120,7 +120,12 @@ def test_fine_tuning_trains_the_encoder_from_where_it_is_and_not_the_run_on_disk
 
 
 def test_training_with_labels_is_repeatable(run: Run, splits: tuple[ImageStore, ImageStore]) -> None:
-    first, second = (evaluate(run, splits, "finetune", overrides=SHORT) for _ in range(2))
+    results = []
+    with torch.random.fork_rng():
+        for callers_seed in (1, 2):  # which must not matter
+            torch.manual_seed(callers_seed)
+            results.append(evaluate(run, splits, "finetune", overrides=SHORT))
+    first, second = results
     assert first.history == second.history
     np.testing.assert_array_equal(first.confusion, second.confusion)
 
@@ -151,7 +156,8 @@ def test_supervised_training_starts_from_scratch_once_and_keeps_to_the_time_of_t
         return 7
 
     monkeypatch.setattr(finetune, "_steps_within", seven_steps)
-    timed = evaluate(run, splits, "supervised", "scratch", overrides={**SHORT, "evaluation.supervised.epochs": 0})
+    timed = evaluate(run, splits, "supervised", overrides={**SHORT, "evaluation.supervised.epochs": 0})
+    assert timed.init == "scratch" and "from the random encoder of seed 0" in timed.protocol
     assert asked == [192.0]  # what the synthetic run says that it took
     assert "1.4 epochs of batch 24, the 3.2 min of the pretraining" in timed.protocol
     assert [row["step"] for row in timed.history] == [5, 7]

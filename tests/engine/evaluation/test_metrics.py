@@ -285,3 +285,10 @@ def test_all_zero_features_give_numbers() -> None:
     statistics = feature_statistics(np.zeros((10, 4), np.float32))
     assert np.isfinite([statistics.std, statistics.effective_rank]).all()
     assert statistics.collapsed
+
+
+def test_statistics_of_many_features_are_those_of_an_even_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    features = np.random.default_rng(0).normal(size=(41, 4)).astype(np.float32)
+    expected = feature_statistics(features[::10])
+    monkeypatch.setattr("simclr_engine.evaluation.metrics.SAMPLE", 5)
+    assert feature_statistics(features) == expected
