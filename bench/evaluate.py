@@ -134,9 +134,9 @@ def _map_rows(repeats: int, queries: NDArray[np.float32]) -> list[Row]:
 _STARTED = """
 import sys
 from simclr_engine.data import load_splits
-from simclr_engine.evaluation.collapse import feature_statistics
-from simclr_engine.evaluation.guards import check_splits
-from simclr_engine.evaluation.target import open_target
+from simclr_engine.evaluation.metrics import feature_statistics
+from simclr_engine.evaluation.splits import check_splits
+from simclr_engine.evaluation.encoders import open_target
 subject = open_target(sys.argv[1])
 train, test = load_splits(subject.run.locate_data(), size=subject.image_size)
 check_splits(train, test)

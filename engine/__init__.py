@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from .checkpoint import load_encoder
     from .data import ImageStore, load_data
     from .errors import EngineError
-    from .evaluation import EvaluationResult, evaluate
+    from .evaluation import EvaluationResult, evaluate, evaluate_all
     from .pretraining import pretrain
     from .recipe import Recipe
     from .run import Run
@@ -48,6 +48,7 @@ __all__ = [
     "augment",
     "draw_params",
     "evaluate",
+    "evaluate_all",
     "export_onnx",
     "load_data",
     "load_encoder",
@@ -69,6 +70,7 @@ __getattr__, __dir__ = lazy_names(
         "augment": ".kernels",
         "draw_params": ".kernels",
         "evaluate": ".evaluation",
+        "evaluate_all": ".evaluation",
         "export_onnx": ".export",
         "load_data": ".data",
         "load_encoder": ".checkpoint",

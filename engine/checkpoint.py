@@ -173,7 +173,7 @@ def load_encoder(target: str | Path | Run) -> nn.Module:
     Raises:
         DataError: no such run or file, or its weights do not load.
     """
-    path = Path(getattr(target, "directory", target))
+    path = Path(target) if isinstance(target, str | Path) else target.directory
     if path.is_dir() and not (path / "encoder.safetensors").exists():  # an interrupted run has checkpoints alone
         return _encoder_from_checkpoint(path)
     return _encoder_from_file(path / "encoder.safetensors" if path.is_dir() else path)

@@ -12,8 +12,9 @@ from simclr_engine.kernels import AugmentSpec
 
 from .data.store import ImageStore
 from .device import Platform
-from .evaluation.collapse import feature_statistics
+from .evaluation.features import normalised_batches
 from .evaluation.knn import classify_knn
+from .evaluation.metrics import feature_statistics
 from .model import SimCLR
 from .parallel import World
 from .training import Plan, Trainer
@@ -44,7 +45,7 @@ class OnlineMonitor:
         self._images, self._platform, self._world = sample.images[order], platform, world
         self._labels = None if sample.labels is None else sample.labels[order]
         self._queries = max(1, len(sample) // 5)
-        self._mean, self._std = (torch.tensor(v).view(1, 3, 1, 1) for v in (spec.mean, spec.std))
+        self._mean, self._std = spec.mean, spec.std
 
     @classmethod
     def of(cls, trainer: Trainer) -> OnlineMonitor | None:
@@ -82,11 +83,9 @@ class OnlineMonitor:
         each = -(-len(self._images) // world.size)
         mine = self._images[world.rank * each : (world.rank + 1) * each]
         chunks = [torch.empty(0, int(cast(int, model.encoder.feature_dim)))]
-        for start in range(0, len(mine), CHUNK):
-            images = torch.from_numpy(mine[start : start + CHUNK]).permute(0, 3, 1, 2).float() / 255
-            images = ((images - self._mean) / self._std).to(self._platform.device, dtype)
+        for batch in normalised_batches(mine, self._mean, self._std, CHUNK, self._platform.device):
             with self._platform.autocast():
-                features = model.encoder(images.contiguous(memory_format=self._platform.memory_format))
+                features = model.encoder(batch.to(dtype).contiguous(memory_format=self._platform.memory_format))
             chunks.append(cast(torch.Tensor, features).float().cpu())
         model.train(was_training)
         features = torch.cat(chunks)

@@ -31,7 +31,7 @@ BUDGET_SHARE = 0.96
 
 
 @dataclass(frozen=True)
-class Options:
+class RunOptions:
     """How a run is made on this machine: the arguments of `pretrain` that are neither recipe nor images.
 
     Attributes:
@@ -103,7 +103,7 @@ class Estimate:
 def prepare(
     recipe: Recipe,
     store: ImageStore,
-    options: Options,
+    options: RunOptions,
     world: World = World(),  # noqa: B008  # frozen
     *,
     saved: dict[str, Any] | None = None,
@@ -140,7 +140,7 @@ class _Making:
     """A trainer in the making: the platform is chosen, the kernels follow from the plan's recipe."""
 
     def __init__(
-        self, recipe: Recipe, store: ImageStore, options: Options, world: World, saved: dict[str, Any] | None
+        self, recipe: Recipe, store: ImageStore, options: RunOptions, world: World, saved: dict[str, Any] | None
     ) -> None:
         self._store, self._options, self._world = store, options, world
         if saved is not None:
@@ -312,7 +312,7 @@ def peak_memory(platform: Platform) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def _backends(platform: Platform, recipe: Recipe, options: Options) -> tuple[Backends, tuple[str, ...]]:
+def _backends(platform: Platform, recipe: Recipe, options: RunOptions) -> tuple[Backends, tuple[str, ...]]:
     """The kernels' implementations by what the device offers, and what there is to say about them."""
     plain, augment = options.fused is False, options.augment
     dimension, temperature = recipe.head.dimension, recipe.loss.temperature

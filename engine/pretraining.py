@@ -20,7 +20,7 @@ from .errors import DataError
 from .memory import memory_errors
 from .monitor import OnlineMonitor
 from .parallel import World, check_shares, restarts, run_id, start_world
-from .planning import Options, describe, prepare
+from .planning import RunOptions, describe, prepare
 from .progress import Progress
 from .recipe import DEFAULT, Recipe
 from .recording import Recording, environment_of
@@ -87,7 +87,7 @@ def pretrain(
     elif recipe is not None or not resume:
         asked = Recipe.load(recipe or DEFAULT, overrides)
     directory = run_directory(out, asked.name if asked else DEFAULT)
-    options = Options(
+    options = RunOptions(
         device, fused, augment, compile, max_minutes, limit, resume, overwrite, deterministic, quiet, overrides or {}
     )
     with deterministic_algorithms(deterministic), start_world(device) as world, RunLock(directory) as lock:
@@ -103,7 +103,7 @@ def pretrain(
         return _pretrain(world, lock, asked, data, options, stopped)
 
 
-def _stopped(world: World, directory: Path, asked: Recipe | None, options: Options) -> Stopped | None:
+def _stopped(world: World, directory: Path, asked: Recipe | None, options: RunOptions) -> Stopped | None:
     """The run that goes on, if one does; what was asked for and is not its own is refused."""
     stopped: Stopped | None = None
     with world.fail_together():
@@ -119,7 +119,7 @@ def _pretrain(
     lock: RunLock,
     asked: Recipe | None,
     data: ImageStore | str | Path | None,
-    options: Options,
+    options: RunOptions,
     stopped: Stopped | None,
 ) -> Run:
     """`pretrain` on each rank; what touches the run directory is done by rank 0, the others waiting."""
@@ -200,7 +200,7 @@ def _in_words(row: Mapping[str, float]) -> str:
 
 
 def _images(
-    recipe: Recipe, data: ImageStore | str | Path | None, options: Options, stopped: Stopped | None
+    recipe: Recipe, data: ImageStore | str | Path | None, options: RunOptions, stopped: Stopped | None
 ) -> tuple[ImageStore, str | None]:
     """`open_data`; of a run that goes on its own images, which other data must be equal to."""
     if stopped is None:
@@ -210,7 +210,9 @@ def _images(
     return replace(store, name=recipe.data.source), place or stopped.run.data.get("path")
 
 
-def open_data(recipe: Recipe, data: ImageStore | str | Path | None, options: Options) -> tuple[ImageStore, str | None]:
+def open_data(
+    recipe: Recipe, data: ImageStore | str | Path | None, options: RunOptions
+) -> tuple[ImageStore, str | None]:
     """The images to train on, and the absolute path of the folder or archive that they come from, if they do.
 
     Labels stay with the store for the monitors alone. Its name is as the user gave it, but tells no absolute path.
@@ -225,7 +227,7 @@ def open_data(recipe: Recipe, data: ImageStore | str | Path | None, options: Opt
     return replace(store, name=public_name(store.name)).limit(options.limit), place
 
 
-def _after_restart(directory: Path, options: Options) -> Options:
+def _after_restart(directory: Path, options: RunOptions) -> RunOptions:
     """The options; after the launcher's restart: go on with what this launch has saved, if anything.
 
     A directory that this launch did not make keeps the user's word, or an old run would be resumed or removed.

@@ -23,7 +23,7 @@ from .event_log import RunLog
 from .files import Folder
 from .model import parameter_count
 from .parallel import run_id
-from .planning import Estimate, Options, peak_memory
+from .planning import Estimate, RunOptions, peak_memory
 from .resuming import Stopped
 from .run import Run, RunLock
 from .training import Trainer
@@ -127,7 +127,7 @@ class Recording:
 
 
 def environment_of(
-    trainer: Trainer, options: Options, place: str | None, estimate: Estimate | None, stopped: Stopped | None
+    trainer: Trainer, options: RunOptions, place: str | None, estimate: Estimate | None, stopped: Stopped | None
 ) -> dict[str, Any]:
     """What environment.json says when a run begins, or goes on.
 

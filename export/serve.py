@@ -24,7 +24,7 @@ from PIL import Image
 
 from simclr_engine.data.decode import decode_image
 from simclr_engine.errors import DataError, PlatformError, UsageError
-from simclr_engine.evaluation.threads import one_thread
+from simclr_engine.evaluation.metrics import one_thread
 
 from .embedder import Embedder
 from .index import NO_CLASS, EmbeddingIndex

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from ..evaluation.comparison import Comparison
+    from ..evaluation.result import Comparison
     from ..report.comparison import ComparedRun
 
 

@@ -24,7 +24,7 @@ def command(out: str, file: str, max_minutes: float) -> None:
     """Pretrain on built-in letters without their labels, compare with a random encoder, export, evaluate the file."""
     from simclr_engine.export import export_onnx
 
-    from ..evaluation import evaluate
+    from ..evaluation import evaluate, evaluate_all
     from ..pretraining import pretrain
     from ..recipe import Recipe
     from ..report import write_report
@@ -33,8 +33,7 @@ def command(out: str, file: str, max_minutes: float) -> None:
     click.echo("1/4  pretraining on drawn letters, without their labels", err=True)
     run = pretrain(Recipe.load("demo"), out=out, overwrite=True, max_minutes=max_minutes)
     click.echo("2/4  evaluating the encoder beside one with random weights", err=True)
-    results = evaluate(run, method=["linear", "knn"], init=["pretrained", "scratch"])
-    assert isinstance(results, list)
+    results = evaluate_all(run, methods=["linear", "knn"], inits=["pretrained", "scratch"])
     click.echo("3/4  exporting one ONNX file, checked against PyTorch", err=True)
     exported = export_onnx(run, file)
     from_file = evaluate(exported.file, data=run.environment["data"]["name"], method="linear")

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from ..evaluation import EvaluationResult
-    from ..evaluation.comparison import Comparison
+    from ..evaluation.result import Comparison
 
 METHOD_CHOICES = ("linear", "knn", "head", "finetune", "supervised", "probe")
 FULL_TABLE = 30  # classes; with more, the five best and the five worst are listed
@@ -92,17 +92,17 @@ def command(
     """
     from pathlib import Path
 
-    from ..evaluation import evaluate
-    from ..evaluation.comparison import compare
-    from ..evaluation.target import open_target
+    from ..evaluation import evaluate_all
+    from ..evaluation.encoders import open_target
+    from ..evaluation.result import compare
     from .options import parse_overrides
 
     subject = open_target(target)
-    results = evaluate(
+    results = evaluate_all(
         subject,
         data,
         list(methods or ("linear",)),
-        list(inits or subject.inits),
+        list(inits or subject.encoders),
         label_fraction=fraction,
         folds=folds or 0,
         limit=limit,
@@ -110,7 +110,6 @@ def command(
         out=out,
         progress=True,
     )
-    assert isinstance(results, list)
     comparisons = compare(results)
     written = _write(target, comparisons, Path(out) if out else None, subject.run is not None)
     if as_json:
@@ -170,7 +169,7 @@ def _table(title: str | None, *columns: str) -> Table:
 
 
 def _methods_table(comparisons: Sequence[Comparison]) -> Table:
-    from ..evaluation.comparison import percent, points, standard_error
+    from ..evaluation.result import percent, points, standard_error
 
     table = _table(None, "method", "pretrained", "random", "difference", "±", "loss", "macro F1", "mean IoU", "ECE")
     for one in comparisons:

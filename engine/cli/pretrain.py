@@ -95,7 +95,7 @@ def command(
 
     from ..device import deterministic_algorithms
     from ..parallel import PeerFailed, is_main, start_world
-    from ..planning import Options, describe, prepare
+    from ..planning import RunOptions, describe, prepare
     from ..pretraining import Interrupted, open_data, pretrain
     from ..resuming import trained_on
 
@@ -103,7 +103,7 @@ def command(
         return
 
     if dry_run and resolved is not None:
-        options = Options(device, fused, augment, compile, max_minutes, limit, deterministic=deterministic)
+        options = RunOptions(device, fused, augment, compile, max_minutes, limit, deterministic=deterministic)
         with deterministic_algorithms(deterministic), start_world(device) as world:
             options = replace(options, device=world.device, quiet=as_json or not world.main)
             store, _ = world.leaders_first(lambda: open_data(resolved, data, options))

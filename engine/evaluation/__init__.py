@@ -8,11 +8,12 @@ from ..lazy import lazy_names
 
 if TYPE_CHECKING:
     from .protocol import evaluate as evaluate
+    from .protocol import evaluate_all as evaluate_all
     from .result import EvaluationResult as EvaluationResult
 
-_HOME = {"evaluate": "protocol", "EvaluationResult": "result"}
+_HOME = {"evaluate": "protocol", "evaluate_all": "protocol", "EvaluationResult": "result"}
 
-__all__ = ["EvaluationResult", "evaluate"]
+__all__ = ["EvaluationResult", "evaluate", "evaluate_all"]
 
 
 __getattr__, __dir__ = lazy_names(__name__, {name: f".{module}" for name, module in _HOME.items()})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -12,13 +12,12 @@ from torch import Tensor, nn
 
 from ..data.store import Pixels
 from ..model import build_encoder
-from .guards import require_unchanged
-from .target import SCRATCH_SEED
+from .splits import SEED, require_unchanged
 
 BATCH = 64  # larger ones are no faster on a CPU
 
 
-def scratch_encoder(arch: str, stem: str, seed: int = SCRATCH_SEED) -> nn.Module:
+def scratch_encoder(arch: str, stem: str, seed: int = SEED) -> nn.Module:
     """The reference of every table: the same network, randomly initialised from a fixed seed, in eval mode.
 
     Its batch norm uses its initial statistics (mean 0, variance 1), since no image has passed through it yet. The
@@ -70,19 +69,32 @@ def extract_features(
     # Stride and layout only: channels_last convolutions are faster on CPU and CUDA (and much slower on MPS).
     layout = torch.contiguous_format if torch.device(device).type == "mps" else torch.channels_last
     encoder = encoder.to(memory_format=layout)  # type: ignore[call-overload]  # not in torch's hints
-    shift = torch.tensor(list(mean), dtype=torch.float32, device=device).view(1, 3, 1, 1)
-    spread = torch.tensor(list(std), dtype=torch.float32, device=device).view(1, 3, 1, 1)
     rows: list[Tensor] = []
     with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        for start in range(0, len(images), batch_size):
-            batch = torch.from_numpy(np.array(images[start : start + batch_size])).to(device)
-            batch = (batch.permute(0, 3, 1, 2).float() / 255 - shift) / spread
+        for batch in normalised_batches(images, mean, std, batch_size, device):
             rows.append(encoder(batch.contiguous(memory_format=layout)).float().cpu())
             if advance is not None:
                 advance(len(rows[-1]))
     features = torch.cat(rows).numpy()
     require_unchanged(before, encoder_hash(encoder))
     return features
+
+
+def normalised_batches(
+    images: Pixels,
+    mean: Sequence[float],
+    std: Sequence[float],
+    batch_size: int,
+    device: str | torch.device,
+    rows: NDArray[np.int64] | None = None,
+) -> Iterator[Tensor]:
+    """Images uint8 `[N, S, S, 3]`, or these rows of them, in order, as an encoder takes them: float32 `[B, 3, S, S]`
+    batches on `device`."""
+    shift, spread = (torch.tensor(list(v), dtype=torch.float32, device=device).view(1, 3, 1, 1) for v in (mean, std))
+    for start in range(0, len(images if rows is None else rows), batch_size):
+        at = slice(start, start + batch_size)
+        batch = torch.from_numpy(np.array(images[at if rows is None else rows[at]])).to(device)
+        yield (batch.permute(0, 3, 1, 2).float() / 255 - shift) / spread
 
 
 def default_device() -> str:

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from ..errors import DataError
 from ..files import write_atomic
-from .guards import require_finite
-from .threads import one_thread
+from .metrics import one_thread
+from .splits import require_finite
 
 if TYPE_CHECKING:
     from sklearn.linear_model import LogisticRegression

@@ -8,18 +8,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from importlib import import_module
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UsageError
+from .encoders import Encoder
 from .knn import TEMPERATURE, classify_knn
 from .linear import HELD_OUT, LinearProbe, fit_linear
 from .progress import Advance, show_progress
-from .target import Encoder
-from .task import SEED, Task
+from .splits import SEED, Split
 
 if TYPE_CHECKING:
     from ..recipe import Recipe
@@ -48,7 +47,7 @@ class Training:
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """What a method says about the queries of a task.
+    """What a method says about the queries of a split.
 
     Attributes:
         protocol: how, as the beginning of the protocol sentence.
@@ -72,15 +71,12 @@ class Prediction:
     steps: tuple[Mapping[str, float], ...] = ()
 
 
-Method = Callable[[Encoder, Task, Training], Prediction]
-
-
-def predict_linear(encoder: Encoder, task: Task, training: Training) -> Prediction:
+def predict_linear(encoder: Encoder, split: Split, training: Training) -> Prediction:
     """The linear probe on frozen features."""
-    of_train, of_test = encoder.features(task.train), encoder.features(task.test)
-    probe = fit_linear(of_train[task.rows], task.labels)
+    of_train, of_test = encoder.features(split.train), encoder.features(split.test)
+    probe = fit_linear(of_train[split.rows], split.labels)
     how = f"C={probe.C:g}" + (f" chosen by log-loss on {100 * HELD_OUT:.0f} % of train" if probe.chosen else "")
-    probabilities = probe.predict_proba(task.of_queries(of_train, of_test), task.classes)
+    probabilities = probe.predict_proba(split.of_queries(of_train, of_test), split.classes)
     return Prediction(
         protocol=f"linear probe (scikit-learn LogisticRegression, lbfgs, {how}, standardised)",
         classes=probabilities.argmax(1),
@@ -90,52 +86,26 @@ def predict_linear(encoder: Encoder, task: Task, training: Training) -> Predicti
     )
 
 
-def predict_knn(encoder: Encoder, task: Task, training: Training) -> Prediction:
+def predict_knn(encoder: Encoder, split: Split, training: Training) -> Prediction:
     """The vote of the nearest train features."""
-    of_train, of_test = encoder.features(task.train), encoder.features(task.test)
-    found = classify_knn(of_train[task.rows], task.labels, task.of_queries(of_train, of_test), task.classes)
+    of_train, of_test = encoder.features(split.train), encoder.features(split.test)
+    vote = classify_knn(of_train[split.rows], split.labels, split.of_queries(of_train, of_test), split.classes)
     return Prediction(
-        protocol=f"kNN (cosine, k={found.k} majority; variant: k={found.weighted_k} weighted, T={TEMPERATURE:g})",
-        classes=found.majority,
-        probabilities=found.probabilities,
+        protocol=f"kNN (cosine, k={vote.k} majority; variant: k={vote.weighted_k} weighted, T={TEMPERATURE:g})",
+        classes=vote.majority,
+        probabilities=vote.probabilities,
         votes=True,
-        also={f"weighted k={found.weighted_k}": found.weighted},
+        also={f"weighted k={vote.weighted_k}": vote.weighted},
     )
 
 
-def predict_probe(encoder: Encoder, task: Task, training: Training) -> Prediction:
+def predict_probe(encoder: Encoder, split: Split, training: Training) -> Prediction:
     """What an exported file says by the probe inside it; nothing is learnt."""
-    if encoder.probe is None:
-        raise UsageError(
-            "there is no probe inside this encoder",
-            saw="--method probe",
-            fix="name a file that was exported with --probe, or take --method linear",
-        )
-    if task.fold or len(task.rows) < len(task.train):
+    if split.fold or len(split.rows) < len(split.train):
         raise UsageError(
             "the probe of a file learns nothing, so neither a share of the labels nor folds mean anything to it",
             saw="--method probe with --label-fraction or --folds",
             fix="leave them away, or take --method linear",
         )
-    probabilities, labels = encoder.probe.predict(task.test)
-    return Prediction(protocol=encoder.probe.words, classes=labels, probabilities=probabilities)
-
-
-def _trained(name: str) -> Method:
-    """A method of `classifier.py`, which imports torch when it is first called."""
-
-    def method(encoder: Encoder, task: Task, training: Training) -> Prediction:
-        found: Prediction = getattr(import_module(".classifier", __package__), name)(encoder, task, training)
-        return found
-
-    return method
-
-
-METHODS: dict[str, Method] = {
-    "linear": predict_linear,
-    "knn": predict_knn,
-    "head": _trained("predict_head"),
-    "finetune": _trained("predict_finetune"),
-    "supervised": _trained("predict_supervised"),
-    "probe": predict_probe,
-}
+    probabilities, labels = encoder.predict(split.test, training.progress)
+    return Prediction(protocol=encoder.probe, classes=labels, probabilities=probabilities)

@@ -3,80 +3,124 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cache
+from importlib import import_module
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, TypedDict, Unpack
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ..data.store import ImageStore
 from ..errors import DataError, UsageError
 from ..files import Folder, named_path
 from ..run import Run
-from .comparison import FROZEN
-from .guards import check_pretraining, check_splits
-from .keeping import keep_features, keep_outcome, keep_scalars
-from .methods import METHODS, Training
-from .records import RESULTS
-from .result import EvaluationResult
-from .scoring import Assignment, run_method
-from .target import INITS, Target, open_target
-from .task import tasks
+from .encoders import INITS, Encoder, Target, open_target
+from .methods import Prediction, Training, predict_knn, predict_linear, predict_probe
+from .metrics import confusion_matrix, expected_calibration_error, feature_statistics, score
+from .records import RESULTS, Outcome, save_features
+from .result import FROZEN, EvaluationResult, FoldScores
+from .splits import Split, check_pretraining, check_splits, make_splits, require_finite
 
-Splits = tuple[ImageStore, ImageStore]
+Stores = tuple[ImageStore, ImageStore]
+Method = Callable[[Encoder, Split, Training], Prediction]
 
 
-@overload
+def _trained(name: str) -> Method:
+    """A method of `finetune.py`, which imports torch when it is first called."""
+
+    def method(encoder: Encoder, split: Split, training: Training) -> Prediction:
+        prediction: Prediction = getattr(import_module(".finetune", __package__), name)(encoder, split, training)
+        return prediction
+
+    return method
+
+
+METHODS: dict[str, Method] = {
+    "linear": predict_linear,
+    "knn": predict_knn,
+    "head": _trained("predict_head"),
+    "finetune": _trained("predict_finetune"),
+    "supervised": _trained("predict_supervised"),
+    "probe": predict_probe,
+}
+
+
+class Options(TypedDict, total=False):
+    """What `evaluate` and `evaluate_all` may be told beside the encoder, the images, the method and the init."""
+
+    label_fraction: float
+    folds: int
+    limit: int | None
+    overrides: Mapping[str, Any] | None
+    out: str | Path | None
+    progress: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """What every method of an evaluation works on; `notes` go into every result."""
+
+    target: Target
+    train: ImageStore
+    test: ImageStore
+    splits: Sequence[Split]
+    training: Training
+    label_fraction: float
+    limit: int | None
+    notes: tuple[str, ...]
+
+
 def evaluate(
     target: str | Path | Run | Target,
-    data: str | Path | Splits | None = None,
+    data: str | Path | Stores | None = None,
     method: str = "linear",
     init: str = "pretrained",
-    *,
-    label_fraction: float = 1.0,
-    folds: int = 0,
-    limit: int | None = None,
-    overrides: Mapping[str, Any] | None = None,
-    out: str | Path | None = None,
-    progress: bool = False,
-) -> EvaluationResult: ...
-@overload
-def evaluate(
-    target: str | Path | Run | Target,
-    data: str | Path | Splits | None = None,
-    method: str | Sequence[str] = "linear",
-    init: str | Sequence[str] = "pretrained",
-    *,
-    label_fraction: float = 1.0,
-    folds: int = 0,
-    limit: int | None = None,
-    overrides: Mapping[str, Any] | None = None,
-    out: str | Path | None = None,
-    progress: bool = False,
-) -> EvaluationResult | list[EvaluationResult]: ...
-def evaluate(
-    target: str | Path | Run | Target,
-    data: str | Path | Splits | None = None,
-    method: str | Sequence[str] = "linear",
-    init: str | Sequence[str] = "pretrained",
-    *,
-    label_fraction: float = 1.0,
-    folds: int = 0,
-    limit: int | None = None,
-    overrides: Mapping[str, Any] | None = None,
-    out: str | Path | None = None,
-    progress: bool = False,
-) -> EvaluationResult | list[EvaluationResult]:
+    **options: Unpack[Options],
+) -> EvaluationResult:
     """Scores an encoder: the method learns on the train split and is scored on the test split.
+
+    Args:
+        target, data: as `evaluate_all` takes them.
+        method: `linear`, `knn`, `head`, `finetune`, `supervised`, or `probe` (the one inside a file).
+        init: `pretrained`, or `scratch` (the same network with random weights).
+        options: `label_fraction`, `folds`, `limit`, `overrides`, `out`, `progress`, as of `evaluate_all`.
+
+    Returns:
+        The result; several at once, on images that are loaded once, are `evaluate_all`'s.
+
+    Raises:
+        UsageError, DataError, CheckFailed: as of `evaluate_all`; UsageError too for several methods or inits.
+    """
+    if not (isinstance(method, str) and isinstance(init, str)):
+        raise UsageError("evaluate takes one method and one init", saw=(method, init), fix="evaluate_all takes several")
+    return evaluate_all(target, data, [method], [init], **options)[0]
+
+
+def evaluate_all(
+    target: str | Path | Run | Target,
+    data: str | Path | Stores | None = None,
+    methods: Sequence[str] = ("linear",),
+    inits: Sequence[str] = ("pretrained",),
+    *,
+    label_fraction: float = 1.0,
+    folds: int = 0,
+    limit: int | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    out: str | Path | None = None,
+    progress: bool = False,
+) -> list[EvaluationResult]:
+    """`evaluate` for several methods and inits on the same images.
 
     Args:
         target: a run, its directory, an .onnx file that `export` wrote (then no torch is imported by `linear`, `knn`
             and `probe`), or a file of weights of a ResNet from elsewhere.
         data: a name or path as `load_splits` takes it, or (train, test) stores; default: what the run
             was pretrained on.
-        method: `linear`, `knn`, `head`, `finetune`, `supervised`, `probe` (the one inside a file), or several.
-        init: `pretrained`, `scratch` (the same network with random weights), or several. `supervised` starts from
-            scratch whatever is asked, and is run once.
+        methods: as `evaluate` takes one.
+        inits: as `evaluate` takes one. `supervised` starts from scratch whatever is asked, and is run once.
         label_fraction: learn from this share of the train labels alone, stratified.
         folds: K ≥ 2: cross-validate on the (share of the) train split; the scores are those of the held-out folds.
         limit: at most so many images of each split, class-balanced.
@@ -86,7 +130,7 @@ def evaluate(
         progress: show bars on a terminal.
 
     Returns:
-        One result where `method` and `init` are one word each, else a list in the order init × method.
+        The results in the order init × method.
 
     Raises:
         UsageError: unknown method or init, no data named, nothing at `target`, a method that it does not allow.
@@ -94,60 +138,74 @@ def evaluate(
             encoder's, an encoder pretrained on this very test split, a class with too few images.
         CheckFailed: a frozen encoder was changed by its evaluation, or training with labels diverged.
     """
-    methods = _known("method", method, tuple(METHODS))
-    inits = _known("init", init, INITS)
-    subject = open_target(target)
-    for one in inits:
-        if one not in subject.inits:
-            raise UsageError(
-                "an exported file has no random counterpart",
-                saw=f"--init {one} for {subject.path.name}",
-                fix="evaluate the run it came from, or leave --init away",
-            )
+    inits = _known("init", inits, INITS)
+    methods = _known("method", methods, tuple(METHODS))
+    target = open_target(target)
+    order = _order(inits, methods, target)
     settings = _evaluation_only(overrides or {})
-    recipe = cache(lambda: subject.recipe().override(settings))
+    recipe = cache(lambda: target.recipe().override(settings))
     if settings:  # one that cannot be meant is refused before anything is done
         recipe()
-    training = Training(recipe, subject.seconds, progress)
-    (train, test), of_the_run = _splits(subject, data, progress)
-    notes = (*check_splits(train, test), *check_pretraining(subject, test, of_the_run), *subject.notes)
+    training = Training(recipe, target.seconds, progress)
+    (train, test), of_the_run = _load(target, data, progress)
+    notes = check_splits(train, test)
+    notes += check_pretraining(target.pretrained_on, target.run, test, of_the_run) + target.notes
     train, test = train.limit(limit), test.limit(limit)
-    asked = Assignment(train, test, tasks(train, test, label_fraction, folds), training, label_fraction, limit, notes)
-    run = Folder.open(subject.path, RESULTS) if subject.run is not None and out is None else None
+    splits = make_splits(train, test, label_fraction, folds)
+    evaluation = Evaluation(target, train, test, splits, training, label_fraction, limit, notes)
+    run = Folder.open(target.path, RESULTS) if target.run is not None and out is None else None
     where, elsewhere = named_path(out) if out is not None else None, None
     results = []
-    for one, names in _order(inits, methods, subject.inits):
+    for init, names in order:
         start = time.perf_counter()
-        encoder = subject.encoder(one, progress)
+        encoder = target.encoders[init]
         for name in names:
-            outcome = run_method(name, encoder, asked, subject.path, start)
+            outcome = _run_method(name, encoder, evaluation, start)
             results.append(outcome.result)
             if where is not None:  # made for a first result, and not for an evaluation that fails
                 elsewhere = elsewhere or Folder.open(where, RESULTS, make=True)
-                keep_outcome(elsewhere, outcome, test)
+                outcome.save(elsewhere, test)
             elif run is not None:
-                keep_outcome(run.folder("evaluation"), outcome, test)
-                keep_scalars(run, outcome)
+                outcome.save(run.folder("evaluation"), test)
+                outcome.save_scalars(run)
             start = time.perf_counter()
         if run is not None and any(name in FROZEN for name in names):
-            keep_features(run.folder("embeddings"), encoder, train, test)
-    return results[0] if isinstance(method, str) and isinstance(init, str) else results
+            of_train, of_test = (encoder.features(store, progress) for store in (train, test))
+            save_features(run.folder("embeddings"), encoder.init, (train, of_train), (test, of_test))
+    return results
 
 
-def _order(inits: Sequence[str], methods: Sequence[str], possible: Sequence[str]) -> list[tuple[str, list[str]]]:
+def _known(what: str, asked: Sequence[str], known: tuple[str, ...]) -> list[str]:
+    """The asked names, each once and in their order."""
+    for name in asked:
+        if name not in known:
+            raise UsageError(f"unknown {what}", saw=name, fix=f"one of: {', '.join(known)}")
+    if not asked:
+        raise UsageError(f"no {what} given", fix=f"one of: {', '.join(known)}")
+    return list(dict.fromkeys(asked))
+
+
+def _order(inits: Sequence[str], methods: Sequence[str], target: Target) -> list[tuple[str, list[str]]]:
     """Each init with its methods; `supervised` belongs to the random encoder, and runs whichever init was asked."""
+    for init in inits:
+        if init not in target.encoders:
+            raise UsageError(
+                "an exported file has no random counterpart",
+                saw=f"--init {init} for {target.path.name}",
+                fix="evaluate the run it came from, or leave --init away",
+            )
     supervised = "supervised" in methods
-    if supervised and "scratch" not in possible:
+    if supervised and "scratch" not in target.encoders:
         raise UsageError(
             "supervised training needs the network, and an exported file is none that can be trained",
             saw="--method supervised",
             fix="evaluate the run it came from",
         )
     others = [name for name in methods if name != "supervised"]
-    order = [(one, methods if one == "scratch" else others) for one in inits]
+    order = [(init, list(methods) if init == "scratch" else others) for init in inits]
     if supervised and "scratch" not in inits:
         order.append(("scratch", ["supervised"]))
-    return [(one, list(names)) for one, names in order if names]
+    return [(init, names) for init, names in order if names]
 
 
 def _evaluation_only(overrides: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -161,18 +219,7 @@ def _evaluation_only(overrides: Mapping[str, Any]) -> Mapping[str, Any]:
     return overrides
 
 
-def _known(what: str, asked: str | Sequence[str], known: tuple[str, ...]) -> list[str]:
-    """The asked names, each once and in their order."""
-    names = list(dict.fromkeys([asked] if isinstance(asked, str) else asked))
-    for name in names:
-        if name not in known:
-            raise UsageError(f"unknown {what}", saw=name, fix=f"one of: {', '.join(known)}")
-    if not names:
-        raise UsageError(f"no {what} given", fix=f"one of: {', '.join(known)}")
-    return names
-
-
-def _splits(subject: Target, data: str | Path | Splits | None, progress: bool) -> tuple[Splits, ImageStore | None]:
+def _load(target: Target, data: str | Path | Stores | None, progress: bool) -> tuple[Stores, ImageStore | None]:
     """The two splits, with images of the size that the encoder takes; and what pretraining would take of their source,
     which is not known of splits that are passed."""
     of_the_run: ImageStore | None = None
@@ -185,23 +232,128 @@ def _splits(subject: Target, data: str | Path | Splits | None, progress: bool) -
     if isinstance(data, tuple):
         train, test = data
     else:
-        run = subject.run
+        run = target.run
         if not data and run is None:
             raise UsageError("which images to evaluate on?", fix="name them: --data NAME|PATH")
         from ..data import load_data, load_splits
 
         source = str(data) if data or run is None else run.locate_data()
-        train, test = load_splits(source, size=subject.image_size, progress=progress)
+        train, test = load_splits(source, size=target.image_size, progress=progress)
         if run is not None:
-            of_the_run = load_data(source, size=subject.image_size, progress=progress).limit(run.data.get("limit"))
-            if of_the_run.fingerprint == subject.pretrained_on or not data:  # wherever they are now
+            of_the_run = load_data(source, size=target.image_size, progress=progress).limit(run.data.get("limit"))
+            if of_the_run.fingerprint == target.pretrained_on or not data:  # wherever they are now
                 name = str(run.data.get("name"))
                 train, test, of_the_run = (replace(store, name=name) for store in (train, test, of_the_run))
     for store in (train, test):
-        if subject.image_size is not None and store.image_size != subject.image_size:
+        if target.image_size is not None and store.image_size != target.image_size:
             raise DataError(
                 "the images have another size than the encoder was trained on",
-                saw=f"{store.image_size} px in {store.name}, {subject.image_size} px in the encoder",
-                fix=f"load them with size={subject.image_size}, or pretrain at {store.image_size} px",
+                saw=f"{store.image_size} px in {store.name}, {target.image_size} px in the encoder",
+                fix=f"load them with size={target.image_size}, or pretrain at {store.image_size} px",
             )
     return (train, test), of_the_run
+
+
+def _run_method(name: str, encoder: Encoder, evaluation: Evaluation, start: float) -> Outcome:
+    """One method on one encoder, over all splits."""
+    train, test, splits, training = evaluation.train, evaluation.test, evaluation.splits, evaluation.training
+    notes, statistics = evaluation.notes, {}
+    if name in FROZEN and name != "probe":
+        for store in (train, test):
+            require_finite(encoder.features(store, training.progress))
+        spread = feature_statistics(encoder.features(train))
+        statistics, collapse = asdict(spread), spread.note()
+        notes += (collapse,) if collapse else ()
+    predictions = [METHODS[name](encoder, split, training) for split in splits]
+    first, crossed = predictions[0], splits[0].fold > 0
+    store = train if crossed else test
+    rows = np.concatenate([split.held_out for split in splits]) if crossed else np.arange(len(test))
+    classes = _scored(splits, [prediction.classes for prediction in predictions])
+    probabilities = _scored(splits, [prediction.probabilities for prediction in predictions])
+    assert store.labels is not None  # check_splits has refused anything else
+    truth = store.labels[rows]
+    folds = tuple(map(_fold_scores, splits, predictions)) if crossed else ()
+    confusion = confusion_matrix(truth, classes, len(test.class_names))
+    words = encoder.words if name in FROZEN else f"from {encoder.start}"
+    result = EvaluationResult.from_scores(
+        score(confusion, test.class_names),
+        notes=(*notes, *dict.fromkeys(note for prediction in predictions for note in prediction.notes)),
+        method=name,
+        init=encoder.init,
+        protocol=f"{first.protocol}; {_counted(evaluation)}, {test.image_size} px, {words}",
+        confusion=confusion,
+        ece=expected_calibration_error(probabilities, truth),
+        seconds=round(time.perf_counter() - start, 3),
+        also=_further_accuracies(splits, predictions, truth, folds),
+        target=str(evaluation.target.path),
+        data=train.name,
+        train_images=len(splits[0].rows),
+        test_images=len(truth),
+        image_size=test.image_size,
+        limit=evaluation.limit,
+        features=statistics,
+        encoder=encoder.sha256,
+        loss=None if first.votes else _cross_entropy(probabilities, truth),
+        label_fraction=evaluation.label_fraction,
+        folds=folds,
+        history=tuple(row for prediction in predictions for row in prediction.history),
+    )
+    steps = tuple(row for prediction in predictions for row in prediction.steps)
+    return Outcome(result, first.probe, steps, store, rows, classes, probabilities)
+
+
+def _scored(splits: Sequence[Split], values: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    """Of each split's queries those that are scored, one after the other."""
+    return np.concatenate([of_split[: split.scored] for split, of_split in zip(splits, values, strict=True)])
+
+
+def _further_accuracies(
+    splits: Sequence[Split],
+    predictions: Sequence[Prediction],
+    truth: NDArray[np.int64],
+    folds: Sequence[FoldScores],
+) -> dict[str, float]:
+    """Of the variants that every split's prediction has, and of the folds' models on the test split."""
+    accuracies = {
+        variant: float((_scored(splits, [prediction.also[variant] for prediction in predictions]) == truth).mean())
+        for variant in predictions[0].also
+        if all(variant in prediction.also for prediction in predictions)
+    }
+    if folds:
+        accuracies["test split, mean of the folds' models"] = float(np.mean([fold.test_accuracy for fold in folds]))
+    return accuracies
+
+
+def _counted(evaluation: Evaluation) -> str:
+    """`50,000 train / 10,000 test images of cifar10`, or what of them."""
+    train, test, split = evaluation.train, evaluation.test, evaluation.splits[0]
+    where = f"images of {Path(train.name).name}"
+    share = (
+        f" ({100 * evaluation.label_fraction:g} % of the labels, stratified)" if evaluation.label_fraction < 1 else ""
+    )
+    if split.fold:
+        of_all = len(split.rows) + len(split.held_out)
+        return (
+            f"{len(evaluation.splits)} stratified folds of {of_all:,} {train.split} {where}{share}, each scored by the "
+            f"model that learnt from the others ({len(split.rows):,})"
+        )
+    return f"{len(split.rows):,} {train.split}{share} / {len(test):,} {test.split} {where}"
+
+
+def _fold_scores(split: Split, prediction: Prediction) -> FoldScores:
+    assert split.train.labels is not None and split.test.labels is not None
+    truth, n = split.train.labels[split.held_out], split.scored
+    return FoldScores(
+        fold=split.fold,
+        accuracy=float((prediction.classes[:n] == truth).mean()),
+        loss=0.0 if prediction.votes else _cross_entropy(prediction.probabilities[:n], truth),
+        test_accuracy=float((prediction.classes[n:] == split.test.labels).mean()),
+        train_images=len(split.rows),
+        held_out_images=n,
+    )
+
+
+def _cross_entropy(probabilities: NDArray[np.float32], truth: NDArray[np.int64]) -> float:
+    """Mean −ln p of the true class, nats; a probability of 0 counts as the smallest of float32."""
+    picked = np.take_along_axis(probabilities, truth[:, None], axis=1)[:, 0].astype(np.float64)
+    return float(-np.log(np.maximum(picked, np.finfo(np.float32).tiny)).mean())

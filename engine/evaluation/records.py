@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,11 +18,16 @@ from ..data.store import ImageStore, Pixels
 from ..errors import DataError
 from ..files import Folder, is_plain_name
 from ..run import read_rows
+from .board import write_scalars
+from .knn import nearest
 from .linear import LinearProbe
 from .result import EvaluationResult
 
 RESULTS = "the results"  # in an error: cannot write …
 LARGEST = 1 << 30  # bytes of an .npz file's arrays: of the most images that are kept, 0.1 GB
+SHEET_QUERIES, SHEET_NEIGHBOURS = 8, 8  # of the sheet of nearest neighbours
+
+Features = NDArray[np.float32]
 
 
 def result_id(result: EvaluationResult) -> str:
@@ -241,6 +248,79 @@ def save_steps(directory: Path | Folder, name: str, rows: Sequence[Mapping[str, 
 def load_steps(directory: Path, name: str) -> list[dict[str, Any]]:
     """The rows that `save_steps` wrote; none where there are none."""
     return list(read_rows(directory / f"{name}.jsonl"))
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """A result with what is stored beside it; arrays over the scored images, in the order of `rows` of `store`."""
+
+    result: EvaluationResult
+    probe: LinearProbe | None
+    steps: tuple[Mapping[str, float], ...]
+    store: ImageStore
+    rows: NDArray[np.int64]
+    classes: NDArray[np.int64]
+    probabilities: NDArray[np.float32]
+
+    def save(self, directory: Folder, test: ImageStore) -> None:
+        """Writes the result and all that its pictures need.
+
+        Raises:
+            PlatformError: the directory cannot be written.
+        """
+        probe = None if self.result.folds else self.probe
+        if probe is not None and find_spec("safetensors") is None:  # the light installation has none
+            print("note: the probe itself is not written: pip install safetensors", file=sys.stderr)
+            probe = None
+        name = save_result(directory, self.result, probe)
+        assert self.store.labels is not None
+        confidence = np.take_along_axis(self.probabilities, self.classes[:, None], axis=1)[:, 0]
+        images = self.store.images if self.store is test else self.store.images[self.rows]
+        truth = self.store.labels[self.rows]
+        save_predictions(directory, name, Predictions.sampled(truth, self.classes, confidence, images))
+        if self.steps:
+            save_steps(directory, name, self.steps)
+
+    def save_scalars(self, run: Folder) -> None:
+        """Writes the curves of a method that trains into `tensorboard/` of the run. PlatformError as of `save`."""
+        if self.result.history:
+            write_scalars(run.folder("tensorboard"), self.result.history, self.steps, protocol_id(self.result))
+
+
+def save_features(
+    directory: Folder, init: str, train: tuple[ImageStore, Features], test: tuple[ImageStore, Features]
+) -> None:
+    """Writes the features of both splits by the pretrained encoder; of the random one only those that the report draws.
+
+    Those of more images, written by an earlier evaluation of the same data, stay.
+
+    Raises:
+        PlatformError: the directory cannot be written.
+    """
+    suffix, (store, features) = "" if init == "pretrained" else "_scratch", test
+    earlier = load_embeddings(directory.path, f"test{suffix}")
+    if earlier is not None and earlier.data == store.name and len(earlier.features) > len(store):
+        return
+    if init == "pretrained":
+        save_embeddings(directory, "train", *train)
+    save_embeddings(directory, f"test{suffix}", store, features)
+    save_neighbours(directory, f"neighbours{suffix}", _neighbours(train, test))
+
+
+def _neighbours(train: tuple[ImageStore, Features], test: tuple[ImageStore, Features]) -> Neighbours:
+    """A few test images, the same for every encoder, with the train images nearest to each."""
+    (bank, of_bank), (shown, of_shown) = train, test
+    assert bank.labels is not None and shown.labels is not None
+    queries = np.sort(np.random.default_rng(0).permutation(len(shown))[:SHEET_QUERIES])
+    cosines, rows = nearest(of_bank, of_shown[queries], min(SHEET_NEIGHBOURS, len(bank)))
+    return Neighbours(
+        queries=thumbnails(shown.images[queries]),
+        query_labels=shown.labels[queries],
+        images=thumbnails(bank.images[rows.ravel()].reshape(*rows.shape, *bank.images.shape[1:])),
+        labels=bank.labels[rows],
+        cosines=cosines,
+        class_names=np.array(shown.class_names, dtype=np.str_),
+    )
 
 
 Record = TypeVar("Record", Predictions, Neighbours)

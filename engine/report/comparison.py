@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..command_line import shell_command
 from ..errors import UsageError
-from ..evaluation.comparison import METHOD_NAMES, Comparison, points
-from ..evaluation.result import EvaluationResult
+from ..evaluation.result import METHOD_NAMES, Comparison, EvaluationResult, points
 from ..run import Run
 from .content import (
     NOTHING,

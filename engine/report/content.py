@@ -16,9 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..command_line import shell_command
-from ..evaluation.comparison import METHOD_NAMES, Comparison, compare
 from ..evaluation.records import LARGEST, load_results
-from ..evaluation.result import EvaluationResult
+from ..evaluation.result import METHOD_NAMES, Comparison, EvaluationResult, compare
 from ..run import Run, public_name
 
 if TYPE_CHECKING:

@@ -21,10 +21,9 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
 from ..errors import PlatformError
-from ..evaluation.collapse import feature_statistics
-from ..evaluation.comparison import Comparison
+from ..evaluation.metrics import feature_statistics, one_thread
 from ..evaluation.records import Embeddings, load_embeddings, load_neighbours
-from ..evaluation.threads import one_thread
+from ..evaluation.result import Comparison
 from ..files import Folder
 from .content import ReportContent, read_arrays, short_name
 from .style import (

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..command_line import shell_command
 from ..errors import PlatformError
-from ..evaluation.comparison import Comparison, percent, points, standard_error
+from ..evaluation.result import Comparison, percent, points, standard_error
 from ..files import Folder
 from ..run import Run
 from . import style

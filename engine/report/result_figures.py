@@ -15,10 +15,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator, PercentFormatter
 from numpy.typing import NDArray
 
-from ..evaluation.comparison import FROZEN, Comparison, percent, standard_error
 from ..evaluation.metrics import CALIBRATION_BINS
 from ..evaluation.records import load_predictions, load_steps, result_id
-from ..evaluation.result import EvaluationResult
+from ..evaluation.result import FROZEN, Comparison, EvaluationResult, percent, standard_error
 from .content import short_name
 from .style import (
     ACCURACY,

@@ -10,8 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..evaluation.comparison import FROZEN, METHOD_NAMES, Comparison, percent, points
-from ..evaluation.result import EvaluationResult
+from ..evaluation.result import FROZEN, METHOD_NAMES, Comparison, EvaluationResult, percent, points
 from ..recipe import Recipe
 from .content import (
     NOTHING,

@@ -30,10 +30,9 @@ from simclr_engine.parallel import check_gpus
 from simclr_engine.planning import rest_within, seconds_after
 from simclr_engine.pretraining import Interrupted, pretrain
 from simclr_engine.recipe import Recipe
-from simclr_engine.report.comparability import notes
+from simclr_engine.report.comparison import notes, open_runs
 from simclr_engine.report.content import gather
 from simclr_engine.report.provenance import commands
-from simclr_engine.report.subjects import gather_runs
 from simclr_engine.run import Run
 from simclr_engine.training import Plan, Trainer
 
@@ -410,9 +409,7 @@ def test_the_commands_of_documents_and_errors_are_read_as_they_were_meant(
     tmp_path: Path, paste: Callable[[str], list[str]]
 ) -> None:
     runs = [write_run(tmp_path / name) for name in ("it's", 'a "run"')]
-    note = next(
-        one for one in notes(gather_runs([run.directory for run in runs])) if "it's" in one and "evaluate" in one
-    )
+    note = next(one for one in notes(open_runs([run.directory for run in runs])) if "it's" in one and "evaluate" in one)
     program, said = "simclr-engine", paste(note.split("has not been evaluated: ")[1])
     assert said == [program, "evaluate", str(runs[0].directory)]
     with pytest.raises(UsageError) as caught:

@@ -465,7 +465,7 @@ def test_kernels_are_chosen_for_what_a_short_run_takes(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(planning, "pick_nt_xent", pick)
     recipe = tiny_recipe(short_runs=[{"epochs": 5, "settings": {"loss.temperature": 0.01}}])
-    trainer, _ = planning.prepare(recipe, tiny_store(), planning.Options(device="cpu"))
+    trainer, _ = planning.prepare(recipe, tiny_store(), planning.RunOptions(device="cpu"))
     assert trainer.recipe.loss.temperature == 0.01 and asked[-1] == 0.01
 
 

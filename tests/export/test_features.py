@@ -16,7 +16,7 @@ from fixtures.tiny_probe import CLASSES, PROBE, tiny_probabilities, tiny_probe_m
 from simclr_engine import evaluate
 from simclr_engine.data.store import ImageStore
 from simclr_engine.errors import DataError, UsageError
-from simclr_engine.evaluation.guards import overlapping_images
+from simclr_engine.evaluation.splits import overlapping_images
 from simclr_engine.export import onnx_features
 from simclr_engine.export.features import check_class_names, difference_to_pytorch, probe_predictions
 

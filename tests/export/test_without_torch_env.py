@@ -33,7 +33,7 @@ ABSENT = (
 )  # fmt: skip
 
 # In rooms that otherwise need no torch: what trains, and what runs a torch encoder.
-NEEDS_TORCH = {"simclr_engine.evaluation.classifier", "simclr_engine.evaluation.features"}
+NEEDS_TORCH = {"simclr_engine.evaluation.finetune", "simclr_engine.evaluation.features"}
 # The rooms of the light install: of export/ only these, of the rest of engine/ likewise.
 ROOMS = ("cli", "data", "evaluation", "report")
 SINGLE = ("recipe", "errors", "timing", "run", "bench.card")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from simclr_engine import evaluate
 from simclr_engine.checkpoint import encoder_metadata, save_weights
 from simclr_engine.data.store import ImageStore
 from simclr_engine.errors import CheckFailed, DataError, UsageError
+from simclr_engine.evaluation import evaluate_all
 from simclr_engine.evaluation.linear import LinearProbe
 from simclr_engine.evaluation.metrics import confusion_matrix
 from simclr_engine.evaluation.result import EvaluationResult
@@ -57,8 +59,7 @@ def test_one_method_and_init_give_one_result_that_names_its_protocol(
 
 
 def test_both_inits_and_methods_are_written_into_the_run(run: Run, splits: tuple[ImageStore, ImageStore]) -> None:
-    results = evaluate(str(run.directory), splits, method=["linear", "knn"], init=["pretrained", "scratch"])
-    assert isinstance(results, list)
+    results = evaluate_all(str(run.directory), splits, ["linear", "knn"], ["pretrained", "scratch"])
     assert [(r.init, r.method) for r in results] == [
         ("pretrained", "linear"),
         ("pretrained", "knn"),
@@ -176,13 +177,23 @@ def test_copies_of_train_in_test_are_refused(run: Run, splits: tuple[ImageStore,
         evaluate(run, (splits[0], splits[0]))
 
 
-@pytest.mark.parametrize(("argument", "value"), [("method", "lineer"), ("init", "random"), ("method", [])])
+@pytest.mark.parametrize(
+    ("argument", "value"), [("methods", ["lineer"]), ("inits", ["random"]), ("methods", []), ("inits", [])]
+)
 def test_an_unknown_word_is_refused_with_the_known_ones(
-    run: Run, splits: tuple[ImageStore, ImageStore], argument: str, value: object
+    run: Run, splits: tuple[ImageStore, ImageStore], argument: str, value: list[str]
 ) -> None:
     with pytest.raises(UsageError) as caught:
-        evaluate(run, splits, **{argument: value})
+        evaluate_all(run, splits, **{argument: value})
     assert "one of: " in str(caught.value.fix)
+
+
+@pytest.mark.parametrize("several", [{"method": ["linear", "knn"]}, {"init": ["pretrained", "scratch"]}])
+def test_evaluate_gives_one_result_and_names_what_gives_several(
+    run: Run, splits: tuple[ImageStore, ImageStore], several: dict[str, Any]
+) -> None:
+    with pytest.raises(UsageError, match="evaluate_all"):
+        evaluate(run, splits, **several)
 
 
 def test_what_is_neither_a_run_nor_a_file_of_ours_is_refused(tmp_path: Path) -> None:

@@ -52,22 +52,26 @@ def test_probes_and_metrics_work_where_torch_cannot_be_imported() -> None:
     script = """
 import numpy as np
 from simclr_engine.data.store import ImageStore
-from simclr_engine.evaluation.collapse import feature_statistics
-from simclr_engine.evaluation.methods import METHODS, Training
-from simclr_engine.evaluation.metrics import confusion_matrix, score
-from simclr_engine.evaluation.target import Encoder
-from simclr_engine.evaluation.task import tasks
+from simclr_engine.evaluation.encoders import ScratchEncoder
+from simclr_engine.evaluation.methods import Training
+from simclr_engine.evaluation.metrics import confusion_matrix, feature_statistics, score
+from simclr_engine.evaluation.protocol import METHODS
+from simclr_engine.evaluation.splits import make_splits
 from simclr_engine.recipe import Recipe
 rng = np.random.default_rng(0)
 labels = np.arange(90) % 3
 features = (np.eye(3)[labels] + 0.01 * rng.normal(size=(90, 3))).astype(np.float32)
 store = ImageStore.from_arrays(np.zeros((90, 8, 8, 3), np.uint8), labels, "abc")
 grey = (0.5, 0.5, 0.5)
-encoder = Encoder("pretrained", "", "", "", lambda store: features, grey, grey, None)
+class Given(ScratchEncoder):
+    def features(self, store, progress=False):
+        return features
+
+encoder = Given("resnet18", "small", grey, grey)
 training = Training(lambda: Recipe.load("cifar10"), 0.0, False)
 for name in ("linear", "knn"):
-    for task in tasks(store, store):
-        found = METHODS[name](encoder, task, training).classes
+    for split in make_splits(store, store):
+        found = METHODS[name](encoder, split, training).classes
         print(score(confusion_matrix(labels, found, 3), "abc").accuracy)
 print(feature_statistics(features).dim)
 """
@@ -80,7 +84,7 @@ import importlib, pkgutil
 for room in ("evaluation", "report"):
     package = importlib.import_module(f"simclr_engine.{room}")
     for module in pkgutil.iter_modules(package.__path__):
-        if module.name not in ("features", "classifier"):
+        if module.name not in ("features", "finetune"):
             importlib.import_module(f"simclr_engine.{room}.{module.name}")
             print(module.name)
 from simclr_engine import EvaluationResult, evaluate

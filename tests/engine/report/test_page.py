@@ -23,8 +23,8 @@ from fixtures.saved_results import page_of, page_with, saved
 from fixtures.synthetic_run import fold_scores, random_confusion, result, write_evaluation, write_metrics, write_run
 from simclr_engine.cli.report import command
 from simclr_engine.errors import DataError, PlatformError
-from simclr_engine.evaluation.comparison import compare
 from simclr_engine.evaluation.records import save_result
+from simclr_engine.evaluation.result import compare
 from simclr_engine.report import style, write_report
 from simclr_engine.report.content import load_content
 from simclr_engine.report.page import DrawnPicture, run_pictures, shown_picture, write_pictures

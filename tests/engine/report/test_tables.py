@@ -19,8 +19,7 @@ from fixtures.synthetic_run import (
     write_run,
     write_training,
 )
-from simclr_engine.evaluation.comparison import compare
-from simclr_engine.evaluation.result import FoldScores
+from simclr_engine.evaluation.result import FoldScores, compare
 from simclr_engine.report.content import load_content
 from simclr_engine.report.page import render_page
 from simclr_engine.report.tables import folds_section, methods_section

@@ -17,10 +17,12 @@ from simclr_engine import evaluate
 from simclr_engine.checkpoint import encoder_metadata, save_weights
 from simclr_engine.data.store import ImageStore
 from simclr_engine.errors import CheckFailed, UsageError
-from simclr_engine.evaluation import classifier
-from simclr_engine.evaluation.comparison import compare
+from simclr_engine.evaluation import evaluate_all, finetune
 from simclr_engine.evaluation.features import encoder_hash
+from simclr_engine.evaluation.methods import Training
 from simclr_engine.evaluation.records import load_predictions, load_results, load_steps
+from simclr_engine.evaluation.result import compare
+from simclr_engine.evaluation.splits import make_splits
 from simclr_engine.model import build_encoder
 from simclr_engine.optim import lr_factor
 from simclr_engine.run import Run
@@ -79,7 +81,7 @@ def test_a_head_on_augmented_images_differs_and_leaves_the_encoder_alone(
 def test_an_unfrozen_head_is_caught_by_the_hash(
     run: Run, splits: tuple[ImageStore, ImageStore], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fit = classifier._fit
+    fit = finetune._fit
 
     def thaws(model: torch.nn.Module, lesson: Any, *rest: Any) -> Any:
         encode = lesson.inputs
@@ -93,7 +95,7 @@ def test_an_unfrozen_head_is_caught_by_the_hash(
 
     trunk = run.encoder()
     monkeypatch.setattr(Run, "encoder", lambda self: trunk)
-    monkeypatch.setattr(classifier, "_fit", thaws)
+    monkeypatch.setattr(finetune, "_fit", thaws)
     with pytest.raises(CheckFailed, match="changed by its own evaluation"):
         evaluate(run, splits, "head", overrides={**SHORT, "evaluation.head.flip": 0.5})
 
@@ -102,8 +104,7 @@ def test_fine_tuning_trains_the_encoder_from_where_it_is_and_not_the_run_on_disk
     run: Run, splits: tuple[ImageStore, ImageStore]
 ) -> None:
     before = (run.directory / "encoder.safetensors").read_bytes()
-    results = evaluate(run, splits, "finetune", ["pretrained", "scratch"], overrides=SHORT)
-    assert isinstance(results, list)
+    results = evaluate_all(run, splits, ["finetune"], ["pretrained", "scratch"], overrides=SHORT)
     trained, scratch = results
     assert trained.accuracy > 0.6 and len(trained.history) == 2
     assert "fine-tuning (end to end; adamw, lr 0.0005, cosine, 2 epochs of batch 24" in trained.protocol
@@ -119,7 +120,12 @@ def test_fine_tuning_trains_the_encoder_from_where_it_is_and_not_the_run_on_disk
 
 
 def test_training_with_labels_is_repeatable(run: Run, splits: tuple[ImageStore, ImageStore]) -> None:
-    first, second = (evaluate(run, splits, "finetune", overrides=SHORT) for _ in range(2))
+    results = []
+    with torch.random.fork_rng():
+        for callers_seed in (1, 2):  # which must not matter
+            torch.manual_seed(callers_seed)
+            results.append(evaluate(run, splits, "finetune", overrides=SHORT))
+    first, second = results
     assert first.history == second.history
     np.testing.assert_array_equal(first.confusion, second.confusion)
 
@@ -140,8 +146,7 @@ def test_predictions_of_methods_that_train_do_not_depend_on_the_test_labels(
 def test_supervised_training_starts_from_scratch_once_and_keeps_to_the_time_of_the_pretraining(
     run: Run, splits: tuple[ImageStore, ImageStore], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    results = evaluate(run, splits, "supervised", ["pretrained", "scratch"], overrides=SHORT)
-    assert isinstance(results, list)
+    results = evaluate_all(run, splits, ["supervised"], ["pretrained", "scratch"], overrides=SHORT)
     assert [(r.method, r.init) for r in results] == [("supervised", "scratch")]
     assert "2 epochs of batch 24" in results[0].protocol
     asked: list[float] = []
@@ -150,40 +155,57 @@ def test_supervised_training_starts_from_scratch_once_and_keeps_to_the_time_of_t
         asked.append(seconds)
         return 7
 
-    monkeypatch.setattr(classifier, "_steps_within", seven_steps)
-    timed = evaluate(run, splits, "supervised", "scratch", overrides={**SHORT, "evaluation.supervised.epochs": 0})
+    monkeypatch.setattr(finetune, "_steps_within", seven_steps)
+    timed = evaluate(run, splits, "supervised", overrides={**SHORT, "evaluation.supervised.epochs": 0})
+    assert timed.init == "scratch" and "from the random encoder of seed 0" in timed.protocol
     assert asked == [192.0]  # what the synthetic run says that it took
     assert "1.4 epochs of batch 24, the 3.2 min of the pretraining" in timed.protocol
     assert [row["step"] for row in timed.history] == [5, 7]
 
 
+def lesson_of(run: Run, inputs: Any) -> finetune._Lesson:
+    """Sixty images in batches of 24, of which `inputs` gives what a model takes."""
+    (split,) = make_splits(coloured(60, 0, "train"), coloured(30, 1, "test"))
+    spec = replace(run.recipe.evaluation.supervised, batch_size=24)
+    training = Training(run.recipe.evaluation, "fp32", 0.0, False)
+    platform = finetune.choose_platform("cpu", "fp32")
+    return finetune._Lesson(
+        split, training, spec, platform, inputs, lambda: torch.ones(1, 3), np.zeros(1, dtype=np.int64)
+    )
+
+
+def test_an_epoch_sees_no_image_twice_and_the_next_has_another_order(run: Run) -> None:
+    seen: list[list[int]] = []
+
+    def inputs(indices: Any, epoch: int) -> torch.Tensor:
+        seen.append([epoch, *indices.tolist()])
+        return torch.ones(len(indices), 12)
+
+    updates = finetune._Updates(torch.nn.Linear(12, 3), lesson_of(run, inputs))
+    for step in range(4):
+        updates.step(step, 0.1)
+    assert [epoch for epoch, *_ in seen] == [0, 0, 1, 1]
+    first, second = (set(seen[at][1:]) | set(seen[at + 1][1:]) for at in (0, 2))
+    assert len(first) == len(second) == 48 and seen[0][1:] != seen[2][1:]
+
+
 def test_a_time_budget_becomes_steps_and_leaves_the_model_as_it_was(run: Run) -> None:
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 3))
     before = [p.clone() for p in model.parameters()]
-    lesson = classifier._Lesson(
-        spec=run.recipe.evaluation.supervised,
-        labels=torch.arange(60) % 3,
-        inputs=lambda indices, epoch: torch.ones(len(indices), 12),
-        curve=lambda: torch.ones(1, 3),
-        truth=torch.zeros(1, dtype=torch.long),
-        platform=classifier.choose_platform("cpu", "fp32"),
-        seed=0,
-        fold=0,
-    )
-    few, many = (classifier._steps_within(model, lesson, seconds) for seconds in (0.05, 5.0))
+    lesson = lesson_of(run, lambda indices, epoch: torch.ones(len(indices), 12))
+    few, many = (finetune._steps_within(model, lesson, seconds) for seconds in (0.05, 5.0))
     assert 1 <= few < many
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
     with pytest.raises(UsageError, match="how long"):
-        classifier._steps_within(model, lesson, 0.0)
+        finetune._steps_within(model, lesson, 0.0)
 
 
 def test_folds_score_every_labelled_image_once_and_report_each_fold(
     run: Run, splits: tuple[ImageStore, ImageStore]
 ) -> None:
-    results = evaluate(
+    results = evaluate_all(
         run, splits, ["finetune", "linear"], ["pretrained", "scratch"], label_fraction=0.5, folds=3, overrides=SHORT
     )
-    assert isinstance(results, list)
     tuned = results[0]
     assert tuned.test_images == tuned.confusion.sum() == 60 and tuned.train_images == 40
     assert [f.fold for f in tuned.folds] == [1, 2, 3]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
@@ -15,8 +17,9 @@ from fixtures.coloured import NAMES, coloured
 from fixtures.synthetic_run import write_run
 from simclr_engine.checkpoint import encoder_metadata, save_weights
 from simclr_engine.data.store import ImageStore
-from simclr_engine.evaluation.features import scratch_encoder
-from simclr_engine.evaluation.target import open_target
+from simclr_engine.evaluation.encoders import WeightsScratchEncoder, open_target
+from simclr_engine.evaluation.features import encoder_hash, scratch_encoder
+from simclr_engine.foreign import ForeignEncoder
 from simclr_engine.model import build_encoder
 from simclr_engine.recipe import Recipe
 from simclr_engine.run import Run
@@ -41,7 +44,7 @@ def run(tmp_path: Path) -> Run:
 
 def _features(run: Run, store: ImageStore, init: str = "pretrained") -> NDArray[np.float32]:
     """As an evaluation gets them: from the cache, where they are there."""
-    return open_target(run).encoder(init, False).features(store)
+    return open_target(run).encoders[init].features(store)
 
 
 def _of(encoder: nn.Module, run: Run) -> NDArray[np.float32]:
@@ -96,3 +99,27 @@ def test_the_random_encoder_has_features_of_its_own(run: Run) -> None:
     trained, random = _features(run, STORE), _features(run, STORE, "scratch")
     np.testing.assert_allclose(random, _of(scratch_encoder("resnet18", "small", 0), run), atol=1e-4, rtol=1e-4)
     assert np.abs(random - trained).max() > 1e-2
+
+
+def test_features_are_computed_once_also_where_no_cache_can_be_written(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "cache").write_text("a file where the folder should be")
+    built, load = list[Run](), Run.encoder
+    monkeypatch.setattr(Run, "encoder", lambda self: built.append(self) or load(self))
+    encoder = open_target(run).encoders["pretrained"]
+    first = encoder.features(STORE)
+    assert encoder.features(STORE) is first and len(built) == 1
+    assert not np.array_equal(encoder.features(coloured(12, 2, "test")), first) and len(built) == 2
+
+
+def test_the_random_counterpart_of_foreign_weights_lacks_what_they_lack() -> None:
+    def adapt(encoder: nn.Module) -> nn.Module:
+        return nn.Sequential(encoder, nn.Identity())
+
+    grey = (0.5, 0.5, 0.5)
+    found = SimpleNamespace(arch="resnet18", stem="small", mean=grey, std=grey, adapt=adapt)
+    encoder = WeightsScratchEncoder(cast(ForeignEncoder, found))
+    expected = adapt(scratch_encoder("resnet18", "small"))
+    assert encoder.sha256 == encoder_hash(encoder.build()) == encoder_hash(expected)
+    assert encoder.sha256 != encoder_hash(scratch_encoder("resnet18", "small"))
