@@ -21,7 +21,7 @@ import torch.multiprocessing as mp
 
 from simclr_engine.data.store import ImageStore
 from simclr_engine.device import choose_platform
-from simclr_engine.parallel import World, start_world
+from simclr_engine.distributed import World, start_world
 from simclr_engine.timing import summarize
 from simclr_engine.training import Trainer
 

@@ -19,10 +19,10 @@ import numpy as np
 import torch
 
 from simclr_engine.data.cache import Meta, cache_root, images_paths, read_meta, read_split, write_meta
+from simclr_engine.data.loader import Loader, Prefetched, Resident
 from simclr_engine.data.pack import SplitWriter, check_space
 from simclr_engine.data.store import ImageStore, ShardedImages
 from simclr_engine.device import choose_platform, keep_freed_memory
-from simclr_engine.loading import Loader, Prefetched, Resident
 from simclr_engine.timing import interleave
 from simclr_engine.training import Trainer
 

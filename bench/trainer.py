@@ -7,8 +7,8 @@ from numpy.typing import NDArray
 
 from simclr_engine.data.store import ImageStore
 from simclr_engine.device import Platform
+from simclr_engine.distributed import World
 from simclr_engine.kernels import pick_augment, pick_nt_xent
-from simclr_engine.parallel import World
 from simclr_engine.recipe import Recipe
 from simclr_engine.training import Backends, Plan, Trainer
 

@@ -12,11 +12,11 @@ from simclr_engine.kernels import AugmentSpec
 
 from .data.store import ImageStore
 from .device import Platform
+from .distributed import World
 from .evaluation.features import normalised_batches
 from .evaluation.knn import classify_knn
 from .evaluation.metrics import feature_statistics
 from .model import SimCLR
-from .parallel import World
 from .training import Plan, Trainer
 
 NEIGHBOURS = 10

@@ -16,11 +16,10 @@ from .data.datasets import NamedSource
 from .data.sources import load_data, open_source
 from .data.store import ImageStore
 from .device import deterministic_algorithms
+from .distributed import World, check_shares, restarts, run_id, start_world
 from .errors import DataError
-from .memory import memory_errors
 from .monitor import OnlineMonitor
-from .parallel import World, check_shares, restarts, run_id, start_world
-from .planning import RunOptions, describe, prepare
+from .planning import RunOptions, describe, memory_errors, prepare
 from .progress import Progress
 from .recipe import DEFAULT, Recipe
 from .recording import Recording, environment_of

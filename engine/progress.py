@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
+
+Advance = Callable[[int], None]  # so many more are done
 
 INTERVAL = 15.0  # seconds between two lines where there is no terminal
 
@@ -73,6 +77,18 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+
+@contextmanager
+def progress_bar(
+    label: str, total: int, unit: str = "images", show: bool = True, lines: bool = False
+) -> Iterator[Advance]:
+    """A `Progress` as a function that takes how many more are done.
+
+    Without a terminal it is silent, or with `lines` says so of what takes longer than INTERVAL.
+    """
+    with Progress(total, label, unit=unit, show=show, lines=lines, short=True) as progress:
+        yield progress.advance
 
 
 def _bar(unit: str) -> Any:

@@ -18,11 +18,11 @@ import torch
 from . import __version__, stopping
 from .checkpoint import LAST, encoder_metadata, keep_last_as, pack_weights, save_last
 from .command_line import PROGRAM, shell_command
+from .distributed import run_id
 from .errors import PlatformError
 from .event_log import RunLog
 from .files import Folder
 from .model import parameter_count
-from .parallel import run_id
 from .planning import Estimate, RunOptions, peak_memory
 from .resuming import Stopped
 from .run import Run, RunLock

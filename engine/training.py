@@ -30,13 +30,13 @@ from torch import Tensor
 
 from simclr_engine.kernels import AugmentSpec, augment, contrastive_metrics, draw_params, nt_xent
 
+from .data.loader import Batch, Loader, Prefetched, Resident, stays_in_files
 from .data.store import ImageStore
 from .device import Platform
+from .distributed import World, check_shares, synchronise_batch_norm
 from .errors import CheckFailed, DataError
-from .loading import Batch, Loader, Prefetched, Resident, stays_in_files
 from .model import SimCLR
 from .optim import build_optimizer, lr_factor
-from .parallel import World, check_shares, synchronise_batch_norm
 from .recipe import Recipe
 
 

@@ -43,7 +43,7 @@ def command(
     from simclr_engine.export.embed import embed_to_index
     from simclr_engine.export.embedder import open_embedder
 
-    from ..data.progress import progress_bar, say
+    from ..progress import progress_bar, say
 
     embedder = open_embedder(target)
     parts = find_images(embedder, sources, split, progress=True)
@@ -68,7 +68,7 @@ def command(
 
 
 def _show(result: EmbedResult, total: int) -> None:
-    from ..data.progress import say
+    from ..progress import say
 
     went_on = f" (going on after {result.images - result.embedded:,})" if 0 < result.embedded < result.images else ""
     if result.embedded:

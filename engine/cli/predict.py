@@ -56,7 +56,7 @@ def command(
     from simclr_engine.export import predict as of
     from simclr_engine.export.embedder import open_embedder
 
-    from ..data.progress import progress_bar, say
+    from ..progress import progress_bar, say
 
     of.check_outputs(csv_path, save, overwrite)
     embedder = open_embedder(target)

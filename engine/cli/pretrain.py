@@ -94,7 +94,7 @@ def command(
     from dataclasses import replace
 
     from ..device import deterministic_algorithms
-    from ..parallel import PeerFailed, is_main, start_world
+    from ..distributed import PeerFailed, is_main, start_world
     from ..planning import RunOptions, describe, prepare
     from ..pretraining import Interrupted, open_data, pretrain
     from ..resuming import trained_on
@@ -197,8 +197,8 @@ def _launched(gpus: int, device: str) -> bool:
     import sys
 
     from ..command_line import launch_command
+    from ..distributed import check_gpus, is_launched, launch
     from ..errors import UsageError
-    from ..parallel import check_gpus, is_launched, launch
 
     if device not in ("auto", "cuda"):
         raise UsageError(

@@ -24,7 +24,7 @@ def command(file: str, index_path: str | None, port: int, host: str) -> None:
     from simclr_engine.export.predict import open_index
     from simclr_engine.export.serve import LOOPBACK, Service, require_gradio, start_page
 
-    from ..data.progress import say
+    from ..progress import say
 
     require_gradio()
     embedder = open_embedder(file)

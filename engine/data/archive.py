@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import IO, ClassVar, cast
 
 from ..errors import DataError, EngineError, PlatformError
+from ..progress import progress_bar
 from . import cache
 from .decode import MAX_FILE_BYTES
 from .listing import LAYOUTS, Blob, is_image_path
-from .progress import progress_bar
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.zst", ".tzst", ".zip")
 # Against decompression bombs: images hardly compress, so a hundredfold growth beyond this much is no data set.

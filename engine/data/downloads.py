@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import PlatformError
+from ..progress import say
 from ..torchvision_shim import import_torchvision
 from .cache import cache_root
-from .progress import say
 
 # name: (torchvision class, {our split: arguments of the class})
 DATASETS: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import ClassVar
 
 from ..errors import DataError
+from ..progress import progress_bar
 from . import cache
 from .decode import EXTENSIONS
 from .listing import LAYOUTS, Blob, is_hidden
 from .pack import KEEP_BYTES, in_threads
-from .progress import progress_bar
 
 MAX_DEPTH = 16
 _BATCH = 64

@@ -17,11 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError
+from ..progress import progress_bar
 from .cache import SplitMeta, images_paths, labels_path, sizes_and_times
 from .datasets import Arrays
 from .decode import decode_image, image_dimensions, resize_images
 from .listing import Blob, Listing, arrange
-from .progress import progress_bar
 from .store import ShardedImages, fingerprint
 
 Item = TypeVar("Item")

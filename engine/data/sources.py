@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import DataError, UsageError
+from ..progress import say
 from . import cache
 from .archive import SUFFIXES, ArchiveSource, is_archive_path
 from .cache import DamagedError, Meta
@@ -18,7 +19,6 @@ from .decode import MAX_SIZE, MIN_SIZE
 from .folder import FolderSource
 from .listing import choose_size, held_out_rows
 from .pack import Survey, pack_arrays, pack_files, survey
-from .progress import say
 from .store import ImageStore
 
 HELD_OUT_FRACTION = 0.2

@@ -21,9 +21,9 @@ from ..data.cache import cache_root
 from ..data.store import ImageStore
 from ..errors import PlatformError, UsageError
 from ..files import Folder
+from ..progress import Advance, progress_bar
 from ..run import Run
 from .feature_cache import cached_features
-from .progress import Advance, show_progress
 from .splits import SEED
 
 if TYPE_CHECKING:
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
     from simclr_engine.export.runtime import OnnxEncoder
 
-    from ..foreign import ForeignEncoder
     from ..recipe import Recipe
+    from ..weights import ForeignEncoder
 
 INITS = ("pretrained", "scratch")
 WEIGHTS = (".safetensors", ".pt", ".pth", ".tar", ".ckpt", ".bin")  # .pth.tar is MoCo's
@@ -75,7 +75,9 @@ class Encoder(ABC):
     def features(self, store: ImageStore, progress: bool = False) -> NDArray[np.float32]:
         """Frozen features float32 `[N, D]` of all images, kept on disk and in memory; `progress` shows a bar."""
         if store.fingerprint not in self._features:
-            with show_progress(f"features ({self.name}, {store.split})", len(store), progress) as advance:
+            with progress_bar(
+                f"features ({self.name}, {store.split})", len(store), show=progress, lines=True
+            ) as advance:
                 self._features[store.fingerprint] = self._compute(store, advance)
         return self._features[store.fingerprint]
 
@@ -227,7 +229,7 @@ class FileEncoder(Encoder):
             return super().predict(store, progress)
         from simclr_engine.export.features import probe_predictions
 
-        with show_progress(f"classes ({self.name}, {store.split})", len(store), progress) as advance:
+        with progress_bar(f"classes ({self.name}, {store.split})", len(store), show=progress, lines=True) as advance:
             return probe_predictions(self._path, store, advance=advance)
 
 
@@ -321,7 +323,7 @@ def _open_file(path: Path) -> Target:
 
 
 def _open_weights(path: Path) -> Target:
-    from ..foreign import load_foreign
+    from ..weights import load_foreign
 
     found = load_foreign(path)
     return Target(

@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UsageError
+from ..progress import Advance, progress_bar
 from .encoders import Encoder
 from .knn import TEMPERATURE, classify_knn
 from .linear import HELD_OUT, LinearProbe, fit_linear
-from .progress import Advance, show_progress
 from .splits import SEED, Split
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Training:
 
     def bar(self, what: str, total: int) -> AbstractContextManager[Advance | None]:
         """A progress bar over `total` images."""
-        return show_progress(what, total, self.progress)
+        return progress_bar(what, total, show=self.progress, lines=True)
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,10 +16,10 @@ from fuzz.seeds import quantised
 from simclr_engine import checkpoint
 from simclr_engine.checkpoint import FOOTER, load_checkpoint, load_encoder, save_checkpoint
 from simclr_engine.errors import DataError
-from simclr_engine.foreign import load_foreign
 from simclr_engine.model import build_encoder
 from simclr_engine.recipe import Recipe
 from simclr_engine.run import Run
+from simclr_engine.weights import load_foreign
 
 
 def footed(body: bytes) -> bytes:

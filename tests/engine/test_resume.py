@@ -24,9 +24,9 @@ from simclr_engine.checkpoint import load_checkpoint, save_checkpoint
 from simclr_engine.cli.main import main
 from simclr_engine.command_line import launch_command, resume_command, shell_command
 from simclr_engine.data import load_data
+from simclr_engine.distributed import check_gpus
 from simclr_engine.errors import DataError, UsageError
 from simclr_engine.export.probe import choose_probe
-from simclr_engine.parallel import check_gpus
 from simclr_engine.planning import rest_within, seconds_after
 from simclr_engine.pretraining import Interrupted, pretrain
 from simclr_engine.recipe import Recipe

@@ -10,7 +10,7 @@ from torch import nn
 
 from simclr_engine.checkpoint import load_encoder, read_tensors, save_weights
 from simclr_engine.errors import DataError
-from simclr_engine.foreign import load_foreign
+from simclr_engine.weights import load_foreign
 
 
 def test_tensors_and_metadata_come_back_as_they_were_written(tmp_path: Path) -> None:

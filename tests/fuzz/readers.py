@@ -169,7 +169,7 @@ def read_checkpoint(path: Path, room: Room) -> None:
     """As a checkpoint of ours, as the one of a run, as weights from elsewhere, as a probe."""
     from simclr_engine.checkpoint import load_checkpoint, load_encoder
     from simclr_engine.evaluation.linear import LinearProbe
-    from simclr_engine.foreign import load_foreign
+    from simclr_engine.weights import load_foreign
 
     with suppress(EngineError):
         load_foreign(path)

@@ -19,10 +19,10 @@ from simclr_engine.checkpoint import encoder_metadata, save_weights
 from simclr_engine.data.store import ImageStore
 from simclr_engine.evaluation.encoders import WeightsScratchEncoder, open_target
 from simclr_engine.evaluation.features import encoder_hash, scratch_encoder
-from simclr_engine.foreign import ForeignEncoder
 from simclr_engine.model import build_encoder
 from simclr_engine.recipe import Recipe
 from simclr_engine.run import Run
+from simclr_engine.weights import ForeignEncoder
 
 RECIPE, STORE = "two-protocols", coloured(12, 1, "test")
 

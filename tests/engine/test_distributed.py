@@ -21,12 +21,12 @@ from torch import nn
 
 from fixtures import training_ranks as ranks_of
 from fixtures.training_ranks import BATCH, STEPS, Case, recipe_of
-from simclr_engine import parallel, planning, pretraining, training
+from simclr_engine import distributed, planning, pretraining, training
 from simclr_engine.cli import pretrain as command_line
+from simclr_engine.distributed import World, check_shares, start_world, synchronise_batch_norm
 from simclr_engine.errors import CheckFailed, PlatformError, UsageError
 from simclr_engine.model import SimCLR
 from simclr_engine.monitor import OnlineMonitor
-from simclr_engine.parallel import World, check_shares, start_world, synchronise_batch_norm
 from simclr_engine.pretraining import Interrupted, pretrain
 from simclr_engine.recipe import Recipe
 from simclr_engine.run import Run
@@ -315,7 +315,7 @@ def test_gpus_starts_the_same_command_once_for_each_device_and_hands_its_exit_co
     stand_in.chmod(0o755)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(sys, "executable", str(stand_in))
-    assert parallel.launch(2, ["pretrain", "--gpus", "2"]) == 3
+    assert distributed.launch(2, ["pretrain", "--gpus", "2"]) == 3
     for rank in range(2):
         assert (tmp_path / str(rank)).read_text() == f"{rank} 2 0 -m simclr_engine pretrain --gpus 2\n"
 

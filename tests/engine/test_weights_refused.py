@@ -23,8 +23,8 @@ from fixtures.foreign_weights import (
     saved,
 )
 from simclr_engine.errors import DataError
-from simclr_engine.foreign import load_foreign
 from simclr_engine.torchvision_shim import import_torchvision
+from simclr_engine.weights import load_foreign
 
 
 @pytest.fixture(scope="module")

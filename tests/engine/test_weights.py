@@ -28,10 +28,10 @@ from fixtures.foreign_weights import (
 from simclr_engine.checkpoint import encoder_metadata, save_checkpoint, save_weights
 from simclr_engine.errors import DataError
 from simclr_engine.evaluation.features import encoder_hash
-from simclr_engine.foreign import CIFAR10, IMAGENET, load_foreign
 from simclr_engine.model import SimCLR, build_encoder
 from simclr_engine.recipe import Recipe
 from simclr_engine.torchvision_shim import import_torchvision
+from simclr_engine.weights import CIFAR10, IMAGENET, load_foreign
 
 ARCHITECTURES = {"resnet18": "resnet-18", "resnet34": "resnet-34", "resnet50": "resnet-50"}  # torchvision's, lightly's
 

@@ -11,10 +11,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from simclr_engine import loading
+from simclr_engine.data import loader
+from simclr_engine.data.loader import Prefetched, Resident, stays_in_files
 from simclr_engine.data.store import ImageStore, ShardedImages
 from simclr_engine.device import Platform
-from simclr_engine.loading import Prefetched, Resident, stays_in_files
 from simclr_engine.planning import describe
 from simclr_engine.recipe import Recipe
 from simclr_engine.training import Backends, Plan, Trainer
@@ -136,6 +136,6 @@ def test_images_go_to_a_device_where_they_take_a_quarter_of_what_is_free(
 
 
 def test_images_reach_a_device_in_parts(mapped: ImageStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loading, "_COPIED_BYTES", 3 * 192 + 1)
+    monkeypatch.setattr(loader, "_COPIED_BYTES", 3 * 192 + 1)
     held = Resident(mapped, CPU, ids_of, STEPS)  # of files that fit, as a GPU would hold them
     np.testing.assert_array_equal(held.images(torch.arange(COUNT)).numpy(), PIXELS)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .data.store import ImageStore, ShardedImages
+from .store import ImageStore, ShardedImages
 
 # Images stay on the device if they take no more than this share of what is free there: a step needs the rest.
 RESIDENT_SHARE = 0.25
