@@ -21,8 +21,7 @@ from simclr_engine.recipe import Recipe
 from simclr_engine.timing import interleave
 
 from .baselines import plain_step, with_plain_convolutions
-from .memory import peak_extra_bytes
-from .rows import Floor, Row, first_line, missing_row, rate_row, single_row
+from .rows import Floor, Row, first_line, missing_row, peak_extra_bytes, rate_row, single_row
 from .trainer import bench_recipe, bench_trainer, noise
 
 NAME, UNIT = "training step", "views/s"

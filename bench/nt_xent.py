@@ -13,8 +13,7 @@ from simclr_engine.kernels import nt_xent, pick_nt_xent
 from simclr_engine.timing import interleave
 
 from .baselines import nt_xent_boolean_mask, nt_xent_eager
-from .memory import peak_extra_bytes
-from .rows import Floor, Row, missing_row, time_row
+from .rows import Floor, Row, missing_row, peak_extra_bytes, time_row
 
 DIMENSION, TEMPERATURE, VIEWS = 128, 0.5, 2
 # The largest M × M matrix that the usual ways are measured with; beyond it they are left out, and named. Indexing by

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from simclr_engine.data.cache import cached_features
 from simclr_engine.data.store import ImageStore
 from simclr_engine.errors import DataError
-from simclr_engine.evaluation.feature_cache import cached_features
 
 from .metadata import ModelMetadata
 from .runtime import OnnxEncoder

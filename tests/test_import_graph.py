@@ -35,8 +35,8 @@ def test_kernels_know_nothing_of_the_engine() -> None:
     assert rooms_below("kernels") == set()
 
 
-def test_data_knows_nothing_but_errors() -> None:
-    assert rooms_below("data") == {"errors", "lazy", "progress", "torchvision_shim"}
+def test_data_knows_nothing_of_runs_and_recipes() -> None:
+    assert rooms_below("data") == {"errors", "files", "lazy", "progress", "torchvision_shim"}
 
 
 @pytest.mark.parametrize("name", ["recipe", "run", "checkpoint", "model", "training", "planning", "pretraining"])

@@ -9,8 +9,7 @@ from typing import Any
 
 import click
 
-from .options import print_json
-from .tables import add, show, table
+from .options import add, print_json, show, table
 
 # Each is a module of bench/ with `rows(repeats, …)` and `floors()`; what it takes to see every line of it run quickly.
 BENCHES: dict[str, dict[str, Any]] = {
@@ -100,7 +99,7 @@ def command(
     if plot is not None:
         from io import BytesIO
 
-        from simclr_engine.bench.plot import draw
+        from simclr_engine.bench.rows import draw
 
         from ..files import write_atomic
 

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..errors import UsageError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.table import Table
+    from rich.text import Text
 
 
 def parse_overrides(pairs: Sequence[str]) -> dict[str, str]:
@@ -25,3 +30,43 @@ def parse_overrides(pairs: Sequence[str]) -> dict[str, str]:
 def print_json(document: dict[str, Any]) -> None:
     """Prints the one document of `--json` to stdout."""
     click.echo(json.dumps(document, indent=2))
+
+
+def table(*columns: str, title: str = "", caption: str = "", rule: bool = True) -> Table:
+    """An empty table, with a `rule` below its header or none; a column named `#…` holds numbers, right and unbroken."""
+    from rich import box
+    from rich.table import Table
+
+    look = {"box": box.SIMPLE_HEAD, "padding": (0, 1, 0, 0)} if rule else {"box": None, "header_style": "bold"}
+    made = Table(**look, show_edge=False, pad_edge=False, title_justify="left", caption_justify="left")
+    made.title, made.caption = title and _text(title), caption and _text(caption)
+    for name in columns:
+        number = name.startswith("#")
+        made.add_column(
+            _text(name.removeprefix("#")),
+            justify="right" if number else "left",
+            no_wrap=number,
+            overflow="ellipsis" if number else "fold",
+        )
+    return made
+
+
+def add(to: Table, *cells: str | Text, style: str = "") -> None:
+    """A row; text that is not ours is shown as it is: no markup, control characters visible."""
+    to.add_row(*(_text(cell) if isinstance(cell, str) else cell for cell in cells), style=style)
+
+
+def show(*parts: RenderableType, width: int | None = None) -> None:
+    """Prints to stdout: as wide as the terminal, or `width` columns (80 for None) where it is a file or a pipe."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    console = console if console.is_terminal else Console(highlight=False, width=width)
+    for part in parts:
+        console.print(part, markup=False)
+
+
+def _text(words: str) -> Text:
+    from rich.text import Text
+
+    return Text("".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in words))

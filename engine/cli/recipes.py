@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import click
 
-from .options import print_json
-from .tables import add, show, table
+from .options import add, print_json, show, table
 
 
 @click.command(name="recipes")

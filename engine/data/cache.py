@@ -24,8 +24,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import PlatformError
+from ..files import Folder
 from .store import MAPPED_BYTES, ImageStore, ShardedImages, fingerprint
 
 FORMAT = 2
@@ -328,3 +330,29 @@ def _unwritable(error: OSError) -> PlatformError:
         saw=f"{error.strerror or error} ({error.filename or cache_root()})",
         fix="free some space, or set SIMCLR_ENGINE_CACHE to a folder that can be written",
     )
+
+
+def cached_features(
+    key: str, store: ImageStore, compute: Callable[[ImageStore], NDArray[np.float32]]
+) -> NDArray[np.float32]:
+    """The features of `store`, from the cache where they are, else computed and kept there.
+
+    Args:
+        key: identifies the encoder (hash of weights and buffers, or of the file) and its preprocessing.
+        store: the images; their fingerprint completes the key.
+        compute: gives float32 `[N, D]`, one row per image.
+
+    A cache that cannot be read is computed anew; one that cannot be written costs time, never the evaluation.
+    """
+    name = hashlib.sha256(f"{key}\n{store.fingerprint}".encode()).hexdigest()
+    path = cache_root() / "features" / f"{name}.npy"
+    try:
+        features = np.load(path, allow_pickle=False)
+        if features.dtype == np.float32 and features.ndim == 2 and len(features) == len(store):
+            return features
+    except Exception:  # numpy's reader raises a dozen kinds for damaged files; all mean the same here
+        pass
+    features = compute(store)
+    with suppress(PlatformError), Folder.open(path.parent, make=True).writing(path.name) as file:
+        np.save(file, features, allow_pickle=False)
+    return features

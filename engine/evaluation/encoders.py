@@ -17,13 +17,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data.cache import cache_root
+from ..data.cache import cache_root, cached_features
 from ..data.store import ImageStore
 from ..errors import PlatformError, UsageError
 from ..files import Folder
 from ..progress import Advance, progress_bar
 from ..run import Run
-from .feature_cache import cached_features
 from .splits import SEED
 
 if TYPE_CHECKING:

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from ..data.store import ImageStore, Pixels
 from ..errors import DataError
+from ..event_log import write_scalars
 from ..files import Folder, is_plain_name
 from ..run import read_rows
-from .board import write_scalars
 from .knn import nearest
 from .linear import LinearProbe
 from .result import EvaluationResult

@@ -9,7 +9,7 @@ from torch import nn
 from reference import ntxent_truth
 from simclr_engine.bench.baselines import LoopLARS, nt_xent_boolean_mask, nt_xent_eager
 from simclr_engine.bench.epoch import flops_per_view
-from simclr_engine.bench.memory import peak_extra_bytes
+from simclr_engine.bench.rows import peak_extra_bytes
 from simclr_engine.optim import LARS, parameter_groups
 from simclr_engine.recipe import Recipe
 

@@ -17,10 +17,9 @@ import pytest
 
 from fixtures.hostile import DEEP, LONG, whole_and_short
 from fixtures.synthetic_run import write_metrics, write_run
-from simclr_engine.data.cache import cache_root
+from simclr_engine.data.cache import cache_root, cached_features
 from simclr_engine.data.store import ImageStore
 from simclr_engine.errors import LONGEST, DataError
-from simclr_engine.evaluation.feature_cache import cached_features
 from simclr_engine.evaluation.linear import LinearProbe
 from simclr_engine.report import content, feature_figures
 from simclr_engine.report.content import load_content

@@ -10,7 +10,7 @@ from torch import nn
 from fixtures import training_ranks as ranks_of
 from fixtures.training_ranks import BATCH, Case, recipe_of
 from simclr_engine import training
-from simclr_engine.bench.memory import peak_extra_bytes
+from simclr_engine.bench.rows import peak_extra_bytes
 from simclr_engine.data.store import ImageStore
 from simclr_engine.device import Platform
 from simclr_engine.errors import UsageError

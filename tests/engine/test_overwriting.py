@@ -26,8 +26,8 @@ from fixtures.synthetic_run import (
 )
 from simclr_engine import layout
 from simclr_engine.errors import DataError, PlatformError, UsageError
-from simclr_engine.evaluation.board import write_scalars
 from simclr_engine.evaluation.records import save_embeddings, save_result
+from simclr_engine.event_log import write_scalars
 from simclr_engine.files import Folder
 from simclr_engine.pretraining import pretrain
 from simclr_engine.report import page, write_report

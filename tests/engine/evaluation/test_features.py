@@ -13,10 +13,9 @@ from torch import Tensor, nn
 from fixtures.synthetic_run import write_run
 from simclr_engine import evaluate
 from simclr_engine.checkpoint import encoder_metadata, save_weights
-from simclr_engine.data.cache import cache_root
+from simclr_engine.data.cache import cache_root, cached_features
 from simclr_engine.data.store import ImageStore
 from simclr_engine.errors import CheckFailed
-from simclr_engine.evaluation.feature_cache import cached_features
 from simclr_engine.evaluation.features import encoder_hash, extract_features, scratch_encoder
 from simclr_engine.model import build_encoder
 from simclr_engine.run import Run

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from simclr_engine.cli.tables import add, show, table
+from simclr_engine.cli.options import add, show, table
 
 
 def test_numbers_stand_to_the_right_and_names_to_the_left(capsys: pytest.CaptureFixture[str]) -> None:
