@@ -162,8 +162,9 @@ class World:
         """
         leads = self.local_rank == 0
         with self.fail_together(DATA_TIMEOUT):
-            result = work() if leads else None
-        return work() if result is None else result
+            if leads:
+                result = work()
+        return result if leads else work()
 
     def agree(self, what: dict[str, object]) -> None:
         """Refuses ranks that are not about to do the same.

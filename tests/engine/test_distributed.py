@@ -27,6 +27,7 @@ from simclr_engine.distributed import World, check_shares, start_world, synchron
 from simclr_engine.errors import CheckFailed, PlatformError, UsageError
 from simclr_engine.model import SimCLR
 from simclr_engine.monitor import OnlineMonitor
+from simclr_engine.planning import RunOptions
 from simclr_engine.pretraining import Interrupted, pretrain
 from simclr_engine.recipe import Recipe
 from simclr_engine.run import Run
@@ -244,6 +245,9 @@ def test_a_world_of_one_does_nothing() -> None:
     assert world.gather(tensor) is tensor and world.gather_views(tensor, 2) is tensor
     assert world.any(True, False) == (True, False)
     assert world.leaders_first(lambda: 3) == world.same(3) == 3
+    calls: list[int] = []
+    world.leaders_first(lambda: calls.append(1))  # once, whatever it gives
+    assert calls == [1]
     before = tensor.clone()
     world.average_([tensor])
     world.broadcast_([tensor])
@@ -326,7 +330,11 @@ def test_only_the_launch_that_made_a_run_resumes_it_after_a_restart(
     out = tmp_path / "run"
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "ours")
     pretrain(recipe_of(**{"train.epochs": 1}), ranks_of.blobs(), out, device="cpu", quiet=True)
-    after = pretraining._after_restart
+
+    def after(directory: Path, resume: bool, overwrite: bool) -> tuple[bool, bool]:
+        options = pretraining._after_restart(directory, RunOptions(resume=resume, overwrite=overwrite))
+        return options.resume, options.overwrite
+
     assert after(out, False, True) == (False, True)  # no restart: as the user said
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     assert after(out, False, True) == after(out, False, False) == (True, False)
