@@ -171,6 +171,8 @@ def test_ranks_agree_and_fail_together(found: list[list[Any]]) -> None:
             kind, code, message = said[f"{who} failed"]
             assert (kind, code) == ("DataError" if rank == 0 else "PeerFailed", 4)
             assert "no images here" in message
+        kind, code, message = said["others failed"]
+        assert (kind, code) == ("PeerFailed" if rank == 0 else "DataError", 4) and "no images here" in message
         assert "the ranks differ in the images" in said["agree"]
 
 
