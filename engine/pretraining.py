@@ -93,6 +93,8 @@ def pretrain(
         options = replace(options, device=world.device, quiet=quiet or not world.main)
         with world.fail_together():
             if world.main:
+                if asked is not None:
+                    check_shares(asked.train, world.size)
                 options = _after_restart(directory, options)
                 check_directory(directory, resume=options.resume, overwrite=options.overwrite)
                 if directory.is_dir():
@@ -128,8 +130,6 @@ def _pretrain(
     else:
         assert asked is not None
         recipe = asked
-    check_shares(recipe.train, world.size)
-
     store, place = world.leaders_first(lambda: _images(recipe, data, options, stopped))
     # One name on all ranks: the places may differ.
     store = replace(store, name=world.same(store.name))

@@ -290,9 +290,9 @@ def test_processes_without_a_launcher_or_a_device_are_told_what_to_do(monkeypatc
 @pytest.mark.parametrize(
     ("arguments", "devices", "says"),
     [
-        (["--gpus", "2"], 1, "torchrun --nproc-per-node 2"),
+        (["--gpus", "2"], 1, "--nproc-per-node 2 -m simclr_engine"),
         (["--gpus", "0"], 1, "1 or more"),
-        (["--gpus", "2", "--device", "cpu"], 2, "torchrun --nproc-per-node 2"),
+        (["--gpus", "2", "--device", "cpu"], 2, "--nproc-per-node 2 -m simclr_engine"),
     ],
 )
 def test_gpus_counts_cuda_devices_that_are_there(
@@ -326,7 +326,11 @@ def test_only_the_launch_that_made_a_run_resumes_it_after_a_restart(
     out = tmp_path / "run"
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "ours")
     pretrain(recipe_of(**{"train.epochs": 1}), ranks_of.blobs(), out, device="cpu", quiet=True)
-    after = pretraining._after_restart
+
+    def after(directory: Path, resume: bool, overwrite: bool) -> tuple[bool, bool]:
+        options = pretraining._after_restart(directory, planning.RunOptions(resume=resume, overwrite=overwrite))
+        return options.resume, options.overwrite
+
     assert after(out, False, True) == (False, True)  # no restart: as the user said
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     assert after(out, False, True) == after(out, False, False) == (True, False)
