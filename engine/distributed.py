@@ -158,12 +158,16 @@ class World:
         """`work` on every rank, but on one of each machine before the others: it fills the cache they will read.
 
         Raises:
-            PeerFailed: where the leader of some machine failed.
+            PeerFailed: on the ranks that did not fail, where another did.
         """
         leads = self.local_rank == 0
         with self.fail_together(DATA_TIMEOUT):
-            result = work() if leads else None
-        return work() if result is None else result
+            if leads:
+                result = work()
+        with self.fail_together():
+            if not leads:
+                result = work()
+        return result
 
     def agree(self, what: dict[str, object]) -> None:
         """Refuses ranks that are not about to do the same.

@@ -93,7 +93,7 @@ def pretrain(
         options = replace(options, device=world.device, quiet=quiet or not world.main)
         with world.fail_together():
             if world.main:
-                if asked is not None:
+                if asked is not None and not resume:
                     check_shares(asked.train, world.size)
                 options = _after_restart(directory, options)
                 check_directory(directory, resume=options.resume, overwrite=options.overwrite)
@@ -112,6 +112,7 @@ def _stopped(world: World, directory: Path, asked: Recipe | None, options: RunOp
             stopped = read_stopped(directory)
             stopped.check_settings(asked, options.overrides, options.limit)
             stopped.minutes_left(options.max_minutes)
+            check_shares(stopped.recipe.train, world.size)
     return world.same(stopped)
 
 
@@ -130,6 +131,7 @@ def _pretrain(
     else:
         assert asked is not None
         recipe = asked
+
     store, place = world.leaders_first(lambda: _images(recipe, data, options, stopped))
     # One name on all ranks: the places may differ.
     store = replace(store, name=world.same(store.name))
@@ -165,8 +167,8 @@ def _train(trainer: Trainer, recording: Recording, stop: Event, bar: Progress, g
     meter, knn = Meter(trainer), ""
     for step in trainer.remaining():
         with memory_errors(trainer):
-            loss, z = trainer.train_step(step)
-        if row := meter.row(loss, z):
+            row = meter.row(*trainer.train_step(step))  # whose similarities take memory too
+        if row:
             recording.log("train", row)
             bar.update(trainer.step, _in_words(row) + knn)
         slow = time.perf_counter() - trainer.began

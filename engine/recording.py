@@ -65,7 +65,7 @@ class Recording:
     ) -> None:
         """What is raised in the `with` says more than that the log cannot be closed, as on a full disk."""
         if self._world.main:
-            with suppress(*(PlatformError,) if error else ()):
+            with suppress(*(() if error is None else (PlatformError,))):
                 self._log.close()
                 self._tell_time()
 

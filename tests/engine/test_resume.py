@@ -385,9 +385,9 @@ def test_pasting_what_each_command_prints_takes_a_run_to_its_end(tmp_path: Path)
     begin = shell_command("pretrain", "--data", "my photos", "--out", 'a "run"', "--device", "cpu", *GIVEN)
     stop = (
         "import os, signal, sys\nfrom simclr_engine.training import Trainer\nreal = Trainer.train_step\n"
-        "def train_step(self, step, size=None):\n    if step == 1: os.kill(os.getpid(), signal.SIGINT)\n"
-        "    return real(self, step, size)\nTrainer.train_step = train_step\n"
-        "from simclr_engine.cli.main import main\nmain()\n"
+        "def train_step(self, step, size=None):\n"
+        "    if step == 1: os.kill(os.getpid(), signal.SIGINT)\n    return real(self, step, size)\n"
+        "Trainer.train_step = train_step\nfrom simclr_engine.cli.main import main\nmain()\n"
     )
     (tmp_path / "simclr-engine").write_text(stop)
     interrupted = shell(
