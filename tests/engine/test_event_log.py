@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 from simclr_engine.errors import PlatformError
-from simclr_engine.event_log import write_scalars
-from simclr_engine.run import RunLog
+from simclr_engine.event_log import RunLog, write_scalars
 
 Curves = dict[str, list[tuple[int, float]]]
 

@@ -21,10 +21,11 @@ from simclr_engine.data.cache import cache_root, cached_features
 from simclr_engine.data.store import ImageStore
 from simclr_engine.errors import LONGEST, DataError
 from simclr_engine.evaluation.linear import LinearProbe
+from simclr_engine.event_log import RunLog
 from simclr_engine.report import content, feature_figures
 from simclr_engine.report.content import load_content
 from simclr_engine.report.page import run_pictures
-from simclr_engine.run import Run, RunLog, read_rows
+from simclr_engine.run import Run, read_rows
 
 NO_OBJECT = {
     "a number of 5,000 digits": f'{{"ended": {LONG}}}',

@@ -27,13 +27,13 @@ from fixtures.synthetic_run import (
 from simclr_engine import layout
 from simclr_engine.errors import DataError, PlatformError, UsageError
 from simclr_engine.evaluation.records import save_embeddings, save_result
-from simclr_engine.event_log import write_scalars
+from simclr_engine.event_log import RunLog, write_scalars
 from simclr_engine.files import Folder
 from simclr_engine.pretraining import pretrain
 from simclr_engine.report import page, write_report
 from simclr_engine.report.feature_figures import cached_tsne
 from simclr_engine.report.style import PRETRAINING, Picture, new_figure
-from simclr_engine.run import Run, RunLog
+from simclr_engine.run import Run
 
 
 def contents(folder: Path) -> dict[str, bytes | str | None]:

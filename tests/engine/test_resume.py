@@ -31,8 +31,7 @@ from simclr_engine.planning import rest_within, seconds_after
 from simclr_engine.pretraining import Interrupted, pretrain
 from simclr_engine.recipe import Recipe
 from simclr_engine.report.comparison import notes, open_runs
-from simclr_engine.report.content import gather
-from simclr_engine.report.provenance import commands
+from simclr_engine.report.content import commands, load_content
 from simclr_engine.run import Run
 from simclr_engine.training import Plan, Trainer
 
@@ -399,7 +398,7 @@ def test_pasting_what_each_command_prints_takes_a_run_to_its_end(tmp_path: Path)
     evaluate, export = (line.removeprefix("next:").strip() for line in said.splitlines()[-2:])
     assert "accuracy on the test split" in shell(evaluate)
     assert "encoder.onnx" in shell(export)
-    first, *scores, report = commands(gather(Run.open(here / 'a "run"')))
+    first, *scores, report = commands(load_content(Run.open(here / 'a "run"')))
     assert first == begin
     assert scores == [shell_command("evaluate", here / 'a "run"', "--method", "linear")]
     assert "report.html" in shell(report)
@@ -417,7 +416,7 @@ def test_the_commands_of_documents_and_errors_are_read_as_they_were_meant(
     assert caught.value.fix is not None
     said = paste(caught.value.fix.split("export again after: ")[1])
     assert said == [program, "evaluate", str(runs[0].directory), "--method", "linear"]
-    again = commands(gather(runs[1]))[0]
+    again = commands(load_content(runs[1]))[0]
     options = [
         "--recipe",
         f"{runs[1].directory}/recipe.toml",
