@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 
 from .lazy import lazy_names
 
-# Libraries that report to their makers, or look for a newer version, are told not to. They ask when they are imported,
-# and every import of ours passes here first. A variable that is set already is left as it is.
+# Switches off telemetry and version checks of libraries. They read these variables when they are imported, and every
+# import of this package runs this file first. Variables that are already set are not changed.
 for _name, _value in {
-    "ORT_DISABLE_TELEMETRY": "1",  # onnxruntime 1.29 and newer: an events host, a device id in the user's cache folder
+    "ORT_DISABLE_TELEMETRY": "1",  # onnxruntime 1.29 and newer: contacts a host, stores a device id in the cache folder
     "GRADIO_ANALYTICS_ENABLED": "False",
     "HF_HUB_DISABLE_TELEMETRY": "1",  # comes with Gradio
-    "NO_ALBUMENTATIONS_UPDATE": "1",  # a peer of `bench augment`
+    "NO_ALBUMENTATIONS_UPDATE": "1",  # `bench augment` compares with albumentations
 }.items():
     os.environ.setdefault(_name, _value)
 

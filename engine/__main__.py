@@ -1,4 +1,4 @@
-"""`python -m simclr_engine` is the console script."""
+"""`python -m simclr_engine` runs the console script."""
 
 from .cli.main import main
 

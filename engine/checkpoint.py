@@ -1,4 +1,7 @@
-"""Checkpoints: saved whole or not at all, verified on reading, the previous good one kept; encoder extraction."""
+"""Checkpoints and encoder weights.
+
+A checkpoint is written atomically and verified when it is read. The previous good one is kept.
+"""
 
 from __future__ import annotations
 
@@ -23,17 +26,17 @@ from .recipe import Recipe
 if TYPE_CHECKING:
     from .run import Run
 
-# A checkpoint file is torch's zip archive followed by this footer: magic and the sha256 of what stands before it.
+# A checkpoint file is torch's zip archive followed by this footer: a magic string and the sha256 of the archive.
 FOOTER = b"simclr-engine/1 "
 FOOTER_BYTES = len(FOOTER) + 32
 LAST, PREVIOUS, FRESH = "last.pt", "previous.pt", "next.pt"
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Writes `state` (tensors, plain scalars, text, nested) to `path`; what was there survives any failure.
+    """Writes `state` (nested tensors, plain scalars and text) to `path`, atomically.
 
     Raises:
-        PlatformError: no space or no permission; the file that stood at `path` is untouched.
+        PlatformError: no space or no permission; the file at `path` is unchanged.
     """
     write_atomic(path, *_packed(state))
 
@@ -46,10 +49,10 @@ def _packed(state: dict[str, Any]) -> tuple[memoryview, bytes]:
 
 
 def save_last(folder: Path | Folder, state: dict[str, Any]) -> None:
-    """`state` as `last.pt`; the one before stays as `previous.pt`, so there is a good one at any moment.
+    """Saves `state` as `last.pt` and keeps the one before as `previous.pt`, so that a good one exists at any moment.
 
     Raises:
-        PlatformError: no space, no permission, or the directory was replaced; what was saved before is intact.
+        PlatformError: no space, no permission, or the directory was replaced; earlier checkpoints are unchanged.
     """
     at = Folder.of(folder)
     at.write(FRESH, *_packed(state))
@@ -59,15 +62,15 @@ def save_last(folder: Path | Folder, state: dict[str, Any]) -> None:
 
 
 def keep_last_as(folder: Path | Folder, name: str) -> None:
-    """`last.pt` under a second, lasting name; a link where the file system has them, else a copy."""
+    """Keeps `last.pt` under a second name, as a hard link if the file system supports it, else as a copy."""
     Folder.of(folder).copy(LAST, name)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """The state in `path`, its sha256 verified, no code executed.
+    """The state in `path`. Its sha256 is verified, and no code of the file is executed.
 
     Raises:
-        DataError: missing, truncated, altered, or not a checkpoint of this project.
+        DataError: the file is missing, truncated, altered, or not a checkpoint of this project.
     """
     try:
         raw = path.read_bytes()
@@ -77,7 +80,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         ) from error
     body, footer = raw[:-FOOTER_BYTES], raw[-FOOTER_BYTES:]
     if footer != FOOTER + hashlib.sha256(body).digest():
-        raise DataError("the checkpoint is truncated or was altered", saw=path, fix="resume: the previous one is taken")
+        raise DataError("the checkpoint is truncated or was altered", saw=path, fix="resume: the previous one is used")
     refuse_bomb(path, io.BytesIO(body))
     try:
         state = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
@@ -85,30 +88,30 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise DataError(
             "the checkpoint does not load",
             saw=f"{path}: {(str(error).splitlines() or [''])[0][:200] or type(error).__name__}",
-            fix="resume: the previous one is taken",
+            fix="resume: the previous one is used",
         ) from error
     if not isinstance(state, dict):
-        raise DataError("the checkpoint holds no state", saw=path, fix="resume: the previous one is taken")
+        raise DataError("the checkpoint holds no state", saw=path, fix="resume: the previous one is used")
     return state
 
 
 def refuse_bomb(path: Path, file: IO[bytes]) -> None:
-    """Refuses a zip archive whose members are larger than they stand there: torch packs none, and would unpack them.
+    """Refuses a zip archive with compressed members: torch.save compresses none, and torch.load would unpack them.
 
     Raises:
-        DataError: it holds such members, or begins like a zip archive and is none.
+        DataError: the file has such members, or starts like a zip archive but is not one.
     """
     if file.read(2) != b"PK":
         return
     nbytes = file.seek(0, os.SEEK_END)
     try:
         with zipfile.ZipFile(file) as archive:
-            # TorchScript packs its code, which `torch.load` would not unpack: it refuses such a file by its own name.
+            # TorchScript compresses its code, which `torch.load` does not unpack: it refuses such a file itself.
             members = (m for m in archive.infolist() if m.filename.split("/")[1:2] != ["code"])
             held = sum(member.file_size for member in members)
-    except Exception as error:  # as of `torch.load`: a damaged directory raises many kinds
+    except Exception as error:  # as with `torch.load`, a damaged file may raise anything
         raise DataError(
-            "this is no checkpoint, or a damaged one",
+            "the file is not a checkpoint, or it is damaged",
             saw=f"{path}: {str(error)[:200]}",
             fix="copy or download it again",
         ) from error
@@ -116,15 +119,15 @@ def refuse_bomb(path: Path, file: IO[bytes]) -> None:
         raise DataError(
             "the checkpoint claims to hold more than the file has",
             saw=f"{path}: {held:,} bytes in a file of {nbytes:,}",
-            fix="take a file that torch.save wrote; it packs nothing",
+            fix="use a file that torch.save wrote; it compresses nothing",
         )
 
 
 def newest_checkpoint(folder: Path) -> tuple[dict[str, Any], Path, list[str]]:
-    """The newest good checkpoint in a run's `checkpoints/`: `(state, path, complaints about worse ones)`.
+    """The newest good checkpoint in a run's `checkpoints/`: `(state, path, complaints about bad ones)`.
 
     Raises:
-        DataError: none is good.
+        DataError: there is no good checkpoint.
     """
     numbered = sorted(folder.glob("epoch_*.pt"), key=lambda path: (len(path.name), path.name), reverse=True)
     complaints: list[str] = []
@@ -136,12 +139,12 @@ def newest_checkpoint(folder: Path) -> tuple[dict[str, Any], Path, list[str]]:
         except DataError as error:
             complaints.append(f"{path.name}: {error.cause}")
     raise DataError(
-        "no good checkpoint to resume from", saw="; ".join(complaints) or folder, fix="start anew with --overwrite"
+        "no good checkpoint to resume from", saw="; ".join(complaints) or folder, fix="start again with --overwrite"
     )
 
 
 def save_weights(path: Path, module: nn.Module, metadata: dict[str, str]) -> None:
-    """The module's tensors under their own names as safetensors, with text metadata."""
+    """Writes the tensors of the module under their own names as safetensors, with text metadata."""
     write_atomic(path, pack_weights(module, metadata))
 
 
@@ -154,7 +157,7 @@ def read_tensors(path: Path, cause: str, fix: str) -> tuple[dict[str, torch.Tens
     """The tensors of a safetensors file by name, and its text metadata.
 
     Raises:
-        DataError: unreadable, in the caller's words.
+        DataError: the file cannot be read; `cause` and `fix` are the caller's words.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -174,13 +177,13 @@ def load_encoder(target: str | Path | Run) -> nn.Module:
         DataError: no such run or file, or its weights do not load.
     """
     path = Path(target) if isinstance(target, str | Path) else target.directory
-    if path.is_dir() and not (path / "encoder.safetensors").exists():  # an interrupted run has checkpoints alone
+    if path.is_dir() and not (path / "encoder.safetensors").exists():  # an interrupted run has only checkpoints
         return _encoder_from_checkpoint(path)
     return _encoder_from_file(path / "encoder.safetensors" if path.is_dir() else path)
 
 
 def encoder_metadata(run_recipe: Any, image_size: int) -> dict[str, str]:
-    """What `encoder.safetensors` says of itself (text only, as the format asks)."""
+    """The metadata of `encoder.safetensors`; the format allows text only."""
     return {
         "format": "simclr-engine encoder 1",
         "arch": run_recipe.model.arch,
@@ -196,38 +199,38 @@ def _encoder_from_file(path: Path) -> nn.Module:
     name_it = "name a run directory or its encoder.safetensors"
     tensors, metadata = read_tensors(path, "the weights cannot be read", name_it)
     if "arch" not in metadata:
-        raise DataError("not an encoder of this project", saw=path, fix=name_it)
+        raise DataError("the file is not an encoder of this project", saw=path, fix=name_it)
     return _filled(metadata["arch"], metadata.get("stem", "none"), tensors, path)
 
 
 def _encoder_from_checkpoint(directory: Path) -> nn.Module:
     if not (directory / "checkpoints").is_dir():
-        raise DataError("no run here", saw=directory, fix="name a directory that `pretrain` wrote")
+        raise DataError("there is no run here", saw=directory, fix="name a directory that `pretrain` wrote")
     state, path, _ = newest_checkpoint(directory / "checkpoints")
     model = state.get("model")
     if not isinstance(model, dict) or not all(isinstance(name, str) for name in model):
-        raise DataError("the checkpoint holds no model", saw=path, fix="take one that `pretrain` wrote")
+        raise DataError("the checkpoint holds no model", saw=path, fix="use one that `pretrain` wrote")
     tensors = {k.removeprefix("encoder."): v for k, v in model.items() if k.startswith("encoder.")}
     if not tensors:
-        raise DataError("the checkpoint holds no model", saw=path, fix="take one that `pretrain` wrote")
+        raise DataError("the checkpoint holds no model", saw=path, fix="use one that `pretrain` wrote")
     try:
         recipe = Recipe.from_toml(str(state.get("recipe", "")))
     except UsageError as error:
         saw = f"{path}: {error.cause}: {error.saw}"
-        raise DataError("the checkpoint holds no recipe", saw=saw, fix="take one that `pretrain` wrote") from error
+        raise DataError("the checkpoint holds no recipe", saw=saw, fix="use one that `pretrain` wrote") from error
     return _filled(recipe.model.arch, recipe.model.stem, tensors, path)
 
 
 def _filled(arch: str, stem: str, tensors: dict[str, torch.Tensor], path: Path) -> nn.Module:
     try:
-        with torch.device("meta"):  # no weights are drawn that are replaced at once
+        with torch.device("meta"):  # do not draw weights that are replaced below
             encoder = build_encoder(arch, stem)
-        # Copied, not assigned: the tensors of a safetensors file are its pages, and those of others may hold no values.
+        # Copied, not assigned: tensors of a safetensors file are memory-mapped, and other files may hold meta tensors.
         encoder.to_empty(device="cpu").load_state_dict(tensors)
     except (RuntimeError, ValueError) as error:
         raise DataError(
             "the weights do not fit the encoder",
             saw=f"{path}: {str(error)[:300]}",
-            fix="take weights of the same architecture",
+            fix="use weights of the same architecture",
         ) from error
     return encoder.eval()

@@ -1,4 +1,4 @@
-"""Commands that are printed: quoted for a shell, so that they can be pasted. Imports no torch."""
+"""Commands that are printed for the user to paste, quoted for a shell. Imports no torch."""
 
 from __future__ import annotations
 
@@ -13,18 +13,17 @@ PROGRAM = "simclr-engine"
 
 
 def shell_command(*words: object) -> str:
-    """`simclr-engine WORDS…`, quoted; for a document, which is read on other machines too."""
+    """`simclr-engine WORDS…`, quoted, for documents that are read on other machines."""
     return _quoted(PROGRAM, *words)
 
 
 def command_here(*words: object) -> str:
-    """`shell_command` for the terminal: it starts the program as this process was started, where a shell would not find
-    `simclr-engine`."""
+    """`shell_command` for this terminal: a program that a shell would not find is named as this process was started."""
     return _quoted(*([PROGRAM] if _found_by_a_shell() else [sys.executable, "-m", "simclr_engine"]), *words)
 
 
 def resume_command(directory: Path, options: Sequence[str] = ()) -> str:
-    """What goes on with the run in `directory`, by the launcher that started this process.
+    """The command that resumes the run in `directory`, with the launcher that started this process.
 
     Args:
         directory: relative to the working directory, or absolute.
@@ -34,16 +33,16 @@ def resume_command(directory: Path, options: Sequence[str] = ()) -> str:
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return command_here(*words)
     local = os.environ.get("LOCAL_WORLD_SIZE", "1")
-    if any(word.split("=")[0] == "--gpus" for word in sys.argv[1:]):  # torchrun is ours
+    if any(word.split("=")[0] == "--gpus" for word in sys.argv[1:]):  # `--gpus` started torchrun
         return command_here(*words, "--gpus", local)
     again = _torchrun(local, words)
     machines = os.environ.get("GROUP_WORLD_SIZE", "1")
-    # How these machines find each other, only the command that was given says.
+    # Only the original command says how the machines find each other.
     return again if machines == "1" else f"{again}    (with the --nnodes and --rdzv options of this launch)"
 
 
 def launch_command(processes: int) -> str:
-    """This call, in so many processes on the CPU, instead of its `--gpus` and `--device`."""
+    """The command of this process for that many processes on the CPU, without its `--gpus` and `--device`."""
     words, given = list[str](), iter(sys.argv[1:])
     for word in given:
         if word in ("--gpus", "--device"):
@@ -59,13 +58,13 @@ def _torchrun(processes: object, words: Sequence[object]) -> str:
 
 
 def _quoted(*words: object) -> str:
-    """A path that begins with a dash would be an option."""
+    """Quotes the words; a path that begins with a dash gets `./` in front, or it would be read as an option."""
     dashed = (isinstance(word, Path) and str(word).startswith("-") for word in words)
     return shlex.join(f"./{word}" if dash else str(word) for word, dash in zip(words, dashed, strict=True))
 
 
 def _found_by_a_shell() -> bool:
-    """True also where this process is another program, as a notebook is: then nothing better is known."""
+    """True also if this process is another program, such as a notebook: then no better name is known."""
     started = Path(sys.argv[0])
     ours = started.name == PROGRAM or started == Path(__file__).with_name("__main__.py")
     return not ours or shutil.which(PROGRAM) is not None

@@ -16,23 +16,23 @@ import torch
 
 from .errors import PlatformError
 
-# Compiling costs about a minute of start-up and wins a fifth of a GPU step; below this many steps it does not repay.
+# Compiling takes about a minute and saves a fifth of a GPU step. Below this many steps it costs more than it saves.
 COMPILE_FROM_STEPS = 2_000
 
 
 @dataclass(frozen=True)
 class Platform:
-    """What a run computes on.
+    """The device of a run and how it is used.
 
     Attributes:
         device: where tensors live.
         precision: `bf16`, `fp16` (with a gradient scaler) or `fp32`, of the convolutions and matrix products; losses,
-            norms and batch statistics stay fp32. `fp64`, which no recipe can ask for, has weights and all else in
-            float64: it tells a wrong formula from rounding.
+            norms and batch statistics stay fp32. `fp64` keeps everything in float64; no recipe can select it, and it
+            serves to tell a wrong formula from rounding.
         channels_last: memory format of the model and the views.
-        compile: whether the model goes through torch.compile.
-        notes: choices that differ from what was asked, one sentence each.
-        deterministic: whether torch keeps to algorithms that give the same bits each time.
+        compile: whether the model is compiled with torch.compile.
+        notes: choices that differ from what was requested, one sentence each.
+        deterministic: whether torch uses only deterministic algorithms.
     """
 
     device: torch.device
@@ -49,7 +49,7 @@ class Platform:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the views: what autocast would cast them to."""
+        """The dtype of the views, which is what autocast would cast them to."""
         named = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
         return named.get(self.precision, torch.float32)
 
@@ -59,14 +59,14 @@ class Platform:
         return torch.autocast(self.device.type, dtype=self.dtype if low else torch.bfloat16, enabled=low)
 
     def synchronize(self) -> None:
-        """Waits for the device; nothing to wait for on the CPU."""
+        """Waits until the device has finished; on the CPU, returns immediately."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         elif self.device.type == "mps":
             torch.mps.synchronize()
 
     def describe(self) -> dict[str, str | bool]:
-        """For the run's environment.json."""
+        """The entries of environment.json about the device."""
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else cpu_name()
         return {
             "device": str(self.device),
@@ -81,49 +81,50 @@ class Platform:
 def choose_platform(
     device: str = "auto", precision: str = "auto", compile: bool | None = None, steps: int = 0
 ) -> Platform:
-    """Picks the device and how to use it.
+    """Chooses the device, the precision and whether to compile.
 
     Args:
-        device: auto | cuda | mps | cpu; auto takes the first that is there.
-        precision: auto | bf16 | fp16 | fp32. A precision that the device lacks is replaced by its best, and noted.
-        compile: True or False as asked; None compiles where `steps` planned steps repay it and a C++ compiler exists,
-            unless torch's deterministic algorithms are on: the compiler picks kernels by their measured times.
+        device: auto | cuda | mps | cpu; auto uses the first one that is available.
+        precision: auto | bf16 | fp16 | fp32. If the device lacks it, the best one is used and noted.
+        compile: True or False; None compiles if `steps` planned steps are enough to save time, if a C++ compiler
+            exists, and not with deterministic algorithms: the compiler chooses kernels by their measured times.
 
     Raises:
-        PlatformError: the device that was asked for is not there.
+        PlatformError: the requested device is not available.
     """
     picked, deterministic = _pick_device(device), torch.are_deterministic_algorithms_enabled()
     notes: list[str] = []
     available = _precisions(picked)
     if precision != "auto" and precision not in available:
-        notes.append(f"{precision} is not to be had on {picked.type} here; {available[0]} takes its place")
+        kind = "CPU" if picked.type == "cpu" else f"{picked.type} device"
+        notes.append(f"{precision} is not supported on this {kind}; using {available[0]}")
     chosen = precision if precision in available else available[0]
     # channels_last backward of convolutions is 12 to 30 times slower on MPS (pytorch #192551, #193349).
     channels_last = picked.type != "mps"
     compiler = shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++") or shutil.which("clang++")
     if compile is None:
-        # On CPU the compiled ResNet was seen 2 to 19 % faster after 48 s of compilation: it repays long runs alone.
+        # On a CPU the compiled ResNet was 2 to 19 % faster after 48 s of compilation, which only long runs make up for.
         repays = picked.type == "cuda" and steps >= COMPILE_FROM_STEPS
         compile = repays and compiler is not None and not deterministic
     elif compile and compiler is None:
         raise PlatformError(
-            "torch.compile needs a C++ compiler", saw="no c++, g++ or clang++", fix="install one, or --no-compile"
+            "torch.compile needs a C++ compiler", saw="no c++, g++ or clang++", fix="install one, or use --no-compile"
         )
     if picked.type == "cuda":
         torch.set_float32_matmul_precision("high")
-        torch.backends.cudnn.benchmark = not deterministic  # it picks convolutions by their measured times
+        torch.backends.cudnn.benchmark = not deterministic  # it chooses convolutions by their measured times
     return Platform(picked, chosen, channels_last, compile, tuple(notes), deterministic)
 
 
 @contextmanager
 def deterministic_algorithms(wanted: bool) -> Iterator[None]:
-    """Within it, and if `wanted`, torch takes algorithms that give the same bits each time, or raises.
+    """A context in which torch uses deterministic algorithms, if `wanted`, or raises.
 
-    To be entered before anything is computed on CUDA: cuBLAS reads CUBLAS_WORKSPACE_CONFIG when it starts
+    It must be entered before anything is computed on CUDA: cuBLAS reads CUBLAS_WORKSPACE_CONFIG when it starts
     (docs.nvidia.com/cuda/cublas, "Results Reproducibility").
 
     Raises:
-        PlatformError: an operation has no such algorithm on this device.
+        PlatformError: an operation has no deterministic algorithm on this device.
     """
     if not wanted:
         yield
@@ -138,9 +139,9 @@ def deterministic_algorithms(wanted: bool) -> Iterator[None]:
         if "does not have a deterministic implementation" not in str(error):
             raise
         raise PlatformError(
-            "a step has no deterministic form on this device",
+            "a training step has no deterministic algorithm on this device",
             saw=str(error).strip().splitlines()[0][:200],
-            fix="leave out --deterministic, or take the small stem or the CPU",
+            fix="leave out --deterministic, or use the small stem or the CPU",
         ) from error
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
@@ -148,9 +149,9 @@ def deterministic_algorithms(wanted: bool) -> Iterator[None]:
 
 
 def keep_freed_memory() -> bool:
-    """Asks glibc to keep freed blocks instead of returning them to the kernel; says whether it did.
+    """Asks glibc to keep freed blocks instead of returning them to the kernel; returns whether it agreed.
 
-    By default every large activation is mapped and unmapped anew in each step, and the page faults cost a quarter of a
+    By default every large activation is mapped and unmapped again in each step, and the page faults cost a quarter of a
     CPU training step (256 views of 32 px: 142 → 190 views/s on two cores). The process keeps its peak memory instead.
     """
     if not sys.platform.startswith("linux") or host.libc_ver()[0] != "glibc":
@@ -161,7 +162,7 @@ def keep_freed_memory() -> bool:
 
 
 def cpu_name() -> str:
-    """The processor's name as the kernel gives it, with its number of usable cores."""
+    """The name of the processor, as the kernel gives it, and the number of threads."""
     name = host.processor() or host.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
@@ -179,14 +180,14 @@ def _pick_device(device: str) -> torch.device:
     kind = device.split(":")[0]
     if not there.get(kind, False):
         found = ", ".join(name for name, is_there in there.items() if is_there)
-        raise PlatformError("the device is not there", saw=device, fix=f"--device auto, or one of: {found}")
+        raise PlatformError("the device is not available", saw=device, fix=f"use --device auto, or one of: {found}")
     return torch.device(device)
 
 
 def _precisions(device: torch.device) -> list[str]:
-    """What the device computes well in, best first."""
+    """The precisions that the device supports well, best first."""
     if device.type == "cuda":
-        # bf16 needs compute capability 8.0; a T4 (7.5) emulates it slowly and takes fp16 with a scaler.
+        # bf16 needs compute capability 8.0; a T4 (7.5) emulates it slowly and uses fp16 with a scaler.
         modern = torch.cuda.get_device_capability(device) >= (8, 0)
         return ["bf16", "fp16", "fp32"] if modern else ["fp16", "fp32"]
     if device.type == "cpu" and _cpu_has_bf16():
@@ -195,7 +196,7 @@ def _precisions(device: torch.device) -> list[str]:
 
 
 def _cpu_has_bf16() -> bool:
-    """AVX512-BF16 or AMX-BF16: elsewhere bf16 convolutions on CPU are slower than fp32."""
+    """Whether the CPU has AVX512-BF16 or AMX-BF16; without them bf16 convolutions are slower than fp32."""
     probe = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
     if probe is not None:
         return bool(probe())

@@ -1,7 +1,7 @@
-"""Many processes on one batch: who takes part, what they tell each other, how they start. One process: does nothing.
+"""Data-parallel training: the processes that share a batch, their communication and their launch.
 
-Every rank holds the same weights and takes an equal share of the global batch; nothing else differs between them. Rank
-0 alone writes: checkpoints, logs, the final weights. What it fails at, all ranks fail at.
+Every rank has the same weights and an equal share of the global batch. Only rank 0 writes checkpoints, logs and the
+final weights; if it fails, all ranks fail. With one process, nothing here communicates.
 """
 
 from __future__ import annotations
@@ -27,29 +27,30 @@ from .recipe import TrainSpec
 
 T = TypeVar("T")
 
-# A rank that hangs stops the others after this; one that dies is noticed at once (gloo) or by the launcher.
+# The other ranks give up on a rank that hangs after this time. One that dies is noticed immediately, by gloo or the
+# launcher.
 TIMEOUT = timedelta(minutes=10)
-# Packing a large data set is the work of one process on each machine, and the others wait for it.
+# One process per machine packs a large data set while the others wait.
 DATA_TIMEOUT = timedelta(hours=12)
 
 
 class PeerFailed(EngineError):
-    """Another rank failed, and said at what; this one ends with the same exit code."""
+    """Another rank failed; this one ends with the same exit code."""
 
     def __init__(self, rank: int, message: str, exit_code: int) -> None:
-        super().__init__("another rank failed", saw=f"rank {rank}: {message}", fix="see its own message")
+        super().__init__("another rank failed", saw=f"rank {rank}: {message}", fix="see the message of that rank")
         self.exit_code = exit_code
 
 
 @dataclass(frozen=True)
 class World:
-    """The processes that share a batch, seen from one of them; `World()` is a process alone.
+    """The processes that share a batch, as seen by one of them; `World()` is a single process.
 
     Attributes:
         rank: 0 … size − 1 over all machines.
         size: number of processes.
         local_rank: 0 … on this machine.
-        device: what this process computes on, as `choose_platform` takes it.
+        device: device of this process, as for `choose_platform`.
     """
 
     rank: int = 0
@@ -64,18 +65,18 @@ class World:
 
     @property
     def group(self) -> dist.ProcessGroup | None:
-        """For `nt_xent`: all ranks, or None for a process alone."""
+        """The `group` argument of `nt_xent`: all ranks, or None for a single process."""
         return dist.group.WORLD if self.size > 1 else None
 
     def share(self, batch: Tensor) -> Tensor:
-        """This rank's rows of what all ranks together train on `[B]`: rows rank·B/size and on, so that every rank's
-        share put one after the other is the batch of one process."""
+        """This rank's share of the global batch `[B]`: B / size rows, from row rank·B/size on. The shares, in order of
+        ranks, are the batch of a single process."""
         rows = len(batch) // self.size
         return batch[self.rank * rows : (self.rank + 1) * rows]
 
     @torch.no_grad()
     def average_(self, tensors: Sequence[Tensor]) -> None:
-        """Each tensor becomes its mean over the ranks, the same bits on every rank; one message for all of them."""
+        """Replaces each tensor by its mean over the ranks, bitwise the same on every rank, in one message."""
         if self.size == 1:
             return
         flat = torch.cat([t.reshape(-1) for t in tensors])
@@ -84,7 +85,7 @@ class World:
 
     @torch.no_grad()
     def broadcast_(self, tensors: Sequence[Tensor]) -> None:
-        """Each tensor becomes that of rank 0."""
+        """Replaces each tensor by that of rank 0."""
         if self.size == 1:
             return
         for dtype in dict.fromkeys(t.dtype for t in tensors):
@@ -103,29 +104,29 @@ class World:
         return everyone
 
     def gather_views(self, z: Tensor, views: int) -> Tensor:
-        """Rows `[V·b, D]` of each rank, v·b + i being view v of its sample i → `[V·B, D]` of the whole batch, alike."""
+        """Rows `[V·b, D]` of each rank, view by view → `[V·B, D]` of the whole batch, in the same order."""
         if self.size == 1:
             return z
         by_rank = self.gather(z).view(self.size, views, len(z) // views, -1)
         return by_rank.transpose(0, 1).reshape(self.size * len(z), -1)
 
     def any(self, *flags: bool) -> tuple[bool, ...]:
-        """Each flag raised where any rank raised it. Asked between two steps: the hosts meet, the devices go on."""
+        """Each flag, true if it is true on any rank. Called between two steps; only the hosts wait, not the devices."""
         if self.size == 1:
             return flags
-        votes = torch.tensor(flags, dtype=torch.uint8)  # on the CPU, where gloo carries it
+        votes = torch.tensor(flags, dtype=torch.uint8)  # on the CPU, for gloo
         dist.all_reduce(votes, op=dist.ReduceOp.MAX)
         return tuple(bool(vote) for vote in votes.tolist())
 
     @contextmanager
     def fail_together(self, timeout: timedelta | None = None) -> Iterator[None]:
-        """Around work that some ranks do alone (`if world.main: …`): what one fails at, all fail at, and none waits.
+        """A context for work of some ranks only (`if world.main: …`): if one fails, all fail, and none waits for ever.
 
         Args:
-            timeout: how long the ranks wait for each other, where that is not the usual TIMEOUT.
+            timeout: how long the ranks wait for each other; TIMEOUT by default.
 
         Raises:
-            PeerFailed: on the ranks that did not fail, where another did.
+            PeerFailed: on the ranks that did not fail, if another one did.
         """
         if self.size == 1:
             yield
@@ -133,7 +134,7 @@ class World:
         failed: Exception | None = None
         try:
             yield
-        except Exception as error:  # of any kind: the others must not wait for what never comes
+        except Exception as error:  # any error: the other ranks must not wait for ever
             failed = error
         group = dist.new_group(backend="gloo", timeout=timeout) if timeout else None
         reports: list[object] = [None] * self.size
@@ -155,10 +156,10 @@ class World:
         return values[0]
 
     def leaders_first(self, work: Callable[[], T]) -> T:
-        """`work` on every rank, but on one of each machine before the others: it fills the cache they will read.
+        """Runs `work` on every rank, first on one rank per machine: it fills the cache that the others read.
 
         Raises:
-            PeerFailed: on the ranks that did not fail, where another did.
+            PeerFailed: another rank failed.
         """
         leads = self.local_rank == 0
         with self.fail_together(DATA_TIMEOUT):
@@ -170,10 +171,10 @@ class World:
         return result
 
     def agree(self, what: dict[str, object]) -> None:
-        """Refuses ranks that are not about to do the same.
+        """Checks that all ranks have the same values.
 
         Raises:
-            PlatformError: on every rank; the first value that differs, and whose it is.
+            PlatformError: on every rank; names the first value that differs and its rank.
         """
         if self.size == 1:
             return
@@ -193,14 +194,14 @@ def check_shares(train: TrainSpec, ranks: int) -> int:
     """Images of one rank in a step: the batch divided by the ranks.
 
     Raises:
-        UsageError: it does not divide, or the micro-batch does not divide the share.
+        UsageError: the ranks do not divide the batch, or the micro-batch does not divide the share.
     """
     batch, micro = train.batch_size, train.micro_batch
     if batch % ranks:
         low, high = batch // ranks * ranks, (batch // ranks + 1) * ranks
         near = f"{low} or {high}" if low else f"{high}"
         raise UsageError(
-            "the batch does not divide by the ranks, which each take the same share",
+            "the batch size must be divisible by the number of ranks",
             saw=f"train.batch_size = {batch}, {ranks} ranks",
             fix=f"--batch-size {near}",
         )
@@ -209,7 +210,7 @@ def check_shares(train: TrainSpec, ranks: int) -> int:
         divisors = [d for d in range(1, share + 1) if share % d == 0]
         near = " or ".join(str(d) for d in sorted(sorted(divisors, key=lambda d: abs(d - micro))[:2]))
         raise UsageError(
-            "the micro-batch does not divide what a rank trains on",
+            "the micro-batch must divide the share of a rank",
             saw=f"train.micro_batch = {micro}, {share} images a step" + (f" on each of {ranks} ranks" * (ranks > 1)),
             fix=f"--set train.micro_batch={near}",
         )
@@ -217,10 +218,10 @@ def check_shares(train: TrainSpec, ranks: int) -> int:
 
 
 def synchronise_batch_norm(model: nn.Module) -> nn.Module:
-    """The model with every batch norm taking its statistics over all ranks; the same parameters under the same names.
+    """Makes every batch norm of the model compute its statistics over all ranks. Parameter names do not change.
 
     Raises:
-        CheckFailed: one was left as it was.
+        CheckFailed: a batch norm was not converted.
     """
     converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     kinds = [type(m) for m in converted.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
@@ -234,15 +235,15 @@ def synchronise_batch_norm(model: nn.Module) -> nn.Module:
 def start_world(device: str = "auto", timeout: timedelta = TIMEOUT) -> Iterator[World]:
     """Joins the processes that torchrun started; without it, or with one process, `World()`.
 
-    A torch.distributed that is initialised already is taken as it is, and left so.
+    If torch.distributed is already initialised, it is used and left as it is.
 
     Args:
-        device: auto | cuda | cpu; on CUDA each process takes the device of its local rank.
+        device: auto | cuda | cpu; on CUDA each process uses the device of its local rank.
         timeout: how long a rank waits for another one before it gives up.
 
     Raises:
-        UsageError: the environment says nothing of where to meet, or the device is not for many processes.
-        PlatformError: fewer devices than processes, or a rank that is gone.
+        UsageError: the environment does not name the address of rank 0, or the device does not support many processes.
+        PlatformError: there are fewer devices than processes, or a rank has ended.
     """
     size = dist.get_world_size() if _initialised() else int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
@@ -250,7 +251,7 @@ def start_world(device: str = "auto", timeout: timedelta = TIMEOUT) -> Iterator[
         return
     if not _initialised() and not {"RANK", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
         raise UsageError(
-            "many processes need a launcher",
+            "several processes need a launcher",
             saw=f"WORLD_SIZE={size} without RANK, MASTER_ADDR and MASTER_PORT",
             fix="torchrun --nproc-per-node N -m simclr_engine pretrain …, or unset WORLD_SIZE",
         )
@@ -259,7 +260,7 @@ def start_world(device: str = "auto", timeout: timedelta = TIMEOUT) -> Iterator[
     ours = not _initialised()
     if ours:
         _prefer_loopback(size)
-        # Both on CUDA: tensors go by NCCL, what the hosts agree on by gloo, without a word to the device.
+        # Both on CUDA: NCCL sends tensors, gloo sends what the hosts agree on without involving the device.
         backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
         _meet(backend, timeout)
     world, ended_well = World(dist.get_rank(), size, local_rank, device), False
@@ -270,25 +271,25 @@ def start_world(device: str = "auto", timeout: timedelta = TIMEOUT) -> Iterator[
         if not _is_about_ranks(error):
             raise
         raise PlatformError(
-            "another rank is gone, or does not answer",
+            "another rank has ended or does not answer",
             saw=str(error).strip().splitlines()[0][:300],
-            fix="the same command with --resume goes on; `torchrun --max-restarts N` does so by itself",
+            fix="run the same command with --resume to continue; `torchrun --max-restarts N` does so automatically",
         ) from error
     finally:
-        # After a failure NCCL may wait for ranks that are gone; the process ends without it.
+        # After a failure NCCL may wait for ranks that have ended; the process ends without destroying the group.
         if ours and _initialised() and (ended_well or device == "cpu"):
             dist.destroy_process_group()
 
 
 def launch(gpus: int, arguments: Sequence[str]) -> int:
-    """`python -m simclr_engine ARGUMENTS` in one process for each of `gpus` devices, by torch's elastic launcher.
+    """Runs `python -m simclr_engine ARGUMENTS` in one process per device with torch's elastic launcher.
 
     Returns:
         The exit code: 0, or that of the first process that failed.
 
     Raises:
-        UsageError: fewer than one.
-        PlatformError: fewer CUDA devices; a process that was killed.
+        UsageError: `gpus` is less than 1.
+        PlatformError: there are fewer CUDA devices, or a process was killed.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -313,22 +314,22 @@ def launch(gpus: int, arguments: Sequence[str]) -> int:
             raise PlatformError(
                 "a rank was killed",
                 saw=f"rank {rank}: {signal.Signals(-failure.exitcode).name}",
-                fix="the same command with --resume goes on",
+                fix="run the same command with --resume to continue",
             ) from error
         return int(failure.exitcode)
-    except SignalException:  # passed on to the ranks, which saved before they ended
+    except SignalException:  # the launcher passed the signal on to the ranks, which saved before they ended
         return 130
     return 0
 
 
 def check_gpus(gpus: int) -> None:
-    """Raises where `--gpus` cannot be meant, or the devices are not there."""
+    """Raises an error if `--gpus` is less than 1 or there are fewer devices."""
     if gpus < 1:
         raise UsageError("--gpus counts devices", saw=gpus, fix="1 or more")
     there = torch.cuda.device_count()
     if gpus > there:
         raise PlatformError(
-            "there are not as many CUDA devices",
+            "there are fewer CUDA devices than --gpus",
             saw=f"--gpus {gpus}, {there} found",
             fix=f"on a CPU: {launch_command(gpus)}",
         )
@@ -340,18 +341,18 @@ def is_launched() -> bool:
 
 
 def is_main() -> bool:
-    """Whether this process is rank 0, by the environment: to be asked before and after `start_world`."""
+    """Whether this process is rank 0 according to the environment, before and after `start_world`."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
 def run_id() -> str | None:
-    """What identifies a launch over its restarts; None without one that is unique."""
+    """The id of a launch, the same over its restarts; None if there is no unique one."""
     name = os.environ.get("TORCHELASTIC_RUN_ID")
     return None if name in (None, "", "none") else name
 
 
 def restarts() -> int:
-    """How often the launcher has started this process anew after a failure."""
+    """How often the launcher has restarted this process after a failure."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
@@ -360,10 +361,10 @@ def _initialised() -> bool:
 
 
 def _meet(backend: str, timeout: timedelta) -> None:
-    """`init_process_group` in a part of the store that belongs to this attempt.
+    """Calls `init_process_group` with a part of the store that belongs to this attempt.
 
-    torchrun keeps one store over its restarts (seen in torch 2.13): a rank that is early would read the address that a
-    rank of the failed attempt left there, and find nobody.
+    torchrun keeps one store over its restarts (seen in torch 2.13). Otherwise a rank that is early could read an
+    address that a rank of the failed attempt left there.
     """
     store, rank, size = next(dist.rendezvous("env://", timeout=timeout))
     store.set_timeout(timeout)
@@ -385,12 +386,12 @@ def _own_device(device: str, local_rank: int) -> str:
         torch.cuda.set_device(local_rank)
         return f"cuda:{local_rank}"
     if device != "cpu":
-        raise UsageError("many processes train on CUDA or on the CPU", saw=f"--device {device}", fix="--device cpu")
+        raise UsageError("several processes need CUDA or the CPU", saw=f"--device {device}", fix="--device cpu")
     return device
 
 
 def _prefer_loopback(size: int) -> None:
-    """Ranks of one machine talk over its loopback: the machine's own name need not resolve, nor a firewall let them."""
+    """Makes the ranks of one machine use its loopback interface, so that host names and firewalls do not matter."""
     alone = int(os.environ.get("LOCAL_WORLD_SIZE", "0")) == size
     names = [name for _, name in socket.if_nameindex()] if hasattr(socket, "if_nameindex") else []
     loopback = next((name for name in ("lo", "lo0") if name in names), None)
@@ -399,7 +400,7 @@ def _prefer_loopback(size: int) -> None:
 
 
 def _is_about_ranks(error: RuntimeError) -> bool:
-    """gloo raises plain RuntimeErrors that name its source files; NCCL and the stores have classes of their own."""
+    """Whether the error comes from communication. gloo raises plain RuntimeErrors that name its source files."""
     return isinstance(error, dist.DistError) or "gloo" in str(error).lower()
 
 

@@ -1,22 +1,22 @@
-"""The errors a user can meet: each says the cause, the value it saw and the fix, and carries an exit code.
+"""The errors that a user sees. Each has a cause, the value seen, a fix and an exit code.
 
-What `shown`, `cut` and `nearest` give is foreign text and values as such a message holds them.
+`shown`, `cut` and `nearest` format values and text from outside for such messages.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-LONGEST_VALUE = 200  # characters of a foreign value within a part of a message
-LONGEST = 800  # characters of one part of a message that are shown: foreign text and a library's words have no bound
+LONGEST_VALUE = 200  # characters of a value from outside within a part of a message
+LONGEST = 800  # characters of one part of a message; text from outside may be longer and is cut
 
 
 class EngineError(Exception):
-    """Base of every error that is shown without a traceback.
+    """Base class of the errors that are shown without a traceback.
 
     Args:
-        cause: what went wrong, one sentence.
-        saw: the offending value as it was met.
+        cause: what went wrong, in one sentence.
+        saw: the value that was seen.
         fix: what the user can do about it.
     """
 
@@ -27,8 +27,7 @@ class EngineError(Exception):
         super().__init__(cause)
 
     def lines(self) -> list[str]:
-        """The message, one line per part that is known; control characters of foreign text are made visible, and a
-        part that is too long loses its middle."""
+        """The message, one line per part. Control characters are escaped, and the middle of a long part is left out."""
         rows = [_printable(self.cause)]
         if self.saw is not None:
             rows.append(f"saw: {_printable(self.saw)}")
@@ -41,19 +40,19 @@ class EngineError(Exception):
 
 
 class CheckFailed(EngineError):
-    """A gate did not hold: parity, a guard of the evaluation, a loss that is no longer finite."""
+    """A check failed: parity, a guard of the evaluation, or a loss that is not finite."""
 
     exit_code = 1
 
 
 class UsageError(EngineError):
-    """A recipe, an option or an argument that cannot be meant."""
+    """A recipe, an option or an argument is not valid."""
 
     exit_code = 2
 
 
 class PlatformError(EngineError):
-    """The machine cannot do it: no space, no permission, a missing package or device."""
+    """The machine lacks something: disk space, memory, a permission, a package or a device."""
 
     exit_code = 3
 
@@ -65,12 +64,12 @@ class DataError(EngineError):
 
 
 def _printable(part: object) -> str:
-    """At most `LONGEST` printable characters, … included: a path stands first and the reason last, so both are kept."""
+    """At most `LONGEST` printable characters. The beginning and the end are kept: often a path and the reason."""
     try:
         text = str(part)
-    except (ValueError, RecursionError):  # an integer of more than 4,300 digits, lists within lists without end
+    except (ValueError, RecursionError):  # an integer of more than 4,300 digits, or very deeply nested lists
         text = f"a value of type {type(part).__name__} that cannot be written out"
-    if len(text) > 2 * LONGEST:  # what lies between cannot be shown, and may be a gigabyte
+    if len(text) > 2 * LONGEST:  # the middle is not shown, and may be a gigabyte
         text = text[:LONGEST] + text[-LONGEST:]
     text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
     if len(text) <= LONGEST:
@@ -80,7 +79,7 @@ def _printable(part: object) -> str:
 
 
 def shown(value: object) -> str:
-    """A foreign value as Python writes it, at most `LONGEST_VALUE` characters and …"""
+    """The repr of a value from outside, cut after `LONGEST_VALUE` characters."""
     try:
         return cut(repr(value))
     except (ValueError, RecursionError):
@@ -93,8 +92,8 @@ def cut(text: str) -> str:
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """The known name that was probably meant, as the fix of an error; all of them where none is close."""
-    import difflib  # not at the top: `--help` loads this module too
+    """The fix of an error about an unknown name: the nearest known name, or all of them if none is close."""
+    import difflib  # imported here because `--help` loads this module
 
     names = list(known)
     close = difflib.get_close_matches(word, names, n=1, cutoff=0.5)

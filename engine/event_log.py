@@ -1,4 +1,4 @@
-"""metrics.jsonl and TensorBoard: the one writer of both, of a run and of evaluations that train. Imports no torch."""
+"""Writes metrics.jsonl and TensorBoard events, for runs and for evaluations that train. Imports no torch."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from .run import is_number, read_rows
 class RunLog:
     """metrics.jsonl and TensorBoard, written together; a resumed run drops the rows after its checkpoint.
 
-    Each row is in the hands of the system when `write` returns: a process that is killed loses none.
+    Each row has reached the operating system when `write` returns, so a killed process loses none.
 
     Raises:
-        PlatformError: from every method, where the disk is full or the directory cannot be written; from `write`, where
-            it was removed or replaced.
+        PlatformError: from every method, if the disk is full or the directory is not writable; from `write`, if the
+            directory was removed or replaced.
     """
 
     def __init__(self, directory: Path | Folder, resume_step: int | None = None) -> None:
@@ -38,13 +38,13 @@ class RunLog:
             kept = [r for r in read_rows(self.path) if is_number(r.get("step", 0)) and r.get("step", 0) <= resume_step]
             self._folder.write_text(self.path.name, "".join(json.dumps(r) + "\n" for r in kept))
         self._file = self._folder.append(self.path.name, "a")
-        # Not tensorboard's EventFileWriter: it writes from a thread, where a full disk is a traceback and comes late.
+        # Not tensorboard's EventFileWriter: it writes from a thread, so errors come late, as a traceback.
         self._board = RecordWriter(self._folder.folder("tensorboard").append(event_file_name()))
         with self._clear_errors():
             self._board.write(Event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString())
 
     def write(self, event: str, step: int, values: Mapping[str, Any]) -> None:
-        """One row `{"event", "step", **values}`; numbers go to TensorBoard as `event/name`."""
+        """Writes one row `{"event", "step", **values}`. Numbers are written to TensorBoard as `event/name`."""
         from tensorboard.compat.proto.event_pb2 import Event
         from tensorboard.compat.proto.summary_pb2 import Summary
 
@@ -76,7 +76,7 @@ class RunLog:
             raise PlatformError(
                 "cannot write the log",
                 saw=f"{error.filename or self.path}: {error.strerror}",
-                fix="free space or mend its permissions, then --resume",
+                fix="free space or correct the permissions, then use --resume",
             ) from error
 
 
@@ -85,7 +85,7 @@ def event_file_name() -> str:
     return f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}"
 
 
-# Key in a row → tag. The learning rate is known at both; the finer of the two is written.
+# Key in a row → tag. Both have the learning rate; the finer of the two is written.
 HISTORY = {"test_accuracy": "test/accuracy", "test_loss": "test/loss", "train_loss": "train/loss_epoch", "lr": "lr"}
 STEPS = {"train_loss": "train/loss_step", "lr": "lr"}
 
@@ -96,7 +96,7 @@ _Point = tuple[int, str, float]  # step, tag, value
 def write_scalars(
     directory: Path | Folder, history_rows: Iterable[Row], step_rows: Iterable[Row], group: str
 ) -> tuple[Path, ...]:
-    """Writes the curves of one protocol; those of an earlier evaluation under the same `group` are replaced.
+    """Writes the curves of one protocol; curves of an earlier evaluation with the same `group` are replaced.
 
     Args:
         directory: `tensorboard/` of the run; the events go to `directory/group`, those of the folds above one to
@@ -110,7 +110,7 @@ def write_scalars(
         The folders written, in order of folds.
 
     Raises:
-        ValueError: `group` is no plain folder name.
+        ValueError: `group` is not a plain folder name.
         PlatformError: no space or no permission.
     """
     if not re.fullmatch(r"[\w-][\w.-]*", group):
@@ -137,7 +137,7 @@ def _by_fold(history: Iterable[Row], steps: Iterable[Row]) -> list[tuple[int, li
 
 
 def _points(rows: Iterable[Row], tags: Mapping[str, str]) -> dict[int, list[_Point]]:
-    """Points by fold; only numbers make one."""
+    """Points by fold; values that are not numbers are skipped."""
     found: dict[int, list[_Point]] = {}
     for row in rows:
         points = [
@@ -151,13 +151,13 @@ def _points(rows: Iterable[Row], tags: Mapping[str, str]) -> dict[int, list[_Poi
 
 
 def _clear(base: Folder) -> None:
-    """Removes the events that stand there, and nothing else: TensorBoard would draw old and new as one curve."""
+    """Removes the event files of a folder: TensorBoard would draw old and new events as one curve."""
     _remove_events(base)
     for name in base.names():
         if re.fullmatch(r"fold-\d+", name) and not base.is_file(name):
             fold = base.folder(name, make=False)
             _remove_events(fold)
-            if not fold.names():  # else it holds something of somebody else's
+            if not fold.names():  # otherwise it holds files that are not ours
                 base.remove_folder(name)
 
 

@@ -1,4 +1,4 @@
-"""Writing files: whole or not at all, and only inside a directory that was opened. Imports no torch and no NumPy."""
+"""Writes files atomically, inside a directory that was opened before. Imports no torch and no NumPy."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ from typing import IO, Any
 
 from .errors import DataError, PlatformError, UsageError
 
-# Whether names are looked up in an open directory. Elsewhere (Windows) paths are joined, and checked before each use.
+# Whether names can be looked up in an open directory. If not (Windows), paths are joined and checked before each use.
 RELATIVE = {os.open, os.mkdir, os.stat, os.unlink, os.rmdir, os.rename, os.link} <= os.supports_dir_fd
 _NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
-# O_PATH: a directory that may be written and not listed can be opened as well.
+# O_PATH also opens a directory that may be written but not listed.
 _DIRECTORY = getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_PATH", os.O_RDONLY)
 
 
 class Folder:
-    """A directory that was opened, and the one way in which files of ours come into it.
+    """An open directory; all files of the engine are written through it.
 
-    Links on the way to it are the user's and are followed. Inside it none is: a link in place of a file is replaced
-    or refused, one in place of a folder is refused. Names are single parts of a path.
+    Links in the path of the directory are followed. Links inside it are not: a link in place of a file is replaced or
+    refused, and a link in place of a folder is refused. Names are single parts of a path.
 
-    Before each write, what stands at the path is compared with what was opened: a process whose directory was removed,
-    moved or replaced stops, and never writes into what stands there now.
+    Before each write, the directory at the path is compared with the one that was opened. If it was removed, moved or
+    replaced, the process stops and does not write into the new one.
 
     Attributes:
-        path: as it was named.
+        path: the path as the user named it.
 
     Raises:
-        PlatformError: from every method: no space, no permission, or another directory at the path.
+        PlatformError: from every method: no space, no permission, or another directory is at the path.
         DataError: from every method: a link, a device or a name that leads elsewhere.
     """
 
     def __init__(self, path: Path, what: str, above: Folder | None, handle: int | None) -> None:
         self.path, self._what, self._above, self._handle = path, what, above, handle
-        # Absolute, for the process may go to another working directory.
+        # Absolute, because the process may change its working directory.
         self._where: Path = path.absolute() if above is None else above._where / path.name
         self._identity = self._where.stat() if handle is None else os.fstat(handle)
         if not stat.S_ISDIR(self._identity.st_mode):
@@ -52,24 +52,24 @@ class Folder:
 
     @classmethod
     def open(cls, path: str | Path, what: str = "", *, make: bool = False) -> Folder:
-        """The directory that the user named, links followed; with `make` it and those above are made where missing.
+        """Opens the directory that the user named, following links; with `make`, missing directories are made.
 
-        `what` is written there, in the words of an error: "cannot write the pictures".
+        `what` says what is written there, for error messages: "cannot write the pictures".
         """
         path = Path(path)
         with _clear_errors(path, what):
             if make:
-                with suppress(FileExistsError):  # a file: below, "Not a directory" says more
+                with suppress(FileExistsError):  # it is a file: "Not a directory" below says more
                     path.mkdir(parents=True, exist_ok=True)
             return cls(path, what, None, os.open(path, _DIRECTORY) if RELATIVE else None)
 
     @classmethod
     def of(cls, place: Path | Folder, what: str = "") -> Folder:
-        """An opened directory as it is; a path is opened as the user's, and made where it is missing."""
+        """Returns an open directory as it is; opens a path, and makes it if it is missing."""
         return place if isinstance(place, Folder) else cls.open(place, what, make=True)
 
     def folder(self, name: str, what: str = "", *, make: bool = True) -> Folder:
-        """A directory inside; with `make` it is made where it is missing."""
+        """Opens a directory inside; with `make`, makes it if it is missing."""
         self.check()
         what = what or self._what
         with _clear_errors(self.path / _plain(name), what):
@@ -77,15 +77,15 @@ class Folder:
                 with suppress(FileExistsError):
                     os.mkdir(self._at(name), dir_fd=self._handle)
             if stat.S_ISLNK(self.status(name).st_mode):
-                raise _refused(self.path / name, "a link where a run has a folder")
+                raise _refused(self.path / name, "a link in place of a folder of the run")
             handle = os.open(self._at(name), _DIRECTORY | _NO_FOLLOW, dir_fd=self._handle) if RELATIVE else None
             return Folder(self.path / name, what, self, handle)
 
     def check(self) -> None:
-        """Compares the directory with what stands at its path.
+        """Checks that the directory is still the one at its path.
 
         Raises:
-            PlatformError: it was removed, moved or replaced; says where its files are, if that can be known.
+            PlatformError: it was removed, moved or replaced; names where its files are, if that is known.
         """
         if self._above is not None:
             self._above.check()
@@ -99,13 +99,13 @@ class Folder:
             raise PlatformError(
                 "the directory was removed or replaced while this process was using it",
                 saw=self.path,
-                fix=f"its files, with what was saved last, are in {now}: go on there"
+                fix=f"its files, with the last checkpoint, are in {now}: continue there"
                 if now
-                else "its files went with it: start again, in a directory that nothing else writes to",
+                else "its files are lost: start again, in a directory that nothing else writes to",
             )
 
     def _moved_to(self) -> Path | None:
-        """Where the directory is now, as Linux tells it; None for one that was removed."""
+        """Where the directory is now, according to Linux; None if it was removed."""
         with suppress(OSError):
             now = Path(f"/proc/self/fd/{self._handle}").readlink()
             if os.path.samestat(now.stat(), self._identity):
@@ -113,7 +113,7 @@ class Folder:
         return None
 
     def names(self) -> list[str]:
-        """What is in it, in alphabetical order."""
+        """The names in it, in alphabetical order."""
         with _clear_errors(self.path, self._what):
             if self._handle is None:
                 return sorted(path.name for path in self._where.iterdir())
@@ -124,27 +124,27 @@ class Folder:
                 os.close(listed)
 
     def kinds(self) -> dict[str, int]:
-        """The names in it, each with its `st_mode`; links are not followed."""
+        """The names in it and their `st_mode`; links are not followed."""
         found = {}
         with _clear_errors(self.path, self._what):
             for name in self.names():
-                with suppress(FileNotFoundError):  # removed since, by a process that writes here
+                with suppress(FileNotFoundError):  # removed in the meantime by a process that writes here
                     found[name] = self.status(name).st_mode
         return found
 
     def status(self, name: str) -> os.stat_result:
-        """What `lstat` says of a name inside; FileNotFoundError where there is none."""
+        """`lstat` of a name inside; raises FileNotFoundError if it does not exist."""
         return os.stat(self._at(name), dir_fd=self._handle, follow_symlinks=False)
 
     def is_file(self, name: str) -> bool:
-        """Whether a regular file has the name; a link is none."""
+        """Whether the name is a regular file; False for a link."""
         with suppress(OSError):
             return stat.S_ISREG(self.status(name).st_mode)
         return False
 
     @contextmanager
     def writing(self, name: str) -> Iterator[IO[bytes]]:
-        """A file that gets its name at the end of the `with`, synchronised; if that fails, what stood there stays."""
+        """A file that is synchronised and gets its name at the end of the `with`; if that fails, the old file stays."""
         self.check()
         temporary = f".{_plain(name)}.{os.getpid()}.tmp"
         with _clear_errors(self.path / name, self._what):
@@ -155,7 +155,7 @@ class Folder:
                     os.fsync(file.fileno())
                 self.rename(temporary, name)
             except BaseException:
-                with suppress(OSError):  # a full disk, a directory that is gone: must not hide the cause
+                with suppress(OSError):  # a full disk or a missing directory must not hide the cause
                     os.unlink(self._at(temporary), dir_fd=self._handle)
                 raise
 
@@ -163,7 +163,7 @@ class Folder:
         path = self.path / name
         try:
             return open(path, "xb", opener=self._opener)
-        except FileExistsError:  # left by a process of the same number that was killed, or a link that waits for us
+        except FileExistsError:  # left by a killed process of the same number, or a link placed there
             os.unlink(self._at(name), dir_fd=self._handle)
             return open(path, "xb", opener=self._opener)
 
@@ -171,7 +171,7 @@ class Folder:
         return os.open(self._at(Path(path).name), flags | _NO_FOLLOW, 0o666, dir_fd=self._handle)
 
     def write(self, name: str, *parts: bytes | memoryview) -> None:
-        """A file whole or not at all: temporary file, fsync, rename."""
+        """Writes a file atomically: temporary file, fsync, rename."""
         with self.writing(name) as file:
             for part in parts:
                 file.write(part)
@@ -181,27 +181,27 @@ class Folder:
         self.write(name, text.encode())
 
     def append(self, name: str, mode: str = "ab") -> IO[Any]:
-        """A file opened in `mode`, which is one that appends; made where it is missing. Text is UTF-8."""
+        """Opens a file for appending in `mode`, and makes it if it is missing. Text is UTF-8."""
         self.check()
         path, text = self.path / _plain(name), "b" not in mode
         with _clear_errors(path, self._what):
             with suppress(FileNotFoundError):
                 kind = self.status(name).st_mode
                 if stat.S_ISLNK(kind):
-                    raise _refused(path, "a link where a run has a file")
+                    raise _refused(path, "a link in place of a file of the run")
                 if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):  # a directory is refused by `open`
-                    raise _refused(path, "a device or pipe where a run has a file")
+                    raise _refused(path, "a device or pipe in place of a file of the run")
             encoding, errors = ("utf-8", "replace") if text else (None, None)
             return open(path, mode, encoding=encoding, errors=errors, opener=self._opener)
 
     def rename(self, name: str, new: str) -> None:
-        """Gives a file another name; what had that name goes."""
+        """Renames a file; a file of the new name is replaced."""
         self.check()
         with _clear_errors(self.path / _plain(new), self._what):
             os.replace(self._at(name), self._at(new), src_dir_fd=self._handle, dst_dir_fd=self._handle)
 
     def copy(self, name: str, new: str) -> None:
-        """A second name for a file, where the file system has hard links, else a copy; what had that name goes."""
+        """Gives a file a second name, as a hard link if possible, else as a copy; a file of that name is replaced."""
         self.remove(new)
         with _clear_errors(self.path / new, self._what):
             try:
@@ -212,7 +212,7 @@ class Folder:
                     self.write(new, file.read())
 
     def remove(self, name: str) -> None:
-        """Removes a file, or a link and not what it leads to; nothing where there is none."""
+        """Removes a file, or a link but not its target; does nothing if there is none."""
         self.check()
         with _clear_errors(self.path / _plain(name), self._what), suppress(FileNotFoundError):
             os.unlink(self._at(name), dir_fd=self._handle)
@@ -228,10 +228,10 @@ class Folder:
 
 
 def write_atomic(path: Path, *parts: bytes | memoryview) -> None:
-    """Writes a file that the user named, whole or not at all; a link at `path` is replaced, not written through.
+    """Writes a file that the user named, atomically; a link at `path` is replaced, and its target is unchanged.
 
     Raises:
-        PlatformError: no space or no permission; what stood at `path` is untouched.
+        PlatformError: no space or no permission; the file at `path` is unchanged.
     """
     Folder.open(path.parent).write(path.name, *parts)
 
@@ -242,18 +242,18 @@ def write_text_atomic(path: Path, text: str) -> None:
 
 
 def named_path(given: str | Path, option: str = "--out") -> Path:
-    """A path that the user gave.
+    """The path that the user gave.
 
     Raises:
-        UsageError: it is empty, which pathlib takes for the working directory.
+        UsageError: it is empty, which pathlib would read as the working directory.
     """
     if not os.fspath(given):
-        raise UsageError(f"{option} is empty", saw=repr(given), fix=f"name a place, or leave {option} out")
+        raise UsageError(f"{option} is empty", saw=repr(given), fix=f"name a path, or leave {option} out")
     return Path(given)
 
 
 def is_plain_name(name: str) -> bool:
-    """Whether a name from a recipe, a result or a data set can stand for one file or folder."""
+    """Whether a name from a recipe, a result or a data set can be the name of a file or folder."""
     return _is_one_part(name) and name.isprintable() and "\\" not in name
 
 
@@ -263,7 +263,7 @@ def _is_one_part(name: str) -> bool:
 
 def _plain(name: str) -> str:
     if not _is_one_part(name):
-        raise DataError("this cannot be the name of a file", saw=repr(name), fix="take a name without slashes")
+        raise DataError("this cannot be the name of a file", saw=repr(name), fix="use a name without slashes")
     return name
 
 
@@ -279,5 +279,5 @@ def _clear_errors(path: Path, what: str) -> Iterator[None]:
         raise PlatformError(
             f"cannot write {what}".rstrip(),
             saw=f"{path}: {error.strerror or error}",
-            fix="free space or choose another place; what was there is intact",
+            fix="free space or choose another path; the existing files are unchanged",
         ) from error

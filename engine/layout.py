@@ -1,4 +1,4 @@
-"""What a run directory holds, by name; how a run is known; what `--overwrite` may remove. Imports no torch."""
+"""The files of a run directory, how a run is recognised, and what `--overwrite` may remove. Imports no torch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .files import Folder
 
 MARKER, LOCK = ".simclr-engine-run", ".lock"
 FORMAT = "simclr-engine run 1"
-_MOST_BYTES = 1 << 20  # of the small files by which a run is known
+_MOST_BYTES = 1 << 20  # limit for the small files by which a run is recognised
 
 _PROTOCOL = r"[a-z]+-(pretrained|scratch)(-[0-9.e+-]+pct)?(-\d+folds)?"  # `evaluation.records.protocol_id`
 _RESULT = rf"[a-z0-9-]+-{_PROTOCOL}"  # `evaluation.records.result_id`
@@ -35,8 +35,7 @@ _LEVELS = {
     r"|(embedding-pca|embedding-tsne|neighbours)-(pretrained|random)|methods|spectrum|loss|contrast|learning-rate"
     r"|online-knn|feature-spread|augmentation)\.png",
 }
-# What a killed process leaves half written beside the file of that name; see `Folder.writing`. The second form is that
-# of runs written before it.
+# The temporary files that a killed process leaves; see `Folder.writing`. The second form is that of older versions.
 _TORN = re.compile(r"\.(?P<name>.+)\.(\d+\.tmp|tmp\.npz)")
 _TORN_BY_TRAINING = re.compile(
     r"\.((recipe\.toml|environment\.json|metrics\.jsonl|views\.npz|(model|encoder)\.safetensors)|.+\.pt)\.\d+\.tmp"
@@ -56,39 +55,39 @@ def is_our_folder(folder: str) -> bool:
 
 
 def mark(at: Folder) -> None:
-    """Writes the marker by which the directory is known as a run from its first moment on."""
+    """Writes the marker by which the directory is recognised as a run from the start."""
     at.write_text(MARKER, json.dumps({"format": FORMAT, "id": uuid.uuid4().hex}) + "\n")
 
 
 def is_free(at: Folder) -> bool:
-    """Whether nothing is in a directory but the lock of a process that got no further."""
+    """Whether the directory is empty, except for the lock of a process that wrote nothing else."""
     return set(at.names()) <= {LOCK}
 
 
 def check_removable(at: Folder) -> None:
-    """Refuses to empty a directory that is no run, that holds anything else, or that is more than a run's; changes
-    nothing.
+    """Checks that a directory is a run and nothing else, so that it may be emptied; changes nothing.
 
     Raises:
-        UsageError: names what speaks against it.
+        UsageError: it may not be emptied; names the reason.
     """
     place = protected(at.path)
     if place:
         raise UsageError(f"--overwrite never empties {place}", saw=_full(at.path), fix="choose another --out")
     if not _is_run(at):
-        raise UsageError("--overwrite removes runs only, and this is none", saw=at.path, fix="choose another --out")
+        cause = "--overwrite removes runs only, and this is not a run"
+        raise UsageError(cause, saw=at.path, fix="choose another --out")
     _, foreign = survey(at)
     if foreign:
         more = f" and {len(foreign) - 5:,} more" if len(foreign) > 5 else ""
         raise UsageError(
-            "--overwrite removes only what a run writes, and there is something else",
+            "--overwrite removes only files that a run writes, and there is something else",
             saw=f"{at.path}: {', '.join(foreign[:5])}{more}",
             fix="move it elsewhere, or choose another --out",
         )
 
 
 def survey(at: Folder, inside: str = "") -> tuple[list[str], list[str]]:
-    """The files in a directory that a run writes, and everything else; folders end in `/`, links are something else."""
+    """The files that a run writes and all other entries. Folders end in `/`; links count as other entries."""
     ours, foreign = list[str](), list[str]()
     for name, kind in at.kinds().items():
         path = f"{inside}/{name}".lstrip("/")
@@ -104,7 +103,7 @@ def survey(at: Folder, inside: str = "") -> tuple[list[str], list[str]]:
 
 
 def empty(at: Folder) -> None:
-    """Removes what `survey` calls ours, name by name, but for marker and lock; says first on stderr what goes."""
+    """Removes the files that `survey` attributes to a run, except marker and lock, after listing them on stderr."""
     ours, _ = survey(at)
     going = [path for path in ours if path not in (MARKER, LOCK)]
     folders: dict[str, int] = {}
@@ -112,7 +111,7 @@ def empty(at: Folder) -> None:
         head = path.split("/")[0]
         folders[head] = folders.get(head, 0) + 1
     said = ", ".join(f"{head}/ ({n} files)" if head not in going else head for head, n in folders.items())
-    print(f"removing the run in {at.path}: {said or 'nothing'}", file=sys.stderr, flush=True)
+    print(f"removing the run in {at.path}: {said or 'no files'}", file=sys.stderr, flush=True)
     _empty(at, "")
 
 
@@ -128,29 +127,29 @@ def _empty(at: Folder, inside: str) -> None:
 
 
 def remove_torn(at: Folder) -> None:
-    """Removes what a training process that was killed left half written in a directory."""
+    """Removes the temporary files that a killed training process left in a directory."""
     for name in at.names():
         if _TORN_BY_TRAINING.fullmatch(name):
             at.remove(name)
 
 
 def holds_a_lock(text: str) -> bool:
-    """Whether this is what `RunLock` leaves in its file."""
+    """Whether this is the text that `RunLock` writes."""
     return re.fullmatch(r"(process \d+ on \S+\n)?", text) is not None
 
 
 def protected(path: Path) -> str | None:
-    """What a directory is to its user besides a place for a run, links followed; None where it is no such place."""
+    """Why a directory must never be emptied, with links resolved; None if there is no such reason."""
     here, real = path.stat(), path.resolve()
 
     def is_or_holds(place: Path) -> bool:
-        """Compared as directories, not as text: a file system may not tell upper case from lower."""
+        """Compares directories, not text: a file system may ignore case."""
         with suppress(OSError):
             place = place.resolve()
             return any(os.path.samestat(here, one.stat()) for one in (place, *place.parents))
         return False
 
-    with suppress(FileNotFoundError):  # a working directory that was removed
+    with suppress(FileNotFoundError):  # the working directory was removed
         if is_or_holds(Path.cwd()):
             return "the working directory, or one above it"
     if any(map(is_or_holds, _homes())):
@@ -163,7 +162,7 @@ def protected(path: Path) -> str | None:
 
 
 def _homes() -> list[Path]:
-    """By the environment, and by the system: a process may have been started with another `HOME`."""
+    """The home folders by the environment and by the system: a process may have been started with another `HOME`."""
     homes = list[Path]()
     with suppress(RuntimeError):
         homes.append(Path.home())
@@ -175,7 +174,7 @@ def _homes() -> list[Path]:
 
 
 def _mounts() -> set[str]:
-    """Mount points by Linux's own list: those of the same file system look like any directory to `ismount`."""
+    """The mount points in the list of Linux: `ismount` does not see those within one file system."""
     try:
         lines = Path("/proc/self/mountinfo").read_text("utf-8", "surrogateescape").splitlines()
     except OSError:
@@ -184,7 +183,7 @@ def _mounts() -> set[str]:
 
 
 def _is_run(at: Folder) -> bool:
-    """By its marker; one from before there was a marker by its recipe, or by its lock where it was killed early."""
+    """Whether it is a run, by its marker. Older runs have a recipe or, if killed early, a lock."""
     with suppress(OSError, ValueError, RecursionError):
         marker = json.loads(_read(at, MARKER))
         if isinstance(marker, dict) and marker.get("format") == FORMAT and isinstance(marker.get("id"), str):
@@ -200,7 +199,7 @@ def _is_run(at: Folder) -> bool:
 
 
 def _read(at: Folder, name: str) -> str:
-    """The text of a regular file; ValueError for a link, a device, or more than any of these files holds."""
+    """The text of a regular file; ValueError for a link, a device or a file that is too large."""
     found = at.status(name)
     if not stat.S_ISREG(found.st_mode) or found.st_size > _MOST_BYTES:
         raise ValueError("not a small regular file")

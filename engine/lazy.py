@@ -1,4 +1,4 @@
-"""Public names of a package that load their module when first asked for: `--help` stays fast, torch optional."""
+"""Loads the modules of public names at first use, so that `--help` is fast and torch is optional."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def lazy_names(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], 
 
     Args:
         package: its `__name__`.
-        homes: public name → the module that has it, from the package (`.recipe`) or in full (`simclr_engine.kernels`).
+        homes: public name → its module, relative to the package (`.recipe`) or in full (`simclr_engine.kernels`).
     """
 
     def load(name: str) -> Any:

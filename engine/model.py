@@ -1,4 +1,4 @@
-"""The encoder (a ResNet with a stem for small images or ImageNet's) and the projection head."""
+"""The encoder (a ResNet with a stem for small images or for ImageNet) and the projection head."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ class Convolution(nn.Conv2d):
         if not (small and self.training and input.device.type == "cpu" and torch.is_grad_enabled()):
             return super().forward(input)
         weight = self.weight
-        if torch.is_autocast_enabled("cpu"):  # which casts only what it knows
+        if torch.is_autocast_enabled("cpu"):  # autocast casts only the operators it knows
             dtype = torch.get_autocast_dtype("cpu")
             input, weight = input.to(dtype), weight.to(dtype)
         return convolve(input, weight, stride)
 
 
 class BasicBlock(nn.Module):
-    """Two 3×3 convolutions beside a shortcut."""
+    """Two 3×3 convolutions with a shortcut."""
 
     expansion = 1
 
@@ -56,7 +56,7 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """A 3×3 convolution between two of 1×1, beside a shortcut; the 3×3 has the stride ("ResNet v1.5")."""
+    """A 3×3 convolution between two 1×1 ones, with a shortcut; the 3×3 one has the stride ("ResNet v1.5")."""
 
     expansion = 4
 
@@ -81,7 +81,7 @@ class Bottleneck(nn.Module):
 
 
 def _downsample(inputs: int, outputs: int, stride: int) -> nn.Sequential | None:
-    """The shortcut where it cannot be the identity."""
+    """The shortcut, if it cannot be the identity."""
     if stride == 1 and inputs == outputs:
         return None
     return nn.Sequential(nn.Conv2d(inputs, outputs, kernel_size=1, stride=stride, bias=False), nn.BatchNorm2d(outputs))
@@ -95,7 +95,7 @@ ARCHITECTURES: dict[str, tuple[type[BasicBlock | Bottleneck], tuple[int, ...]]] 
 
 
 class ResNet(nn.Module):
-    """He et al., 2015, without the classifier. Names of parameters and initial weights of a seed are torchvision's."""
+    """ResNet (He et al., 2015) without the classifier. Parameter names and seeded weights equal torchvision's."""
 
     def __init__(self, block: type[BasicBlock | Bottleneck], blocks: Sequence[int], stem: str) -> None:
         super().__init__()
@@ -114,7 +114,7 @@ class ResNet(nn.Module):
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
         self.avgpool = nn.AdaptiveAvgPool2d((1, 1))
         self.feature_dim = inputs
-        # Not kept: torchvision draws the weights of a classifier here, and a seed gives the same encoder as there.
+        # Not kept: torchvision draws the weights of its classifier here, so a seed gives the same encoder.
         nn.Linear(inputs, 1000)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -148,14 +148,14 @@ def build_encoder(arch: str, stem: str) -> ResNet:
         for `resnet50`) as an attribute.
     """
     if arch not in ARCHITECTURES or stem not in ("small", "imagenet"):
-        raise ValueError(f"arch {arch!r}, stem {stem!r}: known are {(*ARCHITECTURES,)} and ('small', 'imagenet')")
+        raise ValueError(f"arch {arch!r}, stem {stem!r}: expected {(*ARCHITECTURES,)} and ('small', 'imagenet')")
     return ResNet(*ARCHITECTURES[arch], stem)
 
 
 def build_head(feature_dim: int, spec: HeadSpec) -> nn.Sequential:
     """The projection head: linear layers with ReLU between them, `[B, feature_dim]` → `[B, spec.dimension]`.
 
-    With batch norm after a layer its bias would be without effect and is left out.
+    A layer that batch norm follows has no bias, because it would have no effect.
     """
     layers: list[nn.Module] = []
     width = feature_dim

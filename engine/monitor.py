@@ -1,4 +1,4 @@
-"""What is watched during pretraining: online kNN and the spread of the features, on images of the train split."""
+"""Monitors pretraining by online kNN and the spread of the features, on images of the train split."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ CHUNK = 250
 
 
 class OnlineMonitor:
-    """Encodes a fixed, class-balanced sample of train: a fifth are queries, whose classes the rest vote on.
+    """Encodes a fixed, class-balanced sample of the train split; a fifth are queries for the others to classify.
 
-    The test split is never looked at, and the labels never reach the training: they only judge it. Without labels the
-    accuracy is left out and the spread of the features remains. Each rank of a `World` encodes a share of the sample.
+    The test split is never used, and the labels do not influence training. Without labels, only the spread of the
+    features is computed. Each rank of a `World` encodes a share of the sample.
     """
 
     def __init__(
@@ -49,19 +49,19 @@ class OnlineMonitor:
 
     @classmethod
     def of(cls, trainer: Trainer) -> OnlineMonitor | None:
-        """The monitor that the trainer's recipe asks for; None where it asks for none."""
+        """The monitor of the trainer's recipe; None if the recipe has none."""
         wanted, spec = trainer.recipe.monitor, trainer.recipe.augment
         if not wanted.knn_epochs:
             return None
         return cls(trainer.store, spec, wanted.knn_images, trainer.platform, trainer.world, wanted.knn_epochs)
 
     def due(self, step: int, plan: Plan) -> bool:
-        """Whether it is time to look, after so many steps: at the end of the run and of every `epochs` epochs."""
+        """Whether to measure after this many steps: at the end of the run and of every `epochs` epochs."""
         epoch, into = divmod(step, plan.steps_per_epoch)
         return step == plan.total_steps or (into == 0 and epoch % self._epochs == 0)
 
     def __call__(self, model: SimCLR) -> dict[str, float]:
-        """`accuracy` (kNN, k = 10, cosine; with labels only), `feature_std`, `rankme`, `images`; {} but on rank 0."""
+        """`accuracy` (kNN, k = 10, cosine; only with labels), `feature_std`, `rankme`, `images`; {} off rank 0."""
         features = self._features(model)
         if not self._world.main:
             return {}
@@ -78,7 +78,7 @@ class OnlineMonitor:
     def _features(self, model: SimCLR) -> NDArray[np.float32]:
         was_training, world, dtype = model.training, self._world, next(model.parameters()).dtype
         model.eval()
-        # Batch norm that is local to each rank has running statistics of its own there; those of rank 0 are saved.
+        # Local batch norm has running statistics that differ between ranks; those of rank 0 are saved.
         world.broadcast_(list(model.buffers()))
         each = -(-len(self._images) // world.size)
         mine = self._images[world.rank * each : (world.rank + 1) * each]
@@ -89,6 +89,6 @@ class OnlineMonitor:
             chunks.append(cast(torch.Tensor, features).float().cpu())
         model.train(was_training)
         features = torch.cat(chunks)
-        missing = each - len(features)  # of the last ranks, so that all send the same number of rows
+        missing = each - len(features)  # padding of the last ranks, so that all send the same number of rows
         everyone = world.gather(torch.nn.functional.pad(features, (0, 0, 0, missing)))
         return np.ascontiguousarray(everyone[: len(self._images)].numpy())

@@ -21,8 +21,8 @@ class LARS(torch.optim.Optimizer):
     - `paper`: λ = η‖w‖ / (‖g‖ + β‖w‖), u = g + βw (You, Gitman, Ginsburg 2017, algorithm 1).
     - `google`: λ = η‖w‖ / ‖g + βw‖, u = g + βw (google-research/simclr: the decay is inside the norm).
 
-    λ is 1 where either norm is zero. Parameters of one dimension or none (batch norm, bias) get neither trust ratio
-    nor weight decay: `parameter_groups` puts them into a group with `adapt=False`.
+    λ is 1 where either norm is zero. Parameters of at most one dimension (batch norm, bias) have neither trust
+    ratio nor weight decay: `parameter_groups` puts them into a group with `adapt=False`.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class LARS(torch.optim.Optimizer):
             else:
                 denominator = torch.stack(torch._foreach_norm(grads)) + decay * weight_norm
             usable = (weight_norm > 0) & (denominator > 0)
-            # The inner where keeps 0/0 out of the branch that is not taken.
+            # The inner `where` avoids 0/0 in the branch that is not selected.
             ratio = torch.where(usable, eta * weight_norm / torch.where(usable, denominator, 1.0), 1.0)
             torch._foreach_mul_(update, list((ratio * group["lr"]).to(update[0].dtype).unbind()))
         else:
@@ -99,12 +99,12 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
 
 
 def build_optimizer(module: nn.Module, spec: OptimizerSpec, lr: float) -> torch.optim.Optimizer:
-    """The recipe's optimizer over `module`, at peak learning rate `lr`."""
+    """The optimizer of the recipe for the parameters of `module`, with peak learning rate `lr`."""
     groups = parameter_groups(module, spec.weight_decay)
     if spec.name == "lars":
         groups[0]["adapt"], groups[1]["adapt"] = True, False
         return LARS(groups, lr, spec.momentum, 0.0, spec.trust_coefficient, spec.form)
-    # On CUDA one kernel updates everything; elsewhere the foreach form is the faster one.
+    # On CUDA one fused kernel updates everything; elsewhere the foreach form is faster.
     fused = all(p.is_cuda for group in groups for p in group["params"])
     how: dict[str, Any] = {"fused": True} if fused else {"foreach": True}
     if spec.name == "sgd":
@@ -116,14 +116,14 @@ def build_optimizer(module: nn.Module, spec: OptimizerSpec, lr: float) -> torch.
     raise ValueError(f"optimizer must be lars, sgd, adam or adamw, got {spec.name!r}")
 
 
-# The warm-up of a short run never takes more than this share of it: 10 epochs of 800 must not become 10 of 10.
+# The warm-up takes at most this share of a run: 10 epochs of 800 must not become 10 of 10.
 WARMUP_SHARE = 0.1
 
 
 def lr_factor(spec: ScheduleSpec, step: int, total_steps: int, steps_per_epoch: int) -> float:
     """The learning rate of `step` (0-based) as a fraction of the peak.
 
-    Warm-up is linear from peak/w to the peak over w steps; the schedule proper is laid over what remains.
+    Warm-up is linear from peak/w to the peak over w steps. The schedule covers the remaining steps.
     """
     warmup = min(round(spec.warmup_epochs * steps_per_epoch), int(WARMUP_SHARE * total_steps))
     if step < warmup:

@@ -1,4 +1,4 @@
-"""From a recipe and images to a trainer with a final plan: kernels picked, steps timed, minutes and memory kept."""
+"""Makes a trainer with its final plan from a recipe and images, within limits of time and memory."""
 
 from __future__ import annotations
 
@@ -27,32 +27,33 @@ from .model import parameter_count
 from .recipe import Recipe
 from .training import Backends, Plan, Trainer
 
-CALIBRATION_STEPS = 4  # timed per view size, after one untimed
-# A budget is spent to this share: what is not steps (start-up, monitors, checkpoints) and noise take the rest.
+CALIBRATION_STEPS = 4  # timed steps per view size, after an untimed one
+# Share of a time budget that is planned for steps; start-up, monitors, checkpoints and noise take the rest.
 BUDGET_SHARE = 0.96
-# What a step may take of the device: the allocator's blocks never fill it without gaps.
+# Share of the device's memory that a step may use; the allocator cannot fill all of it.
 USABLE = 0.9
 _SAID = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed")
 
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How a run is made on this machine: the arguments of `pretrain` that are neither recipe nor images.
+    """How a run is made on this machine: the arguments of `pretrain` other than recipe and images.
 
     Attributes:
         device: auto | cuda | mps | cpu.
-        fused: True and None take the best backend of each kernel, False plain PyTorch.
-        augment: auto, or the augmentation backend by name.
-        compile: torch.compile; None decides by device and length.
-        max_minutes: what the run may take, all in all.
-        limit: images to train on.
-        resume, overwrite: go on with the run that is there, or replace it.
-        deterministic: bitwise the same run each time.
-        quiet: no progress.
-        overrides: settings over the recipe's, as they were given.
+        fused: True and None use the best backend of each kernel, False uses plain PyTorch.
+        augment: auto, or the name of an augmentation backend.
+        compile: whether to use torch.compile; None decides by device and length of the run.
+        max_minutes: time limit of the whole run.
+        limit: number of images to train on.
+        resume, overwrite: continue or replace an existing run.
+        deterministic: use deterministic algorithms.
+        quiet: show no progress.
+        overrides: settings that override the recipe's, as they were given.
 
     Raises:
-        UsageError: minutes of 0 or less; `deterministic` beside what depends on measured times.
+        UsageError: `max_minutes` is not above 0, or `deterministic` is combined with an option that depends on
+            measured times.
     """
 
     device: str = "auto"
@@ -70,17 +71,17 @@ class RunOptions:
     def __post_init__(self) -> None:
         if self.max_minutes is not None and not self.max_minutes > 0:
             raise UsageError(
-                "--max-minutes must be above 0", saw=self.max_minutes, fix="give the minutes the run may take"
+                "--max-minutes must be above 0", saw=self.max_minutes, fix="give a number of minutes above 0"
             )
         if self.deterministic and (self.compile or self.max_minutes is not None):
             raise UsageError(
-                "--deterministic excludes what depends on measured times",
+                "--deterministic cannot be combined with options that depend on measured times",
                 saw="--compile" if self.compile else "--max-minutes",
-                fix="leave it out; --epochs sets a length",
+                fix="leave it out; --epochs sets the length",
             )
 
     def words(self) -> list[str]:
-        """Those that say how to compute, as the command line takes them: with them a run goes on as it was begun."""
+        """The options that say how to compute, as command-line words, for the command that resumes the run."""
         words = list[str]()
         for name, text in (("device", self.device), ("augment", self.augment)):
             words += [] if text == "auto" else [f"--{name}", text]
@@ -92,12 +93,12 @@ class RunOptions:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run will take, from steps that were timed on this machine (an estimate, not a measurement of the run).
+    """Estimated time and memory of a run, from a few steps timed on this machine.
 
     Attributes:
-        seconds: of all training steps.
-        seconds_per_step: view size → median seconds.
-        peak_bytes: peak memory of the process or, on CUDA, of the device, so far.
+        seconds: total time of the training steps.
+        seconds_per_step: view size → median seconds per step.
+        peak_bytes: peak memory so far of the process or, on CUDA, of the device.
     """
 
     seconds: float
@@ -114,12 +115,11 @@ def prepare(
     saved: dict[str, Any] | None = None,
     measure: bool = False,
 ) -> tuple[Trainer, Estimate | None]:
-    """The trainer, its recipe and plan final.
+    """The trainer with its final recipe and plan.
 
-    With `options.max_minutes` (or `measure`) some steps are timed first, on another trainer. A run that comes out short
-    takes the recipe's settings for short runs, and is then timed with them. One that is resumed (`saved`) keeps its
-    own, and its plan, unless `max_minutes` are given for what is left of it.
-    Where ranks of a `world` could come to different times, rank 0's hold.
+    With `options.max_minutes` or `measure`, some steps are timed first, on another trainer. If the run turns out short,
+    it uses the recipe's settings for short runs and is timed again with them. A resumed run (`saved`) keeps its
+    settings, and its plan unless `max_minutes` limit the rest of it. The times of rank 0 hold for all ranks.
     """
     making = _Making(recipe, store, options, world, saved)
     if saved is not None:
@@ -134,7 +134,7 @@ def prepare(
         plan, per_step = making.timed(plan)
     changes = adapted.differences(recipe)
     taken = ", ".join(f"{key} = {value}" for key, value in changes.items())
-    notes = [f"a run this short takes {taken} (the recipe's short_runs; what you --set stays)"] if changes else []
+    notes = [f"a run this short uses {taken} (short_runs of the recipe; values from --set are kept)"] if changes else []
     trainer = making.trainer(plan, *notes)
     if not per_step:
         return trainer, None
@@ -142,7 +142,7 @@ def prepare(
 
 
 class _Making:
-    """A trainer in the making: the platform is chosen, the kernels follow from the plan's recipe."""
+    """The parts of a trainer: the platform is chosen; the kernels depend on the recipe of the plan."""
 
     def __init__(
         self, recipe: Recipe, store: ImageStore, options: RunOptions, world: World, saved: dict[str, Any] | None
@@ -152,7 +152,7 @@ class _Making:
             self.plan = Plan.of(Recipe.from_toml(saved["recipe"]), store, int(saved["total_steps"]))
         else:
             self.plan = Plan.of(recipe.for_epochs(math.inf), store)
-        # With ranks only if asked for: synchronised batch norm breaks the graph at every layer.
+        # With several ranks only on request: synchronised batch norm breaks the graph at every layer.
         compile = bool(options.compile) if world.size > 1 else options.compile
         precision = recipe.train.precision
         self._platform = choose_platform(options.device, precision, compile, self.plan.total_steps)
@@ -169,14 +169,14 @@ class _Making:
         self._began = time.perf_counter()
 
     def trainer(self, plan: Plan, *notes: str) -> Trainer:
-        """With the kernels that serve this plan's recipe: a short run may have another temperature."""
+        """The trainer with the kernels for this recipe; a short run may have another temperature."""
         backends, why = _backends(self._platform, plan.recipe, self._options)
         platform = replace(self._platform, notes=(*self._platform.notes, *notes, *why))
         with loading_errors(self._store, platform.device):
             return Trainer(plan, platform, self._store, backends, self._world)
 
     def timed(self, plan: Plan) -> tuple[Plan, dict[int, float]]:
-        """The plan, cut to the time that is left, and view size → seconds of a step."""
+        """The plan, shortened to the remaining time, and view size → seconds per step."""
         per_step = self._world.same(calibrate(self.trainer(plan)))
         if self._options.max_minutes is not None:
             steps = steps_within(plan, self._seconds_left(), per_step)
@@ -184,7 +184,7 @@ class _Making:
         return plan, per_step
 
     def resumed(self, saved: dict[str, Any]) -> tuple[Trainer, Estimate | None]:
-        """With the saved plan, or what is left of it laid out anew to fit into `max_minutes`."""
+        """The trainer with the saved plan, or with the rest of it shortened to fit into `max_minutes`."""
         if self._options.max_minutes is None:
             return self.trainer(self.plan), None
         step, per_step = int(saved["step"]), self._world.same(calibrate(self.trainer(self.plan)))
@@ -199,7 +199,7 @@ class _Making:
 
 
 def calibrate(trainer: Trainer) -> dict[int, float]:
-    """View size → median seconds per step, timed on real steps; the trainer's weights are of no use afterwards."""
+    """View size → median seconds per step, timed on real steps, which spoil the trainer's weights."""
     sizes = {size for _, size in trainer.plan.phases()}
     trainer.model.train()
     seconds = {}
@@ -217,7 +217,7 @@ def calibrate(trainer: Trainer) -> dict[int, float]:
 
 
 def steps_within(plan: Plan, seconds: float, per_step: dict[int, float]) -> int:
-    """How many steps fit into `seconds`, the phases of progressive resolution weighted by their cost."""
+    """Number of steps that fit into `seconds`, with the phases of progressive resolution weighted by their cost."""
     previous, mean = 0.0, 0.0
     for end, size in plan.phases():
         mean += (end - previous) * per_step[size]
@@ -228,7 +228,7 @@ def steps_within(plan: Plan, seconds: float, per_step: dict[int, float]) -> int:
 
 
 def seconds_after(plan: Plan, step: int, per_step: dict[int, float]) -> float:
-    """What the steps of `plan` take that come after the first `step`."""
+    """Seconds that the steps of `plan` take after the first `step`."""
     seconds, begin = 0.0, step
     for end, size in plan.phases():
         until = max(begin, round(end * plan.total_steps))
@@ -237,12 +237,12 @@ def seconds_after(plan: Plan, step: int, per_step: dict[int, float]) -> float:
 
 
 def rest_within(plan: Plan, step: int, seconds: float, per_step: dict[int, float]) -> Plan:
-    """`plan`, shortened so that what comes after the first `step` steps takes at most `seconds`.
+    """`plan`, shortened so that the steps after the first `step` ones take at most `seconds`.
 
-    The schedule then decays over the fewer steps. A rest that fits stays as it is.
+    The schedule then decays over fewer steps. A plan that fits is not changed.
 
     Raises:
-        UsageError: not one step fits.
+        UsageError: the time is too short for one step.
     """
     totals = range(step + 1, plan.total_steps + 1)
 
@@ -259,7 +259,7 @@ def _too_short(seconds: float) -> UsageError:
     return UsageError(
         "the time is too short for one step",
         saw=f"{seconds:.1f} s a step",
-        fix="a longer --max-minutes or a smaller batch",
+        fix="use a longer --max-minutes or a smaller batch",
     )
 
 
@@ -279,7 +279,7 @@ def describe(trainer: Trainer, estimate: Estimate | None) -> list[str]:
         *([f"files    {held:.1f} GB of images stay there, read a step ahead"] if trainer.streamed else []),
         f"plan     {plan.total_steps:,} steps of {r.train.batch_size} images = {epochs:.4g} epochs; "
         f"{r.optimizer.name}, peak lr {plan.peak_lr:.4g}{scaled}, {r.schedule.name}",
-        *([f"goes on  after step {trainer.step:,}"] if trainer.step else []),
+        *([f"resumes  after step {trainer.step:,}"] if trainer.step else []),
         f"device   {p.device} ({p.describe()['device_name']}), {p.precision}, {layout}, compile {compiled}",
         f"kernels  augmentation: {trainer.backends.augment}; NT-Xent: {trainer.backends.nt_xent}",
     ]
@@ -293,7 +293,7 @@ def describe(trainer: Trainer, estimate: Estimate | None) -> list[str]:
 
 
 def spread(trainer: Trainer) -> list[str]:
-    """How a step is spread over ranks and micro-batches, where it is, and what batch norm makes of that."""
+    """How a step is spread over ranks and micro-batches, and over what batch norm computes its statistics."""
     r, world = trainer.recipe, trainer.world
     share = r.train.batch_size // world.size
     rows = []
@@ -305,12 +305,12 @@ def spread(trainer: Trainer) -> list[str]:
         rows.append(f"micro-batches of {trainer.micro_batch} images{ranks}, over which batch norm takes its statistics")
     dropped = trainer.plan.samples - trainer.plan.steps_per_epoch * r.train.batch_size
     if rows and dropped:
-        rows.append(f"{dropped:,} images of each epoch, others each time, fill no batch and are left out")
+        rows.append(f"{dropped:,} images of each epoch do not fill a batch and are skipped (different ones each epoch)")
     return rows
 
 
 def peak_memory(platform: Platform) -> int:
-    """Bytes: the device's peak on CUDA, else the process's peak resident size."""
+    """Peak memory in bytes: of the device on CUDA, else resident memory of the process."""
     if platform.device.type == "cuda":
         return torch.cuda.max_memory_allocated(platform.device)
     unit = 1 if sys.platform == "darwin" else 1024
@@ -318,38 +318,36 @@ def peak_memory(platform: Platform) -> int:
 
 
 def _backends(platform: Platform, recipe: Recipe, options: RunOptions) -> tuple[Backends, tuple[str, ...]]:
-    """The kernels' implementations by what the device offers, and what there is to say about them."""
+    """The implementation of each kernel on this device, and notes about the choice."""
     plain, augment = options.fused is False, options.augment
     dimension, temperature = recipe.head.dimension, recipe.loss.temperature
     try:
         views, why_views = pick_augment("torch" if plain and augment == "auto" else augment, platform.device)
         loss, why_loss = pick_nt_xent("torch" if plain else "auto", platform.device, dimension, temperature)
     except ValueError as error:
-        raise UsageError(
-            "the kernel backend is not to be had", saw=error, fix="--augment auto takes the best there is"
-        ) from error
+        raise UsageError("the kernel backend is not available", saw=error, fix="use --augment auto") from error
     said = {f"augmentation by {views}": why_views, f"NT-Xent by {loss}": why_loss}
-    # Asked for, everything is said; otherwise what keeps a faster kernel from serving ("…; no native: …").
+    # With --fused, all reasons are shown; otherwise only those against a faster kernel ("…; no native: …").
     notes = tuple(f"{what}: {why}" for what, why in said.items() if options.fused or "; no " in why)
     return Backends(views, loss), notes
 
 
 @contextmanager
 def memory_errors(trainer: Trainer) -> Iterator[None]:
-    """Around steps of `trainer`: running out of memory becomes a PlatformError that says what would fit."""
+    """A context for steps of `trainer`. Running out of memory becomes a PlatformError that says what would fit."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        # The frames hold the activations of the step that failed, and with them the memory to measure in.
+        # The frames keep the activations of the failed step alive; their memory is needed for measuring.
         traceback.clear_frames(error.__traceback__)
         raise out_of_memory(trainer, error) from error
 
 
 @contextmanager
 def loading_errors(store: ImageStore, device: torch.device) -> Iterator[None]:
-    """Around the making of a trainer, which puts the model and, on CUDA, all images into memory."""
+    """The same for making a trainer, which puts the model and, on CUDA, all images into memory."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
@@ -358,19 +356,19 @@ def loading_errors(store: ImageStore, device: torch.device) -> Iterator[None]:
         raise PlatformError(
             "there is not enough memory for the model and the images",
             saw=f"{len(store):,} images of {store.image_size} px, {store.images.nbytes / 2**30:.2f} GiB, on {device}",
-            fix="--limit N takes fewer images, --set data.size=PIXELS smaller ones, --device cpu leaves them on disk",
+            fix="use --limit N, --set data.size=PIXELS, or --device cpu, which leaves the images on disk",
         ) from error
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out; on the CPU, and in cuBLAS, that is a RuntimeError like others."""
+    """Whether memory ran out. On the CPU, and in cuBLAS, this is a plain RuntimeError."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(said in str(error).lower() for said in _SAID)
 
 
 def out_of_memory(trainer: Trainer, error: BaseException) -> PlatformError:
-    """The error of a step that did not fit; measures small steps first, where the device can say what they take."""
+    """The error of a step that did not fit. If the device reports memory, small steps are measured first."""
     train, share = trainer.recipe.train, trainer.recipe.train.batch_size // trainer.world.size
     now = min(trainer.micro_batch, share)
     fits, why = _measured_fit(trainer, now)
@@ -380,34 +378,34 @@ def out_of_memory(trainer: Trainer, error: BaseException) -> PlatformError:
     held = f"{now} at a time of a batch of {train.batch_size}" if now < train.batch_size else f"batch {now}"
     saw = f"{held}, {train.views} views of {size} px: {first[:160]}"
     if micro < 1:
-        fix = "a smaller model or smaller images: not even one image would fit (an estimate)"
+        fix = "use a smaller model or smaller images: not even one image would fit (an estimate)"
     else:
         batch = micro * trainer.world.size
-        fix = f"--set train.micro_batch={micro}, the same batch in parts, or --batch-size {batch} (an estimate: {why})"
+        fix = f"use --set train.micro_batch={micro}, the same batch in parts, or --batch-size {batch} (estimate: {why})"
     return PlatformError("there is not enough memory for a training step", saw=saw, fix=fix)
 
 
 def images_that_fit(small: tuple[int, int], large: tuple[int, int], capacity: int) -> int:
-    """How many images a step may have, from the peak bytes of two smaller ones, each given as (images, bytes).
+    """How many images a step may have, from the peak memory of two smaller steps, each given as (images, bytes).
 
-    Memory is taken to grow linearly: weights, gradients and what else is always there, and the same for each image.
+    Memory is assumed to grow linearly: a constant part (weights, gradients) and the same amount for each image.
     """
     (n, bytes_n), (m, bytes_m) = small, large
     each = (bytes_m - bytes_n) / (m - n)
-    if each <= 0:  # too small to tell
+    if each <= 0:  # too small a difference to extrapolate
         return m
     return max(0, int((capacity - (bytes_n - each * n)) / each))
 
 
 def largest_divisor(whole: int, limit: int) -> int:
-    """The largest divisor of `whole` that is no more than `limit`; 0 if there is none."""
+    """The largest divisor of `whole` that is at most `limit`; 0 if there is none."""
     return next((d for d in range(min(whole, limit), 0, -1) if whole % d == 0), 0)
 
 
 def _measured_fit(trainer: Trainer, now: int) -> tuple[int, str]:
-    """How many images would fit, and what that rests on."""
+    """How many images would fit, and what the estimate is based on."""
     small = max(2, now // 32)
-    # With other ranks, batch norm would wait for them; elsewhere there is no peak that could be read off and reset.
+    # With other ranks, batch norm would wait for them; devices other than CUDA report no peak that can be reset.
     if trainer.platform.device.type != "cuda" or trainer.world.size > 1 or 2 * small >= now:
         return now // 2, "half of what did not fit"
     device = trainer.platform.device
@@ -424,7 +422,7 @@ def _measured_fit(trainer: Trainer, now: int) -> tuple[int, str]:
 
 
 def _peak_bytes(trainer: Trainer, images: int) -> int:
-    """The device's peak over one forward and backward pass of so many images, at the largest size of views."""
+    """The peak memory of the device in one forward and backward pass of this many images, at the largest view size."""
     device = trainer.platform.device
     trainer.optimizer.zero_grad(set_to_none=True)
     gc.collect()

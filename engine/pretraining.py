@@ -1,4 +1,4 @@
-"""From a recipe and images to a finished run: checks, plan, loop, final weights."""
+"""`pretrain`: from a recipe and images to a finished run."""
 
 from __future__ import annotations
 
@@ -48,37 +48,38 @@ def pretrain(
 ) -> Run:
     """Pretrains an encoder without labels and leaves a run directory.
 
-    Started by torchrun, all its processes train on one batch, each on a share; rank 0 writes.
+    Under torchrun, each process trains on a share of the batch, and rank 0 writes.
 
     Args:
-        recipe: a Recipe, the name of one, or a TOML file; None for `cifar10`, or with `resume` for the run's own.
-        data: an ImageStore, or what `load_data` takes; None for the recipe's own source, or with `resume` for the
-            run's own images, which may be named where they are now.
+        recipe: a Recipe, the name of one, or a TOML file; None for `cifar10` or, with `resume`, for that of the run.
+        data: an ImageStore, or what `load_data` takes; None for the source of the recipe or, with `resume`, for the
+            images of the run. If those were moved, name their new place.
         out: the run directory; `runs/RECIPE` when None.
-        overrides: settings over the recipe's, `{"train.epochs": 200}`.
+        overrides: settings that override the recipe's, such as `{"train.epochs": 200}`.
         device: auto | cuda | mps | cpu.
-        fused: True and None take the best backend of each kernel, False the plain PyTorch reference.
-        augment: auto, or the augmentation backend by name.
-        compile: torch.compile; None decides by device and length.
-        max_minutes: a run that would take longer is laid out, warm-up and decay included, to end within this. A run
-            that is resumed keeps its plan; where other minutes than its own are given, what is left of it is laid out
-            anew to end within them, the time that it has taken counted.
+        fused: True and None use the best backend of each kernel, False uses the plain PyTorch reference.
+        augment: auto, or the name of an augmentation backend.
+        compile: whether to use torch.compile; None decides by device and length of the run.
+        max_minutes: time limit of the whole run. A run that would take longer is shortened, warm-up and decay
+            included. A resumed run keeps its plan; if another limit is given, the rest is shortened to end within it,
+            counting the time that the run has already taken.
         limit: train on this many images, balanced over classes.
-        resume: go on from the newest good checkpoint in `out`, with the run's own recipe, images and limit; others
-            are refused.
+        resume: continue from the newest good checkpoint in `out`, with the recipe, images and limit of the run;
+            others are refused.
         overwrite: replace the run in `out`.
-        deterministic: bitwise the same run each time, on the same device with the same versions; slower on CUDA.
-        quiet: no progress.
+        deterministic: use deterministic algorithms: runs on the same device with the same versions are bitwise equal;
+            slower on CUDA.
+        quiet: show no progress.
 
     Returns:
         The finished Run.
 
     Raises:
-        UsageError, DataError, PlatformError: before anything is trained; UsageError too where another process trains
-            in `out`, PlatformError too where disk or memory run out: the last checkpoint is kept.
+        UsageError, DataError, PlatformError: before anything is trained. UsageError also if another process trains in
+            `out`; PlatformError also if disk space or memory runs out, and the last checkpoint is kept.
         CheckFailed: training diverged; the last good checkpoint is kept.
-        Interrupted: stopped by a signal after saving.
-        PeerFailed: on a rank that did not fail, where another did.
+        Interrupted: a signal stopped the run after it was saved.
+        PeerFailed: on a rank that did not fail, if another one did.
     """
     asked: Recipe | None = None
     if isinstance(recipe, Recipe):
@@ -105,7 +106,7 @@ def pretrain(
 
 
 def _stopped(world: World, directory: Path, asked: Recipe | None, options: RunOptions) -> Stopped | None:
-    """The run that goes on, if one does; what was asked for and is not its own is refused."""
+    """The run to resume, if any; settings that differ from its own are refused."""
     stopped: Stopped | None = None
     with world.fail_together():
         if world.main and options.resume:
@@ -124,7 +125,7 @@ def _pretrain(
     options: RunOptions,
     stopped: Stopped | None,
 ) -> Run:
-    """`pretrain` on each rank; what touches the run directory is done by rank 0, the others waiting."""
+    """`pretrain` on each rank. Rank 0 does what changes the run directory while the others wait."""
     began = time.perf_counter()
     if stopped is not None:
         recipe, options = stopped.recipe, replace(options, limit=stopped.limit)
@@ -133,7 +134,7 @@ def _pretrain(
         recipe = asked
 
     store, place = world.leaders_first(lambda: _images(recipe, data, options, stopped))
-    # One name on all ranks: the places may differ.
+    # One name on all ranks; the paths may differ.
     store = replace(store, name=world.same(store.name))
     minutes = options.max_minutes if stopped is None else stopped.minutes_left(options.max_minutes)
     saved = None if stopped is None else stopped.state
@@ -149,7 +150,7 @@ def _pretrain(
     if not options.quiet:
         print(*describe(trainer, estimate), sep="\n", file=sys.stderr, flush=True)
     go_on = resume_command(lock.directory, options.words())
-    if isinstance(data, ImageStore) and environment["data"]["path"] is None:  # which no command has
+    if isinstance(data, ImageStore) and environment["data"]["path"] is None:  # which no command can name
         go_on = f"pretrain(data=…, out={str(lock.directory)!r}, resume=True)"
 
     with (
@@ -162,7 +163,7 @@ def _pretrain(
 
 
 def _train(trainer: Trainer, recording: Recording, stop: Event, bar: Progress, go_on: str) -> None:
-    """The loop. Every rank comes here; what makes a rank save or stop (a signal, its clock) holds for all."""
+    """The training loop on every rank. A reason to save or stop on one rank (a signal, its clock) holds for all."""
     world, plan, monitor = trainer.world, trainer.plan, OnlineMonitor.of(trainer)
     meter, knn = Meter(trainer), ""
     for step in trainer.remaining():
@@ -175,7 +176,7 @@ def _train(trainer: Trainer, recording: Recording, stop: Event, bar: Progress, g
 
         if monitor is not None and monitor.due(trainer.step, plan):
             if world.any(stop.is_set())[0]:
-                recording.save()  # first, for the monitor may take longer than the deadline leaves
+                recording.save()  # first, because the monitor may exceed the deadline
             row = monitor(trainer.model)
             recording.log("knn", {"epoch": trainer.step / plan.steps_per_epoch, **row})
             knn = f"  kNN {100 * row['accuracy']:.1f}%" if "accuracy" in row else ""
@@ -188,12 +189,12 @@ def _train(trainer: Trainer, recording: Recording, stop: Event, bar: Progress, g
             raise Interrupted(
                 "stopped; the run is saved",
                 saw=f"step {trainer.step} of {plan.total_steps}",
-                fix=f"go on with: {go_on}",
+                fix=f"continue with: {go_on}",
             )
 
 
 def _in_words(row: Mapping[str, float]) -> str:
-    """A row of the log, for the progress bar."""
+    """The text of a log row for the progress bar."""
     return (
         f"epoch {row['epoch']:.2f}  loss {row['loss']:.3f} (chance {row['chance']:.3f})  p_pos {row['p_pos']:.3f}  "
         f"top-1 {100 * row['top1']:.1f}%  {row['images_per_second']:.0f} img/s"
@@ -203,7 +204,7 @@ def _in_words(row: Mapping[str, float]) -> str:
 def _images(
     recipe: Recipe, data: ImageStore | str | Path | None, options: RunOptions, stopped: Stopped | None
 ) -> tuple[ImageStore, str | None]:
-    """`open_data`; of a run that goes on its own images, which other data must be equal to."""
+    """`open_data`; for a resumed run its own images, to which other data must be equal."""
     if stopped is None:
         return open_data(recipe, data, options)
     store, place = open_data(recipe, stopped.run.locate_data() if data is None else data, options)
@@ -214,9 +215,9 @@ def _images(
 def open_data(
     recipe: Recipe, data: ImageStore | str | Path | None, options: RunOptions
 ) -> tuple[ImageStore, str | None]:
-    """The images to train on, and the absolute path of the folder or archive that they come from, if they do.
+    """The images to train on, and the absolute path of their folder or archive, if there is one.
 
-    Labels stay with the store for the monitors alone. Its name is as the user gave it, but tells no absolute path.
+    Labels are used by the monitors only. The name of the store is what the user gave, without an absolute path.
     """
     if isinstance(data, ImageStore):
         store, place = data, None
@@ -229,9 +230,9 @@ def open_data(
 
 
 def _after_restart(directory: Path, options: RunOptions) -> RunOptions:
-    """The options; after the launcher's restart: go on with what this launch has saved, if anything.
+    """The options; after a restart by the launcher, with `resume` set if this launch has saved anything.
 
-    A directory that this launch did not make keeps the user's word, or an old run would be resumed or removed.
+    For a directory that this launch did not make, the user's options hold: no old run may be resumed or removed.
     """
     if not restarts() or run_id() is None:
         return options

@@ -1,4 +1,4 @@
-"""How far a command is: a bar on a terminal, elsewhere a line now and then. Always to stderr."""
+"""Shows progress on stderr: a bar on a terminal, otherwise a line now and then."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-Advance = Callable[[int], None]  # so many more are done
+Advance = Callable[[int], None]  # takes the number of units that were done since the last call
 
-INTERVAL = 15.0  # seconds between two lines where there is no terminal
+INTERVAL = 15.0  # seconds between two lines without a terminal
 
 
 def say(line: str) -> None:
-    """One line for the user on stderr."""
+    """Prints one line to stderr; control characters are escaped."""
     print("".join(c if c.isprintable() else repr(c)[1:-1] for c in line), file=sys.stderr, flush=True)
 
 
 class Progress:
-    """`done` of `total` units of work, shown as they pass.
+    """Shows how many of `total` units of work are done.
 
     Args:
-        total: units of work; 0 where that is not known.
-        label: what is done, in a few words.
-        done: units that were done before.
-        unit: `bytes` shows amounts as such; anything else shows a share.
+        total: units of work; 0 if the number is not known.
+        label: the work, in a few words.
+        done: units that are done at the start.
+        unit: `bytes` shows amounts of bytes; anything else shows a percentage.
         show: False shows nothing.
-        lines: whether plain lines are printed where stderr is no terminal: at the start, at the end and every INTERVAL.
-        short: what ends within INTERVAL prints no line at all.
+        lines: without a terminal, print plain lines at the start, at the end and every INTERVAL.
+        short: print no line if the work ends within INTERVAL.
     """
 
     def __init__(
@@ -52,11 +52,11 @@ class Progress:
             self._task = self._bar.add_task(label, total=total, completed=done)
 
     def advance(self, count: int = 1) -> None:
-        """So many more units are done."""
+        """Adds `count` units."""
         self.update(self.done + count, self._label)
 
     def update(self, done: int, text: str) -> None:
-        """`done` units are done; `text` says where that is."""
+        """Sets the number of units that are done; `text` describes the state."""
         self.done = done
         if self._bar is not None:
             self._bar.update(self._task, completed=done, description=text)
@@ -73,7 +73,7 @@ class Progress:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Leaves the terminal as it was."""
+        """Ends the bar and restores the terminal."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
@@ -83,9 +83,9 @@ class Progress:
 def progress_bar(
     label: str, total: int, unit: str = "images", show: bool = True, lines: bool = False
 ) -> Iterator[Advance]:
-    """A `Progress` as a function that takes how many more are done.
+    """A `Progress` as a function that takes the number of units done since the last call.
 
-    Without a terminal it is silent, or with `lines` says so of what takes longer than INTERVAL.
+    Without a terminal it is silent; with `lines` it prints lines if the work takes longer than INTERVAL.
     """
     with Progress(total, label, unit=unit, show=show, lines=lines, short=True) as progress:
         yield progress.advance
@@ -97,7 +97,7 @@ def _bar(unit: str) -> Any:
     from rich.progress import Progress as Bar
 
     amount = DownloadColumn() if unit == "bytes" else TextColumn("{task.percentage:>3.0f}%")
-    # The text may hold brackets from a file's name, which rich would take for markup.
+    # The text may hold brackets from a file name, which rich would read as markup.
     columns = (BarColumn(bar_width=24), amount, TextColumn("{task.description}", markup=False))
     clocks = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
     return Bar(*columns, *clocks, console=Console(stderr=True))

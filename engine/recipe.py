@@ -1,7 +1,8 @@
-"""Recipe: every hyper-parameter of a run, typed, validated and frozen; read from TOML, overridden by `--set a.b=c`.
+"""Recipe: every hyper-parameter of a run, typed, validated and frozen; read from TOML, overridden by `--set KEY=VALUE`.
 
-Names, defaults, units and ranges are here; a recipe file says only what is its own. A user's own file may start from
-one of them with `base = "cifar10"`. Imports no torch, but pydantic: import this module where a recipe is opened.
+Names, defaults, units and ranges are defined here; a recipe file lists only the values that differ. A user's file may
+start from a named recipe with `base = "cifar10"`. Imports pydantic but no torch: import this module where a recipe is
+opened.
 """
 
 from __future__ import annotations
@@ -33,18 +34,18 @@ from simclr_engine.kernels.augmentation.spec import AugmentSpec
 from .errors import UsageError, cut, nearest, shown
 
 DEFAULT = "cifar10"
-LARGEST_FILE = 1 << 20  # bytes; the recipes of the package have 2,000
-MOST = 10**9  # of steps, images or epochs, where nothing else sets a bound
+LARGEST_FILE = 1 << 20  # bytes; the recipes of the package have about 2,000
+MOST = 10**9  # steps, images or epochs, where nothing else sets a bound
 
 
 class Table(BaseModel):
-    """A table of a recipe: frozen, of exactly these keys and types."""
+    """A table of a recipe: frozen, with exactly these keys and types."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 def _only(holds: Callable[[Any], bool], allowed: str) -> AfterValidator:
-    """For a range that two bounds cannot say; the error names what is `allowed`."""
+    """A validator for ranges that two bounds cannot express; the error names what is `allowed`."""
 
     def check(value: Any) -> Any:
         if not holds(value):
@@ -62,12 +63,12 @@ def _rising(stages: Sequence[tuple[float, int]]) -> bool:
 def _can_be_written(part: Any) -> bool:
     if isinstance(part, dict | list | tuple):
         return all(_can_be_written(inner) for inner in (part.values() if isinstance(part, dict) else part))
-    if isinstance(part, str):  # a path that is no UTF-8 reaches Python with half characters
+    if isinstance(part, str):  # Python represents a path that is not UTF-8 with surrogates
         return not any("\ud800" <= character <= "\udfff" for character in part)
     return isinstance(part, float) or (isinstance(part, int) and abs(part) < 2**63)
 
 
-LIST = Field(strict=False)  # TOML has lists where these are tuples; what is in them stays strict
+LIST = Field(strict=False)  # TOML has lists instead of tuples; their items stay strict
 Text = Annotated[str, _only(_can_be_written, "text that UTF-8 can encode")]
 Count = Annotated[int, Field(ge=0, le=MOST)]
 Epochs = Annotated[int, Field(ge=1, le=100_000)]
@@ -101,7 +102,7 @@ AUGMENT_KEYS = [f"augment.{field.name}" for field in dataclasses.fields(AugmentS
 
 
 def _augment(value: object) -> object:
-    """AugmentSpec has its defaults and ranges among the kernels; `image_size` is for the data to say."""
+    """Makes an AugmentSpec, which the kernels define with defaults and ranges; the data set `image_size`."""
     if not isinstance(value, dict):
         return value
     for key in value:
@@ -114,7 +115,7 @@ def _augment(value: object) -> object:
 
 
 class DataSpec(Table):
-    """What is trained on."""
+    """The images to train on."""
 
     source: Text = Field(description="the name of a dataset, a folder or an archive")
     size: Side = Field(default=0, description="side in pixels; 0: the images as they are")
@@ -132,7 +133,7 @@ class HeadSpec(Table):
 
     hidden: Widths = Field(default=(1024,), description="widths of the hidden layers")
     dimension: int = Field(default=128, ge=1, le=65_536, description="width D of the projection")
-    batch_norm: Literal["none", "hidden", "all"] = Field(default="none", description="the layers it stands after")
+    batch_norm: Literal["none", "hidden", "all"] = Field(default="none", description="the layers that it follows")
     dropout: Momentum = Field(default=0.0, description="probability, before each linear layer but the first")
 
 
@@ -175,7 +176,7 @@ class ScheduleSpec(Table):
 
 
 class TrainSpec(Table):
-    """The loop."""
+    """The training loop."""
 
     epochs: Epochs
     batch_size: int = Field(ge=2, le=1_000_000, description="images in a step, of all processes; it takes two images")
@@ -198,7 +199,7 @@ class TrainSpec(Table):
 
 
 class MonitorSpec(Table):
-    """What is watched."""
+    """Logging and online evaluation."""
 
     log_steps: int = Field(default=10, ge=1, le=MOST, description="steps per row of the log")
     knn_epochs: Count = Field(default=10, description="epochs between two kNN accuracies; 0: never")
@@ -206,7 +207,7 @@ class MonitorSpec(Table):
 
 
 class LabelledSpec(Table):
-    """Training with labels, for an evaluation. Names mean what they mean for pretraining; lengths in epochs."""
+    """Training with labels, for an evaluation. Names mean the same as for pretraining; lengths in epochs."""
 
     epochs: Epochs
     batch_size: int = Field(default=128, ge=1, le=1_000_000, description="images in a step")
@@ -222,20 +223,20 @@ class LabelledSpec(Table):
     gamma_late: Factor = 1.0
 
     def optimizer_spec(self) -> OptimizerSpec:
-        """As pretraining knows it; LARS has no place here."""
+        """These values as for pretraining, for the optimizers other than LARS."""
         return OptimizerSpec(
             name=self.optimizer, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay, form="paper"
         )
 
     def schedule_spec(self) -> ScheduleSpec:
-        """As pretraining knows it, without warm-up."""
+        """These values as for pretraining, without warm-up."""
         return ScheduleSpec(
             name=self.schedule, gamma=self.gamma, phase_epochs=self.phase_epochs, gamma_late=self.gamma_late
         )
 
 
 class LinearSpec(LabelledSpec):
-    """A linear layer on the frozen encoder; whole images and no flips, for it trains on features computed once."""
+    """A linear layer on the frozen encoder. By default on whole images without flips: features are computed once."""
 
     epochs: Epochs = 10
     batch_size: int = Field(default=256, ge=1, le=1_000_000)
@@ -274,7 +275,7 @@ class EvaluationSpec(Table):
 
 
 class ShortRun(Table):
-    """What a run of at most `epochs` epochs does otherwise: `settings` as for `--set`, `{"train.views": 4}`."""
+    """Settings for runs of at most `epochs` epochs, named as for `--set`: `{"train.views": 4}`."""
 
     epochs: int = Field(ge=1, le=MOST)
     settings: Annotated[
@@ -285,8 +286,8 @@ class ShortRun(Table):
 class Recipe(Table):
     """All hyper-parameters of a pretraining run.
 
-    `published` holds the figures of the system that the recipe covers: `{"source": …, "results": [{"method", "init",
-    "accuracy", …}]}`; empty where nothing was published.
+    `published` holds the published figures of the system that the recipe reproduces, or nothing: `{"source": …,
+    "results": [{"method", "init", "accuracy", …}]}`.
     """
 
     name: Text
@@ -308,12 +309,12 @@ class Recipe(Table):
     @model_validator(mode="after")
     def _short_runs_can_be_meant(self) -> Recipe:
         for short in self.short_runs:
-            self.for_epochs(short.epochs)  # every setting is a key of the recipe, and its value in range
+            self.for_epochs(short.epochs)  # raises unless every setting is a key of the recipe with a valid value
         return self
 
     @classmethod
     def load(cls, name_or_file: str | Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
-        """A named recipe or a TOML file, with `overrides` such as `{"train.epochs": 200}` laid over it.
+        """A named recipe or a TOML file, with `overrides` such as `{"train.epochs": 200}`.
 
         Raises:
             UsageError: unknown recipe, unknown or missing key (with the nearest name), wrong type, value out of range.
@@ -325,10 +326,10 @@ class Recipe(Table):
 
     @classmethod
     def from_toml(cls, text: str) -> Recipe:
-        """The recipe that `to_toml` wrote: a complete one, but for what older versions did not know.
+        """The recipe that `to_toml` wrote. It must be complete, except for keys that are newer than the file.
 
         Raises:
-            UsageError: it is not such a text; a key is missing.
+            UsageError: the text is not a recipe, or a key is missing.
         """
         tree = _parse(text, "")
         recipe, there = (
@@ -342,42 +343,42 @@ class Recipe(Table):
 
     @classmethod
     def from_tree(cls, tree: Mapping[str, Any]) -> Recipe:
-        """A recipe from nested plain values, every key checked; errors as of `load`."""
+        """A recipe from nested plain values; raises the errors of `load`."""
         try:
             return cls.model_validate(tree)
         except ValidationError as error:
             raise _refusal(error) from error
 
     def replace(self, **overrides: Any) -> Recipe:
-        """A copy with overrides, their dots written as double underscores: `replace(train__epochs=2)`."""
+        """A copy with overrides, with dots written as double underscores: `replace(train__epochs=2)`."""
         return self.override({key.replace("__", "."): value for key, value in overrides.items()})
 
     def override(self, values: Mapping[str, Any]) -> Recipe:
-        """A copy with `values` such as `{"train.epochs": 200}` laid over it; errors as of `load`."""
+        """A copy with overrides such as `{"train.epochs": 200}`; raises the errors of `load`."""
         tree = self.to_tree()
         for key, value in values.items():
             _override(tree, key, value)
         return Recipe.from_tree(tree)
 
     def to_tree(self) -> dict[str, Any]:
-        """Nested plain values (str, int, float, bool, list, dict), complete."""
+        """All values as nested plain values (str, int, float, bool, list, dict)."""
         return self.model_dump(mode="json", exclude={"augment": {"image_size"}})
 
     def to_toml(self) -> str:
-        """The resolved recipe as a complete TOML file."""
+        """The recipe as a TOML file with every value."""
         return _to_toml(self.to_tree())
 
     def hash(self) -> str:
-        """sha256 of the resolved TOML text, 64 hex digits."""
+        """sha256 of the complete TOML text, 64 hex digits."""
         return hashlib.sha256(self.to_toml().encode()).hexdigest()
 
     def learning_rate(self) -> float:
-        """Peak learning rate, scaled by batch / 256 where the recipe says so."""
+        """Peak learning rate, scaled by batch / 256 if the recipe says so."""
         o = self.optimizer
         return o.lr * self.train.batch_size / 256 if o.lr_per_256 else o.lr
 
     def for_epochs(self, epochs: float) -> Recipe:
-        """The recipe of a run of `epochs` epochs: `short_runs` applied, the widest first, and none of them left."""
+        """The recipe of a run of `epochs` epochs: `short_runs` are applied, the widest first, and removed."""
         tree = self.to_tree()
         tree["short_runs"] = []
         for short in sorted(self.short_runs, key=lambda s: -s.epochs):
@@ -387,11 +388,11 @@ class Recipe(Table):
         return Recipe.from_tree(tree)
 
     def variants(self) -> list[Recipe]:
-        """What `for_epochs` can give, for any length of a run."""
+        """The recipes that `for_epochs` can return, for any length of a run."""
         return [self.for_epochs(epochs) for epochs in (math.inf, *(s.epochs for s in self.short_runs))]
 
     def differences(self, other: Recipe) -> dict[str, Any]:
-        """Key (`train.views`) → this recipe's value, where `other` has another; text about the recipe left aside."""
+        """Key (`train.views`) → this recipe's value, if `other` differs; texts about the recipe are ignored."""
         theirs = _flat(other)
         return {key: value for key, value in _flat(self).items() if theirs.get(key) != value}
 
@@ -415,7 +416,7 @@ def known_keys(table: type[Table] = Recipe, path: str = "") -> list[str]:
 
 
 def leaves(tree: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    """(`a.b`, value) of everything in nested tables."""
+    """(`a.b`, value) of every value in nested tables."""
     for key, value in tree.items():
         if isinstance(value, dict) and value:
             yield from leaves(value, f"{path}{key}.")
@@ -424,7 +425,7 @@ def leaves(tree: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]
 
 
 def read_value(text: str) -> Any:
-    """A TOML value (`[0.2, 1.0]`, `true`, `3`), a number as one types it (`.9`, `1e-6`), or plain text (`adamw`)."""
+    """A TOML value (`[0.2, 1.0]`, `true`, `3`), a number as people type it (`.9`, `1e-6`), or plain text (`adamw`)."""
     try:
         return tomllib.loads(f"v = {text}")["v"]
     except (ValueError, RecursionError):
@@ -435,7 +436,7 @@ def read_value(text: str) -> Any:
 
 
 def _read(name: str) -> dict[str, Any]:
-    """The tree of a named recipe or a file, merged over its `base`."""
+    """The tree of a named recipe or a file, merged into its `base`."""
     if name in recipe_names():
         text, where = resources.files("simclr_engine").joinpath("recipes", f"{name}.toml").read_text("utf-8"), name
     elif name.endswith(".toml") or Path(name).is_file():
@@ -444,7 +445,7 @@ def _read(name: str) -> dict[str, Any]:
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError("the recipe file cannot be read", saw=f"{name}: {error}", fix="check the path") from error
     else:
-        raise UsageError("no recipe of this name", saw=name, fix=nearest(name, recipe_names()))
+        raise UsageError("there is no recipe of this name", saw=name, fix=nearest(name, recipe_names()))
     tree = _parse(text, f"{where}: ")
     base = tree.pop("base", None)
     if base is None:
@@ -456,7 +457,7 @@ def _read(name: str) -> dict[str, Any]:
     published = tree.pop("published", {})
     for key, value in leaves(tree):
         if value == {} and any(other.startswith(f"{key}.") for other, _ in leaves(merged)):
-            continue  # a table that says nothing leaves the one of `base` as it is
+            continue  # an empty table leaves that of `base` as it is
         _set_key(merged, key, value)
         _claim(merged, key)
     return merged | {"published": published}
@@ -465,21 +466,21 @@ def _read(name: str) -> dict[str, Any]:
 def _read_text(path: Path) -> str:
     if path.stat().st_size > LARGEST_FILE:
         raise UsageError(
-            "too large for a recipe", saw=f"{path}: {path.stat().st_size:,} bytes", fix="name a .toml file"
+            "the file is too large for a recipe", saw=f"{path}: {path.stat().st_size:,} bytes", fix="name a .toml file"
         )
     return path.read_text("utf-8")
 
 
 def _parse(text: str, where: str) -> dict[str, Any]:
-    """The tree of a TOML file; `where` stands before what is wrong with it."""
+    """The tree of a TOML file; `where` names it in errors."""
     try:
         return tomllib.loads(text)
-    except (ValueError, RecursionError) as error:  # also brackets within brackets without end, a number of 5,000 digits
+    except (ValueError, RecursionError) as error:  # also deeply nested brackets, or a number of 5,000 digits
         raise UsageError("the recipe is not valid TOML", saw=cut(f"{where}{error}"), fix="correct that line") from error
 
 
 def _override(tree: dict[str, Any], key: str, value: Any) -> None:
-    """Sets `a.b` in the tree; the key must exist. Text is read as a TOML value where it is one."""
+    """Sets `a.b` in the tree; the key must exist. Text that is a TOML value is read as one."""
     known = known_keys()
     if key not in known:
         raise _no_such_key(key, known)
@@ -488,7 +489,7 @@ def _override(tree: dict[str, Any], key: str, value: Any) -> None:
 
 
 def _claim(tree: dict[str, Any], key: str) -> None:
-    """A value that a user sets holds for short runs too."""
+    """Removes the key from `short_runs`: a value that a user sets also holds for short runs."""
     shorts = tree.get("short_runs")
     for short in shorts if isinstance(shorts, list) else ():
         if isinstance(short, dict) and isinstance(short.get("settings"), dict):
@@ -499,7 +500,7 @@ def _set_key(tree: dict[str, Any], key: str, value: Any) -> None:
     *tables, last = key.split(".")
     for name in tables:
         tree = tree.setdefault(name, {})
-        if not isinstance(tree, dict):  # `train = 3` beside `"train.epochs" = 4`
+        if not isinstance(tree, dict):  # `train = 3` together with `"train.epochs" = 4`
             raise UsageError("a recipe table was expected", saw=f"{cut(key)} in {shown(tree)}", fix="write [table]")
     tree[last] = value
 
@@ -514,7 +515,7 @@ def _is_table(kind: Any) -> TypeGuard[type[Table]]:
 
 
 def _refusal(error: ValidationError) -> UsageError:
-    """The first thing that is wrong: unknown keys before missing ones before values, for they may be the cause."""
+    """The first error: unknown keys before missing ones before values, because the former may cause the latter."""
     problems = [(".".join(part for part in p["loc"] if isinstance(part, str)), p) for p in error.errors()]
     missing = [key for key, p in problems if p["type"] == "missing" and isinstance(p["loc"][-1], str)]
     key, problem = min(problems, key=lambda found: found[1]["type"] != "extra_forbidden")
@@ -537,15 +538,18 @@ def _refusal(error: ValidationError) -> UsageError:
         case "finite_number":
             cause, allowed = "a recipe value is out of range", f"finite and {_range(key)}"
         case "missing" | "too_long":
-            cause, allowed = "a recipe value has the wrong type", "as long a list as `simclr-engine recipes` shows"
+            cause, allowed = (
+                "a recipe value has the wrong type",
+                "a list as long as `simclr-engine recipes` shows",
+            )
         case _:
             cause, allowed = "a recipe value has the wrong type", problem["msg"].removeprefix("Input should be ")
-            allowed = allowed.replace("tuple", "list").replace("dictionary", "table")  # TOML's words
+            allowed = allowed.replace("tuple", "list").replace("dictionary", "table")  # in the terms of TOML
     return UsageError(cause, saw=saw, fix=f"{key} must be {allowed}")
 
 
 def _range(key: str) -> str:
-    """What the bounds of a number allow, and what the number is, in words."""
+    """The range of a number and its description, in words."""
     *tables, name = key.split(".")
     table: Any = Recipe
     for part in tables:
@@ -564,12 +568,12 @@ def _no_such_key(key: str, known: Iterable[str]) -> UsageError:
 
 
 def _incomplete(keys: list[str]) -> UsageError:
-    fix = 'add them, or start from a whole recipe with: base = "cifar10"'
+    fix = 'add them, or start from a complete recipe with: base = "cifar10"'
     return UsageError("the recipe is incomplete", saw="no " + ", ".join(keys), fix=fix)
 
 
 def _to_toml(tree: Mapping[str, Any], path: str = "") -> str:
-    """A TOML file of nested tables, in the form that `hash` has always hashed (tomli-w breaks lists into lines)."""
+    """A TOML file of nested tables, in the form that `hash` is defined on (tomli-w breaks lists into lines)."""
     lines = [f"{_toml_key(k)} = {_toml_value(v)}" for k, v in tree.items() if not isinstance(v, dict)]
     for name, table in tree.items():
         if isinstance(table, dict):

@@ -1,4 +1,4 @@
-"""What a run leaves in its directory while it trains: environment, log, checkpoints, weights. Rank 0 writes."""
+"""Writes the files of a run while it trains: environment, log, checkpoints, weights. Only rank 0 writes."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ from .resuming import Stopped
 from .run import Run, RunLock
 from .training import Trainer
 
-SAVE_SECONDS = 120.0  # at most this much training is lost to a crash
-VIEWS_SHOWN, IMAGES_SHOWN = 16, 4  # in views.npz, for the report's augmentation sheet
+SAVE_SECONDS = 120.0  # at most this much training is lost in a crash
+VIEWS_SHOWN, IMAGES_SHOWN = 16, 4  # in views.npz, for the augmentation sheet of the report
 
 
 class Recording:
-    """A run's directory while it trains: every rank has one, and only rank 0's writes.
+    """The directory of a run while it trains. Every rank has one, but only rank 0 writes; if it fails, all ranks fail.
 
-    What rank 0 fails at, all ranks fail at. Left by `with`, the log is closed and environment.json tells the time.
+    At the end of the `with`, the log is closed and the time is written to environment.json.
 
     Args:
-        lock: of the directory, taken by rank 0.
-        trainer: what is trained.
-        environment: what environment.json says.
-        began: `time.perf_counter()` when this part of the run did.
+        lock: lock of the directory, taken by rank 0.
+        trainer: the trainer.
+        environment: contents of environment.json.
+        began: `time.perf_counter()` when this part of the run began.
     """
 
     def __init__(self, lock: RunLock, trainer: Trainer, environment: dict[str, Any], began: float) -> None:
@@ -63,29 +63,29 @@ class Recording:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """What is raised in the `with` says more than that the log cannot be closed, as on a full disk."""
+        """Closes the log. An error raised in the `with` is more useful than one from closing, such as a full disk."""
         if self._world.main:
             with suppress(*(() if error is None else (PlatformError,))):
                 self._log.close()
                 self._tell_time()
 
     def log(self, event: str, row: dict[str, float]) -> None:
-        """A row of metrics.jsonl and TensorBoard, at the trainer's step."""
+        """Writes a row to metrics.jsonl and TensorBoard, at the step of the trainer."""
         if self._world.main:
             self._log.write(event, self._trainer.step, row)
 
     def save_due(self, seconds: float) -> bool:
-        """Whether too much would be lost by now; a step of `seconds` that a deadline may cut is worth one each."""
+        """Whether to save now. A step of `seconds` that is long enough for a deadline to cut is always saved."""
         return time.monotonic() - self._saved_at > (SAVE_SECONDS if seconds < stopping.STOP_SECONDS / 2 else 0.0)
 
     def lasting_name(self) -> str | None:
-        """The second name of the checkpoint of the trainer's step, if it is to stay."""
+        """The lasting name of the checkpoint of this step, if it is to be kept."""
         epoch, into = divmod(self._trainer.step, self._trainer.plan.steps_per_epoch)
         keep = self._trainer.recipe.train.checkpoint_epochs
         return f"epoch_{epoch:04d}.pt" if keep and into == 0 and epoch % keep == 0 else None
 
     def save(self) -> None:
-        """`last.pt` of the trainer's state, under its second name too if it is to stay."""
+        """Saves the state of the trainer as `last.pt`, and under its lasting name if it is to be kept."""
         with self._world.fail_together():
             if self._world.main:
                 self._save()
@@ -97,7 +97,7 @@ class Recording:
             keep_last_as(self._checkpoints, name)
 
     def finish(self) -> Run:
-        """The weights, and that the run is finished."""
+        """Writes the weights and marks the run as finished."""
         trainer, folder = self._trainer, self._lock.folder if self._world.main else None
         with self._world.fail_together():
             if folder is not None:
@@ -108,7 +108,7 @@ class Recording:
                 self._tell_time()
         environment = self._world.same(self._environment)
         directory = self._lock.directory
-        # Other machines need not see the directory.
+        # Other machines may not see the directory.
         return Run.open(directory) if folder is not None else Run(directory, trainer.recipe, environment)
 
     def _tell_time(self) -> None:
@@ -120,7 +120,7 @@ class Recording:
         self._lock.folder.write_text("environment.json", json.dumps(self._environment, indent=2) + "\n")
 
     def _mend_names(self) -> None:
-        """Gives the resumed checkpoint the names that a kill kept from it."""
+        """Gives the resumed checkpoint the names that it lacks because the process was killed."""
         names = [LAST, self.lasting_name()]
         if self._trainer.step and not all(self._checkpoints.is_file(name) for name in names if name):
             self._save()
@@ -129,9 +129,9 @@ class Recording:
 def environment_of(
     trainer: Trainer, options: RunOptions, place: str | None, estimate: Estimate | None, stopped: Stopped | None
 ) -> dict[str, Any]:
-    """What environment.json says when a run begins, or goes on.
+    """The contents of environment.json when a run begins or resumes.
 
-    It alone has `place`, the absolute path of the images: it is not handed on.
+    No other file holds `place`, the absolute path of the images.
     """
     plan, store, started = trainer.plan, trainer.store, Path(sys.argv[0]).name == PROGRAM
     environment: dict[str, Any] = {
@@ -172,7 +172,7 @@ def environment_of(
     if stopped is not None:
         earlier = stopped.run.environment
         environment |= {"seconds": stopped.seconds, "command": earlier.get("command")}
-        if estimate is None:  # the plan is as it was
+        if estimate is None:  # the plan is unchanged
             environment["plan"] = earlier.get("plan", environment["plan"])
         else:
             environment["plan"] |= {"estimated_seconds": stopped.seconds + estimate.seconds}
@@ -180,9 +180,9 @@ def environment_of(
 
 
 def save_view_samples(at: Folder, trainer: Trainer) -> None:
-    """`views.npz`: some images and views of each, of the first epochs.
+    """Writes `views.npz`: some images and their views in the first epochs.
 
-    Arrays `originals` uint8 `[n, S, S, 3]` and `views` uint8 `[n, 16, S', S', 3]`, the normalisation undone.
+    Arrays `originals` uint8 `[n, S, S, 3]` and `views` uint8 `[n, 16, S', S', 3]`, without the normalisation.
     """
     ids = torch.arange(min(IMAGES_SHOWN, len(trainer.store)), device=trainer.platform.device)
     views, size = trainer.recipe.train.views, trainer.plan.view_size(trainer.plan.total_steps - 1)
@@ -198,7 +198,7 @@ def save_view_samples(at: Folder, trainer: Trainer) -> None:
 
 
 def _commit() -> str | None:
-    """The commit of the checkout this package runs from; None where there is none, or it may not be read."""
+    """The commit of the checkout that this package runs from; None if there is none or it cannot be read."""
     here = Path(__file__).resolve().parent.parent
     try:
         if not (here / ".git").exists():

@@ -1,4 +1,4 @@
-"""What a run that goes on keeps: its recipe, images, limit and plan. What differs from them is refused."""
+"""Resumes a run with its own recipe, images, limit and plan, and refuses others."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from .errors import DataError, UsageError
 from .recipe import Recipe, leaves
 from .run import Run, public_name
 
-MOST_NAMED = 6  # differences in one message
+MOST_NAMED = 6  # differences named in one message
 
 
 @dataclass(frozen=True)
 class Stopped:
-    """A run that is to go on.
+    """A run that is to be resumed.
 
     Attributes:
-        run: as its directory says.
-        recipe: of its newest checkpoint, with the data that it was trained on.
-        state: that checkpoint.
+        run: the run in its directory.
+        recipe: recipe of its newest checkpoint, with the data that it was trained on.
+        state: contents of that checkpoint.
     """
 
     run: Run
@@ -34,37 +34,37 @@ class Stopped:
 
     @property
     def limit(self) -> int | None:
-        """How many images it was limited to."""
+        """The number of images that it was limited to."""
         limit = self.run.data.get("limit")
         return limit if isinstance(limit, int) else None
 
     @property
     def max_minutes(self) -> float | None:
-        """What its plan was laid out for."""
+        """The time limit of its plan, minutes."""
         plan = self.run.environment.get("plan")
         minutes = plan.get("max_minutes") if isinstance(plan, dict) else None
         return minutes if isinstance(minutes, int | float) else None
 
     @property
     def seconds(self) -> float:
-        """What it has taken so far."""
+        """The time that it has taken so far, seconds."""
         return float(self.run.environment.get("seconds") or 0.0)
 
     def check_settings(self, asked: Recipe | None, overrides: Mapping[str, Any], limit: int | None) -> None:
-        """Refuses what was asked for and is not the run's.
+        """Refuses settings that differ from those of the run.
 
         Args:
-            asked: a recipe, which may be one that becomes the run's where the run is short; None for the run's own.
-            overrides: settings over that.
-            limit: None for the run's own.
+            asked: a recipe, which may equal that of the run only for its length; None for that of the run.
+            overrides: settings that override `asked`.
+            limit: number of images; None for that of the run.
 
         Raises:
-            UsageError: something differs; both values are named.
+            UsageError: a setting differs; names both values.
         """
         differing = []
         if limit is not None and limit != self.limit:
             differing.append(f"--limit {limit}, the run has {self.limit or 'no limit'}")
-        # Where images lie is no setting: their fingerprint is compared.
+        # The path of the images is not compared, but their fingerprint is.
         named = {key for key in overrides if key in ("data.source", "data.size")}
         asked = (self.recipe if asked is None else asked).override(overrides)
         asked = trained_on(asked, public_name(asked.data.source), asked.data.size)
@@ -75,13 +75,13 @@ class Stopped:
             more = f"; and {len(differing) - MOST_NAMED} more" if len(differing) > MOST_NAMED else ""
             name = "" if asked.name == self.recipe.name else f"recipe {asked.name}, the run has {self.recipe.name}; "
             raise UsageError(
-                "a run that goes on keeps its settings, and others were asked for",
+                "a resumed run keeps its settings, and others were given",
                 saw=name + "; ".join(differing[:MOST_NAMED]) + more,
                 fix="leave them out, or start another run with --out",
             )
 
     def check_images(self, store: ImageStore) -> None:
-        """Refuses images that are not those of the run (DataError)."""
+        """Raises a DataError for images that are not those of the run."""
         ours = str(self.state["data"])
         if store.fingerprint != ours:
             was = self.run.data
@@ -89,56 +89,56 @@ class Stopped:
                 "the data is not what the run was started on",
                 saw=f"{store.name}: {len(store):,} images, fingerprint {store.fingerprint[:12]}; the run has "
                 f"{was.get('path') or was.get('name')}: {was.get('images', '?')} images, fingerprint {ours[:12]}",
-                fix="--data with the place where the run's own images are, unchanged",
+                fix="give --data with the path of the images of the run, unchanged",
             )
 
     def minutes_left(self, asked: float | None) -> float | None:
-        """Minutes that the rest of the run may take; None where its plan stays as it is.
+        """Minutes that the rest of the run may take; None if its plan is not to be changed.
 
-        A run was laid out once to end within its minutes, and the steps that are left are what is left of them. Other
-        minutes count for the whole run, as at its start.
+        The plan already respects the limit that the run was started with. Another limit counts for the whole run,
+        including the time that it has taken.
 
         Raises:
-            UsageError: it has taken them already.
+            UsageError: the run has already taken longer.
         """
         if asked is None or asked == self.max_minutes:
             return None
         spent = self.seconds / 60
         if spent >= asked:
             raise UsageError(
-                "the run has taken longer already; --max-minutes counts all of it",
+                "the run has already taken longer; --max-minutes counts the whole run",
                 saw=f"--max-minutes {asked:g}, {spent:.1f} minutes so far",
-                fix=f"--max-minutes above {spent:.1f}, or leave it out",
+                fix=f"use --max-minutes above {spent:.1f}, or leave it out",
             )
         return asked - spent
 
 
 def read_stopped(directory: Path) -> Stopped:
-    """The run in `directory`, with its newest good checkpoint; worse ones are named on stderr.
+    """The run in `directory` with its newest good checkpoint; bad ones are named on stderr.
 
     Raises:
-        DataError: there is no run, or no good checkpoint.
+        DataError: there is no run or no good checkpoint.
     """
     state, path, complaints = newest_checkpoint(directory / "checkpoints")
     for complaint in complaints:
-        print(f"warning: {complaint}; {path.name} is taken instead", file=sys.stderr)
+        print(f"warning: {complaint}; using {path.name} instead", file=sys.stderr)
     run, recipe = Run.open(directory), Recipe.from_toml(state["recipe"])
     name, size = run.data.get("name"), run.data.get("image_size")
-    if isinstance(name, str) and isinstance(size, int):  # a run from before the recipe said what was trained on
+    if isinstance(name, str) and isinstance(size, int):  # the recipes of older versions do not name the data
         recipe = trained_on(recipe, name, size)
     return Stopped(run, recipe, state | {"recipe": recipe.to_toml()})
 
 
 def trained_on(recipe: Recipe, name: str, size: int) -> Recipe:
-    """The recipe with the images that are trained on: what the user called them, and their side in pixels."""
+    """The recipe with the name that the user gave the images, and with their side in pixels."""
     tree = recipe.to_tree()
-    # 0, as they are, where only Python has images of such a size.
+    # 0 (as they are) if the size is possible in Python only.
     tree["data"] |= {"source": name, "size": size if MIN_SIZE <= size <= MAX_SIZE else 0}
     return Recipe.from_tree(tree)
 
 
 def _differences(asked: Recipe, recipe: Recipe, named: set[str]) -> list[str]:
-    """`train.seed = 1, the run has 0`, of every setting that differs; of `[data]` those that were named."""
+    """`train.seed = 1, the run has 0` for every setting that differs; for `[data]`, only those that were given."""
     has = dict(leaves({room: table for room, table in recipe.to_tree().items() if isinstance(table, dict)}))
     return [
         f"{key} = {value}, the run has {has.get(key)}"

@@ -1,4 +1,4 @@
-"""The run directory: what is in it, the event log, TensorBoard and progress. Imports no torch."""
+"""The run directory: reading a run, its path and its lock. Imports no torch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .layout import LOCK, check_removable, empty, holds_a_lock, is_free, mark, r
 
 try:
     import fcntl
-except ImportError:  # no POSIX system; nothing keeps a second process out there
+except ImportError:  # not a POSIX system: a second process in the directory is not noticed
     fcntl = None  # type: ignore[assignment]  # a module, or nothing
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from .recipe import Recipe
 
 RUNS = Path("runs")
-MOST_DIGITS = 20  # of a whole number in a run's files: 2⁶⁴ has so many, and no float or picture takes 400
+MOST_DIGITS = 20  # longest whole number in the files of a run: that of 2⁶⁴
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,9 @@ class Run:
     """A pretraining run on disk.
 
     Attributes:
-        directory: where it lives.
-        recipe: the resolved recipe it was trained with.
-        environment: device, versions, backends, data, command, `finished`: what environment.json holds.
+        directory: its directory.
+        recipe: the complete recipe it was trained with.
+        environment: contents of environment.json: device, versions, backends, data, command, `finished`.
     """
 
     directory: Path
@@ -92,7 +92,7 @@ class Run:
         """Side of the images it was trained on, pixels.
 
         Raises:
-            DataError: environment.json does not say.
+            DataError: environment.json does not say it.
         """
         size = self.data.get("image_size")
         if not isinstance(size, int) or size < 1:
@@ -105,17 +105,17 @@ class Run:
 
     @property
     def data(self) -> dict[str, Any]:
-        """What environment.json says of the images that it was trained on; empty where it says nothing."""
+        """The entry of environment.json about the images that it was trained on; empty if there is none."""
         about = self.environment.get("data")
         return about if isinstance(about, dict) else {}
 
     def locate_data(self) -> str:
-        """What `load_data` takes to read those images again: the name of a data set, or the absolute path.
+        """The argument of `load_data` that reads those images again: the name of a data set, or an absolute path.
 
-        A run from before paths were kept has what the user typed, relative to where it was started.
+        Runs of older versions have the path that the user typed, relative to the working directory of the time.
 
         Raises:
-            DataError: they are no longer there, or were passed from Python.
+            DataError: the images are no longer there, or were passed from Python.
         """
         from .data import source_names
 
@@ -125,12 +125,12 @@ class Run:
                 raise DataError(
                     "the images that the run was trained on are no longer there",
                     saw=path,
-                    fix="name where they are now: --data PATH",
+                    fix="give their new path: --data PATH",
                 )
             return path
         if not name or ("path" in self.data and name not in source_names()):
             raise DataError(
-                "only Python had the images that the run was trained on",
+                "the images of the run were passed from Python",
                 saw=f"{self.directory}: {name or 'no name'}",
                 fix="pass them again, or name data: --data NAME|PATH",
             )
@@ -138,8 +138,7 @@ class Run:
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
-        """Rows of metrics.jsonl in order; a last line cut short by a crash is left out. DataError if it may not be
-        read."""
+        """Rows of metrics.jsonl in order, without a last line cut short by a crash. DataError if it cannot be read."""
         return list(read_rows(self.directory / "metrics.jsonl"))
 
     def encoder(self) -> nn.Module:
@@ -150,18 +149,18 @@ class Run:
 
 
 def public_name(name: str) -> str:
-    """What a user called images, as recipes, reports and files may say it: of an absolute path the last part.
+    """The name of images for recipes, reports and files: the last part of an absolute path, else what the user gave.
 
-    Those are handed on to others, whom the folders of this machine do not concern.
+    Such files are passed on to others, and should not name the folders of this machine.
     """
     return Path(name).name or name if Path(name).is_absolute() else name
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The JSON rows of a log that may end in a torn line; what is no row is left out.
+    """The JSON rows of a log. Lines that are not a row, such as a last line cut short, are skipped.
 
     Raises:
-        DataError: the file is there and cannot be read.
+        DataError: the file exists but cannot be read.
     """
     if not path.is_file():
         return
@@ -169,7 +168,7 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
         lines = path.read_text("utf-8", errors="replace").splitlines()
     except OSError as error:
         raise DataError(
-            "the log cannot be read", saw=f"{path}: {error.strerror}", fix="mend its permissions"
+            "the log cannot be read", saw=f"{path}: {error.strerror}", fix="correct its permissions"
         ) from error
     for line in lines:
         with suppress(ValueError):
@@ -177,13 +176,13 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _read_object(text: str) -> dict[str, Any]:
-    """A JSON object; ValueError, in few words, for anything else."""
+    """Parses a JSON object; a short ValueError for anything else."""
     try:
         found = json.loads(text, parse_int=_whole_number)
     except RecursionError as error:
-        raise ValueError("brackets within brackets without end") from error
+        raise ValueError("brackets nested too deeply") from error
     if not isinstance(found, dict):
-        raise ValueError(f"a {type(found).__name__} where an object should be")
+        raise ValueError(f"a {type(found).__name__} instead of an object")
     return found
 
 
@@ -199,27 +198,27 @@ def is_number(value: object) -> TypeGuard[float]:
 
 
 def run_directory(out: str | Path | None, recipe: str) -> Path:
-    """Where a run goes: `out`, or `runs/RECIPE` by the name of its recipe.
+    """The directory of a new run: `out`, or `runs/RECIPE` by the name of the recipe.
 
     Raises:
-        UsageError: `out` is empty; the recipe's name, which may come from elsewhere, is a path.
+        UsageError: `out` is empty, or the name of the recipe is a path.
     """
     if out is not None:
         return named_path(out)
     if not is_plain_name(recipe):
         raise UsageError(
-            "the name of the recipe cannot be that of a directory",
+            "the name of the recipe cannot be the name of a directory",
             saw=f"name = {recipe!r}",
-            fix="give --out DIR, or the recipe another name",
+            fix="give --out DIR, or give the recipe another name",
         )
     return RUNS / recipe
 
 
 def check_directory(path: Path, *, resume: bool, overwrite: bool) -> None:
-    """Refuses a run directory that holds something, unless told what to do with it; changes nothing.
+    """Checks that a run may be written to the directory; changes nothing.
 
     Raises:
-        UsageError: it is a file, or occupied; or `overwrite` would remove what no run wrote.
+        UsageError: it is a file or not empty, or `overwrite` would remove files that no run wrote.
         DataError: there is nothing to resume.
         PlatformError: it cannot be reached.
     """
@@ -227,7 +226,7 @@ def check_directory(path: Path, *, resume: bool, overwrite: bool) -> None:
         path.stat()
     except FileNotFoundError:
         pass
-    except OSError as error:  # a folder above it that may not be entered, or that is a file
+    except OSError as error:  # a folder above it may not be entered, or is a file
         raise PlatformError(
             "the output directory cannot be reached", saw=f"{path}: {error.strerror}", fix="choose another --out"
         ) from error
@@ -235,23 +234,23 @@ def check_directory(path: Path, *, resume: bool, overwrite: bool) -> None:
         raise UsageError("the output is a file, not a directory", saw=path, fix="choose another --out")
     if resume:
         if not (path / "checkpoints").is_dir():
-            raise DataError("nothing to resume here", saw=path, fix="check the path, or start it without --resume")
+            raise DataError("nothing to resume here", saw=path, fix="check the path, or start the run without --resume")
     elif path.is_dir() and not is_free(at := Folder.open(path)):
         if not overwrite:
             raise UsageError(
                 "the output directory exists and is not empty",
                 saw=path,
-                fix="--resume to go on, --overwrite to start anew, or another --out",
+                fix="use --resume to continue, --overwrite to start again, or another --out",
             )
         check_removable(at)
 
 
 def make_directory(path: Path, *, resume: bool, overwrite: bool, lock: RunLock) -> None:
-    """Makes the run directory and takes its lock; with `overwrite` the run that stood there goes first.
+    """Makes the run directory and takes its lock; with `overwrite`, removes the existing run first.
 
     Raises:
-        UsageError: another process has it, or was faster and left a run there.
-        PlatformError: it cannot be made, or is no longer the one whose lock was taken.
+        UsageError: another process uses it, or has left a run there in the meantime.
+        PlatformError: it cannot be made, or was replaced after its lock was taken.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -274,8 +273,8 @@ def make_directory(path: Path, *, resume: bool, overwrite: bool, lock: RunLock) 
 class RunLock:
     """Keeps a second process out of a run directory, from `take` to the end of the `with`.
 
-    An advisory lock of the open file `.lock`: the kernel frees it with the process, however that ends, so that a lock
-    is never stale. The file stays and says who holds it. Where the file system knows no locks, it is no more than that.
+    An advisory lock on the open file `.lock`. The kernel frees it when the process ends, so a lock is never stale. The
+    file stays and names its holder. On a file system without locks, it does only that.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -297,7 +296,7 @@ class RunLock:
 
     @property
     def folder(self) -> Folder:
-        """The directory whose lock was taken: what the run writes goes there and nowhere else."""
+        """The directory whose lock was taken; the run writes only into it."""
         assert self._folder is not None
         return self._folder
 
@@ -305,7 +304,7 @@ class RunLock:
         """Takes the lock of a directory that exists; a second time does nothing.
 
         Raises:
-            UsageError: another process has it, or the file is somebody else's.
+            UsageError: another process has the lock, or a run did not write the file.
             PlatformError: the directory cannot be written.
             DataError: the lock is a link.
         """
@@ -319,7 +318,7 @@ class RunLock:
         except OSError as error:
             if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
                 file.seek(0)
-                holder = file.read(200).strip() or "a process that has not said who it is"
+                holder = file.read(200).strip() or "an unknown process"
                 file.close()
                 raise UsageError(
                     "another process is training in this directory",
@@ -334,7 +333,7 @@ class RunLock:
                 "the lock file was not written by a run", saw=self.directory / LOCK, fix="choose another --out"
             )
         self._folder, self._file = folder, file
-        with suppress(OSError):  # a full disk: the lock holds all the same
+        with suppress(OSError):  # the disk is full: the lock holds nevertheless
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
             file.flush()

@@ -1,4 +1,4 @@
-"""Signals that ask a run to end: it ends between two steps, or, where a step takes too long, in the middle of it."""
+"""Ends a run on a signal: between two steps or, if a step takes too long, in the middle of it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from types import FrameType
 
 from .errors import EngineError
 
-# From SIGTERM to the end, at the latest: Slurm and Kubernetes kill 30 seconds after it.
+# Most time from SIGTERM to the end; Slurm and Kubernetes send SIGKILL 30 seconds after SIGTERM.
 STOP_SECONDS = 25.0
 
 
@@ -25,9 +25,9 @@ class Interrupted(EngineError):
 
 @contextmanager
 def stop_requests(end: Callable[[], None]) -> Iterator[threading.Event]:
-    """An event that SIGINT and SIGTERM set, so that the loop ends between two steps; a second SIGINT is not held.
+    """An event that SIGINT and SIGTERM set, so that the loop ends between two steps; a second SIGINT is not caught.
 
-    Who sends SIGTERM will not wait: if the loop has not ended after STOP_SECONDS, `end` is called from a thread.
+    The sender of SIGTERM does not wait, so `end` is called from a thread if the loop has not ended after STOP_SECONDS.
     """
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
@@ -52,8 +52,8 @@ def stop_requests(end: Callable[[], None]) -> Iterator[threading.Event]:
 def _deadline(end: Callable[[], None]) -> Iterator[None]:
     """Calls `end` from a thread STOP_SECONDS after SIGTERM.
 
-    Handlers of signals run in the main thread and between two operations of Python, of which a long backward pass is
-    one. The descriptor that `set_wakeup_fd` names is written at once.
+    Signal handlers run in the main thread between two operations of Python, and a long backward pass is one operation.
+    The descriptor of `set_wakeup_fd` is written immediately.
     """
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
@@ -80,9 +80,9 @@ def _deadline(end: Callable[[], None]) -> Iterator[None]:
 
 
 def give_up(directory: Path, go_on: str) -> None:
-    """Ends the process in the middle of a step; as after a kill, what is on disk is whole, and `go_on` resumes it."""
+    """Ends the process in the middle of a step. As after a kill, the files are intact, and `go_on` resumes the run."""
     saved = any((directory / "checkpoints").glob("*.pt"))
-    fix = f"go on with: {go_on}" if saved else "nothing was saved yet: start anew with --overwrite"
+    fix = f"continue with: {go_on}" if saved else "nothing was saved yet: start again with --overwrite"
     error = Interrupted(
         "stopped in the middle of a step; the checkpoint before it is kept",
         saw=f"a step did not end within {STOP_SECONDS:.0f} s of SIGTERM",

@@ -1,4 +1,4 @@
-"""One way to time things: contenders interleaved, median with p20 and p80. Imports no torch."""
+"""Times contenders interleaved: median with p20 and p80. Imports no torch."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def interleave(
     warmup: int = 1,
     synchronize: Callable[[], object] | None = None,
 ) -> dict[str, Timing]:
-    """Times each contender `repeats` times in turn, A B C A B C …, so that a drift of the machine meets all alike.
+    """Times each contender `repeats` times in turn, A B C A B C …, so that a drift of the machine affects all of them.
 
     Args:
         contenders: name → the call to time.
-        repeats: timed calls each, at least 1.
-        warmup: untimed calls each, first.
-        synchronize: waits for the device before the clock is read (for example `torch.cuda.synchronize`).
+        repeats: timed calls of each, at least 1.
+        warmup: untimed calls of each before.
+        synchronize: called before the clock is read, such as `torch.cuda.synchronize`.
     """
     if repeats < 1:
         raise ValueError(f"repeats must be at least 1, got {repeats}")

@@ -1,4 +1,4 @@
-"""torchvision, also where its compiled operators cannot load (a CUDA build of it beside CPU-only torch)."""
+"""Imports torchvision even if its compiled operators do not load (a CUDA build of it with CPU-only torch)."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _declared: list[Any] = []  # a torch.library.Library undoes its declarations whe
 
 
 def import_torchvision() -> ModuleType:
-    """The torchvision module; datasets, models and transforms work, with the shim `torchvision.ops` and `.io` do not.
+    """The torchvision module; datasets, models and transforms work; with the shim, `torchvision.ops` and `.io` do not.
 
-    With CPU-only torch, the CUDA build of torchvision raises RuntimeError on import because an operator that its
-    Python code registers a shape function for was never declared. Declaring its schema cures that; it has no
-    implementation then, and nothing here calls it.
+    With CPU-only torch, the CUDA build of torchvision raises a RuntimeError on import, because its Python code
+    registers a shape function for an operator that was not declared. The shim declares the schema. The operator
+    then has no implementation, and nothing here calls it.
 
     Raises:
         PlatformError: torchvision is missing, or fails to load for another reason.
@@ -58,12 +58,12 @@ def _declare_operators() -> None:
         library.define(schema)
     _declared.append(library)
     for name in [name for name in sys.modules if name == "torchvision" or name.startswith("torchvision.")]:
-        del sys.modules[name]  # the half-imported ones
+        del sys.modules[name]  # half-imported modules
 
 
 def _broken(error: Exception) -> PlatformError:
     return PlatformError(
         "torchvision does not fit the installed torch",
         saw=str(error).splitlines()[0] if str(error) else type(error).__name__,
-        fix="install the two in versions that belong together (see constraints.txt)",
+        fix="install matching versions of both (see constraints.txt)",
     )

@@ -1,20 +1,20 @@
-"""The loop, and nothing but the loop: images → parameters → views → projections → loss → update.
+"""The training step and its parts: images → parameters → views → projections → loss → update.
 
-Nothing in an epoch waits for the device: sums stay there and are read every `log_steps` steps. Every random choice is a
-pure function of (seed, epoch, sample id, view), so a run can stop and go on anywhere.
+An epoch never waits for the device: sums stay on it and are read every `log_steps` steps. Every random choice is a pure
+function of (seed, epoch, sample id, view), so a run can be stopped and resumed at any step.
 
-A step may be spread twice, over processes and over time, with the same gradient:
+A step can be split over processes and over time without changing the gradient:
 
-- Over the ranks of a `World`: each takes its share of the batch and sees the projections of all. A rank's loss is that
-  of the whole batch, its gradient the part that flows through its own rows, times the number of ranks; the mean over
-  the ranks is the gradient of the whole batch (`kernels.ntxent.loss`).
+- Over the ranks of a `World`: each rank has its share of the batch and sees the projections of all ranks. Its loss is
+  that of the whole batch. Its gradient is the part that flows through its own rows, times the number of ranks, so that
+  the mean over the ranks is the gradient of the whole batch (`kernels.ntxent.loss`).
 - Over micro-batches, in two passes (Gao, Zhang, Han, Callan: "Scaling deep contrastive learning batch size under memory
-  limited setup", 2021, arXiv 2101.06983): the first finds the projections of the whole batch, and with them the
-  gradient of the loss by each; the second sends that back through the network, one micro-batch at a time.
+  limited setup", 2021, arXiv 2101.06983). The first pass computes the projections of the whole batch and the gradient
+  of the loss with respect to each. The second propagates it back through the network, one micro-batch at a time.
 
-Both leave one thing to say: batch norm takes its statistics from what passes through the network at once, a rank's
-share (the shares of all ranks, where it is synchronised) or a micro-batch. The same micro-batch gives the same run on
-any number of ranks.
+Only batch norm differs: it computes its statistics over the images that pass through the network together, which are
+the share of a rank (the shares of all ranks if it is synchronised) or a micro-batch. The same micro-batch gives the
+same run on any number of ranks.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ from .recipe import Recipe
 
 @dataclass(frozen=True)
 class Plan:
-    """How long a run is and where it stands at each step.
+    """The length of a run, and its learning rate and view size at each step.
 
     Attributes:
-        samples: images N in the data.
-        steps_per_epoch: ⌊N / batch⌋; what remains of an epoch is left out.
-        total_steps: length of the run.
-        peak_lr: learning rate after the warm-up, batch scaling applied.
+        samples: number of images N.
+        steps_per_epoch: ⌊N / batch⌋; the remaining images of an epoch are skipped.
+        total_steps: number of steps of the run.
+        peak_lr: learning rate after the warm-up, including the scaling by batch size.
         image_size: side of the stored images, pixels.
     """
 
@@ -61,14 +61,14 @@ class Plan:
 
     @classmethod
     def of(cls, recipe: Recipe, store: ImageStore, total_steps: int | None = None) -> Plan:
-        """The plan of `recipe` over `store`, for its epochs or for `total_steps`.
+        """The plan of `recipe` for the images of `store`, over its epochs or over `total_steps`.
 
         Raises:
-            DataError: fewer images than a batch.
+            DataError: there are fewer images than a batch needs.
         """
         batch = recipe.train.batch_size
         if len(store) < batch:
-            fix = f"--batch-size {len(store)} or less" if len(store) >= 2 else "contrast needs at least two images"
+            fix = f"use --batch-size {len(store)} or less" if len(store) >= 2 else "training needs at least two images"
             raise DataError("the batch is larger than the data", saw=f"batch {batch}, {len(store)} images", fix=fix)
         per_epoch = len(store) // batch
         total = total_steps or recipe.train.epochs * per_epoch
@@ -79,7 +79,7 @@ class Plan:
         return self.peak_lr * lr_factor(self.recipe.schedule, step, self.total_steps, self.steps_per_epoch)
 
     def view_size(self, step: int) -> int:
-        """Side of the views at `step`, pixels: the recipe's progressive resolution, or the images' own size."""
+        """Side of the views at `step`, pixels: from progressive resolution, or the size of the images."""
         for end, size in self.phases():
             if step < round(end * self.total_steps):
                 return size
@@ -90,20 +90,20 @@ class Plan:
         return [(end, size or self.image_size) for end, size in self.recipe.train.resolution or ((1.0, 0),)]
 
     def chance_loss(self) -> float:
-        """Loss of projections that know nothing: ln(V·B − 1)."""
+        """Loss of uninformative projections: ln(V·B − 1)."""
         return math.log(self.recipe.train.views * self.recipe.train.batch_size - 1)
 
 
 @dataclass(frozen=True)
 class Backends:
-    """Which implementation serves each kernel, by the names of their dispatch tables."""
+    """The backend of each kernel, by its name in the dispatch table."""
 
     augment: str
     nt_xent: str
 
 
 class Trainer:
-    """Model, optimizer and the step; what a checkpoint holds is exactly its `state_dict`."""
+    """Model, optimizer and training step. A checkpoint holds exactly its `state_dict`."""
 
     def __init__(
         self,
@@ -127,7 +127,7 @@ class Trainer:
         if self.synchronised:
             model = synchronise_batch_norm(model)
         self.model: SimCLR = model.to(memory_format=platform.memory_format)
-        # The seed gives every rank the same weights already, unless machines draw differently.
+        # The seed already gives every rank the same weights, unless machines draw random numbers differently.
         world.broadcast_([*self.model.parameters(), *self.model.buffers()])
         self.forward: Callable[[Tensor], Tensor] = (
             torch.compile(self.model, dynamic=False) if platform.compile else self.model
@@ -135,11 +135,11 @@ class Trainer:
         self.optimizer = build_optimizer(self.model, recipe.optimizer, plan.peak_lr)
         self.scaler = torch.amp.GradScaler(platform.device.type, enabled=platform.precision == "fp16")
         self.step = 0  # steps done
-        self.began = time.perf_counter()  # of the step that runs
+        self.began = time.perf_counter()  # of the current step
         self.finite = torch.ones((), dtype=torch.bool, device=platform.device)  # all gradients so far
         self.spec: AugmentSpec = replace(recipe.augment, image_size=store.image_size)
         self.streamed = stays_in_files(store, platform.device)
-        # The loader holds the function, not the trainer: a trainer is freed, and its memory, when it is dropped.
+        # The loader refers to the function, not to the trainer, so that the memory of a dropped trainer is freed.
         self.sample_ids = SampleOrder(plan, world, torch.device("cpu") if self.streamed else platform.device)
         loader = Prefetched if self.streamed else Resident
         self._loader: Loader = loader(store, platform.device, self.sample_ids, plan.total_steps)
@@ -151,7 +151,7 @@ class Trainer:
     def _views(self, batch: Batch, epoch: int, size: int) -> Tensor:
         train = self.recipe.train
         params = draw_params(self.spec, seed=train.seed, epoch=epoch, sample_ids=batch.ids, views=train.views)
-        # What autocast would cast them to: the first convolution sees the same numbers, and half the bytes are moved.
+        # The dtype that autocast would cast to: the first convolution sees the same numbers, with half the traffic.
         dtype = self.platform.dtype if self.platform.precision != "fp64" else torch.float32
         views = augment(batch.images, params, self.spec, size=size, dtype=dtype, backend=self.backends.augment)
         return views.to(self.platform.dtype).contiguous(memory_format=self.platform.memory_format)
@@ -162,7 +162,7 @@ class Trainer:
         lr = self.plan.lr(step)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        if not self.scaler.is_enabled():  # the scaler leaves such a step out
+        if not self.scaler.is_enabled():  # the scaler skips such a step
             self._note_gradients()
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -171,7 +171,7 @@ class Trainer:
         return loss, z
 
     def gradients(self, step: int, size: int | None = None) -> tuple[Tensor, Tensor]:
-        """Leaves the gradient of the whole batch in `.grad`, the same on every rank (times the scale, under fp16).
+        """Computes the gradient of the whole batch into `.grad`, the same on every rank (times the scale, under fp16).
 
         Returns:
             Loss of the whole batch and projections `[V·b, D]` of this process, as of `train_step`.
@@ -179,7 +179,7 @@ class Trainer:
         batch, epoch = self._loader.batch(step), step // self.plan.steps_per_epoch
         size = size or self.plan.view_size(step)
         if self.world.size > 1 and self.recipe.head.dropout:
-            # Masks of its own for each rank and step, and none to save: a run goes on with any number of ranks.
+            # A seed for each step and rank, so that no generator has to be saved and the number of ranks may change.
             torch.manual_seed(_mixed(self.recipe.train.seed, step, self.world.rank))
         if self.two_passes:
             loss, z = self._in_two_passes(batch, epoch, size)
@@ -191,7 +191,7 @@ class Trainer:
         return loss.detach(), z.detach()
 
     def _project(self, batch: Batch, epoch: int, size: int) -> Tensor:
-        """Projections `[V·b, D]` of the views of a batch, in fp32 at least."""
+        """Projections `[V·b, D]` of the views of a batch, in fp32 or fp64."""
         views = self._views(batch, epoch, size)
         with self.platform.autocast():
             z = self.forward(views)
@@ -203,11 +203,11 @@ class Trainer:
         return nt_xent(z, views=train.views, temperature=tau, backend=self.backends.nt_xent, group=self.world.group)
 
     def _in_two_passes(self, batch: Batch, epoch: int, size: int) -> tuple[Tensor, Tensor]:
-        """`gradients` with one micro-batch in the network at a time: projections first, then their gradients back.
+        """`gradients` with one micro-batch in the network at a time, in two passes.
 
-        Both passes see the same views (they are drawn by sample id), the same dropout masks (the generator is put back,
-        and ends where one pass leaves it) and the same statistics of batch norm (those of the micro-batch); its running
-        statistics follow the second pass alone, once per micro-batch.
+        Both passes have the same views (drawn by sample id), the same dropout masks (the generator is reset, and ends
+        in the state after one pass) and the same batch norm statistics (those of the micro-batch). Running statistics
+        are updated in the second pass only, once per micro-batch.
         """
         views, parts = self.recipe.train.views, batch.split(self.micro_batch)
         buffers = list(self.model.buffers())
@@ -215,7 +215,7 @@ class Trainer:
         states, projections = [], []
         for part in parts:
             states.append(self._generator_state())
-            # With the graph, which is dropped at once: without it the convolutions take other kernels, whose rounding
+            # With the graph, which is freed immediately: without it convolutions use other kernels, whose rounding
             # differs from that of the second pass, and a compiled model is compiled twice.
             projections.append(self._project(part, epoch, size).detach())
         torch._foreach_copy_(buffers, before)
@@ -229,7 +229,7 @@ class Trainer:
         return loss, z
 
     def _generator_state(self) -> Tensor:
-        """Of the generator that dropout draws from; it is kept on the host, for every kind of device."""
+        """State of the generator that dropout draws from; a CPU tensor for every kind of device."""
         device = self.platform.device
         if device.type == "cuda":
             return torch.cuda.get_rng_state(device)
@@ -245,18 +245,18 @@ class Trainer:
             torch.set_rng_state(state)
 
     def remaining(self) -> Iterator[int]:
-        """The steps (0-based) from where the trainer stands to the end of its plan, for `train_step`."""
+        """The remaining steps (0-based) of the plan, for `train_step`."""
         self.model.train()
         while self.step < self.plan.total_steps:
             self.began = time.perf_counter()
             yield self.step
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything a run needs to go on as if it had never stopped.
+        """Everything that a run needs to continue as if it had never been stopped.
 
         Raises:
-            CheckFailed: a weight, what the optimizer holds of it or a gradient of the steps before is not finite: such
-                a state is never saved over a good one.
+            CheckFailed: a weight, its state in the optimizer or a gradient of the previous steps is not finite. Such a
+                state is never saved over a good one.
         """
         held = [t for state in self.optimizer.state.values() for t in state.values() if isinstance(t, Tensor)]
         tensors = [*self.model.state_dict().values(), *held]
@@ -280,7 +280,7 @@ class Trainer:
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes back to a saved state.
+        """Restores a saved state.
 
         Raises:
             DataError: the checkpoint belongs to other data.
@@ -300,9 +300,9 @@ class Trainer:
         self.step = int(state["step"])
 
     def _note_gradients(self) -> None:
-        """Remembers, on the device, whether a gradient was not finite: an infinite one need not show in the loss.
+        """Records on the device whether a gradient was not finite. An infinite gradient may not show in the loss.
 
-        LARS and Adam divide by what is infinite then, and a weight would stand still for ever.
+        LARS and Adam would then divide by an infinite number, and a weight would never change again.
         """
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         largest = torch.stack(torch._foreach_norm(gradients, math.inf))
@@ -310,9 +310,9 @@ class Trainer:
 
 
 class Meter:
-    """Means of the steps since the last row, summed on the device and read from it once in `log_steps` steps.
+    """Means over the steps since the last row, summed on the device and read once in `log_steps` steps.
 
-    Time that the caller spends between two steps (to save, evaluate, stop) is not counted into images per second.
+    Images per second do not count time that the caller spends between two steps, for example to save or evaluate.
     """
 
     def __init__(self, trainer: Trainer) -> None:
@@ -320,10 +320,10 @@ class Meter:
         self._loss_sum, self._count, self._busy = torch.zeros((), device=trainer.platform.device), 0, 0.0
 
     def row(self, loss: Tensor, z: Tensor) -> dict[str, float] | None:
-        """To be called after each step with what `train_step` gave; None between rows.
+        """Called after each step with the result of `train_step`; returns a row, or None between rows.
 
         Raises:
-            CheckFailed: the loss or a gradient is no longer finite.
+            CheckFailed: the loss or a gradient is not finite.
         """
         trainer, plan = self._trainer, self._trainer.plan
         self._loss_sum, self._count = self._loss_sum + loss, self._count + 1
@@ -345,7 +345,7 @@ class Meter:
         }
 
     def _read(self, z: Tensor) -> dict[str, float]:
-        """The numbers of a row that the device holds; the host waits for it here alone."""
+        """The numbers of a row that are on the device. Only here does the host wait for it."""
         trainer, views = self._trainer, self._trainer.recipe.train.views
         everyone = trainer.world.gather_views(z, views)
         p_pos, top1 = contrastive_metrics(everyone, views=views, temperature=trainer.recipe.loss.temperature)
@@ -359,10 +359,9 @@ class Meter:
 
 
 class SampleOrder:
-    """Which images this process trains on in a step: int64 `[B]`, or this rank's share of the same.
+    """The images that this process trains on in a step: int64 `[B]` on `device`, or this rank's share of them.
 
-    A fresh permutation each epoch: a step sees the same images on any number of ranks, none of them twice. They stand
-    on `device`, where the images do too.
+    Each epoch has a new permutation. A step sees the same images on any number of ranks, and none of them twice.
     """
 
     def __init__(self, plan: Plan, world: World, device: torch.device) -> None:
@@ -384,7 +383,7 @@ def epoch_order(samples: int, seed: int, epoch: int) -> Tensor:
 
 
 def _by_view(parts: list[Tensor], views: int) -> Tensor:
-    """Rows `[V·m, D]` of each micro-batch, v·m + i being view v of its image i → rows of all of them in one batch."""
+    """Rows `[V·m, D]` of each micro-batch, view by view → `[V·B, D]` of the whole batch, view by view."""
     return torch.stack([part.view(views, len(part) // views, -1) for part in parts], 1).flatten(0, 2)
 
 
@@ -394,7 +393,7 @@ def _by_part(rows: Tensor, views: int, parts: int) -> list[Tensor]:
 
 
 def _mixed(seed: int, step: int, rank: int) -> int:
-    """A seed for each step and rank, far from those of their neighbours."""
+    """A seed for each step and rank, far from the seeds of neighbouring ones."""
     return ((seed * 0x9E3779B97F4A7C15 + step) * 0xD1B54A32D192ED03 + rank * 0x8CB92BA72F3D8DD7) % 2**63
 
 
@@ -403,7 +402,7 @@ def loss_not_finite(step: int, value: float) -> CheckFailed:
     return CheckFailed(
         "training diverged: loss or weights are no longer finite",
         saw=f"loss {value} at step {step}",
-        fix="the last good checkpoint is kept; see metrics.jsonl, lower optimizer.lr, or --precision fp32",
+        fix="the last good checkpoint is kept; see metrics.jsonl, lower optimizer.lr, or use --precision fp32",
     )
 
 
@@ -412,5 +411,5 @@ def gradient_not_finite(step: int) -> CheckFailed:
     return CheckFailed(
         "training diverged: a gradient is no longer finite",
         saw=f"at step {step} or since the row before it",
-        fix="the last good checkpoint is kept; see metrics.jsonl, lower optimizer.lr, or --precision fp32",
+        fix="the last good checkpoint is kept; see metrics.jsonl, lower optimizer.lr, or use --precision fp32",
     )

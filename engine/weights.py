@@ -1,4 +1,4 @@
-"""Encoders from elsewhere: a ResNet checkpoint of torchvision, timm, lightly or a SimCLR repository as our encoder."""
+"""Loads ResNet checkpoints of torchvision, timm, lightly or a SimCLR repository as encoders."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .errors import DataError
 from .model import build_encoder
 
 Triple = tuple[float, float, float]
-# What the pretrained ResNets of torchvision and timm, and lightly's transforms, take for granted.
+# The normalisation of the pretrained ResNets of torchvision and timm, and of lightly's transforms.
 IMAGENET: tuple[Triple, Triple] = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 # Mean and standard deviation over the train split of CIFAR-10, which most repositories with a 3×3 stem use.
 CIFAR10: tuple[Triple, Triple] = ((0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616))
@@ -29,14 +29,14 @@ _ARCHITECTURES: dict[tuple[bool, tuple[int, ...]], str] = {
     (False, (3, 4, 6, 3)): "resnet34",
     (True, (3, 4, 6, 3)): "resnet50",
 }
-# A slow copy of the encoder beside the trained one: MoCo's encoder_k, BYOL's target, DINO's teacher, timm's EMA.
+# A slow copy of the trained encoder in the same file: MoCo's encoder_k, BYOL's target, DINO's teacher, timm's EMA.
 _SHADOW = re.compile(r"(^|[._])(momentum|teacher|target|ema|swa|k|key)([._]|$)", re.IGNORECASE)
 _NAMED = re.compile(r"^((?:.*\.)?)layer1\.0\.conv1\.weight$")
 _NUMBERED = re.compile(r"^((?:.*\.)?)([234])\.0\.conv1\.weight$")
-# Names that belong to the network, so that a tensor there which a plain ResNet lacks makes it another network.
+# Names of the network itself: if a plain ResNet lacks such a tensor, the file holds another network.
 _NETWORK = re.compile(r"^(conv|bn|norm|layer)\d*\.")
 _SHOWN = 5  # names in a message
-_MOST_VALUES = 1 << 22  # of one tensor; the largest of a ResNet-50 has 2,359,296
+_MOST_VALUES = 1 << 22  # in one tensor; the largest of a ResNet-50 has 2,359,296
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,13 +48,13 @@ class ForeignEncoder:
         encoder: in eval mode on the CPU, normalised `[B, 3, S, S]` → `[B, feature_dim]`, float32.
         arch, stem: as `build_encoder` takes them.
         feature_dim: 512, or 2048 for `resnet50`.
-        image_size: side of the images in pixels, where the file says it (only a file of ours does), else None.
+        image_size: side of the images in pixels if the file states it (only files of this project do), else None.
         mean, std: per channel, on the scale where white is 1.
-        normalisation_known: whether the file states `mean` and `std`; otherwise they are the usual ones of the stem.
+        normalisation_known: whether the file states `mean` and `std`; otherwise they are the usual ones for the stem.
         matched: tensors of the encoder that were filled from the file.
         unmatched: tensors of the file that were not used: a classifier, a projection head, a momentum copy.
-        missing: tensors of the encoder that the file lacks: counters of batch norm (`num_batches_tracked`) alone.
-        origin: whose names these are and where in the file they stood, in words.
+        missing: tensors of the encoder that the file lacks; only batch norm counters (`num_batches_tracked`) may be.
+        origin: whose names the tensors have, and their place in the file, in words.
         left_out: modules of the ResNet that this network lacks (`relu`, `maxpool`): see `adapt`.
     """
 
@@ -74,11 +74,11 @@ class ForeignEncoder:
     left_out: tuple[str, ...]
 
     def adapt(self, encoder: nn.Module) -> nn.Module:
-        """`encoder`, built by `build_encoder(arch, stem)`, as the same network: its random counterpart, say."""
+        """`encoder`, built by `build_encoder(arch, stem)`, made the same network, for example with random weights."""
         return _without(encoder, self.left_out)
 
     def sentence(self) -> str:
-        """What a protocol has to say of the encoder."""
+        """The description of the encoder for a protocol."""
         stem = "3×3 stem of stride 1 without max-pool" if self.stem == "small" else "7×7 stem"
         if self.left_out:
             stem += f", no {' and no '.join(self.left_out)} after the first batch norm"
@@ -89,7 +89,7 @@ class ForeignEncoder:
         return f"{words}, normalised with the mean and std of {usual} (assumed: the file does not state them)"
 
     def notes(self) -> tuple[str, ...]:
-        """What a reader should know besides: the tensors of the file that were not used."""
+        """Notes for the reader: the tensors of the file that were not used."""
         return (f"not used from {self.path.name}: {_list(self.unmatched)}",) if self.unmatched else ()
 
 
@@ -98,12 +98,12 @@ def load_foreign(path: str | Path) -> ForeignEncoder:
 
     Args:
         path: `.pt`, `.pth`, `.ckpt`, `.bin` (read with `weights_only=True`: no code of the file is run) or
-            `.safetensors`; the weights may stand in wrappers (`state_dict`, `model`, …) and under prefixes (`module.`,
+            `.safetensors`; the weights may be nested (`state_dict`, `model`, …) and have prefixes (`module.`,
             `backbone.`, …) of any depth.
 
     Raises:
-        DataError: unreadable, not a checkpoint, one that would run code, no such ResNet in it or several, tensors
-            missing, of other shapes, or not finite.
+        DataError: the file is unreadable, not a checkpoint, or would run code; it holds no such ResNet or several; or
+            tensors are missing, have other shapes, or are not finite.
     """
     path = Path(path)
     state, metadata = _read(path)
@@ -131,7 +131,7 @@ def load_foreign(path: str | Path) -> ForeignEncoder:
 
 
 def _read(path: Path) -> tuple[object, Mapping[str, str]]:
-    """What the file holds, and the text metadata of a safetensors file."""
+    """The contents of the file, and the text metadata of a safetensors file."""
     try:
         with path.open("rb") as file:
             head = file.read(9)
@@ -142,32 +142,32 @@ def _read(path: Path) -> tuple[object, Mapping[str, str]]:
         raise DataError("the weights cannot be read", saw=f"{path}: {error.strerror}", fix="check the path") from error
     if tail == FOOTER:
         return load_checkpoint(path), {}
-    # The format starts with the length of its JSON header in 8 bytes; a pickle or zip has no brace there.
+    # The format starts with the length of its JSON header in 8 bytes; a pickle or zip file has no brace there.
     if path.suffix.lower() == ".safetensors" or head[8:] == b"{":
-        return read_tensors(path, "this is no readable safetensors file", "fetch it again: it is damaged or cut")
+        return read_tensors(path, "the safetensors file cannot be read", "it is damaged: download it again")
     with path.open("rb") as file:
         refuse_bomb(path, file)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the name it was saved under, of TorchScript: said below
+            warnings.simplefilter("ignore")  # about TorchScript: the errors below cover it
             return torch.load(path, map_location="cpu", weights_only=True), {}
     except Exception as error:  # a damaged pickle may raise anything: KeyError, struct.error, UnicodeDecodeError, …
         raise _unreadable(path, error) from error
 
 
 def _unreadable(path: Path, error: Exception) -> DataError:
-    """Why torch would not load the file, without its advice to load it unsafely."""
+    """The reason why torch did not load the file, without its advice to load it unsafely."""
     text = str(error)
     code = re.search(r"GLOBAL ([\w.]+)", text)
     if code or "TorchScript" in text:
         what = code[1] if code else "a TorchScript archive"
         return DataError(
-            "the file holds more than weights: loading it would run code of its own, so it is not loaded",
+            "the file holds more than weights: loading it would run its code, so it is not loaded",
             saw=f"{what[:100]} in {path}",
-            fix="where you trust the file, save its weights alone: torch.save(model.state_dict(), 'weights.pt')",
+            fix="if you trust the file, save only its weights: torch.save(model.state_dict(), 'weights.pt')",
         )
     return DataError(
-        "this is no checkpoint, or a damaged one",
+        "the file is not a checkpoint, or it is damaged",
         saw=f"{path}: {(text.splitlines() or [''])[0][:120] or type(error).__name__}",
         fix="name a file of weights: .pt, .pth, .ckpt, .bin or .safetensors",
     )
@@ -176,8 +176,8 @@ def _unreadable(path: Path, error: Exception) -> DataError:
 def _groups(state: object) -> Iterator[tuple[str, dict[str, Tensor]]]:
     """Every mapping of names to tensors in `state` with its dotted place: `("model.encoder", {…})`.
 
-    Optimizer states are passed over: they are lists, or mappings with numbers for keys. A mapping is looked at once,
-    so one that holds itself does no harm.
+    Optimizer states are skipped: they are lists, or mappings with numbers as keys. Each mapping is visited once, so one
+    that contains itself is harmless.
     """
     seen: set[int] = set()
     left: list[tuple[str, object]] = [("", state)]
@@ -199,10 +199,10 @@ class _Found:
 
     Attributes:
         where: place of the group in the file.
-        prefix: of its names there.
-        first: where it is an nn.Sequential, the number of its first stage, else None.
-        tensors: under torchvision's names.
-        sources: the name in the group of each of them.
+        prefix: prefix of its names in the group.
+        first: number of its first stage if it is an nn.Sequential, else None.
+        tensors: the tensors by torchvision's names.
+        sources: torchvision's name → the name in the group.
     """
 
     where: str
@@ -212,7 +212,7 @@ class _Found:
     sources: dict[str, str]
 
     def left_out(self, stem: str) -> tuple[str, ...]:
-        """Modules that an nn.Sequential over a ResNet lost, seen from the number of its first stage.
+        """Modules that an nn.Sequential over a ResNet lacks, according to the number of its first stage.
 
         torchvision: 0 conv1, 1 bn1, 2 relu, 3 maxpool, 4 layer1; without max-pool 3 is layer1. lightly's own
         ResNet calls its ReLU as a function, so that `nn.Sequential(*resnet.children())` runs without it: 2 is layer1.
@@ -221,7 +221,7 @@ class _Found:
         return tuple(name for name in lost if not (name == "maxpool" and stem == "small"))
 
     def words(self, own: bool) -> str:
-        """Whose names these are, and where they stood."""
+        """Whose names the tensors have, and their place in the file."""
         if own:
             whose = "an encoder of simclr-engine"
         elif self.first is not None:
@@ -235,15 +235,15 @@ class _Found:
         return f"{whose}, under {place[:80]}" if place else whose
 
     def is_copy_of(self, other: _Found) -> bool:
-        """Whether both are the same tensors, saved twice."""
+        """Whether both have equal tensors, saved twice."""
         return self.tensors.keys() == other.tensors.keys() and all(
             _is_same(tensor, other.tensors[name]) for name, tensor in self.tensors.items()
         )
 
 
 def _is_same(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors of the file are equal; never so of kinds and sizes that no encoder takes: one number in the
-    file may stand for a million million values."""
+    """Whether two tensors of the file are equal. False for kinds and sizes that no encoder has: one number in the file
+    may be expanded to 10¹² values."""
     plain = all(t.layout == torch.strided and not t.is_meta and not t.is_quantized for t in (one, other))
     if not plain or one.shape != other.shape or one.dtype != other.dtype:
         return False
@@ -251,12 +251,12 @@ def _is_same(one: Tensor, other: Tensor) -> bool:
 
 
 def _candidates(where: str, tensors: dict[str, Tensor]) -> Iterator[_Found]:
-    """Every ResNet in one group: known by the first convolution of its first stage."""
-    plain = {name.replace("_orig_mod.", ""): name for name in tensors}  # torch.compile's, anywhere in a name
+    """Every ResNet in one group, found by the first convolution of its first stage."""
+    plain = {name.replace("_orig_mod.", ""): name for name in tensors}  # torch.compile adds it anywhere in a name
     for name in plain:
         if match := _NAMED.match(name):
             yield _renamed(where, match[1], None, tensors, plain)
-        # Four stages in a row and a convolution at 0: no projection head looks like that.
+        # Four consecutive stages and a convolution at 0, which no projection head has.
         elif match := _NUMBERED.match(name):
             prefix, first = match[1], int(match[2])
             stages = all(f"{prefix}{first + i}.0.conv1.weight" in plain for i in range(4))
@@ -265,8 +265,8 @@ def _candidates(where: str, tensors: dict[str, Tensor]) -> Iterator[_Found]:
 
 
 def _renamed(where: str, prefix: str, first: int | None, tensors: dict[str, Tensor], plain: dict[str, str]) -> _Found:
-    """The tensors under `prefix` by torchvision's names."""
-    numbers = {"0": "conv1", "1": "bn1", "2": "bn2", "3": "bn3"}  # 2 and 3 have no weights, or it is another network
+    """The tensors under `prefix`, by torchvision's names."""
+    numbers = {"0": "conv1", "1": "bn1", "2": "bn2", "3": "bn3"}  # 2 and 3 have weights only in another network
     numbers = {} if first is None else numbers | {str(first + i): f"layer{i + 1}" for i in range(4)}
     sources: dict[str, str] = {}
     for name, source in plain.items():
@@ -280,7 +280,7 @@ def _renamed(where: str, prefix: str, first: int | None, tensors: dict[str, Tens
 
 
 def _choose(path: Path, found: list[_Found], groups: list[tuple[str, dict[str, Tensor]]]) -> _Found:
-    """The one ResNet that is meant: the trained one where a slow copy stands beside it."""
+    """The ResNet to load: the trained one, if the file also holds a slow copy of it."""
     if not found:
         names = [f"{where}.{name}" if where else name for where, tensors in groups for name in tensors]
         raise DataError(
@@ -293,9 +293,9 @@ def _choose(path: Path, found: list[_Found], groups: list[tuple[str, dict[str, T
     if others:
         places = [f"{one.where}.{one.prefix}".strip(".") or "the top" for one in (trained[0], *others)]
         raise DataError(
-            "there are several ResNets in this file, and which one is meant it does not say",
+            "there are several ResNets in this file",
             saw=f"under {_list(places)} in {path}",
-            fix="save the one alone: torch.save(model.backbone.state_dict(), 'weights.pt')",
+            fix="save only the one you want: torch.save(model.backbone.state_dict(), 'weights.pt')",
         )
     return trained[0]
 
@@ -307,7 +307,7 @@ def _architecture(path: Path, tensors: dict[str, Tensor]) -> tuple[str, str]:
     arch = _ARCHITECTURES.get((bottleneck, blocks))
     if arch is None:
         raise DataError(
-            "this is another ResNet than the 18, 34 and 50 that are known here",
+            "this ResNet is not a ResNet-18, -34 or -50",
             saw=f"{'bottlenecks' if bottleneck else 'basic blocks'} {' + '.join(map(str, blocks))} in {path}",
             fix="name weights of a ResNet-18, -34 or -50",
         )
@@ -316,12 +316,12 @@ def _architecture(path: Path, tensors: dict[str, Tensor]) -> tuple[str, str]:
 
 
 def _filled(path: Path, arch: str, stem: str, tensors: dict[str, Tensor]) -> tuple[nn.Module, tuple[str, ...]]:
-    """The encoder with these weights, and the names of its counters that the file lacks (they are 0 then)."""
-    with torch.device("meta"):  # no weights yet, and no random number drawn for them
+    """The encoder with these weights, and the names of the counters that the file lacks (they are 0)."""
+    with torch.device("meta"):  # allocate no weights and draw no random numbers
         encoder = build_encoder(arch, stem)
     ours = encoder.state_dict()
     _check_fit(path, arch, tensors, ours)
-    # Copies in memory of their own: the file may hold one tensor under two names.
+    # Copies: the file may hold one tensor under two names.
     blank = {name: torch.zeros(tensor.shape, dtype=tensor.dtype) for name, tensor in ours.items()}
     values = {name: value.copy_(tensors[name]) if name in tensors else value for name, value in blank.items()}
     encoder.load_state_dict(values, assign=True)
@@ -329,11 +329,11 @@ def _filled(path: Path, arch: str, stem: str, tensors: dict[str, Tensor]) -> tup
 
 
 def _check_fit(path: Path, arch: str, theirs: dict[str, Tensor], ours: Mapping[str, Tensor]) -> None:
-    """Refuses another network under the same names, holes, other shapes, and values that no network can use."""
+    """Raises an error for unknown parts of the network, missing tensors, other shapes, and unusable values."""
     strange = [name for name in theirs if name not in ours and _NETWORK.match(name)]
     if strange:
         raise DataError(
-            f"this is no plain {arch}: the network has parts that one lacks",
+            f"this is not a plain {arch}: the network has additional parts",
             saw=f"{_list(strange)} in {path}",
             fix="variants (se, d, ibn, …) compute other features; name weights of the plain network",
         )
@@ -342,7 +342,7 @@ def _check_fit(path: Path, arch: str, theirs: dict[str, Tensor], ours: Mapping[s
         raise DataError(
             f"weights of the {arch} are missing from the file",
             saw=f"{len(missing)} missing: {_list(missing)} in {path}",
-            fix="name the whole checkpoint; a network without batch norm's running statistics cannot be taken",
+            fix="name the whole checkpoint; a network without the running statistics of batch norm cannot be loaded",
         )
     for name in (name for name in ours if name in theirs):
         if theirs[name].shape != ours[name].shape:
@@ -364,20 +364,20 @@ def _check_values(path: Path, name: str, tensor: Tensor) -> None:
             saw=f"{name}: {kind} in {path}",
             fix="name weights that are neither quantised nor sparse",
         )
-    values = tensor.float()  # what the encoder will hold: a float64 beyond its range is infinite there
+    values = tensor.float()  # as in the encoder, where a float64 beyond the range of float32 is infinite
     bad = int((~torch.isfinite(values)).sum())
     if bad:
         raise DataError(
             "a weight is not finite",
             saw=f"{name}: {bad:,} of {values.numel():,} are NaN or infinite in {path}",
-            fix="its training has diverged: take an earlier checkpoint",
+            fix="its training has diverged: use an earlier checkpoint",
         )
     if name.endswith(".running_var") and bool((values < 0).any()):
-        raise DataError("a variance is negative", saw=f"{name} in {path}", fix="the file is damaged: fetch it again")
+        raise DataError("a variance is negative", saw=f"{name} in {path}", fix="the file is damaged: download it again")
 
 
 def _normalisation(path: Path, metadata: Mapping[str, Any], stem: str) -> tuple[Triple, Triple, int | None]:
-    """Mean, std and image size: of a file of ours as it says, else the usual ones of the stem and no size."""
+    """Mean, std and image size: those that a file of this project states, else the usual ones for the stem and None."""
     if not str(metadata.get("format", "")).startswith("simclr-engine"):
         return *(CIFAR10 if stem == "small" else IMAGENET), None
     try:
@@ -387,7 +387,7 @@ def _normalisation(path: Path, metadata: Mapping[str, Any], stem: str) -> tuple[
             raise ValueError(f"mean {mean}, std {std}, image_size {size}")
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(
-            "what the file says of its normalisation cannot be used",
+            "the normalisation in the metadata of the file is not valid",
             saw=f"{path}: {error}",
             fix="name a file that `pretrain` wrote, unaltered",
         ) from error
@@ -395,16 +395,16 @@ def _normalisation(path: Path, metadata: Mapping[str, Any], stem: str) -> tuple[
 
 
 def _triple(text: str) -> Triple:
-    """Three numbers in JSON; ValueError or TypeError for anything else."""
+    """Parses three numbers in JSON; ValueError or TypeError for anything else."""
     red, green, blue = (float(value) for value in json.loads(text))
     return red, green, blue
 
 
 class _LeftOut(nn.Identity):
-    """In place of a module that the network lacks.
+    """Replaces a module that the network lacks.
 
-    Its buffer, which no state dict holds, makes `encoder_hash` of the network another than of one with the module: the
-    weights are the same, the features are not, and they are cached by that hash.
+    Its buffer, which is not in the state dict, changes `encoder_hash`: the network has the weights of one with the
+    module but other features, and features are cached by that hash.
     """
 
     def __init__(self) -> None:
@@ -420,7 +420,7 @@ def _without(encoder: nn.Module, modules: tuple[str, ...]) -> nn.Module:
 
 
 def _unused(groups: list[tuple[str, dict[str, Tensor]]], found: _Found, ours: Mapping[str, Tensor]) -> Iterator[str]:
-    """Names that were not used: as they are in the group of the encoder, with their place in any other."""
+    """Names that were not used; outside the group of the encoder, with their place in the file."""
     taken = {source for name, source in found.sources.items() if name in ours}
     for where, tensors in groups:
         for name in tensors:
@@ -431,6 +431,6 @@ def _unused(groups: list[tuple[str, dict[str, Tensor]]], found: _Found, ours: Ma
 
 
 def _list(names: tuple[str, ...] | list[str]) -> str:
-    """The first few names, each of bounded length: they are text of a file."""
+    """The first few names, each cut to a bounded length, because they come from a file."""
     shown = ", ".join(name[:80] for name in names[:_SHOWN])
     return shown + (f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else "")

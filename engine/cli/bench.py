@@ -11,7 +11,7 @@ import click
 
 from .options import add, print_json, show, table
 
-# Each is a module of bench/ with `rows(repeats, …)` and `floors()`; what it takes to see every line of it run quickly.
+# Each name is a module of bench/ with `rows(repeats, …)` and `floors()`; the arguments are the sizes of `--small`.
 BENCHES: dict[str, dict[str, Any]] = {
     "epoch": {"views": 8, "size": 16, "monitored": 40},
     "nt-xent": {"sizes": (64, 128)},
@@ -27,21 +27,40 @@ BENCHES: dict[str, dict[str, Any]] = {
 @click.command(name="bench")
 @click.argument("name", type=click.Choice(list(BENCHES)))
 @click.option(
-    "--repeats", type=click.IntRange(min=1), default=7, show_default=True, help="Timed calls of each contender."
+    "--repeats",
+    type=click.IntRange(min=1),
+    default=7,
+    show_default=True,
+    metavar="N",
+    help="Number of timed calls of each contender.",
 )
-@click.option("--small", is_flag=True, help="Tiny sizes: to see every line run, not to compare anything.")
-@click.option("--check", is_flag=True, help="Exit 1 where a floor is missed.")
-@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Write the JSON here too.")
-@click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE.png", help="Draw the rows.")
+@click.option(
+    "--small", is_flag=True, help="Use tiny sizes, to test that the benchmark runs. The figures mean nothing."
+)
+@click.option("--check", is_flag=True, help="Exit with 1 if a figure misses its floor.")
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="PATH",
+    help="Also write the JSON document to this file.",
+)
+@click.option(
+    "--plot",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="PATH",
+    help="Draw the rows as a picture, such as rows.png.",
+)
 @click.option(
     "--sheet",
     type=click.Path(dir_okay=False, path_type=Path),
-    metavar="FILE.png",
-    help="augment: one image, 16 views of it, a row for each backend.",
+    metavar="PATH",
+    help="augment only: draw one image and 16 of its views, one row per backend, as a picture.",
 )
-@click.option("--run", metavar="RUN", help="export, evaluate: measure this run.  [default: a synthetic one]")
-@click.option("--compile/--no-compile", default=None, help="export: torch.compile too.  [default: yes]")
-@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+@click.option(
+    "--run", metavar="RUN", help="export and evaluate only: the run directory to measure.  [default: a synthetic run]"
+)
+@click.option("--compile/--no-compile", default=None, help="export only: also measure torch.compile.  [default: yes]")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document to stdout instead of text.")
 def command(
     name: str,
     repeats: int,
@@ -54,19 +73,21 @@ def command(
     compile: bool | None,
     as_json: bool,
 ) -> None:
-    """Measure this machine: contenders interleaved, median with p20 and p80.
+    """Benchmark one part of the engine on this machine against alternatives.
+
+    The calls of the contenders are interleaved. The table shows the median, p20 and p80 of each one.
 
     \b
-    epoch      a training step, ours and with each part switched off, beside a plain one
-    nt-xent    the loss: time, memory and error beside the usual ways to write it
-    augment    views per second of each backend beside other libraries
-    optimizer  an update of LARS beside a plain loop
-    store      images from files larger than memory beside images in memory
+    epoch      a training step: ours, ours with one part switched off at a time, and a plain one
+    nt-xent    time, memory and error of the loss, compared with common implementations
+    augment    views per second of each backend, compared with other libraries
+    optimizer  an update of LARS, compared with a plain loop
+    store      reading images from files larger than memory, compared with images in memory
     scaling    the data path in one process and in two
-    evaluate   probe, kNN and maps over 50,000 x 512 features beside scikit-learn
-    export     the exported files beside PyTorch: speed, memory, size, start-up
+    evaluate   probe, kNN and maps over 50,000 x 512 features, compared with scikit-learn
+    export     speed, memory, size and start-up of the exported files, compared with PyTorch
     """
-    # Before torch is loaded: its profiler announces every start and stop on stderr, and warns of what was there before.
+    # Set before torch is loaded: its profiler logs every start and stop to stderr.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
@@ -83,7 +104,7 @@ def command(
             fix = f"simclr-engine bench {belongs_to[0]}"
             raise UsageError(f"--{option} belongs to bench {' and bench '.join(belongs_to)}", saw=name, fix=fix)
     if small and check:
-        raise UsageError("--check has no meaning at --small sizes", fix="give one of them")
+        raise UsageError("--check cannot be used with --small", fix="give one of them")
     module = import_module(f"simclr_engine.bench.{name.replace('-', '_')}")
     floors = () if small else module.floors(run) if name == "export" else module.floors()
     sizes = (BENCHES[name] if small else {}) | given
@@ -132,7 +153,7 @@ def _table(document: dict[str, Any]) -> None:
 
 
 def _also(row: dict[str, Any]) -> str:
-    """What a row holds beside its time."""
+    """The figures of a row other than its time."""
     shown = {
         "peak_bytes": lambda v: f"peak {v / 2**20:,.1f} MiB",
         "gradient_error": lambda v: f"gradient error {v:.1e}",

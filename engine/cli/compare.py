@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from .options import add, plain, print_json, show, table
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -18,10 +20,14 @@ if TYPE_CHECKING:
 
 @click.command(name="compare")
 @click.argument("runs", metavar="RUN RUN…", nargs=-1, required=True)
-@click.option("--out", metavar="FILE.html", help="The page.  [default: compare.html beside the first run]")
-@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+@click.option(
+    "--out",
+    metavar="PATH",
+    help="HTML page to write.  [default: compare.html in the directory that holds the first run]",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document to stdout instead of text.")
 def command(runs: tuple[str, ...], out: str | None, as_json: bool) -> None:
-    """Put runs side by side: a table, and a page with their curves on common axes.
+    """Compare runs: print a table, and write a page with their curves on common axes.
 
     \b
     simclr-engine compare runs/cifar10 runs/cifar10-sgd
@@ -35,8 +41,6 @@ def command(runs: tuple[str, ...], out: str | None, as_json: bool) -> None:
     opened = open_runs(runs)
     page = write_comparison(opened, Path(out) if out else beside(opened[0]))
     if as_json:
-        from .options import print_json
-
         print_json({"out": str(page)} | to_document(opened))
         return
     _print(opened)
@@ -51,59 +55,32 @@ def beside(first: ComparedRun) -> Path:
 
 
 def _print(runs: Sequence[ComparedRun]) -> None:
-    from rich.console import Console
-
     from ..report.comparison import differing_keys, notes
 
-    console = Console(highlight=False, soft_wrap=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=max(120, 40 + 24 * len(runs)))
-    console.print(_runs_table(runs))
+    tables = [_runs_table(runs)]
     if any(run.content.comparisons for run in runs):
-        console.print()
-        console.print(_methods_table(runs))
+        tables += [_methods_table(runs)]
     if differing_keys(runs):
-        console.print()
-        console.print(_differences_table(runs))
+        tables += [_differences_table(runs)]
+    for i, one in enumerate(tables):
+        show(*([""] if i else []), one, width=max(120, 40 + 24 * len(runs)))
     for note in notes(runs):
-        # Not wrapped: a note may end in a command.
-        console.print(f"note: {_printable(note)}", style="yellow", markup=False, soft_wrap=True)
-
-
-def _table(*columns: str, words: int = 1) -> Table:
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.show_edge = table.pad_edge = False
-    for i, name in enumerate(columns):
-        table.add_column(Text(_printable(name)), justify="right" if i >= words else "left", overflow="fold")
-    return table
-
-
-def _add(table: Table, *cells: str) -> None:
-    from rich.text import Text
-
-    table.add_row(*(Text(_printable(cell)) for cell in cells))
-
-
-def _printable(words: str) -> str:
-    """Foreign text with its control characters made visible."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in words)
+        # Not a part of `show`, which wraps: a note may end in a command.
+        click.secho(f"note: {plain(note)}", fg="yellow")
 
 
 def _runs_table(runs: Sequence[ComparedRun]) -> Table:
     from ..report.comparison import run_cells
 
-    table = _table("run", "recipe", "data", "epochs", "views", "batch", "time", "images/s", "loss", "chance", words=3)
+    figures = ("epochs", "views", "batch", "time", "images/s", "loss", "chance")
+    made = table("run", "recipe", "data", *(f">{name}" for name in figures))
     for run in runs:
-        _add(table, run.name, *run_cells(run)[:-1])
-    return table
+        add(made, run.name, *run_cells(run)[:-1])
+    return made
 
 
 def _accuracy(pair: Comparison | None) -> str:
-    """Of a cell, the difference to the random encoder behind it."""
+    """The accuracy, followed by the difference to the random encoder."""
     from ..report.comparison import method_cell
 
     accuracy, ahead = method_cell(pair)
@@ -115,22 +92,21 @@ def _methods_table(runs: Sequence[ComparedRun]) -> Table:
     from ..report.content import short_name
 
     rows = method_rows(runs)
-    names = [run.name for run in runs]
+    names = [f">{run.name}" for run in runs]
     data = len({short_name(row.data) for row in rows}) > 1
-    table = _table("method", *(["data"] if data else []), "train / test", *names, words=1 + data)
+    caption = "test accuracy of the pretrained encoder (points ahead of the random one)"
+    made = table("method", *(["data"] if data else []), ">train / test", *names, caption=caption)
     for row in rows:
         where = [short_name(row.data)] if data else []
         size = f"{row.train_images:,} / {row.test_images:,}"
-        _add(table, row.name, *where, size, *map(_accuracy, row.cells))
-    table.caption = "test accuracy of the pretrained encoder (points ahead of the random one)"
-    table.caption_justify = "left"
-    return table
+        add(made, row.name, *where, size, *map(_accuracy, row.cells))
+    return made
 
 
 def _differences_table(runs: Sequence[ComparedRun]) -> Table:
     from ..report.comparison import differing_keys, recipe_value
 
-    table = _table("hyper-parameter", *(run.name for run in runs))
+    made = table("hyper-parameter", *(f">{run.name}" for run in runs))
     for key, values in differing_keys(runs).items():
-        _add(table, key, *map(recipe_value, values))
-    return table
+        add(made, key, *map(recipe_value, values))
+    return made

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from .options import print_json
+from .options import plain, print_json
 
 SHOWN_SKIPPED = 10
 
@@ -15,15 +15,16 @@ SHOWN_SKIPPED = 10
 def command() -> None:
     """List, inspect and pack image sources.
 
-    A source is a name of `data list`, a folder (train/CLASS/*, CLASS/* or images side by side) or such a folder packed
-    as .tar, .tar.gz, .tar.xz, .tar.zst or .zip; PNG, JPEG, WebP and BMP.
+    A source is a name from `data list`, a folder, or an archive of a folder (.tar, .tar.gz, .tar.xz, .tar.zst or .zip).
+    A folder holds train/CLASS/* and test/CLASS/*, or CLASS/*, or images without classes. Images are PNG, JPEG, WebP or
+    BMP.
     """
 
 
 @command.command(name="list")
-@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document to stdout instead of text.")
 def list_sources(as_json: bool) -> None:
-    """List the data sets known by name."""
+    """List the data sets that have a name."""
     from ..data import source_names
 
     names = source_names()
@@ -32,14 +33,16 @@ def list_sources(as_json: bool) -> None:
         return
     for name, text in names.items():
         click.echo(f"{name:<9} {text}")
-    click.echo("PATH      a folder of images, or an archive of one")
+    click.echo("PATH      a folder of images, or an archive of such a folder")
 
 
 @command.command(name="info")
-@click.argument("source")
-@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+@click.argument("source", metavar="NAME|PATH")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document to stdout instead of text.")
 def info(source: str, as_json: bool) -> None:
-    """Show splits, classes and skipped files of SOURCE; nothing is downloaded or packed for it.
+    """Show the splits, classes and skipped files of a source.
+
+    Nothing is downloaded or packed.
 
     \b
     simclr-engine data info cifar10
@@ -55,11 +58,18 @@ def info(source: str, as_json: bool) -> None:
 
 
 @command.command(name="pack")
-@click.argument("source")
-@click.option("--size", type=int, metavar="N", help="Side in pixels, 8 to 1024.  [default: the images' own, or chosen]")
-@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+@click.argument("source", metavar="NAME|PATH")
+@click.option(
+    "--size",
+    type=int,
+    metavar="N",
+    help="Side of the packed images in pixels, 8 to 1024.  [default: that of the images, or one chosen for them]",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document to stdout instead of text.")
 def pack(source: str, size: int | None, as_json: bool) -> None:
-    """Decode SOURCE into the cache now, downloading it first if necessary. Any command does so at its first use.
+    """Decode a source into the cache, and download it first if necessary.
+
+    Other commands do this when they first use a source.
 
     \b
     simclr-engine data pack cifar10
@@ -79,10 +89,10 @@ def pack(source: str, size: int | None, as_json: bool) -> None:
 
 
 def _show(row: dict[str, Any]) -> None:
-    """The same rows for both; foreign names may hold control characters, so they go through `_plain`."""
+    """Prints the rows of `info` and `pack`. Names from outside may hold control characters, so `plain` escapes them."""
     side = row["image_size"]
     state = f"packed at {side} × {side}" if row["packed"] else "not packed yet"
-    click.echo(f"{_plain(row['source'])}: {row['kind']}, {state}")
+    click.echo(f"{plain(row['source'])}: {row['kind']}, {state}")
     if "description" in row:
         click.echo(f"  {row['description']}")
     for name, split in (row["splits"] or {}).items():
@@ -91,18 +101,14 @@ def _show(row: dict[str, Any]) -> None:
         click.echo(f"  {name:<10} {split['images']:>9,} images, {labels}{fingerprint}")
     names = row["class_names"]
     if names:
-        more = f" … {_plain(names[-1])}" if len(names) > 12 else ""
-        click.echo(f"  {len(names)} classes: {', '.join(_plain(name) for name in names[:12])}{more}")
+        more = f" … {plain(names[-1])}" if len(names) > 12 else ""
+        click.echo(f"  {len(names)} classes: {', '.join(plain(name) for name in names[:12])}{more}")
     if row["skipped"]:
         click.echo(f"  {len(row['skipped']):,} files skipped:")
         for path, reason in row["skipped"][:SHOWN_SKIPPED]:
-            click.echo(f"    {_plain(path)}: {_plain(reason)}")
+            click.echo(f"    {plain(path)}: {plain(reason)}")
         if len(row["skipped"]) > SHOWN_SKIPPED:
             click.echo(f"    … {len(row['skipped']) - SHOWN_SKIPPED:,} more (--json lists them)")
     if row["packed"]:
         took = f", {row['seconds']:.1f} s" if "seconds" in row else ""
         click.echo(f"  {row['bytes'] / 2**20:,.1f} MiB in {row['cache']}{took}")
-
-
-def _plain(text: str) -> str:
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

@@ -1,4 +1,4 @@
-"""`simclr-engine demo`: the whole path on images that come with the package."""
+"""`simclr-engine demo`: pretraining, evaluation and export on images that come with the package."""
 
 from __future__ import annotations
 
@@ -14,14 +14,22 @@ import click
     default="runs/demo",
     show_default=True,
     metavar="DIR",
-    help="Run directory; replaces an earlier demo there.",
+    help="Run directory to write. An earlier run there is replaced.",
 )
-@click.option("--file", default="encoder.onnx", show_default=True, metavar="FILE", help="The ONNX file to write.")
+@click.option("--file", default="encoder.onnx", show_default=True, metavar="PATH", help="ONNX file to write.")
 @click.option(
-    "--max-minutes", type=float, default=2.5, show_default=True, metavar="M", help="Limit of the pretraining."
+    "--max-minutes",
+    type=float,
+    default=2.5,
+    show_default=True,
+    metavar="M",
+    help="Time limit of the pretraining in minutes.",
 )
 def command(out: str, file: str, max_minutes: float) -> None:
-    """Pretrain on built-in letters without their labels, compare with a random encoder, export, evaluate the file."""
+    """Pretrain on built-in letters without labels, compare with a random encoder, export, and evaluate the file.
+
+    Writes a run directory with report.html, and an ONNX file. Takes about three minutes on two CPU cores.
+    """
     from simclr_engine.export import export_onnx
 
     from ..evaluation import evaluate, evaluate_all
@@ -32,9 +40,9 @@ def command(out: str, file: str, max_minutes: float) -> None:
     began = time.perf_counter()
     click.echo("1/4  pretraining on drawn letters, without their labels", err=True)
     run = pretrain(Recipe.load("demo"), out=out, overwrite=True, max_minutes=max_minutes)
-    click.echo("2/4  evaluating the encoder beside one with random weights", err=True)
+    click.echo("2/4  evaluating the encoder and one with random weights", err=True)
     results = evaluate_all(run, methods=["linear", "knn"], inits=["pretrained", "scratch"])
-    click.echo("3/4  exporting one ONNX file, checked against PyTorch", err=True)
+    click.echo("3/4  exporting an ONNX file and checking it against PyTorch", err=True)
     exported = export_onnx(run, file)
     from_file = evaluate(exported.file, data=run.environment["data"]["name"], method="linear")
     click.echo("4/4  writing the report", err=True)
@@ -47,5 +55,5 @@ def command(out: str, file: str, max_minutes: float) -> None:
         click.echo(f"{words:<13} trained {trained:5.1f} %   random {scratch:5.1f} %   {trained - scratch:+.1f} points")
     difference = 100 * from_file.accuracy - accuracy["linear", "pretrained"]
     click.echo(f"{'ONNX file':<13} linear  {100 * from_file.accuracy:5.1f} %   {difference:+.2f} points from PyTorch")
-    click.echo(f"\nreport        {Path(page)}\nencoder       {exported.file} ({exported.bytes / 2**20:.1f} MiB)")
+    click.echo(f"\nreport        {Path(page)}\nencoder       {exported.file} ({exported.bytes / 1e6:.1f} MB)")
     click.echo(f"took          {(time.perf_counter() - began) / 60:.1f} minutes")

@@ -28,18 +28,23 @@ PACKAGES = (
 
 
 @click.command(name="doctor")
-@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document to stdout instead of text.")
 def command(as_json: bool) -> None:
-    """Check what this machine and installation can do. Exits with 3 if a required part does not work."""
+    """Check what this machine and installation can do.
+
+    Exits with 3 if a required part does not work.
+    """
     versions = {name: _version(name) for name in PACKAGES}
     findings: list[tuple[str, bool, str]] = [("python", True, platform.python_version())]
     if versions["torch"] is None:
-        findings.append(("torch", False, "not installed: needed for pretraining; evaluate FILE.onnx works without it"))
+        findings.append(("torch", False, "not installed: pretraining needs it; `evaluate FILE.onnx` works without it"))
     else:
         findings += _torch_findings()
     findings += [_cache_finding(), *_onnx_findings(versions)]
     compiler = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
-    findings.append(("C++ compiler", True, compiler or "not found: torch.compile and the native module are off"))
+    findings.append(
+        ("C++ compiler", True, compiler or "not found: torch.compile and the native module are not available")
+    )
     broken = [name for name, works, _ in findings if not works]
     if as_json:
         document = {
@@ -91,7 +96,7 @@ def _torch_findings() -> list[tuple[str, bool, str]]:
     try:
         import_torchvision()
         detail = (
-            "its compiled operators do not load (built for another torch); data sets work without them"
+            "its compiled operators do not load (built for another torch); data sets still work"
             if is_shimmed()
             else "works"
         )
@@ -117,7 +122,7 @@ def _cache_finding() -> tuple[str, bool, str]:
 
 def _onnx_findings(versions: dict[str, str | None]) -> list[tuple[str, bool, str]]:
     if versions["onnxruntime"] is None:
-        return [("onnxruntime", False, "not installed: needed to run ONNX files")]
+        return [("onnxruntime", False, "not installed: ONNX files need it")]
     import onnxruntime
 
     return [("onnxruntime", True, ", ".join(onnxruntime.get_available_providers()))]

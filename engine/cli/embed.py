@@ -16,24 +16,35 @@ SHOWN_SKIPPED = 10
 
 @click.command(name="embed")
 @click.argument("target", metavar="RUN|FILE.onnx")
-@click.argument("sources", metavar="IMAGES|FOLDER|DATA", nargs=-1, required=True)
-@click.option("--out", required=True, metavar="NAME.npy", help="The vectors; paths and classes go into NAME.csv.")
+@click.argument("sources", metavar="NAME|PATH...", nargs=-1, required=True)
+@click.option(
+    "--out",
+    required=True,
+    metavar="NAME.npy",
+    help="File to write the vectors to. Paths and classes are written to NAME.csv.",
+)
 @click.option(
     "--split",
     type=click.Choice(["train", "test", "val", "unlabeled", "all"]),
     default="all",
     show_default=True,
-    help="Of folders and data sets that have splits.",
+    help="Split to embed, for folders and data sets that have splits.",
 )
-@click.option("--images/--no-images", default=False, help="Also keep the pictures, for galleries.  [default: no]")
-@click.option("--overwrite", is_flag=True, help="Replace another index, or another file NAME.npy.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+@click.option(
+    "--images/--no-images",
+    default=False,
+    help="Also store the pictures, so that `predict` and `serve` can show them.  [default: no]",
+)
+@click.option("--overwrite", is_flag=True, help="Replace NAME.npy if it is another index or another file.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document to stdout instead of text.")
 def command(
     target: str, sources: tuple[str, ...], out: str, split: str, images: bool, overwrite: bool, as_json: bool
 ) -> None:
-    """Embed images: float32 vectors in NAME.npy, row, path and class in NAME.csv.
+    """Compute the features of images and write them as a searchable index.
 
-    Killed at any moment, the same command goes on where it stopped. Unreadable files are reported and left out.
+    Images come from data sets, folders, archives, image files and .npy arrays. Writes float32 vectors to NAME.npy, and
+    the row, path and class of each image to NAME.csv. If the command is interrupted, running it again continues where
+    it stopped. Unreadable files are reported and skipped.
 
     \b
     simclr-engine embed encoder.onnx photos/ --out photos.npy
@@ -59,7 +70,7 @@ def command(
 
             result = embed_to_index(embedder, parts, out, pictures=images, overwrite=overwrite, advance=advance)
     except KeyboardInterrupt:
-        say(f"stopped after {done:,} of {total:,} images; the same command goes on from there")
+        say(f"stopped after {done:,} of {total:,} images; run the same command again to continue")
         raise
     if as_json:
         print_json(result.to_json())
@@ -70,15 +81,15 @@ def command(
 def _show(result: EmbedResult, total: int) -> None:
     from ..progress import say
 
-    went_on = f" (going on after {result.images - result.embedded:,})" if 0 < result.embedded < result.images else ""
+    went_on = f" (continued after {result.images - result.embedded:,})" if 0 < result.embedded < result.images else ""
     if result.embedded:
         rate = result.embedded / result.seconds
         click.echo(f"{result.embedded:,} images in {result.seconds:.1f} s, {rate:,.0f} images/s{went_on}")
     else:
-        click.echo("already embedded, nothing to do; --overwrite does it again")
+        click.echo("the images are already embedded, nothing to do; --overwrite embeds them again")
     click.echo(f"{result.out}  float32 [{result.images:,}, {result.dim}]")
     click.echo(f"{result.csv}  row, path, class")
     for path, reason in result.skipped[:SHOWN_SKIPPED]:
-        say(f"left out: {path}: {reason}")
+        say(f"skipped: {path}: {reason}")
     if len(result.skipped) > SHOWN_SKIPPED:
         say(f"… {len(result.skipped) - SHOWN_SKIPPED:,} more (--json lists them)")

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from .options import add, parse_overrides, plain, print_json, show, table
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -21,47 +23,55 @@ FULL_TABLE = 30  # classes; with more, the five best and the five worst are list
 
 @click.command(name="evaluate")
 @click.argument("target", metavar="RUN|FILE.onnx|WEIGHTS")
-@click.option("--data", metavar="NAME|PATH", help="Labelled images; a run's own by default.")
+@click.option(
+    "--data",
+    metavar="NAME|PATH",
+    help="Labelled images: a data set, a folder or an archive.  [default: those of the run]",
+)
 @click.option(
     "--method",
     "methods",
     multiple=True,
     type=click.Choice(METHOD_CHOICES),
-    help="May be repeated.  [default: linear]",
+    help="Evaluation method; may be repeated.  [default: linear]",
 )
 @click.option(
     "--init",
     "inits",
     multiple=True,
     type=click.Choice(["pretrained", "scratch"]),
-    help="May be repeated.  [default: both; of an exported file, pretrained]",
+    help="Weights to start from; may be repeated.  [default: both; for an exported file, pretrained]",
 )
 @click.option(
     "--label-fraction",
     "fraction",
     type=click.FloatRange(0, 1, min_open=True),
     default=1.0,
+    show_default=True,
     metavar="F",
-    help="Learn from this share of the train labels, 0.1 for a tenth; stratified.",
+    help="Fraction of the train labels to learn from, balanced over classes.",
 )
 @click.option(
     "--folds",
     type=click.IntRange(min=2),
     metavar="K",
-    help="Cross-validate on the labelled train images: per fold, and mean ± sd.",
+    help="Number of folds: cross-validate on the labelled train images.  [default: no cross-validation]",
 )
 @click.option(
-    "--limit", type=click.IntRange(min=2), metavar="N", help="At most N images of each split, balanced over classes."
+    "--limit",
+    type=click.IntRange(min=2),
+    metavar="N",
+    help="Use at most N images of each split, balanced over classes.  [default: all]",
 )
 @click.option(
     "--set",
     "settings",
     multiple=True,
     metavar="KEY=VALUE",
-    help="Of the methods that train, such as evaluation.finetune.epochs=3; may be repeated.",
+    help="Override a recipe value of a method that trains, such as evaluation.finetune.epochs=3; may be repeated.",
 )
-@click.option("--out", metavar="DIR", help="Write results and pictures there instead of into the run.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+@click.option("--out", metavar="DIR", help="Directory for results and pictures.  [default: the run directory]")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document to stdout instead of text.")
 def command(
     target: str,
     data: str | None,
@@ -74,15 +84,18 @@ def command(
     out: str | None,
     as_json: bool,
 ) -> None:
-    """Score an encoder beside the same network with random weights.
+    """Evaluate an encoder and compare it with the same network at random weights.
+
+    Prints the accuracy of each class and of each method, and the difference to the random encoder. For a run, the
+    results and pictures are written to RUN/evaluation and RUN/report.html.
 
     \b
-    linear      frozen features, scikit-learn logistic regression
-    knn         frozen features, vote of the nearest train images
-    head        frozen encoder, linear layer trained by torch
-    finetune    encoder and layer trained end to end
-    supervised  the same network from scratch, for as long as the pretraining took
-    probe       the probe inside a file that was exported with one
+    linear      scikit-learn's logistic regression on frozen features
+    knn         vote of the nearest train images, by frozen features
+    head        a linear layer trained with torch on the frozen encoder
+    finetune    encoder and linear layer trained end to end
+    supervised  the same network trained from scratch, for as long as the pretraining took
+    probe       the probe in an ONNX file that was exported with --probe
 
     \b
     simclr-engine evaluate runs/cifar10 --method linear --method knn
@@ -95,7 +108,6 @@ def command(
     from ..evaluation import evaluate_all
     from ..evaluation.encoders import open_target
     from ..evaluation.result import compare
-    from .options import parse_overrides
 
     subject = open_target(target)
     results = evaluate_all(
@@ -113,8 +125,6 @@ def command(
     comparisons = compare(results)
     written = _write(target, comparisons, Path(out) if out else None, subject.run is not None)
     if as_json:
-        from .options import print_json
-
         document = {"target": target, "data": results[0].data, "results": [r.to_dict() for r in results]}
         print_json(document | {"report": str(written) if written else None})
         return
@@ -124,7 +134,7 @@ def command(
 
 
 def _write(target: str, comparisons: Sequence[Comparison], out: Path | None, is_run: bool) -> Path | None:
-    """The pictures, and the run's page; returns what a reader opens."""
+    """Writes the pictures, and the page of a run; returns the path to open."""
     if out is not None:
         from ..report.page import write_pictures
 
@@ -140,38 +150,24 @@ def _write(target: str, comparisons: Sequence[Comparison], out: Path | None, is_
 
 
 def _print(target: str, results: Sequence[EvaluationResult], comparisons: Sequence[Comparison]) -> None:
-    from rich.console import Console
-
-    console = Console(highlight=False, soft_wrap=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=120)
-    console.print(f"{target} on {results[0].data}\n", markup=False)
-    for result in results:
-        console.print(f"{result.method}, {result.init}: {result.protocol}", style="dim", markup=False)
-        for note in result.notes:
-            console.print(f"  note: {note}", style="yellow", markup=False)
-    console.print()
-    console.print(_class_table(comparisons[0]))
-    console.print()
-    console.print(_methods_table(comparisons))
-
-
-def _table(title: str | None, *columns: str) -> Table:
-    from rich import box
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=Text(title) if title else None, box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0))
-    table.show_edge = table.pad_edge = False
-    for i, name in enumerate(columns):
-        table.add_column(name, justify="right" if i else "left", no_wrap=i > 0)
-    return table
+    lines = [Text(plain(f"{target} on {results[0].data}") + "\n")]
+    for result in results:
+        lines.append(Text(f"{result.method}, {result.init}: {result.protocol}", style="dim"))
+        lines += [Text(f"  note: {note}", style="yellow") for note in result.notes]
+    show(*lines, "", _class_table(comparisons[0]), "", _methods_table(comparisons), width=120)
 
 
 def _methods_table(comparisons: Sequence[Comparison]) -> Table:
     from ..evaluation.result import percent, points, standard_error
 
-    table = _table(None, "method", "pretrained", "random", "difference", "±", "loss", "macro F1", "mean IoU", "ECE")
+    figures = ("pretrained", "random", "difference", "±", "loss", "macro F1", "mean IoU", "ECE")
+    caption = (
+        "accuracy on the test split, or on the held-out folds; ± one standard error; loss in nats; "
+        "ECE: expected calibration error"
+    )
+    made = table("method", *(f"#{name}" for name in figures), caption=caption)
     for one in comparisons:
         shown, n = one.shown, one.shown.test_images
         accuracies = [percent(r.accuracy, n) if r else "–" for r in one.both]
@@ -179,21 +175,16 @@ def _methods_table(comparisons: Sequence[Comparison]) -> Table:
         error = f"{100 * standard_error(shown):.1f}"
         loss = f"{shown.loss:.3f}" if shown.loss is not None else "–"
         scores = (loss, f"{shown.f1_macro:.4f}", f"{shown.mean_iou:.4f}", f"{shown.ece:.3f}")
-        table.add_row(one.name, *accuracies, gain, error, *scores)
+        add(made, one.name, *accuracies, gain, error, *scores)
         if shown.folds:
             spreads = [_mean_and_spread(r) for r in one.both]
-            table.add_row("  mean ± sd of the folds", *spreads, style="dim")
+            add(made, "  mean ± sd of the folds", *spreads, style="dim")
         for variant in shown.also:
             values = [percent(r.also[variant], n) if r and variant in r.also else "–" for r in one.both]
-            table.add_row(f"  {variant}", *values, style="dim")
+            add(made, f"  {variant}", *values, style="dim")
         if one.epochs_to_baseline is not None:
-            table.add_row("  epochs to the random start's final", str(one.epochs_to_baseline), style="dim")
-    table.caption = (
-        "accuracy on the test split, or on the held-out folds; ± one standard error; loss in nats; "
-        "ECE: expected calibration error"
-    )
-    table.caption_justify = "left"
-    return table
+            add(made, "  epochs to the random start's final", str(one.epochs_to_baseline), style="dim")
+    return made
 
 
 def _mean_and_spread(result: EvaluationResult | None) -> str:
@@ -204,15 +195,14 @@ def _mean_and_spread(result: EvaluationResult | None) -> str:
 
 
 def _class_table(one: Comparison) -> Table:
-    from rich.text import Text
-
     rows = list(range(len(one.shown.per_class)))
     title = f"{one.name}, per class ({one.shown.init} encoder)"
     if len(rows) > FULL_TABLE:
         rows.sort(key=lambda i: -one.shown.per_class[i].accuracy)
         rows = rows[:5] + rows[-5:]
         title += f": the best and worst of {len(one.shown.per_class):,}"
-    table = _table(title, "class", "images", "accuracy", "random", "difference", "precision", "F1", "IoU")
+    figures = ("images", "accuracy", "random", "difference", "precision", "F1", "IoU")
+    made = table("class", *(f"#{name}" for name in figures), title=title)
     for i in rows:
         row = one.shown.per_class[i]
         other, gain = "–", "–"
@@ -220,5 +210,5 @@ def _class_table(one: Comparison) -> Table:
             scratch = one.scratch.per_class[i].accuracy
             other, gain = f"{100 * scratch:.1f} %", f"{100 * (row.accuracy - scratch):+.1f}".replace("-", "−")
         scores = (f"{row.precision:.4f}", f"{row.f1:.4f}", f"{row.iou:.4f}")
-        table.add_row(Text(row.name), f"{row.support:,}", f"{100 * row.accuracy:.1f} %", other, gain, *scores)
-    return table
+        add(made, row.name, f"{row.support:,}", f"{100 * row.accuracy:.1f} %", other, gain, *scores)
+    return made

@@ -9,7 +9,7 @@ import click
 
 from ..command_line import command_here
 from ..errors import UsageError
-from .options import print_json
+from .options import add, print_json, show, table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -18,24 +18,37 @@ if TYPE_CHECKING:
 
 
 @click.command(name="export")
-@click.argument("file", default="encoder.onnx", type=click.Path(dir_okay=False, path_type=Path))
-@click.option("--run", "run_path", metavar="RUN", help="Run directory.  [default: the newest finished one under runs/]")
+@click.argument("file", metavar="[FILE.onnx]", default="encoder.onnx", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--run", "run_path", metavar="RUN", help="Run directory.  [default: the newest finished run under runs/]")
 @click.option(
     "--probe",
     is_flag=False,
     flag_value="",
     metavar="[ID]",
-    help="Put the run's linear probe into the file, which then gives classes too; ID is a result under "
-    "RUN/evaluation.  [default ID: the newest of all images]",
+    help="Include a linear probe of the run, so that the file also returns class probabilities. ID is a result under "
+    "RUN/evaluation.  [default ID: the newest one learned from all images]",
 )
-@click.option("--no-probe", is_flag=True, help="Features only.  [default]")
-@click.option("--int8", is_flag=True, help="Also write FILE.int8.onnx, calibrated on the run's images.")
-@click.option("--fp16", is_flag=True, help="Also write FILE.fp16.onnx: half the size, for GPU providers.")
-@click.option("--data", metavar="NAME|PATH", help="Images to check and calibrate on.  [default: the run's own]")
-@click.option("--opset", type=int, default=20, show_default=True, metavar="N", help="ONNX operator set, 18 or newer.")
-@click.option("--overwrite", is_flag=True, help="Replace files of these names that are no exports.")
-@click.option("--card/--no-card", default=True, help="Measure speed, memory and size of what was written.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+@click.option("--no-probe", is_flag=True, help="Export the features only. This is the default.")
+@click.option("--int8", is_flag=True, help="Also write FILE.int8.onnx, calibrated on the images of --data.")
+@click.option("--fp16", is_flag=True, help="Also write FILE.fp16.onnx, half the size, for GPUs.")
+@click.option(
+    "--data",
+    metavar="NAME|PATH",
+    help="Images to check and calibrate with: a data set, a folder or an archive.  [default: those of the run]",
+)
+@click.option(
+    "--opset",
+    type=int,
+    default=20,
+    show_default=True,
+    metavar="N",
+    help="Version of the ONNX operator set, at least 18.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace files of these names even if `export` did not write them.")
+@click.option(
+    "--card/--no-card", default=True, show_default=True, help="Measure speed, memory and size of the written files."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document to stdout instead of text.")
 def command(
     file: Path,
     run_path: str | None,
@@ -51,7 +64,8 @@ def command(
 ) -> None:
     """Write the encoder of a run as one ONNX file that takes uint8 images.
 
-    The file appears only if it gives PyTorch's features; its checksum lies beside it as FILE.sha256.
+    The file is written only if its features match PyTorch's. Its checksum is written to FILE.onnx.sha256. Prints the
+    measured differences and their limits.
 
     \b
     simclr-engine export encoder.onnx
@@ -70,20 +84,20 @@ def command(
     if not as_json:
         _show(result)
     if card:
-        document |= _card(result, run, show=not as_json)
+        document |= _card(result, run, shown=not as_json)
     if as_json:
         print_json(document)
 
 
 def _wanted(probe: str | None, no_probe: bool) -> bool | str | None:
-    """`--probe` alone means the newest one; with a word behind it, that ID."""
+    """`--probe` alone means the newest probe; `--probe ID` means that one."""
     if probe is None:
         return None
     if no_probe:
         raise UsageError("--probe and --no-probe contradict each other", fix="give one of them")
     if probe.endswith(".onnx"):
         raise UsageError(
-            "--probe takes the word behind it for the ID of a probe",
+            "--probe takes the word after it as the ID of a probe",
             saw=f"--probe {probe}",
             fix=f"name the file first: {command_here('export', Path(probe), '--probe')}",
         )
@@ -92,17 +106,17 @@ def _wanted(probe: str | None, no_probe: bool) -> bool | str | None:
 
 def _precision(int8: bool, fp16: bool) -> str:
     if int8 and fp16:
-        raise UsageError("one smaller file is written at a time", saw="--int8 --fp16", fix="export twice")
+        raise UsageError("--int8 and --fp16 cannot be used together", saw="--int8 --fp16", fix="run export twice")
     return "int8" if int8 else "fp16" if fp16 else "fp32"
 
 
-def _card(result: ExportResult, run: Any, show: bool) -> dict[str, Any]:
-    """Measures what was written; shows it, keeps it in the run, gives it for the JSON document."""
+def _card(result: ExportResult, run: Any, shown: bool) -> dict[str, Any]:
+    """Measures the written files, shows and records the figures, and returns them for the JSON document."""
     from simclr_engine.bench.card import make_card, show_card
     from simclr_engine.export.writer import record
 
     made = make_card(result.file, run, [variant.file for variant in result.variants])
-    if show:
+    if shown:
         click.echo()
         show_card(made)
     document = {"card": made.to_json()}
@@ -111,10 +125,7 @@ def _card(result: ExportResult, run: Any, show: bool) -> dict[str, Any]:
 
 
 def _show(exported: ExportResult) -> None:
-    """Checksum, size and parity of each file."""
-    from rich.console import Console
-
-    console = Console(width=110)
+    """Prints checksum, size and parity of each file."""
     for result in (exported, *exported.variants):
         said, p = result.to_json(), result.parity
         click.echo(
@@ -124,7 +135,7 @@ def _show(exported: ExportResult) -> None:
         if result.metadata.probe:
             about = result.metadata.probe
             click.echo(f"probe {about['id']}: {about['accuracy']:.2%} of {about['test_images']:,} test images")
-        console.print(_table(result))
+        show(_table(result), width=110)
         batches = ", ".join(str(b) for b in p.batches)
         click.echo(f"on {p.images} images ({p.image_source}) in batches of {batches}; label by {p.label_source}")
         if result.agreement is not None:
@@ -134,19 +145,15 @@ def _show(exported: ExportResult) -> None:
 
 
 def _table(result: ExportResult) -> Table:
-    """Measured figures beside their limits."""
-    from rich.table import Table
-
+    """The measured figures and their limits."""
     from simclr_engine.export.parity import LOSS_LIMIT, SPEED_UP
     from simclr_engine.export.writer import LIMITS
 
     p, limits, gated = result.parity, LIMITS[result.metadata.precision], result.metadata.precision != "int8"
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("onnxruntime against PyTorch", "measured", "limit"):
-        table.add_column(column, justify="left" if column.startswith("onnx") else "right")
+    made = table("onnxruntime against PyTorch", "#measured", "#limit", rule=False)
 
     def row(name: str, measured: str, limit: str) -> None:
-        table.add_row(name, measured, limit if gated else "")
+        add(made, name, measured, limit if gated else "")
 
     row("largest difference of a feature", f"{p.max_abs:.1e}", f"{limits.absolute:.0e}" if limits.absolute else "")
     either = "or " if limits.absolute else ""
@@ -154,13 +161,13 @@ def _table(result: ExportResult) -> Table:
     row("smallest cosine", f"1 − {max(0.0, 1 - p.min_cosine):.1e}", f"1 − {limits.cosine:.0e}")
     if p.max_probability is not None:
         row("largest difference of a probability", f"{p.max_probability:.1e}", f"{limits.probability:.0e}")
-    table.add_row("same label", f"{p.label_agreement:.1%}", "")
+    add(made, "same label", f"{p.label_agreement:.1%}", "")
     a, speed = result.agreement, result.speed
     if a is not None and a.accuracy is not None and a.accuracy_fp32 is not None:
         lost = f"fp32 − {100 * LOSS_LIMIT:g} point"
-        table.add_row(f"accuracy (fp32: {a.accuracy_fp32:.2%})", f"{a.accuracy:.2%}", lost)
+        add(made, f"accuracy (fp32: {a.accuracy_fp32:.2%})", f"{a.accuracy:.2%}", lost)
     if a is not None:
-        table.add_row("same label as the fp32 file", f"{a.agreement:.1%}", "")
+        add(made, "same label as the fp32 file", f"{a.agreement:.1%}", "")
     if speed is not None:
-        table.add_row(f"speed, batches of {speed.batch}", f"{speed.ratio:.2f} × fp32", f"{SPEED_UP:g} ×")
-    return table
+        add(made, f"speed, batches of {speed.batch}", f"{speed.ratio:.2f} × fp32", f"{SPEED_UP:g} ×")
+    return made

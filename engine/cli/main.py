@@ -1,4 +1,4 @@
-"""The `simclr-engine` command: finds the subcommand, shows errors in three lines, sets the exit code."""
+"""The `simclr-engine` command: finds the subcommand, prints errors and sets the exit code."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ import click
 
 from ..errors import EngineError
 
-# name → what `--help` shows; the module of that name holds `command`. Kept here so that --help imports none of them.
+# name → the line in `--help`. The module of that name holds `command`; `--help` does not import it.
 COMMANDS = {
     "pretrain": "Pretrain an encoder without labels.",
-    "evaluate": "Score an encoder beside the same network with random weights.",
-    "export": "Write the encoder of a run as one ONNX file, checked against PyTorch.",
+    "evaluate": "Evaluate an encoder and compare it with the same network at random weights.",
+    "export": "Write the encoder of a run as one ONNX file and check it against PyTorch.",
     "embed": "Compute the features of images and write them as a searchable index.",
     "predict": "Predict the classes of images and find their nearest neighbours.",
     "serve": "Open a local page that shows the class and neighbours of an image.",
-    "report": "Draw the figures of a run and its report.html again.",
-    "compare": "Compare several runs in a table and on a page.",
+    "report": "Draw the figures of a run again and write its report.html.",
+    "compare": "Compare several runs in a table and on an HTML page.",
     "recipes": "List the recipes, or print one.",
     "data": "List, inspect and pack image data.",
-    "bench": "Benchmark this machine beside other libraries: epoch, nt-xent, augment, …",
+    "bench": "Benchmark one part of the engine on this machine against alternatives.",
     "demo": "Pretrain, evaluate and export on built-in images, in about three minutes.",
     "doctor": "Check what this machine and installation can do.",
 }
 
 
 class LazyGroup(click.Group):
-    """Knows the commands by name and imports only the one that runs: `--help` stays under 0.2 s."""
+    """Lists the commands by name and imports only the one that runs, so that `--help` takes less than 0.2 s."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -52,13 +52,13 @@ class LazyGroup(click.Group):
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
             close = difflib.get_close_matches(args[0], COMMANDS, n=1)
             hint = f" Did you mean `{close[0]}`?" if close else ""
-            raise click.UsageError(f"No such command {args[0]!r}.{hint}")
+            raise click.UsageError(f"No such command {args[0]!r}.{hint}", ctx)
         return super().resolve_command(ctx, args)
 
 
 def _show_version(ctx: click.Context, option: click.Parameter, asked: bool) -> None:
     if asked:
-        from ..version import __version__  # reading the metadata takes time that --help has no need to spend
+        from ..version import __version__  # reading the metadata is slow; --help does not need it
 
         click.echo(f"simclr-engine, version {__version__}")
         ctx.exit()
@@ -73,14 +73,22 @@ def _show_version(ctx: click.Context, option: click.Parameter, asked: bool) -> N
     callback=_show_version,
     help="Show the version and exit.",
 )
-@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error; also accepted after the command.")
 def cli(debug: bool) -> None:
     """Pretrain an image encoder without labels, evaluate it honestly, ship it as one ONNX file.
 
     \b
-    Exit codes: 0 done, 1 a check failed, 2 wrong usage, 3 missing on this machine,
-    4 data that cannot be used, 130 interrupted.
+    Exit codes: 0 done, 1 a check failed, 2 wrong usage, 3 a fault of this machine
+    or installation, 4 data that cannot be used, 130 interrupted.
     """
+
+
+def _lines(error: click.ClickException) -> list[str]:
+    """An error of click, laid out as ours are."""
+    lines = [f"error: {error.format_message()}"]
+    if isinstance(error, click.UsageError) and error.ctx is not None:
+        lines.append(f"  fix: see `{error.ctx.command_path} --help`")
+    return lines
 
 
 def main() -> None:
@@ -93,12 +101,12 @@ def main() -> None:
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
     except click.ClickException as error:
-        error.show()
+        print("\n".join(_lines(error)), file=sys.stderr)
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         print("interrupted", file=sys.stderr)
         sys.exit(130)
-    except BrokenPipeError:  # the reader of our output went away, as `| head` does
+    except BrokenPipeError:  # the reader of our output has exited, as `| head` does
         sys.stderr.close()
         sys.exit(0)
     except EngineError as error:

@@ -1,4 +1,4 @@
-"""Options that several commands share: `--set KEY=VALUE` and `--json`."""
+"""What several commands share: `--set KEY=VALUE`, `--json`, and tables for the terminal."""
 
 from __future__ import annotations
 
@@ -28,12 +28,20 @@ def parse_overrides(pairs: Sequence[str]) -> dict[str, str]:
 
 
 def print_json(document: dict[str, Any]) -> None:
-    """Prints the one document of `--json` to stdout."""
+    """Prints the document of `--json` to stdout."""
     click.echo(json.dumps(document, indent=2))
 
 
 def table(*columns: str, title: str = "", caption: str = "", rule: bool = True) -> Table:
-    """An empty table, with a `rule` below its header or none; a column named `#…` holds numbers, right and unbroken."""
+    """An empty table for the terminal.
+
+    Args:
+        columns: names. A column `#name` holds numbers: aligned right, never broken over lines. A column `>name` is
+            aligned right too, but may break.
+        title: shown above the table.
+        caption: shown below the table.
+        rule: whether a line is drawn below the header.
+    """
     from rich import box
     from rich.table import Table
 
@@ -41,10 +49,10 @@ def table(*columns: str, title: str = "", caption: str = "", rule: bool = True) 
     made = Table(**look, show_edge=False, pad_edge=False, title_justify="left", caption_justify="left")
     made.title, made.caption = title and _text(title), caption and _text(caption)
     for name in columns:
-        number = name.startswith("#")
+        number, right = name.startswith("#"), name.startswith(("#", ">"))
         made.add_column(
-            _text(name.removeprefix("#")),
-            justify="right" if number else "left",
+            _text(name[right:]),
+            justify="right" if right else "left",
             no_wrap=number,
             overflow="ellipsis" if number else "fold",
         )
@@ -52,12 +60,12 @@ def table(*columns: str, title: str = "", caption: str = "", rule: bool = True) 
 
 
 def add(to: Table, *cells: str | Text, style: str = "") -> None:
-    """A row; text that is not ours is shown as it is: no markup, control characters visible."""
+    """Adds a row. Text is shown as it is: markup is not interpreted, and control characters are escaped."""
     to.add_row(*(_text(cell) if isinstance(cell, str) else cell for cell in cells), style=style)
 
 
 def show(*parts: RenderableType, width: int | None = None) -> None:
-    """Prints to stdout: as wide as the terminal, or `width` columns (80 for None) where it is a file or a pipe."""
+    """Prints to stdout, as wide as the terminal. To a file or a pipe it prints `width` columns; None means 80."""
     from rich.console import Console
 
     console = Console(highlight=False)
@@ -66,7 +74,12 @@ def show(*parts: RenderableType, width: int | None = None) -> None:
         console.print(part, markup=False)
 
 
+def plain(words: str) -> str:
+    """Text from outside with its control characters escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in words)
+
+
 def _text(words: str) -> Text:
     from rich.text import Text
 
-    return Text("".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in words))
+    return Text(plain(words))

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import UsageError
-from .options import print_json
+from .options import add, plain, print_json, show, table
 
 if TYPE_CHECKING:
+    from rich.text import Text
+
     from simclr_engine.export.embedder import Embedder
     from simclr_engine.export.predict import ImagePrediction, Predicted
 
@@ -21,15 +23,55 @@ SHOWN_NEIGHBOURS = 3
 @click.command(name="predict")
 @click.argument("target", metavar="RUN|FILE.onnx")
 @click.argument("images", metavar="[IMAGES]...", nargs=-1)
-@click.option("--data", metavar="NAME|PATH", help="Take random test images of this data set instead.")
-@click.option("--n", "count", type=click.IntRange(min=1), default=16, show_default=True, help="How many of them.")
-@click.option("--seed", type=click.IntRange(min=0), default=1, show_default=True, help="Which of them.")
-@click.option("--neighbours", type=click.IntRange(min=1), metavar="K", help="Show the K nearest images of the index.")
-@click.option("--index", "index_path", metavar="NAME.npy", help="What `embed` wrote.  [default: FILE.index.npy]")
-@click.option("--save", type=click.Path(path_type=Path), metavar="FILE.png", help="The images with their classes.")
-@click.option("--csv", "csv_path", type=click.Path(path_type=Path), metavar="FILE", help="One line per image.")
-@click.option("--overwrite", is_flag=True, help="Replace files of these names that `predict` did not write.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout; it holds the latency too.")
+@click.option(
+    "--data",
+    metavar="NAME|PATH",
+    help="Predict random test images of this data set, folder or archive instead of IMAGES.",
+)
+@click.option(
+    "--n",
+    "count",
+    type=click.IntRange(min=1),
+    default=16,
+    show_default=True,
+    metavar="N",
+    help="Number of test images, with --data.",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Seed for the choice of test images, with --data.",
+)
+@click.option(
+    "--neighbours",
+    type=click.IntRange(min=1),
+    metavar="K",
+    help="Show the K nearest images of the index.  [default: none]",
+)
+@click.option("--index", "index_path", metavar="NAME.npy", help="Index that `embed` wrote.  [default: FILE.index.npy]")
+@click.option(
+    "--save",
+    type=click.Path(path_type=Path),
+    metavar="PATH",
+    help="Draw the images with their classes as a picture, such as sheet.png.",
+)
+@click.option(
+    "--csv",
+    "csv_path",
+    type=click.Path(path_type=Path),
+    metavar="PATH",
+    help="Write one line per image to this CSV file.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace files of these names even if `predict` did not write them.")
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Print one JSON document to stdout instead of text; it includes the latency.",
+)
 def command(
     target: str,
     images: tuple[str, ...],
@@ -43,7 +85,11 @@ def command(
     overwrite: bool,
     as_json: bool,
 ) -> None:
-    """Name the classes of images, with confidence: image files, folders, or test images of a data set.
+    """Predict the classes of images and find their nearest neighbours.
+
+    IMAGES are image files, folders and archives. Prints the class of each image with its confidence, which needs a
+    linear probe: in the run, or in a file that was exported with --probe. With --neighbours, prints the nearest images
+    in an index that `embed` wrote.
 
     \b
     simclr-engine predict encoder.onnx cat.png photos/
@@ -51,7 +97,7 @@ def command(
     simclr-engine predict encoder.onnx cat.png --neighbours 5 --index encoder.index.npy
     """
     if bool(images) == (data is not None):
-        raise UsageError("name either images or --data", saw=data or "neither", fix="one of the two")
+        raise UsageError("name either images or --data", saw=data or "neither", fix="give one of the two")
     from simclr_engine.data.stream import find_images
     from simclr_engine.export import predict as of
     from simclr_engine.export.embedder import open_embedder
@@ -81,7 +127,7 @@ def command(
     else:
         _print(embedder, predicted)
     for path, reason in predicted.skipped:
-        say(f"left out: {path}: {reason}")
+        say(f"skipped: {path}: {reason}")
     for written in (csv_path, save):
         if written is not None:
             say(f"written  {written}")
@@ -99,21 +145,11 @@ def _document(target: str, embedder: Embedder, predicted: Predicted) -> dict[str
 
 
 def _print(embedder: Embedder, predicted: Predicted) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=140)
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False)
-    table.add_column("image", overflow="fold")
     judged = predicted.accuracy is not None
-    for name in _columns(embedder, predicted, judged):
-        table.add_column(name, justify="right" if name == "confidence" else "left")
+    made = table("image", *_columns(embedder, predicted, judged))
     for prediction in predicted.predictions[:SHOWN]:
-        table.add_row(*_row(embedder, prediction, judged, predicted))
-    console.print(table)
+        add(made, *_row(embedder, prediction, judged))
+    show(made, width=140)
     if len(predicted.predictions) > SHOWN:
         click.echo(f"… {len(predicted.predictions) - SHOWN:,} more (--csv and --json have all)")
     if judged:
@@ -122,33 +158,24 @@ def _print(embedder: Embedder, predicted: Predicted) -> None:
 
 
 def _columns(embedder: Embedder, predicted: Predicted, judged: bool) -> list[str]:
-    names = ["class", "confidence", "then"] if embedder.probe else []
+    names = ["class", "#confidence", "then"] if embedder.probe else []
     names += ["truth"] if judged else []
     return names + (["nearest"] if predicted.predictions[0].neighbours else [])
 
 
-def _row(embedder: Embedder, prediction: ImagePrediction, judged: bool, predicted: Predicted) -> list[Any]:
-    """Text objects, so that nothing in a name is taken for markup."""
+def _row(embedder: Embedder, prediction: ImagePrediction, judged: bool) -> list[str | Text]:
     from rich.text import Text
 
-    cells = [Text(_plain(prediction.path))]
+    cells: list[str | Text] = [prediction.path]
     if embedder.probe:
         style = {True: "green", False: "red", None: ""}[prediction.right]
         name, confidence = prediction.top[0]
-        then = ", ".join(f"{_plain(other)} {100 * p:.1f} %" for other, p in prediction.top[1:])
-        cells += [Text(_plain(name), style=style), Text(f"{100 * confidence:.1f} %"), Text(then, style="dim")]
+        then = ", ".join(f"{plain(other)} {100 * p:.1f} %" for other, p in prediction.top[1:])
+        cells += [Text(plain(name), style=style), f"{100 * confidence:.1f} %", Text(then, style="dim")]
     if judged:
-        cells.append(Text("✓" if prediction.right else f"✗ {_plain(prediction.truth or '')}"))
+        cells.append("✓" if prediction.right else f"✗ {prediction.truth or ''}")
     if prediction.neighbours:
-        near = [f"{_plain(n.name or n.path)} {n.cosine:.3f}" for n in prediction.neighbours[:SHOWN_NEIGHBOURS]]
-        more = (
-            f" … {len(prediction.neighbours) - SHOWN_NEIGHBOURS} more"
-            if len(prediction.neighbours) > SHOWN_NEIGHBOURS
-            else ""
-        )
-        cells.append(Text(", ".join(near) + more))
+        near = [f"{n.name or n.path} {n.cosine:.3f}" for n in prediction.neighbours[:SHOWN_NEIGHBOURS]]
+        left = len(prediction.neighbours) - SHOWN_NEIGHBOURS
+        cells.append(", ".join(near) + (f" … {left} more" if left > 0 else ""))
     return cells
-
-
-def _plain(text: str) -> str:
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

@@ -8,44 +8,87 @@ from .options import parse_overrides, print_json
 
 
 @click.command(name="pretrain")
+@click.option("--recipe", metavar="NAME|PATH", help="A named recipe or a TOML file.  [default: cifar10]")
 @click.option(
-    "--recipe",
-    metavar="NAME|FILE",
-    help="A named recipe or a TOML file; cifar10 by default.",
+    "--data", metavar="NAME|PATH", help="Images: a data set, a folder or an archive.  [default: those of the recipe]"
 )
-@click.option("--data", metavar="NAME|PATH", help="Dataset name, folder or archive; the recipe's own by default.")
 @click.option("--out", metavar="DIR", help="Run directory.  [default: runs/RECIPE]")
-@click.option("--set", "settings", multiple=True, metavar="A.B=C", help="Override a recipe value; may be repeated.")
-@click.option("--fused/--no-fused", default=None, help="Fused kernels where the device has them, or plain PyTorch.")
 @click.option(
-    "--augment", type=click.Choice(["auto", "triton", "native", "dali", "torch"]), default="auto", show_default=True
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override a recipe value, such as loss.temperature=0.2; may be repeated.",
 )
-@click.option("--precision", type=click.Choice(["auto", "bf16", "fp16", "fp32"]), help="Of convolutions and products.")
-@click.option("--compile/--no-compile", default=None, help="torch.compile.  [default: where it repays]")
-@click.option("--device", default="auto", show_default=True, metavar="auto|cuda|mps|cpu")
-@click.option("--epochs", type=int, help="Length of the run.")
-@click.option("--batch-size", type=int, help="Images in a step; each gives the recipe's number of views.")
-@click.option("--limit", type=int, metavar="N", help="Train on N images, balanced over classes.")
-@click.option("--max-minutes", type=float, metavar="M", help="Lay a longer run out to end within M minutes in all.")
-@click.option("--seed", type=int)
-@click.option("--gpus", type=int, metavar="N", help="Train on N CUDA devices of this machine, a process on each.")
+@click.option(
+    "--fused/--no-fused",
+    default=None,
+    help="--fused says which kernel is used for each part, and why; --no-fused uses plain PyTorch everywhere.  "
+    "[default: fused kernels where the device supports them]",
+)
+@click.option(
+    "--augment",
+    type=click.Choice(["auto", "triton", "native", "dali", "torch"]),
+    default="auto",
+    show_default=True,
+    help="Augmentation backend; auto uses the fastest one that works on the device.",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["auto", "bf16", "fp16", "fp32"]),
+    help="Precision of convolutions and matrix products.  [default: the recipe's]",
+)
+@click.option(
+    "--compile/--no-compile",
+    default=None,
+    help="Compile the encoder with torch.compile.  [default: if it saves time over the whole run]",
+)
+@click.option("--device", default="auto", show_default=True, metavar="auto|cuda|mps|cpu", help="Device.")
+@click.option("--epochs", type=int, metavar="N", help="Number of epochs.  [default: the recipe's]")
+@click.option(
+    "--batch-size",
+    type=int,
+    metavar="N",
+    help="Images per step, over all processes. Each image gives train.views views.  [default: the recipe's]",
+)
+@click.option(
+    "--limit", type=int, metavar="N", help="Train on at most N images, balanced over classes.  [default: all]"
+)
+@click.option(
+    "--max-minutes",
+    type=float,
+    metavar="M",
+    help="Shorten the run so that it ends within M minutes.  [default: no limit]",
+)
+@click.option("--seed", type=int, metavar="N", help="Seed of all random numbers of the run.  [default: the recipe's]")
+@click.option(
+    "--gpus",
+    type=int,
+    metavar="N",
+    help="Train on N CUDA devices of this machine, with one process per device.  [default: one process]",
+)
 @click.option(
     "--resume",
     is_flag=False,
     flag_value=True,
     default=None,
-    type=click.UNPROCESSED,  # True where no directory stands behind it
+    type=click.UNPROCESSED,  # True if no directory follows
     metavar="[RUN]",
-    help="Go on with RUN (or --out), from its newest good checkpoint and with its own recipe, images and limit.",
-)
-@click.option("--overwrite", is_flag=True, help="Replace the run that is there.")
-@click.option(
-    "--deterministic", is_flag=True, help="Bitwise the same run each time, on the same device; slower on CUDA."
+    help="Continue the run in RUN (or in --out) from its newest good checkpoint. Recipe, images and limit are those "
+    "of the run.",
 )
 @click.option(
-    "--dry-run", is_flag=True, help="Show the plan, with time and memory from a few timed steps; train nothing."
+    "--overwrite", is_flag=True, help="Delete the run that is in --out and start a new one. Only a run is ever deleted."
 )
-@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+@click.option(
+    "--deterministic",
+    is_flag=True,
+    help="Use deterministic algorithms: repeated runs on the same device are bitwise equal. Slower on CUDA.",
+)
+@click.option(
+    "--dry-run", is_flag=True, help="Time a few steps and show the plan with its time and memory. Nothing is trained."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document to stdout instead of text.")
 def command(
     recipe: str | None,
     data: str | None,
@@ -70,6 +113,8 @@ def command(
 ) -> None:
     """Pretrain an encoder without labels.
 
+    Writes a run directory: encoder.safetensors, checkpoints, metrics.jsonl, and the recipe with every value.
+
     \b
     simclr-engine pretrain --data cifar10
     simclr-engine pretrain --recipe cifar10-sgd --data photos/ --max-minutes 30
@@ -88,7 +133,7 @@ def command(
             raise UsageError(f"--resume and {other} exclude each other", fix="give one of them")
     if isinstance(resume, str):
         out = _directory(resume, out)
-    # A run that goes on has a recipe of its own.
+    # A resumed run uses its own recipe.
     resolved = Recipe.load(recipe or DEFAULT, overrides=overrides) if recipe or resume is None else None
 
     from dataclasses import replace
@@ -145,7 +190,7 @@ def command(
     except (PeerFailed, Interrupted) as error:
         if is_main():
             raise
-        raise SystemExit(error.exit_code) from error  # rank 0 says it, or whoever failed
+        raise SystemExit(error.exit_code) from error  # rank 0, or the rank that failed, prints the error
     if not is_main():
         return
 
@@ -175,7 +220,7 @@ def command(
 
 
 def _directory(resume: str, out: str | None) -> str:
-    """The run that `--resume RUN` names; `--out` may name it too."""
+    """The directory that `--resume RUN` names; `--out` may name the same one."""
     from pathlib import Path
 
     from ..errors import UsageError
@@ -184,15 +229,15 @@ def _directory(resume: str, out: str | None) -> str:
         raise UsageError("--resume names no run", saw="an empty name", fix="--resume RUN, or --out RUN --resume")
     if out is not None and Path(out).absolute() != Path(resume).absolute():
         raise UsageError(
-            "--resume and --out name two directories",
+            "--resume and --out name different directories",
             saw=f"--resume {resume}, --out {out}",
-            fix="give one of them: a run goes on where it is",
+            fix="give one of them: a run is continued in its own directory",
         )
     return resume
 
 
 def _launched(gpus: int, device: str) -> bool:
-    """Whether `--gpus` was done with: the run is over in processes of its own. False where this is one of them."""
+    """Trains in `gpus` processes and returns True when they are done; returns False where this is one of them."""
     import os
     import sys
 
@@ -210,7 +255,7 @@ def _launched(gpus: int, device: str) -> bool:
         here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         if here != gpus:
             raise UsageError(
-                "--gpus and the launcher count differently",
+                "--gpus differs from the number of processes that the launcher started",
                 saw=f"--gpus {gpus}, {here} processes on this machine",
                 fix="leave --gpus out under torchrun",
             )

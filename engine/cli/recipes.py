@@ -8,15 +8,19 @@ from .options import add, print_json, show, table
 
 
 @click.command(name="recipes")
-@click.argument("name", required=False)
-@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+@click.argument("name", metavar="[NAME|PATH]", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document to stdout instead of text.")
 def command(name: str | None, as_json: bool) -> None:
-    """List the recipes with their origin and published results. With NAME, print that recipe with every value.
+    """List the recipes with their origin and published results.
+
+    With NAME or PATH, print all values of that recipe as TOML.
 
     \b
     simclr-engine recipes
     simclr-engine recipes cifar10-sgd
     """
+    from rich.text import Text
+
     from ..recipe import Recipe, recipe_names
 
     if name is not None:
@@ -35,5 +39,5 @@ def command(name: str | None, as_json: bool) -> None:
         results = r.published.get("results", [])
         published = "\n".join(f"{p['method']} {100 * p['accuracy']:.2f} % ({p['init']})" for p in results) or "–"
         figures = (str(r.train.epochs), str(r.train.batch_size), str(r.train.views))
-        add(listed, r.name, r.origin, *figures, r.optimizer.name, published)
+        add(listed, r.name, r.origin, *figures, r.optimizer.name, Text(published))
     show(listed)

@@ -14,11 +14,18 @@ import click
     default=24,
     show_default=True,
     metavar="N",
-    help="Test images in each prediction gallery, at most 100.",
+    help="Number of test images in each prediction gallery.",
 )
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Which test images these are.")
+@click.option(
+    "--seed",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Seed for the choice of test images.",
+)
 def command(run: str, images: int, seed: int) -> None:
-    """Draw the pictures of a run again, write its report.html, and print where it is.
+    """Draw the figures of a run again, write its report.html, and print the path of the page.
 
     \b
     simclr-engine report runs/cifar10

@@ -7,11 +7,21 @@ import click
 
 @click.command(name="serve")
 @click.argument("file", metavar="FILE.onnx")
-@click.option("--index", "index_path", metavar="NAME.npy", help="What `embed` wrote.  [default: FILE.index.npy]")
-@click.option("--port", type=click.IntRange(1, 65535), default=7860, show_default=True)
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; this machine alone.")
+@click.option("--index", "index_path", metavar="NAME.npy", help="Index that `embed` wrote.  [default: FILE.index.npy]")
+@click.option(
+    "--port", type=click.IntRange(1, 65535), default=7860, show_default=True, metavar="N", help="TCP port to listen on."
+)
+@click.option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    metavar="ADDRESS",
+    help="Address to listen on. The default is reachable from this machine only.",
+)
 def command(file: str, index_path: str | None, port: int, host: str) -> None:
-    """Open a page on this machine: drop an image, see its class, its neighbours and its place among them.
+    """Open a local page that shows the class and neighbours of an image.
+
+    Prints the address of the page and runs until Ctrl-C. Needs `pip install 'simclr-engine[serve]'`.
 
     \b
     simclr-engine serve encoder.onnx
@@ -31,12 +41,12 @@ def command(file: str, index_path: str | None, port: int, host: str) -> None:
     wanted = index_path is not None or default_index(embedder.path).exists()
     index = open_index(embedder, index_path) if wanted else None
     if index is None:
-        say(f"no index beside the file ({default_index(embedder.path).name}): classes only")
+        say(f"there is no index ({default_index(embedder.path).name}) next to the file: only classes are shown")
     elif index.images is None:
-        say("the index holds no pictures: neighbours are named, not shown (`embed --images` keeps them)")
+        say("the index holds no pictures: neighbours are named but not shown (`embed --images` stores them)")
     service = Service(embedder, index)
     if host not in LOOPBACK:
-        say(f"listening on {host}: whoever reaches this machine can use the page")
+        say(f"listening on {host}: anyone who can reach this machine can use the page")
     with start_page(service, host, port) as address:
-        click.echo(f"{address}  (Ctrl-C ends it)")
+        click.echo(f"{address}  (press Ctrl-C to stop)")
         threading.Event().wait()

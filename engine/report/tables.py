@@ -8,10 +8,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..evaluation.result import FROZEN, METHOD_NAMES, Comparison, EvaluationResult, percent, points
-from ..recipe import Recipe
 from .content import (
     NOTHING,
     Published,
@@ -23,6 +22,9 @@ from .content import (
     short_name,
     signed,
 )
+
+if TYPE_CHECKING:
+    from ..recipe import Recipe
 
 OPEN_TABLE = 20  # classes; longer tables start folded
 GROUPS = (

@@ -51,7 +51,7 @@ def test_an_operation_without_a_deterministic_form_is_named(tmp_path: Path, monk
         raise RuntimeError("max_pool2d_backward_cuda does not have a deterministic implementation, but you set ...")
 
     at_step(monkeypatch, 0, pooled)
-    with pytest.raises(PlatformError, match="no deterministic form on this device") as caught:
+    with pytest.raises(PlatformError, match="no deterministic algorithm on this device") as caught:
         train(tmp_path / "run", deterministic=True)
     assert "max_pool2d_backward_cuda" in str(caught.value.saw)
     with pytest.raises(RuntimeError, match="does not have"):

@@ -296,9 +296,9 @@ def test_processes_without_a_launcher_or_a_device_are_told_what_to_do(monkeypatc
 @pytest.mark.parametrize(
     ("arguments", "devices", "says"),
     [
-        (["--gpus", "2"], 1, "torchrun --nproc-per-node 2"),
+        (["--gpus", "2"], 1, "--nproc-per-node 2 -m simclr_engine"),
         (["--gpus", "0"], 1, "1 or more"),
-        (["--gpus", "2", "--device", "cpu"], 2, "torchrun --nproc-per-node 2"),
+        (["--gpus", "2", "--device", "cpu"], 2, "--nproc-per-node 2 -m simclr_engine"),
     ],
 )
 def test_gpus_counts_cuda_devices_that_are_there(

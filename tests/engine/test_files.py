@@ -61,7 +61,7 @@ def test_a_hard_link_in_place_of_a_file_is_replaced(run: Path, key: Path) -> Non
 def test_a_link_in_place_of_a_folder_is_refused(run: Path, tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (run / "figures").symlink_to(tmp_path / "photos")
-    with pytest.raises(DataError, match="a link where a run has a folder") as caught:
+    with pytest.raises(DataError, match="a link in place of a folder of the run") as caught:
         Folder.open(run).folder("figures")
     assert caught.value.saw == run / "figures" and caught.value.exit_code == 4
     assert list((tmp_path / "photos").iterdir()) == []

@@ -384,7 +384,7 @@ def key(tmp_path: Path) -> Path:
 def test_a_lock_that_is_a_link_truncates_nothing(option: str, run: Path, key: Path) -> None:
     (run / ".lock").unlink()
     (run / ".lock").symlink_to(key)
-    with pytest.raises((DataError, UsageError), match=r"a link where a run has a file|something else"):
+    with pytest.raises((DataError, UsageError), match=r"a link in place of a file of the run|something else"):
         train(run, **{option: True})
     assert key.read_text() == "secret"
 
@@ -416,7 +416,7 @@ def test_a_linked_folder_of_a_resumed_run_is_refused(
     shutil.move(out / folder, key.parent / folder)
     (out / folder).symlink_to(key.parent / folder)
     before = contents(key.parent)
-    with pytest.raises(DataError, match="a link where a run has a folder") as caught:
+    with pytest.raises(DataError, match="a link in place of a folder of the run") as caught:
         train(out, resume=True)
     assert caught.value.saw == out / folder
     assert contents(key.parent) == before
@@ -438,10 +438,10 @@ def test_a_linked_folder_is_not_filled_by_a_report(evaluated: Run, key: Path) ->
     figures = evaluated.directory / "figures"
     shutil.rmtree(figures)
     figures.symlink_to(key.parent)
-    with pytest.raises(DataError, match="a link where a run has a folder") as caught:
+    with pytest.raises(DataError, match="a link in place of a folder of the run") as caught:
         write_report(evaluated)
     assert caught.value.saw == figures
-    with pytest.raises(DataError, match="a link where a run has a folder"):
+    with pytest.raises(DataError, match="a link in place of a folder of the run"):
         cached_tsne(np.eye(5, dtype=np.float32), figures)
     assert contents(key.parent) == {"key": b"secret"}
 
@@ -468,7 +468,7 @@ def test_curves_of_an_evaluation_touch_nothing_behind_a_link(tmp_path: Path, key
     ):
         (tmp_path / link).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / link).symlink_to(key.parent)
-        with pytest.raises(DataError, match="a link where a run has a folder"):
+        with pytest.raises(DataError, match="a link in place of a folder of the run"):
             write_scalars(tmp_path / "tensorboard", rows, [], link.split("/")[1])
         (tmp_path / link).unlink()
     assert contents(key.parent) == before

@@ -189,7 +189,7 @@ def test_python_resumes_without_a_recipe_and_refuses_another(tmp_path: Path, mon
     with narrow():
         with pytest.raises(UsageError, match=r"loss\.temperature = 0\.3, the run has 0\.5"):
             pretrain(None, store(), out, overrides={"loss.temperature": 0.3}, device="cpu", resume=True, quiet=True)
-        with pytest.raises(DataError, match="only Python had the images"):
+        with pytest.raises(DataError, match="the images of the run were passed from Python"):
             pretrain(out=out, device="cpu", resume=True, quiet=True)
         run = pretrain(data=store(), out=out, device="cpu", fused=False, resume=True, quiet=True)
     assert run.environment["finished"] and run.recipe.name == "cifar10-sgd"
@@ -353,7 +353,7 @@ def test_devices_that_are_not_there_are_answered_with_a_command(
 ) -> None:
     monkeypatch.setattr("shutil.which", lambda name: name)
     monkeypatch.setattr(sys, "argv", ["simclr-engine", "pretrain", "--data", "my photos", "--gpus", "99"])
-    with pytest.raises(Exception, match="not as many CUDA") as caught:
+    with pytest.raises(Exception, match="fewer CUDA devices") as caught:
         check_gpus(99)
     line = str(caught.value).split("on a CPU: ")[1]
     options = ["pretrain", "--data", "my photos", "--device", "cpu"]
@@ -362,7 +362,7 @@ def test_devices_that_are_not_there_are_answered_with_a_command(
 
 def test_giving_up_says_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.setattr(os, "_exit", lambda code: None)
-    for expected in ("start anew with --overwrite", "go on with: simclr-engine pretrain --resume 'a b'"):
+    for expected in ("start again with --overwrite", "continue with: simclr-engine pretrain --resume 'a b'"):
         stopping.give_up(tmp_path / "run", shell_command("pretrain", "--resume", "a b"))
         assert expected in capsys.readouterr().err
         (tmp_path / "run" / "checkpoints").mkdir(parents=True, exist_ok=True)
@@ -393,7 +393,7 @@ def test_pasting_what_each_command_prints_takes_a_run_to_its_end(tmp_path: Path)
     interrupted = shell(
         begin.replace("simclr-engine", shlex.join([sys.executable, str(tmp_path / "simclr-engine")])), 130
     )
-    said = shell(interrupted.split("go on with: ")[1].splitlines()[0])
+    said = shell(interrupted.split("continue with: ")[1].splitlines()[0])
     evaluate, export = (line.removeprefix("next:").strip() for line in said.splitlines()[-2:])
     assert "accuracy on the test split" in shell(evaluate)
     assert "encoder.onnx" in shell(export)

@@ -28,7 +28,7 @@ def test_tensors_and_metadata_come_back_as_they_were_written(tmp_path: Path) -> 
     ("reader", "cause", "fix"),
     [
         (load_encoder, "the weights cannot be read", "a run directory or its encoder.safetensors"),
-        (load_foreign, "this is no readable safetensors file", "fetch it again"),
+        (load_foreign, "the safetensors file cannot be read", "it is damaged: download it again"),
     ],
 )
 @pytest.mark.parametrize("damage", ["cut", "no header", "long header"])

@@ -315,7 +315,7 @@ def test_a_normalisation_of_ours_that_makes_no_sense_is_refused(
 ) -> None:
     about = encoder_metadata(Recipe.load("lars-800"), 24) | change
     save_file({k: v.half().contiguous() for k, v in state.items()}, tmp_path / "encoder.safetensors", about)
-    with pytest.raises(DataError, match="normalisation cannot be used"):
+    with pytest.raises(DataError, match="normalisation in the metadata of the file is not valid"):
         load_foreign(tmp_path / "encoder.safetensors")
 
 

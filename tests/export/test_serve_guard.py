@@ -168,7 +168,7 @@ def test_the_command_listens_on_the_loopback_address_unless_told_otherwise(
     path = str(write_tiny_probe(tmp_path / "e.onnx", image_size=8))
     told = [CliRunner().invoke(command, [path, *more]).output for more in ([], ["--host", "0.0.0.0"])]
     assert asked == ["127.0.0.1", "0.0.0.0"]
-    assert ["whoever reaches this machine" in text for text in told] == [False, True]
+    assert ["anyone who can reach this machine" in text for text in told] == [False, True]
 
 
 @needs_gradio

@@ -134,7 +134,7 @@ def test_an_error_has_cause_value_and_fix_and_its_exit_code(
 def test_an_existing_directory_is_refused_and_left_alone(tmp_path: Path, call: Call) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("years of work")
-    for extra, says in ([], "--overwrite"), (["--overwrite"], "none"):
+    for extra, says in ([], "--overwrite"), (["--overwrite"], "not a run"):
         done = call(
             *("pretrain", "--data", "digits", "--recipe", "quick-10", "--batch-size", "8", "--out", "out"),
             *extra,

@@ -159,5 +159,5 @@ def test_nothing_is_claimed_of_splits_that_are_passed(tmp_path: Path, splits: tu
 def test_images_that_only_python_had_must_be_passed_again(tmp_path: Path) -> None:
     run = _run(tmp_path / "run", "arrays")
     run.environment["data"]["path"] = None
-    with pytest.raises(DataError, match="only Python had the images"):
+    with pytest.raises(DataError, match="the images of the run were passed from Python"):
         evaluate(run, method="knn")

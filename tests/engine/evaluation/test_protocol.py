@@ -201,7 +201,7 @@ def test_what_is_neither_a_run_nor_a_file_of_ours_is_refused(tmp_path: Path) -> 
         (tmp_path / name).write_bytes(b"x")
     with pytest.raises(UsageError, match=r"neither a run, an \.onnx file nor"):
         evaluate(tmp_path / "notes.txt", "digits")
-    with pytest.raises(DataError, match="no checkpoint"):
+    with pytest.raises(DataError, match="not a checkpoint"):
         evaluate(tmp_path / "weights.bin", "digits")
     with pytest.raises(UsageError, match="nothing to evaluate"):
         evaluate(tmp_path / "absent.onnx", "digits")
