@@ -116,7 +116,7 @@ def test_a_run_whose_last_checkpoint_is_corrupt_goes_on_from_the_one_before_and_
     raw[len(raw) // 2] ^= 1
     last.write_bytes(raw)
     train(out, resume=True)
-    assert "last.pt: the checkpoint is truncated or was altered; previous.pt is taken" in capsys.readouterr().err
+    assert "last.pt: the checkpoint is truncated or was altered; using previous.pt instead" in capsys.readouterr().err
     assert compare(out, undisturbed) == []
 
 
