@@ -18,15 +18,16 @@ $(READY): pyproject.toml setup.py constraints.txt CMakeLists.txt $(wildcard kern
 demo: $(READY)
 	$(BIN)/simclr-engine demo
 
-# Two halves beside each other, one thread each, because two cores are all that is asked for. The Triton suites need
-# processes of their own: the interpreter is chosen when a kernel is defined.
+# Two halves beside each other, one thread each (OMP_NUM_THREADS says otherwise), because two cores are all that is asked
+# for. The Triton suites need processes of their own: the interpreter is chosen when a kernel is defined.
+OTHER_HALF := kernels export bench engine/report engine/data
 test: $(READY)
-	@mkdir -p build; export OMP_NUM_THREADS=1; \
+	@mkdir -p build; export OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1}; \
 	{ TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/interpreter; a=$$?; \
 	  $(BIN)/python -m pytest tests/aot; b=$$?; \
-	  $(BIN)/python -m pytest tests/kernels tests/export tests/bench; exit $$(( a || b || $$? )); } > build/other-half.log 2>&1 & half=$$!; \
-	$(BIN)/python -m pytest --ignore=tests/kernels --ignore=tests/export --ignore=tests/bench; first=$$?; \
-	echo "the other half: kernels, in Triton's interpreter and compiled for devices that are not here; export; benchmarks"; \
+	  $(BIN)/python -m pytest $(OTHER_HALF:%=tests/%); exit $$(( a || b || $$? )); } > build/other-half.log 2>&1 & half=$$!; \
+	$(BIN)/python -m pytest $(OTHER_HALF:%=--ignore=tests/%); first=$$?; \
+	echo "the other half: kernels, in Triton's interpreter and compiled for devices that are not here; $(OTHER_HALF)"; \
 	wait $$half; half=$$?; cat build/other-half.log; \
 	exit $$(( first || half ))
 

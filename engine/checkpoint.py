@@ -215,8 +215,9 @@ def _encoder_from_checkpoint(directory: Path) -> nn.Module:
         raise DataError("the checkpoint holds no model", saw=path, fix="use one that `pretrain` wrote")
     try:
         recipe = Recipe.from_toml(str(state.get("recipe", "")))
-    except (UsageError, ValueError) as error:
-        raise DataError("the checkpoint holds no recipe", saw=f"{path}: {error}", fix="use another") from error
+    except UsageError as error:
+        saw = f"{path}: {error.cause}: {error.saw}"
+        raise DataError("the checkpoint holds no recipe", saw=saw, fix="use one that `pretrain` wrote") from error
     return _filled(recipe.model.arch, recipe.model.stem, tensors, path)
 
 

@@ -159,12 +159,16 @@ class World:
         """Runs `work` on every rank, first on one rank per machine: it fills the cache that the others read.
 
         Raises:
-            PeerFailed: the first rank of a machine failed.
+            PeerFailed: another rank failed.
         """
         leads = self.local_rank == 0
         with self.fail_together(DATA_TIMEOUT):
-            result = work() if leads else None
-        return work() if result is None else result
+            if leads:
+                result = work()
+        with self.fail_together():
+            if not leads:
+                result = work()
+        return result
 
     def agree(self, what: dict[str, object]) -> None:
         """Checks that all ranks have the same values.

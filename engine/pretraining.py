@@ -94,6 +94,8 @@ def pretrain(
         options = replace(options, device=world.device, quiet=quiet or not world.main)
         with world.fail_together():
             if world.main:
+                if asked is not None and not resume:
+                    check_shares(asked.train, world.size)
                 options = _after_restart(directory, options)
                 check_directory(directory, resume=options.resume, overwrite=options.overwrite)
                 if directory.is_dir():
@@ -111,6 +113,7 @@ def _stopped(world: World, directory: Path, asked: Recipe | None, options: RunOp
             stopped = read_stopped(directory)
             stopped.check_settings(asked, options.overrides, options.limit)
             stopped.minutes_left(options.max_minutes)
+            check_shares(stopped.recipe.train, world.size)
     return world.same(stopped)
 
 
@@ -129,7 +132,6 @@ def _pretrain(
     else:
         assert asked is not None
         recipe = asked
-    check_shares(recipe.train, world.size)
 
     store, place = world.leaders_first(lambda: _images(recipe, data, options, stopped))
     # One name on all ranks; the paths may differ.
@@ -166,8 +168,8 @@ def _train(trainer: Trainer, recording: Recording, stop: Event, bar: Progress, g
     meter, knn = Meter(trainer), ""
     for step in trainer.remaining():
         with memory_errors(trainer):
-            loss, z = trainer.train_step(step)
-        if row := meter.row(loss, z):
+            row = meter.row(*trainer.train_step(step))  # whose similarities take memory too
+        if row:
             recording.log("train", row)
             bar.update(trainer.step, _in_words(row) + knn)
         slow = time.perf_counter() - trainer.began

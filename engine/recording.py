@@ -65,7 +65,7 @@ class Recording:
     ) -> None:
         """Closes the log. An error raised in the `with` is more useful than one from closing, such as a full disk."""
         if self._world.main:
-            with suppress(*(PlatformError,) if error else ()):
+            with suppress(*(() if error is None else (PlatformError,))):
                 self._log.close()
                 self._tell_time()
 

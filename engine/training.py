@@ -89,13 +89,6 @@ class Plan:
         """(end as a fraction of the run, side of the views in pixels) of each phase of progressive resolution."""
         return [(end, size or self.image_size) for end, size in self.recipe.train.resolution or ((1.0, 0),)]
 
-    def sizes(self) -> dict[int, int]:
-        """View size → number of steps at it."""
-        counts: dict[int, int] = {}
-        for step in range(self.total_steps):
-            counts[self.view_size(step)] = counts.get(self.view_size(step), 0) + 1
-        return counts
-
     def chance_loss(self) -> float:
         """Loss of uninformative projections: ln(V·B − 1)."""
         return math.log(self.recipe.train.views * self.recipe.train.batch_size - 1)

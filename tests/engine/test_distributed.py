@@ -27,6 +27,7 @@ from simclr_engine.distributed import World, check_shares, start_world, synchron
 from simclr_engine.errors import CheckFailed, PlatformError, UsageError
 from simclr_engine.model import SimCLR
 from simclr_engine.monitor import OnlineMonitor
+from simclr_engine.planning import RunOptions
 from simclr_engine.pretraining import Interrupted, pretrain
 from simclr_engine.recipe import Recipe
 from simclr_engine.run import Run
@@ -170,6 +171,8 @@ def test_ranks_agree_and_fail_together(found: list[list[Any]]) -> None:
             kind, code, message = said[f"{who} failed"]
             assert (kind, code) == ("DataError" if rank == 0 else "PeerFailed", 4)
             assert "no images here" in message
+        kind, code, message = said["others failed"]
+        assert (kind, code) == ("PeerFailed" if rank == 0 else "DataError", 4) and "no images here" in message
         assert "the ranks differ in the images" in said["agree"]
 
 
@@ -244,6 +247,9 @@ def test_a_world_of_one_does_nothing() -> None:
     assert world.gather(tensor) is tensor and world.gather_views(tensor, 2) is tensor
     assert world.any(True, False) == (True, False)
     assert world.leaders_first(lambda: 3) == world.same(3) == 3
+    calls: list[int] = []
+    world.leaders_first(lambda: calls.append(1))  # once, whatever it gives
+    assert calls == [1]
     before = tensor.clone()
     world.average_([tensor])
     world.broadcast_([tensor])
@@ -290,9 +296,9 @@ def test_processes_without_a_launcher_or_a_device_are_told_what_to_do(monkeypatc
 @pytest.mark.parametrize(
     ("arguments", "devices", "says"),
     [
-        (["--gpus", "2"], 1, "torchrun --nproc-per-node 2"),
+        (["--gpus", "2"], 1, "--nproc-per-node 2 -m simclr_engine"),
         (["--gpus", "0"], 1, "1 or more"),
-        (["--gpus", "2", "--device", "cpu"], 2, "torchrun --nproc-per-node 2"),
+        (["--gpus", "2", "--device", "cpu"], 2, "--nproc-per-node 2 -m simclr_engine"),
     ],
 )
 def test_gpus_counts_cuda_devices_that_are_there(
@@ -326,7 +332,11 @@ def test_only_the_launch_that_made_a_run_resumes_it_after_a_restart(
     out = tmp_path / "run"
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "ours")
     pretrain(recipe_of(**{"train.epochs": 1}), ranks_of.blobs(), out, device="cpu", quiet=True)
-    after = pretraining._after_restart
+
+    def after(directory: Path, resume: bool, overwrite: bool) -> tuple[bool, bool]:
+        options = pretraining._after_restart(directory, RunOptions(resume=resume, overwrite=overwrite))
+        return options.resume, options.overwrite
+
     assert after(out, False, True) == (False, True)  # no restart: as the user said
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     assert after(out, False, True) == after(out, False, False) == (True, False)

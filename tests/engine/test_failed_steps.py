@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from fixtures.disturbed_runs import TRAINING, at_step, newest_step, train, trainer_of
-from simclr_engine import planning
+from simclr_engine import planning, training
 from simclr_engine.errors import CheckFailed, PlatformError
 from simclr_engine.planning import images_that_fit, is_out_of_memory, largest_divisor
 from simclr_engine.training import Trainer
@@ -104,6 +104,17 @@ def test_running_out_of_memory_while_the_time_is_measured_says_the_same(
     with pytest.raises(PlatformError, match="not enough memory"):
         train(tmp_path / "run", max_minutes=1)
     assert not (tmp_path / "run").exists()
+
+
+def test_running_out_of_memory_in_the_figures_of_the_log_says_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise ERRORS["cuda"]
+
+    monkeypatch.setattr(training, "contrastive_metrics", fails)
+    with pytest.raises(PlatformError, match="not enough memory"):
+        train(tmp_path / "run")
 
 
 def test_other_errors_of_a_step_stay_what_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

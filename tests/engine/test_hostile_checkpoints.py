@@ -18,7 +18,6 @@ from simclr_engine.checkpoint import FOOTER, load_checkpoint, load_encoder, save
 from simclr_engine.errors import DataError
 from simclr_engine.model import build_encoder
 from simclr_engine.recipe import Recipe
-from simclr_engine.run import Run
 from simclr_engine.weights import load_foreign
 
 
@@ -112,9 +111,10 @@ def test_a_run_whose_checkpoint_holds_no_model_is_refused(
 ) -> None:
     monkeypatch.setattr(checkpoint, "build_encoder", lambda *_: torch.nn.Conv2d(3, 2, 1))
     (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "recipe.toml").write_text(Recipe.load("demo").to_toml())
-    (tmp_path / "environment.json").write_text("{}")
-    save_checkpoint(tmp_path / "checkpoints" / "last.pt", {"step": 1} if model is None else {"model": model})
+    recipe = Recipe.load("demo").to_toml()
+    save_checkpoint(
+        tmp_path / "checkpoints" / "last.pt", {"recipe": recipe} | ({} if model is None else {"model": model})
+    )
     with pytest.raises(DataError, match=r"no model|do not fit"):
         load_encoder(tmp_path)
 
@@ -126,12 +126,13 @@ def test_weights_without_values_of_their_own_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, strange: Callable[[torch.Tensor], object]
 ) -> None:
     recipe = Recipe.load("cifar10-sgd")
+    (tmp_path / "checkpoints").mkdir()
     weights = {f"encoder.{k}": v for k, v in build_encoder(recipe.model.arch, recipe.model.stem).state_dict().items()}
     for name in ("encoder.conv1.weight", "encoder.bn1.running_mean"):
-        state = {"model": weights | {name: strange(weights[name])}}
+        state = {"model": weights | {name: strange(weights[name])}, "recipe": recipe.to_toml()}
         monkeypatch.setattr(checkpoint, "newest_checkpoint", lambda _, state=state: (state, tmp_path / "last.pt", []))
         with pytest.raises(DataError, match="do not fit the encoder"):
-            checkpoint._encoder_from_checkpoint(Run(tmp_path, recipe, {}))
+            checkpoint._encoder_from_checkpoint(tmp_path)
 
 
 def test_an_encoder_file_without_its_stem_is_refused(tmp_path: Path) -> None:

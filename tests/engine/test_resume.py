@@ -57,18 +57,17 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
     """The command line in this process, with a narrow encoder; after `stop` steps it gets SIGTERM."""
 
     def called(*words: object, cwd: Path, stop: int = 0) -> Done:
-        code, real = 0, Trainer.steps
+        code, real = 0, Trainer.train_step
 
-        def steps(self: Trainer, log: Any) -> Any:
-            for done in real(self, log):
-                if done == stop:
-                    os.kill(os.getpid(), signal.SIGTERM)
-                yield done
+        def train_step(self: Trainer, step: int, size: int | None = None) -> Any:
+            if step + 1 == stop:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return real(self, step, size)
 
         with monkeypatch.context() as patch, narrow():
             patch.chdir(cwd)
             patch.setattr(sys, "argv", ["simclr-engine", *map(str, words)])
-            patch.setattr(Trainer, "steps", steps)
+            patch.setattr(Trainer, "train_step", train_step)
             try:
                 main()
             except SystemExit as stopped:
@@ -385,10 +384,10 @@ def test_pasting_what_each_command_prints_takes_a_run_to_its_end(tmp_path: Path)
 
     begin = shell_command("pretrain", "--data", "my photos", "--out", 'a "run"', "--device", "cpu", *GIVEN)
     stop = (
-        "import os, signal, sys\nfrom simclr_engine.training import Trainer\nreal = Trainer.steps\n"
-        "def steps(self, log):\n    for done in real(self, log):\n"
-        "        if done == 2: os.kill(os.getpid(), signal.SIGINT)\n        yield done\n"
-        "Trainer.steps = steps\nfrom simclr_engine.cli.main import main\nmain()\n"
+        "import os, signal, sys\nfrom simclr_engine.training import Trainer\nreal = Trainer.train_step\n"
+        "def train_step(self, step, size=None):\n"
+        "    if step == 1: os.kill(os.getpid(), signal.SIGINT)\n    return real(self, step, size)\n"
+        "Trainer.train_step = train_step\nfrom simclr_engine.cli.main import main\nmain()\n"
     )
     (tmp_path / "simclr-engine").write_text(stop)
     interrupted = shell(

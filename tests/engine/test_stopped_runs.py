@@ -14,11 +14,15 @@ import pytest
 
 from chaos.training import compare
 from fixtures import TESTS
-from fixtures.disturbed_runs import interrupted, newest_step, train
+from fixtures.disturbed_runs import at_step, interrupted, newest_step, train
 from fixtures.image_files import class_tree, tar_bytes
 from simclr_engine import pretraining, recording, stopping
 from simclr_engine.checkpoint import save_last
 from simclr_engine.data import load_data
+from simclr_engine.errors import PlatformError
+from simclr_engine.event_log import RunLog
+from simclr_engine.run import Run
+from simclr_engine.training import Trainer
 
 HANGS = """
 import ctypes, sys
@@ -101,6 +105,46 @@ def test_a_signal_before_the_monitor_saves_before_the_monitor(tmp_path: Path, mo
     monkeypatch.setattr(pretraining.OnlineMonitor, "__call__", slow)
     interrupted(out, monkeypatch, step=8)
     assert seen == [0, 8]
+
+
+@pytest.mark.parametrize("disk", ["free", "full"])
+def test_a_run_cut_by_ctrl_c_closes_its_log_and_tells_its_time(
+    disk: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cut(trainer: Trainer) -> None:
+        raise KeyboardInterrupt
+
+    def close(log: RunLog) -> None:
+        closed.append(log)
+        real(log)
+        if disk == "full":
+            raise PlatformError("cannot write the log")
+
+    closed, real = list[RunLog](), RunLog.close
+    monkeypatch.setattr(RunLog, "close", close)
+    at_step(monkeypatch, 5, cut)
+    with pytest.raises(KeyboardInterrupt):  # not what failed after it
+        train(tmp_path / "run")
+    environment = Run.open(tmp_path / "run").environment
+    assert len(closed) == 1 and environment["finished"] is False
+    assert (environment["seconds"] > 0 and environment["peak_bytes"] > 0) is (disk == "free")
+
+
+def test_a_run_at_its_last_step_is_finished_when_it_goes_on(
+    undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(recording.Recording, "finish", killed)
+        train(out)
+    (out / "checkpoints" / "epoch_0003.pt").unlink()  # as if it had been killed before it had that name
+    spent = Run.open(out).environment["seconds"]
+    run = train(out, resume=True)
+    assert run.environment["finished"] and run.environment["seconds"] > spent
+    assert compare(out, undisturbed) == []
 
 
 # Damage, and a wrong clock

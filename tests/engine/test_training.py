@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import os
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -29,7 +31,7 @@ from simclr_engine.kernels import pick_augment
 from simclr_engine.kernels.augmentation import native
 from simclr_engine.model import SimCLR
 from simclr_engine.optim import build_optimizer
-from simclr_engine.planning import calibrate, steps_within
+from simclr_engine.planning import calibrate, seconds_after, steps_within
 from simclr_engine.pretraining import Interrupted, pretrain
 from simclr_engine.recipe import Recipe
 from simclr_engine.resuming import trained_on
@@ -374,9 +376,24 @@ def test_progressive_resolution_follows_the_recipe() -> None:
     recipe, store = tiny_recipe(**{"train.resolution": [[0.5, 8], [1.0, 12]]}), tiny_store()
     plan = Plan.of(recipe, store)
     assert [plan.view_size(s) for s in range(9)] == [8] * 4 + [12] * 5
-    assert plan.sizes() == {8: 4, 12: 5}
+    assert seconds_after(plan, 0, {8: 1.0, 12: 10.0}) == 54.0
     trainer = trainer_for(recipe, store)
     assert trainer.views(trainer.sample_ids(0), 0, plan.view_size(0)).shape == (32, 3, 8, 8)
+
+
+@pytest.mark.parametrize("stepped", [False, True])
+def test_a_trainer_and_its_weights_are_freed_when_it_is_dropped(stepped: bool) -> None:
+    trainer = trainer_for(tiny_recipe(), tiny_store())
+    if stepped:
+        trainer.train_step(0)
+    kept = [weakref.ref(trainer), *map(weakref.ref, trainer.model.parameters())]
+    gc.collect()
+    gc.disable()  # what only the collector finds stays in the device's memory while another trainer is made
+    try:
+        del trainer
+        assert [ref() for ref in kept] == [None] * len(kept)
+    finally:
+        gc.enable()
 
 
 def test_four_views_train() -> None:

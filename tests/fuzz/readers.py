@@ -186,18 +186,9 @@ def read_checkpoint(path: Path, room: Room) -> None:
 
 
 def _write_run(path: Path, room: Room) -> None:
-    from simclr_engine.recipe import Recipe
-
     folder = room.input / "run"
     (folder / "checkpoints").mkdir(parents=True)
     shutil.copy(path, folder / "checkpoints" / "last.pt")
-    global _recipe
-    _recipe = _recipe or Recipe.load("demo").to_toml()
-    (folder / "recipe.toml").write_text(_recipe)
-    (folder / "environment.json").write_text("{}")
-
-
-_recipe = ""
 
 
 def read_onnx(path: Path, room: Room) -> None:

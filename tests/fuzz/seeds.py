@@ -187,15 +187,21 @@ def checkpoint_seeds() -> list[Seed]:
     """Checkpoints of ours and of others, with and without our footer, and safetensors files."""
     import torch
 
+    from simclr_engine.recipe import Recipe
+
     small = {
         "step": 3,
         "name": "x",
         "model": OrderedDict({"encoder.conv1.weight": torch.ones(2, 3)}),
         "rng": torch.zeros(4),
     }
+    recipe = Recipe.load("demo").to_toml()
     states: list[object] = [
         small,
-        {"model": {"encoder.0.weight": torch.ones(2, 3, 1, 1)}, "step": 1},  # fits the tiny encoder of the reader
+        {
+            "model": {"encoder.0.weight": torch.ones(2, 3, 1, 1)},
+            "recipe": recipe,
+        },  # fits the tiny encoder of the reader
         {"model": {1: 2, "encoder.x": None, "encoder.y": [1]}},
         {"model": [1, 2]},
         {"a": torch.ones(2, dtype=torch.complex64), "b": torch.eye(3).to_sparse(), "c": torch.empty(2, device="meta")},

@@ -166,8 +166,8 @@ def test_supervised_training_starts_from_scratch_once_and_keeps_to_the_time_of_t
 def lesson_of(run: Run, inputs: Any) -> finetune._Lesson:
     """Sixty images in batches of 24, of which `inputs` gives what a model takes."""
     (split,) = make_splits(coloured(60, 0, "train"), coloured(30, 1, "test"))
-    spec = replace(run.recipe.evaluation.supervised, batch_size=24)
-    training = Training(run.recipe.evaluation, "fp32", 0.0, False)
+    spec = run.recipe.evaluation.supervised.model_copy(update={"batch_size": 24})
+    training = Training(lambda: run.recipe, 0.0, False)
     platform = finetune.choose_platform("cpu", "fp32")
     return finetune._Lesson(
         split, training, spec, platform, inputs, lambda: torch.ones(1, 3), np.zeros(1, dtype=np.int64)
