@@ -134,7 +134,7 @@ def embed_to_index(
         raise PlatformError(
             "cannot write the index",
             saw=f"{error.filename or files.vectors}: {error.strerror or error}",
-            fix="free space or choose another --out; the same command goes on where this one stopped",
+            fix="free space or choose another --out; run the same command again to continue",
         ) from error
     return _result(files, began, unfinished.kept - before)
 
@@ -320,7 +320,7 @@ def _names_in(folder: Path) -> list[str]:
         UsageError: it is no folder, or holds something else.
     """
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
-        raise UsageError("the folder for the unfinished index cannot be made: its name is taken", saw=folder, fix=MOVE)
+        raise UsageError("the folder for the unfinished index cannot be made: its name is in use", saw=folder, fix=MOVE)
     names = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
     strange = [n for n in names if not _OURS.fullmatch(n) or (folder / n).is_symlink() or not (folder / n).is_file()]
     if strange:

@@ -100,7 +100,7 @@ def check_class_names(metadata: ModelMetadata, class_names: Sequence[str], data:
     if only_file or only_data:
         saw = f"only in the file: {_listed(only_file)}; only in {data}: {_listed(only_data)}"
     elif len(ours) != len(theirs):
-        saw = f"{len(ours)} classes in the file, {len(theirs)} in {data}: a name stands twice"
+        saw = f"{len(ours)} classes in the file, {len(theirs)} in {data}: a name occurs twice"
     else:
         at = next(
             i for i, (known_name, given_name) in enumerate(zip(ours, theirs, strict=True)) if known_name != given_name

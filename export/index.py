@@ -345,9 +345,9 @@ def read_manifest(files: IndexFiles) -> dict[str, Any]:
         raise DataError(
             "the index is not finished"
             if unfinished
-            else "these vectors are no index: the file beside them is missing",
+            else "these vectors are not an index: the file next to them is missing",
             saw=files.partial if unfinished else files.manifest,
-            fix="give the same `simclr-engine embed` command again: it goes on" if unfinished else EMBED_AGAIN,
+            fix="run the same `simclr-engine embed` command again to continue" if unfinished else EMBED_AGAIN,
         ) from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError("the index cannot be read", saw=f"{files.manifest}: {error}", fix=EMBED_AGAIN) from error

@@ -356,7 +356,7 @@ def scan(data: bytes, without: str) -> Content:
         if part.number == METADATA:
             key, value = _entry(part)
             if key in properties:
-                raise MalformedError(f"metadata property {key!r} stands twice")
+                raise MalformedError(f"metadata property {key!r} occurs twice")
             properties[key] = value
             if key == without:
                 continue

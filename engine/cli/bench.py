@@ -97,12 +97,14 @@ def command(
     from ..errors import UsageError
 
     if sheet is not None and name != "augment":
-        raise UsageError("--sheet belongs to bench augment", saw=name, fix="simclr-engine bench augment --sheet FILE")
+        raise UsageError(
+            "--sheet is an option of bench augment", saw=name, fix="simclr-engine bench augment --sheet PATH"
+        )
     given = {k: v for k, v in (("run", run), ("compile", compile)) if v is not None}
     for option, belongs_to in (("run", ("export", "evaluate")), ("compile", ("export",))):
         if option in given and name not in belongs_to:
             fix = f"simclr-engine bench {belongs_to[0]}"
-            raise UsageError(f"--{option} belongs to bench {' and bench '.join(belongs_to)}", saw=name, fix=fix)
+            raise UsageError(f"--{option} is an option of bench {' and bench '.join(belongs_to)}", saw=name, fix=fix)
     if small and check:
         raise UsageError("--check cannot be used with --small", fix="give one of them")
     module = import_module(f"simclr_engine.bench.{name.replace('-', '_')}")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @click.command(name="compare")
-@click.argument("runs", metavar="RUN RUN…", nargs=-1, required=True)
+@click.argument("runs", metavar="RUN RUN...", nargs=-1, required=True)
 @click.option(
     "--out",
     metavar="PATH",

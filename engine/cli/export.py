@@ -94,7 +94,7 @@ def _wanted(probe: str | None, no_probe: bool) -> bool | str | None:
     if probe is None:
         return None
     if no_probe:
-        raise UsageError("--probe and --no-probe contradict each other", fix="give one of them")
+        raise UsageError("--probe and --no-probe cannot be used together", fix="give one of them")
     if probe.endswith(".onnx"):
         raise UsageError(
             "--probe takes the word after it as the ID of a probe",

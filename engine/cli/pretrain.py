@@ -130,7 +130,7 @@ def command(
     overrides |= {key: value for key, value in direct.items() if value is not None}
     for other, given in (("--overwrite", overwrite), ("--dry-run", dry_run)):
         if resume is not None and given:
-            raise UsageError(f"--resume and {other} exclude each other", fix="give one of them")
+            raise UsageError(f"--resume and {other} cannot be used together", fix="give one of them")
     if isinstance(resume, str):
         out = _directory(resume, out)
     # A resumed run uses its own recipe.
@@ -226,7 +226,7 @@ def _directory(resume: str, out: str | None) -> str:
     from ..errors import UsageError
 
     if not resume:
-        raise UsageError("--resume names no run", saw="an empty name", fix="--resume RUN, or --out RUN --resume")
+        raise UsageError("--resume names no run", saw="an empty name", fix="give --resume RUN, or --out RUN --resume")
     if out is not None and Path(out).absolute() != Path(resume).absolute():
         raise UsageError(
             "--resume and --out name different directories",
@@ -257,7 +257,7 @@ def _launched(gpus: int, device: str) -> bool:
             raise UsageError(
                 "--gpus differs from the number of processes that the launcher started",
                 saw=f"--gpus {gpus}, {here} processes on this machine",
-                fix="leave --gpus out under torchrun",
+                fix="leave out --gpus under torchrun",
             )
         return False
     check_gpus(gpus)

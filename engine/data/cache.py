@@ -216,7 +216,7 @@ def _replace(partial: Path, entry: Path) -> None:
         with suppress(FileNotFoundError):  # another process replaces it too
             if foreign := [file for file in entry.iterdir() if not _OURS.fullmatch(file.name)]:
                 raise PlatformError(
-                    "a damaged packed copy is not replaced, because something else lies in its folder",
+                    "a damaged packed copy is not replaced, because its folder holds other files",
                     saw=foreign[0],
                     fix="move it elsewhere, then run again",
                 )

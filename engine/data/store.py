@@ -79,7 +79,7 @@ class ShardedImages:
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         if copy is False:
-            raise ValueError("images that lie in files are read by copying them")
+            raise ValueError("images that stay in files are read by copying them")
         return self[:].astype(dtype or self.dtype, copy=False)
 
     def take(

@@ -197,7 +197,7 @@ def _order(inits: Sequence[str], methods: Sequence[str], target: Target) -> list
     supervised = "supervised" in methods
     if supervised and "scratch" not in target.encoders:
         raise UsageError(
-            "supervised training needs the network, and an exported file is none that can be trained",
+            "supervised training needs the network, and an exported file cannot be trained",
             saw="--method supervised",
             fix="evaluate the run it came from",
         )

@@ -303,7 +303,7 @@ def test_a_half_character_of_a_path_is_refused_before_it_is_written() -> None:
         ("loss.temperature", "warm", "loss.temperature must be a valid number"),
         ("head.hidden", "wide", "head.hidden must be a valid list"),
         ("optimizer.nesterov", 1, "optimizer.nesterov must be a valid boolean"),
-        ("evaluation.head.crop_scale", [1.0], "evaluation.head.crop_scale must be as long a list"),
+        ("evaluation.head.crop_scale", [1.0], "evaluation.head.crop_scale must be a list as long"),
         ("augment.crop_scale", [1.0], "crop_scale must be 2 numbers"),
         ("augment.flip", "often", "flip must be a number"),
         ("augment.flip", 10**400, "flip must be between 0 and 1"),

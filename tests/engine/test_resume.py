@@ -173,8 +173,8 @@ def test_settings_that_are_the_run_s_pass(home: Path, call: Call, stopped: Path)
     [
         (["--resume", ""], "--resume names no run"),
         (["--resume", "run", "--out", "other"], "--resume run, --out other"),
-        (["--resume", "run", "--overwrite"], "--resume and --overwrite exclude"),
-        (["--resume", "run", "--dry-run"], "--resume and --dry-run exclude"),
+        (["--resume", "run", "--overwrite"], "--resume and --overwrite cannot be used together"),
+        (["--resume", "run", "--dry-run"], "--resume and --dry-run cannot be used together"),
     ],
 )
 def test_what_names_no_single_run_is_refused(words: list[str], said: str, tmp_path: Path, call: Call) -> None:

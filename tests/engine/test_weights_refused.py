@@ -138,12 +138,12 @@ def planted(state: State, name: str, tensor: Tensor | None) -> State:
         ("conv1.weight", None, "missing", "1 missing: conv1.weight"),
         ("layer3.1.bn2.running_mean", None, "missing", "1 missing: layer3.1.bn2.running_mean"),
         ("layer2.0.downsample.0.weight", None, "missing", "1 missing: layer2.0.downsample.0.weight"),
-        ("layer1.0.se.fc1.weight", (4, 64), "no plain resnet18", "layer1.0.se.fc1.weight"),
-        ("conv1.bias", (64,), "no plain resnet18", "conv1.bias"),
-        ("conv1.0.weight", (32, 3, 3, 3), "no plain resnet18", "conv1.0.weight"),
-        ("bn2.weight", (64,), "no plain resnet18", "bn2.weight"),
-        ("layer5.0.conv1.weight", (64,), "no plain resnet18", "layer5.0.conv1.weight"),
-        ("layer2.0.shortcut.0.weight", (128, 64, 1, 1), "no plain resnet18", "layer2.0.shortcut.0.weight"),
+        ("layer1.0.se.fc1.weight", (4, 64), "not a plain resnet18", "layer1.0.se.fc1.weight"),
+        ("conv1.bias", (64,), "not a plain resnet18", "conv1.bias"),
+        ("conv1.0.weight", (32, 3, 3, 3), "not a plain resnet18", "conv1.0.weight"),
+        ("bn2.weight", (64,), "not a plain resnet18", "bn2.weight"),
+        ("layer5.0.conv1.weight", (64,), "not a plain resnet18", "layer5.0.conv1.weight"),
+        ("layer2.0.shortcut.0.weight", (128, 64, 1, 1), "not a plain resnet18", "layer2.0.shortcut.0.weight"),
         ("layer1.2.conv1.weight", (64, 64, 3, 3), "is not a ResNet-18", "basic blocks 3 + 2 + 2 + 2"),
     ],
 )
@@ -178,7 +178,7 @@ def test_timms_variants_of_resnets_are_refused(tmp_path: Path, variant: str) -> 
 
 
 def test_a_sequential_with_weights_between_stem_and_stages_is_another_network(tmp_path: Path, state: State) -> None:
-    refused(saved(tmp_path, numbered(state, 4) | {"2.weight": torch.zeros(64)}), "no plain resnet18")  # a PReLU
+    refused(saved(tmp_path, numbered(state, 4) | {"2.weight": torch.zeros(64)}), "not a plain resnet18")  # a PReLU
 
 
 def test_lightlys_smallest_resnet_is_refused(tmp_path: Path, state: State) -> None:

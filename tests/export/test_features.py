@@ -127,7 +127,7 @@ MANY = tuple(f"class {i}" for i in range(12))
         (CLASSES, (*CLASSES, "dog"), r"only in the file: none; only in pets: 'dog'"),
         (CLASSES, ("ant", "cat", "bee"), r"label 1 is 'bee' in the file, 'cat' in pets"),
         (CLASSES, MANY, r"'class 4' and 7 more"),
-        (("a", "b", "b"), ("a", "b"), "a name stands twice"),
+        (("a", "b", "b"), ("a", "b"), "a name occurs twice"),
         (CLASSES, (), r"only in the file: 'ant', 'bee', 'cat'; only in pets: none"),
         (CLASSES, ("ant", "bee", "cat "), r"only in pets: 'cat '"),
     ],

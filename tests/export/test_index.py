@@ -104,7 +104,7 @@ def _broken(folder: Path, row: int) -> None:
 
 SPOILED: dict[str, tuple[Callable[[Path], object], str]] = {
     "no vectors": (lambda d: (d / "v.npy").unlink(), "there is no index here"),
-    "no manifest": (lambda d: (d / "v.json").unlink(), "are no index"),
+    "no manifest": (lambda d: (d / "v.json").unlink(), "are not an index"),
     "unfinished": (lambda d: ((d / "v.json").unlink(), (d / "v.partial").mkdir()), "not finished"),
     "no table": (lambda d: (d / "v.csv").unlink(), "cannot be read"),
     "no pictures": (lambda d: (d / "v.images.npy").unlink(), "cannot be read"),

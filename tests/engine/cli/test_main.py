@@ -110,7 +110,7 @@ def test_recipes_are_listed_and_shown() -> None:
         (["pretrain", "--epochs", "0", "--data", "digits"], 2, "train.epochs"),
         (["pretrain", "--batch-size", "1", "--data", "digits"], 2, "two images"),
         (["pretrain", "--recipe", "cifar01", "--data", "digits"], 2, "cifar10"),
-        (["pretrain", "--resume", "--overwrite"], 2, "exclude"),
+        (["pretrain", "--resume", "--overwrite"], 2, "cannot be used together"),
         (["pretrain", "--set", "nonsense", "--data", "digits"], 2, "KEY=VALUE"),
         (["pretrain", "--data", "no/such/folder"], 4, "no/such/folder"),
         (["pretrain", "--data", "digits", "--batch-size", "50000"], 4, "larger than the data"),

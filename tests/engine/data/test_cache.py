@@ -312,7 +312,7 @@ def test_what_packing_did_not_write_is_never_removed(archive: Path, root: Path) 
     os.utime(mine, (1, 1))
     (entry / "meta.json").unlink()
     (entry / "thesis.txt").write_text("x")
-    with pytest.raises(PlatformError, match="something else lies in its folder") as caught:
+    with pytest.raises(PlatformError, match="its folder holds other files") as caught:
         load_data(archive)
     assert caught.value.saw == entry / "thesis.txt" and (entry / "images-all.npy").exists()
     assert [file.name for file in mine.iterdir()] == ["thesis.txt"]
