@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module
+from typing import NoReturn
 
 import click
 
-from ..errors import EngineError
+from ..errors import EngineError, PlatformError
 
 # name → the line in `--help`. The module of that name holds `command`; `--help` does not import it.
 COMMANDS = {
@@ -25,6 +26,9 @@ COMMANDS = {
     "demo": "Pretrain, evaluate and export on built-in images, in about three minutes.",
     "doctor": "Check what this machine and installation can do.",
 }
+
+# Module → the name under which it is installed, where they differ.
+DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn"}
 
 
 class LazyGroup(click.Group):
@@ -91,6 +95,12 @@ def _lines(error: click.ClickException) -> list[str]:
     return lines
 
 
+def _exit(error: EngineError) -> NoReturn:
+    first, *rest = error.lines()
+    print("\n".join([f"error: {first}", *(f"  {row}" for row in rest)]), file=sys.stderr)
+    sys.exit(error.exit_code)
+
+
 def main() -> None:
     """Entry point. Exit codes: 0 done, 1 a check failed, 2 usage, 3 environment, 4 data, 130 interrupted."""
     debug = "--debug" in sys.argv
@@ -109,9 +119,16 @@ def main() -> None:
     except BrokenPipeError:  # the reader of our output has exited, as `| head` does
         sys.stderr.close()
         sys.exit(0)
+    except ModuleNotFoundError as error:  # an installation without every package, such as the light one
+        missing = (error.name or "").partition(".")[0]
+        if debug or missing in ("", "simclr_engine"):
+            raise
+        _exit(
+            PlatformError(
+                "a package is not installed", saw=missing, fix=f"pip install {DISTRIBUTIONS.get(missing, missing)}"
+            )
+        )
     except EngineError as error:
         if debug:
             raise
-        first, *rest = error.lines()
-        print("\n".join([f"error: {first}", *(f"  {row}" for row in rest)]), file=sys.stderr)
-        sys.exit(error.exit_code)
+        _exit(error)

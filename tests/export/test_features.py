@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from fixtures.coloured import coloured
 from fixtures.tiny_model import TINY, MakeTiny
 from fixtures.tiny_probe import CLASSES, PROBE, tiny_probabilities, tiny_probe_model, write_tiny_probe
-from simclr_engine import evaluate
+from simclr_engine import evaluate, evaluate_all
 from simclr_engine.data.store import ImageStore
 from simclr_engine.errors import DataError, UsageError
 from simclr_engine.evaluation.splits import overlapping_images
@@ -203,7 +203,7 @@ def test_copies_of_train_in_test_are_refused_where_the_part_has_none_too(
 def test_every_result_of_a_file_says_how_far_it_is_from_pytorch(
     make_tiny: MakeTiny, splits: tuple[ImageStore, ImageStore]
 ) -> None:
-    results = evaluate(make_tiny(precision="int8"), splits, ["knn", "linear"])
+    results = evaluate_all(make_tiny(precision="int8"), splits, ["knn", "linear"])
     assert isinstance(results, list) and len(results) == 2
     for one in results:
         assert any(note.startswith("int8 file: features differ from PyTorch's by at most") for note in one.notes)
@@ -213,6 +213,6 @@ def test_every_result_of_a_file_says_how_far_it_is_from_pytorch(
 def test_a_method_named_twice_is_run_once(
     make_tiny: MakeTiny, splits: tuple[ImageStore, ImageStore], asked: Sequence[str]
 ) -> None:
-    results = evaluate(make_tiny(), splits, asked)
+    results = evaluate_all(make_tiny(), splits, asked)
     assert isinstance(results, list)
     assert [one.method for one in results] == list(dict.fromkeys(asked))

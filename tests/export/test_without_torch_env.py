@@ -29,11 +29,17 @@ from simclr_engine.export import OnnxEncoder, onnx_features
 
 LIGHT = ("numpy", "Pillow", "onnxruntime", "scikit-learn", "click", "rich", "matplotlib")
 ABSENT = (
-    "torch", "torchvision", "onnx", "onnxscript", "safetensors", "tensorboard", "triton", "jinja2", "pip", "pytest",
+    "torch", "torchvision", "onnx", "onnxscript", "safetensors", "tensorboard", "triton", "jinja2", "pydantic", "pip",
+    "pytest",
 )  # fmt: skip
 
-# In rooms that otherwise need no torch: what trains, and what runs a torch encoder.
-NEEDS_TORCH = {"simclr_engine.evaluation.finetune", "simclr_engine.evaluation.features"}
+# In rooms that otherwise need neither: what trains, what runs a torch encoder, and what opens a recipe.
+NEEDS = {
+    "simclr_engine.data.loader": "torch",
+    "simclr_engine.evaluation.finetune": "torch",
+    "simclr_engine.evaluation.features": "torch",
+    "simclr_engine.recipe": "pydantic",
+}
 # The rooms of the light install: of export/ only these, of the rest of engine/ likewise.
 ROOMS = ("cli", "data", "evaluation", "report")
 SINGLE = ("recipe", "errors", "timing", "run", "bench.card")
@@ -144,12 +150,12 @@ for name in sys.argv[1:]:
     names = list(_modules())
     assert len(names) > 60 and {"simclr_engine.export.runtime", "simclr_engine.report.page"} <= set(names)
     lines = _ok(_run(light, "-c", script, *names, cwd=tmp_path)).splitlines()
-    assert dict(line.split(" ", 1) for line in lines) == dict.fromkeys(NEEDS_TORCH, "torch")
+    assert dict(line.split(" ", 1) for line in lines) == NEEDS
 
 
 def test_importing_a_light_package_loads_nothing_heavy(tmp_path: Path) -> None:
     # The other half: that nothing asks for torch softly, in a try block, and is slowed down where it is there.
-    names = [name.removesuffix(".__init__") for name in _modules() if name not in NEEDS_TORCH]
+    names = [name.removesuffix(".__init__") for name in _modules() if name not in NEEDS]
     script = f"""
 import sys
 from importlib import import_module
@@ -223,13 +229,20 @@ np.savez("found.npz", features=features, probabilities=probabilities, labels=lab
     assert onnx_features.__module__ == "simclr_engine.export.features"
 
 
-def test_a_page_without_jinja2_says_what_to_install(light: Path, tmp_path: Path) -> None:
+WITHOUT_JINJA2 = "import sys; sys.modules['jinja2'] = None; from simclr_engine.cli.main import main; main()"
+
+
+def test_a_page_without_its_packages_says_what_to_install(light: Path, tmp_path: Path) -> None:
     runs = [write_run(tmp_path / name).directory for name in ("first", "second")]
     for arguments in (("report", runs[0]), ("compare", *runs)):
-        done = _run(light, "-m", "simclr_engine", *arguments, cwd=tmp_path)
-        assert done.returncode == 3, done.stderr
-        assert "jinja2" in done.stderr and "fix: pip install jinja2" in done.stderr
-        assert "Traceback" not in done.stderr
+        for package, how in (
+            ("pydantic", (light, "-m", "simclr_engine")),
+            ("jinja2", (sys.executable, "-c", WITHOUT_JINJA2)),
+        ):
+            done = _run(*how, *arguments, cwd=tmp_path)
+            assert done.returncode == 3, done.stderr
+            assert f"fix: pip install {package}" in done.stderr
+            assert "Traceback" not in done.stderr
     assert not (runs[0] / "figures").exists() and not (runs[0] / "report.html").exists()
 
 
@@ -256,4 +269,5 @@ def test_scores_predictions_and_pictures_import_no_jinja2(files: Path, arguments
 
 def test_what_needs_torch_says_so_without_a_traceback(light: Path, files: Path) -> None:
     done = _run(light, "-m", "simclr_engine", "pretrain", "--data", "photos", "--dry-run", cwd=files)
-    assert done.returncode != 0 and "torch" in done.stderr
+    assert done.returncode == 3 and "Traceback" not in done.stderr
+    assert "fix: pip install pydantic" in done.stderr or "fix: pip install torch" in done.stderr
