@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -135,16 +135,13 @@ def _pictures(count: int, size: int) -> NDArray[np.uint8]:
     return (ramp + generator.integers(0, 96, (count, size, size, 3))).astype(np.uint8)
 
 
-def sheet(image: NDArray[np.uint8], views: int, path: Path) -> None:
+def sheet(image: NDArray[np.uint8], views: int) -> Figure:
     """Draws `views` views of one image, a row for each backend that serves here: columns must look the same.
 
     Args:
         image: uint8 `[S, S, 3]`.
         views: columns.
-        path: PNG to write.
     """
-    from matplotlib.figure import Figure
-
     device = choose_platform().device
     size = image.shape[0]
     spec = replace(Recipe.load("quick-10").augment, image_size=size, blur=0.5, mean=(0.0,) * 3, std=(1.0,) * 3)
@@ -166,4 +163,4 @@ def sheet(image: NDArray[np.uint8], views: int, path: Path) -> None:
             axis.imshow(picture.numpy(), interpolation="nearest")
             axis.set(xticks=[], yticks=[])
         row[0].set_ylabel(label, rotation=0, ha="right", va="center")
-    figure.savefig(path, dpi=120)
+    return figure

@@ -281,3 +281,44 @@ def _clear_errors(path: Path, what: str) -> Iterator[None]:
             saw=f"{path}: {error.strerror or error}",
             fix="free space or choose another path; the existing files are unchanged",
         ) from error
+
+
+def occupied(path: Path) -> bool:
+    """Whether a file lies at `path`.
+
+    Raises:
+        UsageError: there is a link, a folder or a device. These are never replaced, and links never written through.
+    """
+    try:
+        mode = path.lstat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise PlatformError("the output cannot be reached", saw=f"{path}: {error.strerror}") from error
+    if stat.S_ISREG(mode):
+        return True
+    kind = "a link" if stat.S_ISLNK(mode) else "a folder" if stat.S_ISDIR(mode) else "no file"
+    raise UsageError(f"the output would replace {kind}", saw=path, fix="remove it, or choose another name")
+
+
+def check_output(path: Path, mark: bytes, overwrite: bool = False) -> None:
+    """Refuses to replace a file that the user named and that we did not write, before any work is done.
+
+    Args:
+        path: where the output will go.
+        mark: what the first 4 KiB of such a file of ours hold.
+        overwrite: whether any regular file may be replaced.
+
+    Raises:
+        UsageError: something else lies there; a link or a folder with `overwrite` too.
+    """
+    if not occupied(path) or overwrite:
+        return
+    with path.open("rb") as file:
+        ours = mark in file.read(4096)
+    if not ours:
+        raise UsageError(
+            "the output exists and was not written by this command",
+            saw=path,
+            fix="choose another name, or replace it with --overwrite",
+        )

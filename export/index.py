@@ -24,9 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simclr_engine.errors import DataError, UsageError
-from simclr_engine.files import write_atomic, write_text_atomic
-
-from .publishing import occupied
+from simclr_engine.files import occupied, write_atomic, write_text_atomic
 
 FORMAT = 1
 COLUMNS = ("row", "path", "class")

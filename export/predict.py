@@ -21,13 +21,12 @@ from simclr_engine.command_line import command_here
 from simclr_engine.data.sources import load_splits
 from simclr_engine.data.stream import Pictures, windows
 from simclr_engine.errors import DataError, UsageError
-from simclr_engine.files import write_atomic
+from simclr_engine.files import occupied, write_atomic
 
 from .embedder import Embedder
 from .features import check_class_names
 from .index import EmbeddingIndex, default_index
 from .metadata import ModelMetadata
-from .publishing import occupied
 
 TOP = 3
 BATCH = 64

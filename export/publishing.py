@@ -5,12 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import re
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from simclr_engine.errors import DataError, PlatformError, UsageError
+from simclr_engine.files import occupied
 
 from .metadata import read_model, sidecar_path
 
@@ -48,24 +48,6 @@ def _is_checksum(path: Path) -> bool:
             return re.fullmatch(rb"[0-9a-f]{64}[^\n]*\n?", file.read(4096)) is not None
     except OSError:
         return False
-
-
-def occupied(path: Path) -> bool:
-    """Whether a file lies at `path`.
-
-    Raises:
-        UsageError: there is a link, a folder or a device. These are never replaced, and links never written through.
-    """
-    try:
-        mode = path.lstat().st_mode
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    except OSError as error:
-        raise PlatformError("the output cannot be reached", saw=f"{path}: {error.strerror}") from error
-    if stat.S_ISREG(mode):
-        return True
-    kind = "a link" if stat.S_ISLNK(mode) else "a folder" if stat.S_ISDIR(mode) else "no file"
-    raise UsageError(f"the output would replace {kind}", saw=path, fix="remove it, or choose another name")
 
 
 def write(path: Path, data: bytes) -> None:

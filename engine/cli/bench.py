@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from .options import add, print_json, show, table
 
 # Each name is a module of bench/ with `rows(repeats, …)` and `floors()`; the arguments are the sizes of `--small`.
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MADE_BY = b"simclr-engine bench"  # stands in a picture, which the next one may replace
 BENCHES: dict[str, dict[str, Any]] = {
     "epoch": {"views": 8, "size": 16, "monitored": 40},
     "nt-xent": {"sizes": (64, 128)},
@@ -60,6 +64,7 @@ BENCHES: dict[str, dict[str, Any]] = {
     "--run", metavar="RUN", help="export and evaluate only: the run directory to measure.  [default: a synthetic run]"
 )
 @click.option("--compile/--no-compile", default=None, help="export only: also measure torch.compile.  [default: yes]")
+@click.option("--overwrite", is_flag=True, help="Replace files of these names that `bench` did not write.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document to stdout instead of text.")
 def command(
     name: str,
@@ -71,6 +76,7 @@ def command(
     sheet: Path | None,
     run: str | None,
     compile: bool | None,
+    overwrite: bool,
     as_json: bool,
 ) -> None:
     """Benchmark one part of the engine on this machine against alternatives.
@@ -95,6 +101,7 @@ def command(
     from simclr_engine.bench.rows import check as check_floors
 
     from ..errors import UsageError
+    from ..files import check_output
 
     if sheet is not None and name != "augment":
         raise UsageError(
@@ -107,6 +114,9 @@ def command(
             raise UsageError(f"--{option} is an option of bench {' and bench '.join(belongs_to)}", saw=name, fix=fix)
     if small and check:
         raise UsageError("--check cannot be used with --small", fix="give one of them")
+    for path, mark in ((out, b'"device"'), (plot, MADE_BY), (sheet, MADE_BY)):
+        if path is not None:
+            check_output(path, mark, overwrite)
     module = import_module(f"simclr_engine.bench.{name.replace('-', '_')}")
     floors = () if small else module.floors(run) if name == "export" else module.floors()
     sizes = (BENCHES[name] if small else {}) | given
@@ -120,19 +130,13 @@ def command(
 
         write_text_atomic(out, json.dumps(document, indent=2) + "\n")
     if plot is not None:
-        from io import BytesIO
-
         from simclr_engine.bench.rows import draw
 
-        from ..files import write_atomic
-
-        drawn = BytesIO()
-        draw(document).savefig(drawn, dpi=120, format=plot.suffix[1:] or None)
-        write_atomic(plot, drawn.getbuffer())
+        _write_picture(draw(document), plot)
     if sheet is not None:
         from ..data import load_data
 
-        module.sheet(load_data("glyphs", split="test").images[7], 16, sheet)
+        _write_picture(module.sheet(load_data("glyphs", split="test").images[7], 16), sheet)
     if as_json:
         print_json(document)
     else:
@@ -140,6 +144,17 @@ def command(
     if check:
         for line in check_floors(document["rows"], floors):
             click.echo(line, err=True)
+
+
+def _write_picture(figure: Figure, path: Path) -> None:
+    from io import BytesIO
+
+    from ..files import write_atomic
+
+    drawn, kind = BytesIO(), path.suffix[1:].lower() or "png"
+    about = {"Software": MADE_BY.decode()} if kind == "png" else None
+    figure.savefig(drawn, dpi=120, format=kind, metadata=about)
+    write_atomic(path, drawn.getbuffer())
 
 
 def _table(document: dict[str, Any]) -> None:

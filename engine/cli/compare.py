@@ -25,8 +25,9 @@ if TYPE_CHECKING:
     metavar="PATH",
     help="HTML page to write.  [default: compare.html in the directory that holds the first run]",
 )
+@click.option("--overwrite", is_flag=True, help="Replace a file at --out that `compare` did not write.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document to stdout instead of text.")
-def command(runs: tuple[str, ...], out: str | None, as_json: bool) -> None:
+def command(runs: tuple[str, ...], out: str | None, overwrite: bool, as_json: bool) -> None:
     """Compare runs: print a table, and write a page with their curves on common axes.
 
     \b
@@ -39,7 +40,7 @@ def command(runs: tuple[str, ...], out: str | None, as_json: bool) -> None:
     from ..report.comparison import open_runs, to_document
 
     opened = open_runs(runs)
-    page = write_comparison(opened, Path(out) if out else beside(opened[0]))
+    page = write_comparison(opened, Path(out) if out else beside(opened[0]), overwrite)
     if as_json:
         print_json({"out": str(page)} | to_document(opened))
         return

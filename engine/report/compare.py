@@ -8,7 +8,7 @@ from typing import Any
 
 from .. import __version__
 from ..command_line import shell_command
-from ..files import Folder
+from ..files import Folder, check_output
 from .comparison import ComparedRun, differing_keys, method_cell, method_rows, notes, recipe_value, run_cells
 from .comparison_figures import accuracy_pictures, curve_pictures
 from .content import Published, commands, published_figures, published_source, short_name
@@ -16,13 +16,17 @@ from .page import draw, render, shown_picture
 from .style import Picture, can_draw
 from .tables import COMPARES, Cell, Section, Table, accuracy_text, protocol, published_cells, published_sets, row
 
+MADE_BY = "simclr-engine compare"  # in the title of the page: the next one may replace it
 
-def write_comparison(runs: Sequence[ComparedRun], out: Path) -> Path:
-    """Writes the page; returns its path.
+
+def write_comparison(runs: Sequence[ComparedRun], out: Path, overwrite: bool = False) -> Path:
+    """Writes the page; returns its path. A page of an earlier comparison is replaced, with `overwrite` any file.
 
     Raises:
+        UsageError: something else lies at `out`.
         PlatformError: jinja2 is not installed, or the page cannot be written.
     """
+    check_output(out, MADE_BY.encode(), overwrite)
     Folder.open(out.parent, make=True).write_text(out.name, render_comparison(runs, out))
     return out
 
@@ -40,7 +44,7 @@ def render_comparison(runs: Sequence[ComparedRun], out: Path) -> str:
         _reproduce_section(runs, out),
     ]
     top: dict[str, Any] = {"heading": heading, "names": [run.name for run in runs], "warnings": notes(runs)}
-    return render("compare.html.j2", f"{heading} — simclr-engine compare", sections, __version__, **top)
+    return render("compare.html.j2", f"{heading} — {MADE_BY}", sections, __version__, **top)
 
 
 def _drawn(pictures: Sequence[Picture]) -> list[dict[str, Any]]:

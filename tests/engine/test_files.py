@@ -11,7 +11,7 @@ import pytest
 
 from simclr_engine import files
 from simclr_engine.errors import DataError, PlatformError, UsageError
-from simclr_engine.files import Folder, is_plain_name, named_path, write_atomic
+from simclr_engine.files import Folder, check_output, is_plain_name, named_path, write_atomic
 
 
 @pytest.fixture(params=["in an open directory", "by joined paths"], autouse=True)
@@ -196,3 +196,19 @@ def test_an_empty_path_is_refused_and_not_taken_for_the_working_directory() -> N
     with pytest.raises(UsageError, match="--out is empty"):
         named_path("")
     assert named_path("a") == Path("a")
+
+
+def test_an_output_is_replaced_where_it_is_ours_or_the_user_says_so(tmp_path: Path) -> None:
+    out = tmp_path / "compare.html"
+    check_output(out, b"ours")  # nothing is there
+    out.write_text("a page of ours")
+    check_output(out, b"ours")
+    out.write_text("a thesis")
+    with pytest.raises(UsageError, match="not written by this command"):
+        check_output(out, b"ours")
+    check_output(out, b"ours", overwrite=True)
+    out.unlink()
+    out.symlink_to(tmp_path / "thesis")
+    for overwrite in (False, True):
+        with pytest.raises(UsageError, match="a link"):
+            check_output(out, b"ours", overwrite)

@@ -23,6 +23,7 @@ from fixtures.synthetic_run import (
     write_run,
 )
 from simclr_engine.cli.compare import command
+from simclr_engine.errors import UsageError
 from simclr_engine.evaluation.records import save_result
 from simclr_engine.report import style
 from simclr_engine.report.compare import render_comparison
@@ -224,3 +225,14 @@ def test_foreign_text_becomes_no_markup(tmp_path: Path) -> None:
     shown = CliRunner().invoke(command, [*map(str, paths[:3]), "--out", str(tmp_path / "page.html")])
     assert shown.exit_code == 0, shown.output
     assert "\x1b" not in shown.output and "$x^2$" in shown.output
+
+
+def test_a_file_that_compare_did_not_write_is_replaced_only_when_asked(tmp_path: Path) -> None:
+    runs = [str(write_run(tmp_path / name).directory) for name in ("a", "b")]
+    page = tmp_path / "compare.html"
+    page.write_text("a thesis")
+    refused = CliRunner().invoke(command, runs)
+    assert isinstance(refused.exception, UsageError) and page.read_text() == "a thesis"
+    for options in (["--overwrite"], []):  # then it is one of ours
+        done = CliRunner().invoke(command, [*runs, *options])
+        assert done.exit_code == 0 and "2 runs side by side" in page.read_text()
