@@ -230,6 +230,20 @@ class LoopLARS:
                 p.sub_(buffer)
 
 
+def torch_muon(module: nn.Module, lr: float) -> torch.optim.Optimizer:
+    """torch's Muon over every weight of `module` that is a matrix, or as one, and nothing over the rest.
+
+    It takes 2-D parameters alone, so a convolution's weight is seen as `[out, in·kh·kw]`, with the gradient it has.
+    """
+    matrices = []
+    for p in module.parameters():
+        if p.ndim > 1 and p.size(1) != 3:
+            matrix = p.detach().flatten(1)
+            matrix.grad = None if p.grad is None else p.grad.flatten(1)
+            matrices.append(matrix)
+    return torch.optim.Muon(matrices, lr, weight_decay=0.0, momentum=0.9)
+
+
 def with_plain_convolutions(model: nn.Module) -> nn.Module:
     """The same model, with its weights, with PyTorch's own convolutions throughout."""
     for module in list(model.modules()):

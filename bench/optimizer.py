@@ -1,4 +1,4 @@
-"""The time of an update of ResNet-18 with its head: our LARS, a plain loop, and torch's own SGD."""
+"""The time of an update of ResNet-18 with its head: our LARS, a plain loop and torch's SGD; our Muon and torch's."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ from simclr_engine.optim import build_optimizer, parameter_groups
 from simclr_engine.recipe import Recipe
 from simclr_engine.timing import interleave
 
-from .baselines import LoopLARS
+from .baselines import LoopLARS, torch_muon
 from .rows import Floor, Row, time_row
 
 NAME = "update of ResNet-18"
 # On the CPU the loop has no synchronisations to save: the gain is in memory traffic alone.
-FLOORS = (Floor(NAME, "ours (LARS)", of="plain loop, asking the device", most=1.0),)
+FLOORS = (
+    Floor(NAME, "ours (LARS)", of="plain loop, asking the device", most=1.0),
+    Floor(NAME, "ours (Muon)", of="torch Muon", most=1.0),
+)
 
 
 def floors() -> tuple[Floor, ...]:
@@ -53,5 +56,9 @@ def rows(repeats: int = 7) -> list[Row]:
     contenders["plain loop, asking the device"] = LoopLARS(groups, 1e-3, spec.momentum, spec.trust_coefficient).step
     sgd = Recipe.load("cifar10-sgd").optimizer
     contenders["torch SGD"] = build_optimizer(module(), sgd, 1e-3).step
+    muon = recipe.override({"optimizer.name": "muon"}).optimizer
+    contenders["ours (Muon)"] = build_optimizer(module(), muon, 1e-3).step
+    if hasattr(torch.optim, "Muon"):
+        contenders["torch Muon"] = torch_muon(module(), 1e-3).step
     timings = interleave(contenders, repeats, warmup=3, synchronize=platform.synchronize)
     return [time_row(NAME, name, timing) for name, timing in timings.items()]

@@ -55,7 +55,7 @@ def _without(text: str, lost: str) -> str:
 
 
 def test_a_run_recipe_that_lost_a_key_is_refused() -> None:
-    text = Recipe.load("cifar10").to_toml()
+    text = Recipe.load("cifar10", {"optimizer.name": "muon"}).to_toml()
     for key in set(known_keys()) - {"train.micro_batch", "published"}:
         with pytest.raises(UsageError, match=f"incomplete\n.*no {re.escape(key)}"):
             Recipe.from_toml(_without(text, f"{key} ="))
@@ -204,6 +204,8 @@ BEYOND: dict[str, object] = {
     "optimizer.weight_decay": -1e-6,
     "optimizer.form": "book",
     "optimizer.trust_coefficient": math.inf,
+    "optimizer.muon_steps": 21,
+    "optimizer.rest_lr": 0.0,
     "schedule.name": "linear",
     "schedule.warmup_epochs": -1.0,
     "schedule.lr_min": 1.5,
@@ -308,7 +310,7 @@ def test_a_half_character_of_a_path_is_refused_before_it_is_written() -> None:
         ("augment.flip", "often", "flip must be a number"),
         ("augment.flip", 10**400, "flip must be between 0 and 1"),
         ("loss.temperature", math.inf, "loss.temperature must be finite and above 0 and at most 100"),
-        ("optimizer.name", "sdg", "optimizer.name must be lars, sgd, adam or adamw"),
+        ("optimizer.name", "sdg", "optimizer.name must be lars, sgd, adam, adamw or muon"),
         ("optimizer.momentum", 1.0, "optimizer.momentum must be at least 0 and below 1"),
         ("train.views", 65, "train.views must be 2 to 64 .V, of each image"),
         ("monitor.log_steps", 0, "monitor.log_steps must be 1 or more"),
