@@ -58,7 +58,6 @@ def rows(repeats: int = 7) -> list[Row]:
     contenders["torch SGD"] = build_optimizer(module(), sgd, 1e-3).step
     muon = recipe.override({"optimizer.name": "muon"}).optimizer
     contenders["ours (Muon)"] = build_optimizer(module(), muon, 1e-3).step
-    if hasattr(torch.optim, "Muon"):
-        contenders["torch Muon"] = torch_muon(module(), 1e-3).step
+    contenders["torch Muon"] = torch_muon(module(), 1e-3).step
     timings = interleave(contenders, repeats, warmup=3, synchronize=platform.synchronize)
     return [time_row(NAME, name, timing) for name, timing in timings.items()]

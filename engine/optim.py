@@ -89,9 +89,6 @@ class LARS(torch.optim.Optimizer):
 # layers in neural networks", 2024). The slope at zero is steep instead of the limit being exact: five steps bring every
 # σ from 0.0017 to 1 into [0.68, 1.21].
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
-# Steps taken on the Gram matrix between two products with the matrix itself. The error of a bf16 Gram matrix grows by
-# a² in each: three steps leave the update as exact as step by step, five can diverge (docs/kernels.md, "Muon").
-GRAM_STEPS = 3
 
 
 def orthogonalise(matrices: Tensor, steps: int = 5, dtype: torch.dtype | None = None) -> Tensor:
@@ -112,24 +109,29 @@ def orthogonalise(matrices: Tensor, steps: int = 5, dtype: torch.dtype | None = 
     wide = matrices.size(1) <= matrices.size(2)
     x = matrices if wide else matrices.mT
     # By the largest entry first: the squares of tiny or huge entries have no place in fp32.
-    largest = x.abs().amax(dim=(1, 2), keepdim=True)
+    dims = (1, 2)
+    largest = torch.maximum(x.amax(dims, keepdim=True), -x.amin(dims, keepdim=True))
     x = x / torch.where(largest > 0, largest, 1)
-    norm = torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True)
-    x = (x / torch.where(norm > 0, norm, 1)).to(dtype or x.dtype)
+    norm = torch.linalg.vector_norm(x, dim=dims, keepdim=True)
+    x = x.div_(torch.where(norm > 0, norm, 1)).to(dtype or x.dtype)
+    # A step is X ← (aI + R)X, R = bG + cG², G = XXᵀ. The G of the next step is (aI + R)G(aI + R): where X is wide, it
+    # costs less there than by XXᵀ anew, and X is multiplied once for two steps. Not for three: the rounding of G grows
+    # by a² with each step, and what it adds to a singular value beyond 1.2 the next steps magnify.
     m, n = x.shape[1:]
-    # With G = XXᵀ, a step is X ← PX, P = aI + bG + cG², and the next G is P²G: products of m × m alone. They are more
-    # of them, so a matrix that is nearly square takes every step on X.
-    segments = math.ceil(steps / GRAM_STEPS) if 2 * n > 3 * m else steps
-    for length in [len(range(first, steps, segments)) for first in range(segments)]:
-        gram, factor = x @ x.mT, None
-        for left in reversed(range(length)):
-            p = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-            p.diagonal(dim1=1, dim2=2).add_(a)
-            factor = p if factor is None else p @ factor
-            if left:
-                gram = p @ (p @ gram)
-        assert factor is not None
-        x = factor @ x
+    in_pairs = 2 * n > 3 * m
+    while steps > 0:
+        gram = x @ x.mT
+        r = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        if in_pairs and steps >= 2:
+            first = r.clone()
+            first.diagonal(dim1=1, dim2=2).add_(a)
+            gram = first @ gram @ first.mT
+            r = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+            x = torch.baddbmm(first, r, first, beta=a) @ x
+            steps -= 2
+        else:
+            x = torch.baddbmm(x, r, x, beta=a)
+            steps -= 1
     return x if wide else x.mT
 
 
@@ -225,7 +227,8 @@ def _orthogonalise_each(updates: list[Tensor], steps: int) -> None:
         result = orthogonalise(stack, steps, _products_in(dtype, device))
         for u, o in zip(same, result.unbind(), strict=True):
             u.copy_(o.reshape(u.shape))
-        torch._foreach_mul_(same, math.sqrt(max(1.0, rows / columns)))
+        if rows > columns:
+            torch._foreach_mul_(same, math.sqrt(rows / columns))
 
 
 def _momentum_buffers(state: dict[Tensor, Any], params: list[Tensor]) -> list[Tensor]:

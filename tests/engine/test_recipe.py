@@ -68,6 +68,42 @@ def test_a_recipe_of_an_older_run_takes_the_defaults(younger: str) -> None:
     assert text != recipe.to_toml() and Recipe.from_toml(text) == recipe
 
 
+def test_the_text_of_a_recipe_has_muons_settings_only_with_muon() -> None:
+    for name in ("lars", "sgd", "adam", "adamw"):
+        assert (
+            not {"muon_steps", "rest_lr"}
+            & Recipe.load("cifar10", {"optimizer.name": name}).to_tree()["optimizer"].keys()
+        )
+    muon = Recipe.load("cifar10-sgd", {"optimizer.name": "muon", "optimizer.rest_lr": 0.07})
+    assert (muon.to_tree()["optimizer"]["muon_steps"], muon.to_tree()["optimizer"]["rest_lr"]) == (5, 0.07)
+    assert Recipe.from_toml(muon.to_toml()) == muon
+    assert muon.differences(Recipe.load("cifar10-sgd")) == {
+        "optimizer.name": "muon", "optimizer.muon_steps": 5, "optimizer.rest_lr": 0.07
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("key", "value"), [("muon_steps", 5), ("rest_lr", 0.03)])
+def test_a_setting_of_muon_with_another_optimizer_is_refused(key: str, value: float, tmp_path: Path) -> None:
+    says = f'Muon.s settings.*\\n.*optimizer.{key} = {value} with optimizer.name = "sgd"'
+    with pytest.raises(UsageError, match=says):
+        Recipe.load("cifar10-sgd", {f"optimizer.{key}": value})
+    file = tmp_path / "mine.toml"
+    file.write_text(f'base = "cifar10-sgd"\n[optimizer]\n{key} = {value}\n')
+    with pytest.raises(UsageError, match=says):
+        Recipe.load(file)
+    with pytest.raises(UsageError, match=says):  # in any order
+        Recipe.load("cifar10", {f"optimizer.{key}": value, "optimizer.name": "sgd"})
+
+
+def test_an_optimizer_in_muons_place_does_not_inherit_its_settings() -> None:
+    sgd = Recipe.load("cifar10-sgd")
+    muon = sgd.override({"optimizer.name": "muon", "optimizer.rest_lr": 0.07})
+    assert muon.override({"optimizer.name": "sgd"}) == sgd
+    assert muon.override({"optimizer.lr": 0.5}).optimizer.rest_lr == 0.07
+    short = {"epochs": 10, "settings": {"optimizer.name": "sgd"}}
+    assert muon.override({"short_runs": [short]}).for_epochs(1).optimizer == sgd.optimizer
+
+
 def test_published_figures_and_settings_of_the_systems_are_the_authors() -> None:
     a, b, c, d, e = (Recipe.load(n) for n in ("lars-800", "few-labels-50", "quick-10", "scratch-100", "two-protocols"))
     assert (a.train.epochs, a.train.batch_size, a.optimizer.name, a.loss.temperature) == (800, 512, "lars", 0.5)

@@ -135,7 +135,7 @@ def test_the_loss_falls_below_chance() -> None:
     assert rows[-1]["top1"] > 2 / 31
 
 
-@pytest.mark.parametrize("optimizer", ["lars", "sgd", "adam", "adamw"])
+@pytest.mark.parametrize("optimizer", ["lars", "sgd", "adam", "adamw", "muon"])
 def test_a_step_reads_nothing_from_the_device(optimizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # Meta tensors take the paths of an accelerator and have shapes but no values: whatever would make the host wait
     # for a value of the device, or for a shape that depends on one, raises on them.
