@@ -135,7 +135,7 @@ def orthogonalise(matrices: Tensor, steps: int = 5, dtype: torch.dtype | None = 
     return x if wide else x.mT
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@torch.compiler.assume_constant_result
 def _products_in(dtype: torch.dtype, device: torch.device) -> torch.dtype:
     """bf16 where the device is fast in it; float64 stays, for it tells a wrong formula from rounding."""
     return torch.bfloat16 if dtype != torch.float64 and "bf16" in precisions(device) else dtype

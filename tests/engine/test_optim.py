@@ -247,7 +247,7 @@ def test_muon_leaves_a_zero_matrix_and_gives_nan_for_nan_to_it_alone() -> None:
     assert good.isfinite().all() and not torch.equal(good, torch.ones(4, 12))
 
 
-@pytest.mark.parametrize("power", [-120, -60, 60, 120])
+@pytest.mark.parametrize("power", [-110, -60, 60, 110])
 def test_the_scale_of_a_gradient_does_not_matter_to_muon(power: int) -> None:
     matrix = _matrices(2, 6, 40).float()
     assert torch.equal(orthogonalise(matrix * 2.0**power), orthogonalise(matrix))
