@@ -16,7 +16,7 @@ BENCHES: dict[str, dict[str, Any]] = {
     "epoch": {"views": 8, "size": 16, "monitored": 40},
     "nt-xent": {"sizes": (64, 128)},
     "augment": {"views": 32, "size": 16},
-    "optimizer": {},
+    "optimizer": {"shape": (2, 16, 48)},
     "evaluate": {"train": 300, "test": 100, "dim": 16},
     "store": {"gigabytes": 0.02, "size": 16, "batch": 8},
     "scaling": {"images": 4, "size": 16, "sleep": 0.01},
@@ -60,7 +60,7 @@ def command(
     epoch      a training step, ours and with each part switched off, beside a plain one
     nt-xent    the loss: time, memory and error beside the usual ways to write it
     augment    views per second of each backend beside other libraries
-    optimizer  an update of LARS beside a plain loop
+    optimizer  an update of LARS and of Muon, beside a plain loop and torch's Muon
     store      images from files larger than memory beside images in memory
     scaling    the data path in one process and in two
     evaluate   probe, kNN and maps over 50,000 x 512 features beside scikit-learn
@@ -146,6 +146,10 @@ def _also(row: dict[str, Any]) -> str:
         "efficiency": lambda v: f"{100 * v:.0f} % of ideal",
         "mib_above_few": lambda v: f"{v:,.0f} MiB above few images in memory",
         "images_read": lambda v: f"{v:,} images read through",
+        "shape": lambda v: "{} matrices of {} × {:,}".format(*v),
+        "lowest": lambda v: f"singular values from {v:.2f}",
+        "highest": lambda v: f"to {v:.2f}",
+        "cosine": lambda v: f"cosine with the exact factor {v:.3f}",
         "lost_points": lambda v: f"{v:.2f} points lost",
     }
     return ", ".join(show(row[key]) for key, show in shown.items() if key in row)
