@@ -87,7 +87,7 @@ class LARS(torch.optim.Optimizer):
 
 # One Newton–Schulz step maps each singular value σ to aσ + bσ³ + cσ⁵ (K. Jordan et al., "Muon: An optimizer for hidden
 # layers in neural networks", 2024). The slope at zero is steep instead of the limit being exact: five steps bring every
-# σ from 0.0017 to 1 into [0.68, 1.21].
+# σ from 0.0015 to 1 into [0.68, 1.21].
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
 
