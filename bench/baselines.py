@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from simclr_engine.kernels import AugmentSpec
 from simclr_engine.model import Convolution
+from simclr_engine.optim import NEWTON_SCHULZ
 from simclr_engine.torchvision_shim import import_torchvision
 
 Builder = Callable[[NDArray[np.uint8], AugmentSpec, int], Callable[[], object]]
@@ -228,6 +229,33 @@ class LoopLARS:
                 buffer = self.buffers.setdefault(p, torch.zeros_like(p))
                 buffer.mul_(self.momentum).add_((p.grad + decay * p) * ratio * self.lr)
                 p.sub_(buffer)
+
+
+def torch_muon(module: nn.Module, lr: float) -> torch.optim.Optimizer:
+    """torch's Muon over every weight of `module` that is a matrix, or as one, and nothing over the rest.
+
+    It takes 2-D parameters alone, so a convolution's weight is seen as `[out, in·kh·kw]`, with the gradient it has.
+    """
+    matrices = []
+    for p in module.parameters():
+        if p.ndim > 1 and p.size(1) != 3:
+            matrix = p.detach().flatten(1)
+            matrix.grad = None if p.grad is None else p.grad.flatten(1)
+            matrices.append(matrix)
+    return torch.optim.Muon(matrices, lr, weight_decay=0.0, momentum=0.9)
+
+
+def newton_schulz_each(matrices: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
+    """Our `orthogonalise` of wide matrices `[K, m, n]`, matrix by matrix and step by step, as it is usually written."""
+    a, b, c = NEWTON_SCHULZ
+    found = []
+    for matrix in matrices:
+        x = (matrix / matrix.norm()).to(dtype)
+        for _ in range(steps):
+            gram = x @ x.T
+            x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+        found.append(x)
+    return torch.stack(found)
 
 
 def with_plain_convolutions(model: nn.Module) -> nn.Module:

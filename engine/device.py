@@ -94,7 +94,7 @@ def choose_platform(
     """
     picked, deterministic = _pick_device(device), torch.are_deterministic_algorithms_enabled()
     notes: list[str] = []
-    available = _precisions(picked)
+    available = precisions(picked)
     if precision != "auto" and precision not in available:
         kind = "CPU" if picked.type == "cpu" else f"{picked.type} device"
         notes.append(f"{precision} is not supported on this {kind}; using {available[0]}")
@@ -173,6 +173,17 @@ def cpu_name() -> str:
     return f"{name}, {torch.get_num_threads()} threads"
 
 
+def precisions(device: torch.device) -> list[str]:
+    """The precisions that the device supports well, best first."""
+    if device.type == "cuda":
+        # bf16 needs compute capability 8.0; a T4 (7.5) emulates it slowly and takes fp16 with a scaler.
+        modern = torch.cuda.get_device_capability(device) >= (8, 0)
+        return ["bf16", "fp16", "fp32"] if modern else ["fp16", "fp32"]
+    if device.type == "cpu" and _cpu_has_bf16():
+        return ["bf16", "fp32"]
+    return ["fp32"]
+
+
 def _pick_device(device: str) -> torch.device:
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if device == "auto":
@@ -182,17 +193,6 @@ def _pick_device(device: str) -> torch.device:
         found = ", ".join(name for name, is_there in there.items() if is_there)
         raise PlatformError("the device is not available", saw=device, fix=f"use --device auto, or one of: {found}")
     return torch.device(device)
-
-
-def _precisions(device: torch.device) -> list[str]:
-    """The precisions that the device supports well, best first."""
-    if device.type == "cuda":
-        # bf16 needs compute capability 8.0; a T4 (7.5) emulates it slowly and uses fp16 with a scaler.
-        modern = torch.cuda.get_device_capability(device) >= (8, 0)
-        return ["bf16", "fp16", "fp32"] if modern else ["fp16", "fp32"]
-    if device.type == "cpu" and _cpu_has_bf16():
-        return ["bf16", "fp32"]
-    return ["fp32"]
 
 
 def _cpu_has_bf16() -> bool:

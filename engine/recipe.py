@@ -23,9 +23,11 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    SerializerFunctionWrapHandler,
     ValidationError,
     ValidationInfo,
     field_validator,
+    model_serializer,
     model_validator,
 )
 
@@ -143,17 +145,41 @@ class LossSpec(Table):
     temperature: float = Field(gt=0, le=100)
 
 
+OF_MUON = ("muon_steps", "rest_lr")  # of OptimizerSpec, where its name is muon
+
+
 class OptimizerSpec(Table):
     """The optimizer and its peak learning rate."""
 
-    name: Literal["lars", "sgd", "adam", "adamw"]
+    name: Literal["lars", "sgd", "adam", "adamw", "muon"]
     lr: Positive = Field(description="peak learning rate")
     lr_per_256: bool = Field(default=False, description="whether `lr` is per 256 images of the batch")
     momentum: Momentum = 0.9
-    nesterov: bool = False
+    nesterov: bool = Field(default=False, description="of SGD; Muon always takes this form")
     weight_decay: NotNegative = 1e-6
     form: Literal["paper", "google"] = Field(default="paper", description="of LARS: where the decay enters")
     trust_coefficient: NotNegative = Field(default=0.001, description="of LARS")
+    muon_steps: int = Field(default=5, ge=1, le=20, description="of Muon: Newton–Schulz steps")
+    rest_lr: Positive = Field(
+        default=0.03, description="of Muon: peak learning rate of batch norm, biases and the first convolution"
+    )
+
+    @model_validator(mode="after")
+    def _settings_belong_to_it(self) -> OptimizerSpec:
+        for key in OF_MUON:
+            if key in self.model_fields_set and self.name != "muon":
+                raise UsageError(
+                    "a recipe sets Muon's settings for another optimizer",
+                    saw=f'optimizer.{key} = {getattr(self, key)} with optimizer.name = "{self.name}"',
+                    fix='leave it out, or set optimizer.name = "muon"',
+                )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_the_settings_of_others(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Muon's settings came later: the text of other recipes, which their hash is of, does not have them."""
+        written: dict[str, Any] = write(self)
+        return {key: value for key, value in written.items() if self.name == "muon" or key not in OF_MUON}
 
 
 class ScheduleSpec(Table):
@@ -320,8 +346,7 @@ class Recipe(Table):
             UsageError: unknown recipe, unknown or missing key (with the nearest name), wrong type, value out of range.
         """
         tree = _read(str(name_or_file))
-        for key, value in (overrides or {}).items():
-            _override(tree, key, value)
+        _override(tree, overrides or {})
         return cls.from_tree(tree)
 
     @classmethod
@@ -332,11 +357,10 @@ class Recipe(Table):
             UsageError: the text is not a recipe, or a key is missing.
         """
         tree = _parse(text, "")
-        recipe, there = (
-            cls.from_tree(tree),
-            {key for key, _ in leaves(tree | {"published": {}})} | {"train.micro_batch"},
-        )
-        known = known_keys() if "evaluation" in tree else [k for k in known_keys() if not k.startswith("evaluation.")]
+        recipe = cls.from_tree(tree)
+        there = {key for key, _ in leaves(tree | {"published": {}})} | {"train.micro_batch"}
+        complete = [key for key, _ in leaves(recipe.to_tree() | {"published": {}})]
+        known = [key for key in complete if "evaluation" in tree or not key.startswith("evaluation.")]
         if lost := [key for key in known if key not in there]:
             raise _incomplete(lost)
         return recipe
@@ -356,8 +380,7 @@ class Recipe(Table):
     def override(self, values: Mapping[str, Any]) -> Recipe:
         """A copy with overrides such as `{"train.epochs": 200}`; raises the errors of `load`."""
         tree = self.to_tree()
-        for key, value in values.items():
-            _override(tree, key, value)
+        _override(tree, values)
         return Recipe.from_tree(tree)
 
     def to_tree(self) -> dict[str, Any]:
@@ -383,8 +406,7 @@ class Recipe(Table):
         tree["short_runs"] = []
         for short in sorted(self.short_runs, key=lambda s: -s.epochs):
             if epochs <= short.epochs:
-                for key, value in short.settings.items():
-                    _override(tree, key, value)
+                _override(tree, short.settings)
         return Recipe.from_tree(tree)
 
     def variants(self) -> list[Recipe]:
@@ -455,11 +477,10 @@ def _read(name: str) -> dict[str, Any]:
         raise UsageError("`base` must name a recipe of the package", saw=shown(base), fix=fix)
     merged = _read(base)
     published = tree.pop("published", {})
-    for key, value in leaves(tree):
-        if value == {} and any(other.startswith(f"{key}.") for other, _ in leaves(merged)):
-            continue  # an empty table leaves that of `base` as it is
-        _set_key(merged, key, value)
-        _claim(merged, key)
+    there = [key for key, _ in leaves(merged)]
+    # A table that says nothing leaves the one of `base` as it is.
+    said = {key: v for key, v in leaves(tree) if v != {} or not any(k.startswith(f"{key}.") for k in there)}
+    _lay(merged, said)
     return merged | {"published": published}
 
 
@@ -479,13 +500,24 @@ def _parse(text: str, where: str) -> dict[str, Any]:
         raise UsageError("the recipe is not valid TOML", saw=cut(f"{where}{error}"), fix="correct that line") from error
 
 
-def _override(tree: dict[str, Any], key: str, value: Any) -> None:
-    """Sets `a.b` in the tree; the key must exist. Text that is a TOML value is read as one."""
+def _override(tree: dict[str, Any], values: Mapping[str, Any]) -> None:
+    """Sets each `a.b` in the tree; the keys must exist. Text is read as a TOML value where it is one."""
     known = known_keys()
-    if key not in known:
-        raise _no_such_key(key, known)
-    _set_key(tree, key, read_value(value) if isinstance(value, str) else value)
-    _claim(tree, key)
+    for key in values:
+        if key not in known:
+            raise _no_such_key(key, known)
+    _lay(tree, {key: read_value(value) if isinstance(value, str) else value for key, value in values.items()})
+
+
+def _lay(tree: dict[str, Any], values: Mapping[str, Any]) -> None:
+    """Lays values over the tree. An optimizer that takes Muon's place does not inherit its settings."""
+    optimizer = tree.get("optimizer")
+    if values.get("optimizer.name", "muon") != "muon" and isinstance(optimizer, dict):
+        for key in OF_MUON:
+            optimizer.pop(key, None)
+    for key, value in values.items():
+        _set_key(tree, key, value)
+        _claim(tree, key)
 
 
 def _claim(tree: dict[str, Any], key: str) -> None:

@@ -11,16 +11,16 @@ import click
 
 from .options import add, print_json, show, table
 
-# Each name is a module of bench/ with `rows(repeats, …)` and `floors()`; the arguments are the sizes of `--small`.
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MADE_BY = b"simclr-engine bench"  # stands in a picture, which the next one may replace
+# Each name is a module of bench/ with `rows(repeats, …)` and `floors()`; the arguments are the sizes of `--small`.
 BENCHES: dict[str, dict[str, Any]] = {
     "epoch": {"views": 8, "size": 16, "monitored": 40},
     "nt-xent": {"sizes": (64, 128)},
     "augment": {"views": 32, "size": 16},
-    "optimizer": {},
+    "optimizer": {"shape": (2, 16, 48)},
     "evaluate": {"train": 300, "test": 100, "dim": 16},
     "store": {"gigabytes": 0.02, "size": 16, "batch": 8},
     "scaling": {"images": 4, "size": 16, "sleep": 0.01},
@@ -87,7 +87,7 @@ def command(
     epoch      a training step: ours, ours with one part switched off at a time, and a plain one
     nt-xent    time, memory and error of the loss, compared with common implementations
     augment    views per second of each backend, compared with other libraries
-    optimizer  an update of LARS, compared with a plain loop
+    optimizer  an update of LARS and of Muon, compared with a plain loop and torch's Muon
     store      reading images from files larger than memory, compared with images in memory
     scaling    the data path in one process and in two
     evaluate   probe, kNN and maps over 50,000 x 512 features, compared with scikit-learn
@@ -184,6 +184,10 @@ def _also(row: dict[str, Any]) -> str:
         "efficiency": lambda v: f"{100 * v:.0f} % of ideal",
         "mib_above_few": lambda v: f"{v:,.0f} MiB above few images in memory",
         "images_read": lambda v: f"{v:,} images read through",
+        "shape": lambda v: "{} matrices of {} × {:,}".format(*v),
+        "lowest": lambda v: f"singular values from {v:.2f}",
+        "highest": lambda v: f"to {v:.2f}",
+        "cosine": lambda v: f"cosine with the exact factor {v:.3f}",
         "lost_points": lambda v: f"{v:.2f} points lost",
     }
     return ", ".join(show(row[key]) for key, show in shown.items() if key in row)

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from reference import ntxent_truth
-from simclr_engine.bench.baselines import LoopLARS, nt_xent_boolean_mask, nt_xent_eager
+from simclr_engine.bench.baselines import LoopLARS, newton_schulz_each, nt_xent_boolean_mask, nt_xent_eager, torch_muon
 from simclr_engine.bench.epoch import flops_per_view
 from simclr_engine.bench.rows import peak_extra_bytes
-from simclr_engine.optim import LARS, parameter_groups
+from simclr_engine.optim import LARS, Muon, orthogonalise, parameter_groups
 from simclr_engine.recipe import Recipe
 
 CPU = torch.device("cpu")
@@ -44,6 +44,25 @@ def test_the_plain_loop_is_our_lars() -> None:
         second.step()
     for p, q in zip(ours.parameters(), loop.parameters(), strict=True):
         assert (p - q).abs().max() <= 1e-12
+
+
+def test_the_usual_muon_is_ours() -> None:
+    def module() -> nn.Module:
+        torch.manual_seed(0)
+        made = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 32, 3), nn.Linear(32, 40))
+        for p in made.parameters():
+            p.grad = torch.randn_like(p)
+        return made
+
+    ours, usual = module(), module()
+    before = [p.detach().clone() for p in usual.parameters()]
+    Muon([p for p in ours.parameters() if p.ndim > 1 and p.size(1) != 3], lr=1.0).step()
+    torch_muon(usual, 1.0).step()
+    for p, q, old in zip(usual.parameters(), ours.parameters(), before, strict=True):
+        assert ((p - q).norm() < 0.02 * (old - q).norm()) if p.ndim > 1 and p.size(1) != 3 else torch.equal(p, old)
+    matrices = torch.randn(3, 5, 20, dtype=torch.float64)
+    found = newton_schulz_each(matrices, 5, torch.float64)
+    assert (found - orthogonalise(matrices, 5)).abs().max() <= 1e-12
 
 
 def test_peak_memory_counts_what_is_alive_together() -> None:

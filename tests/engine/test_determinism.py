@@ -69,7 +69,7 @@ def test_on_cuda_deterministic_neither_compiles_nor_tries_out_convolutions(monke
     from simclr_engine import device
 
     monkeypatch.setattr(device, "_pick_device", lambda name: torch.device("cuda"))
-    monkeypatch.setattr(device, "_precisions", lambda picked: ["bf16", "fp32"])
+    monkeypatch.setattr(device, "precisions", lambda picked: ["bf16", "fp32"])
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
     monkeypatch.setattr(torch, "set_float32_matmul_precision", lambda name: None)
     monkeypatch.setattr("shutil.which", lambda name: "/usr/bin/c++")

@@ -37,12 +37,14 @@ MICRO = BATCH // 4  # the share of one of four ranks
 # The recipe's own rate; at eight times that, the rounding of one step is magnified by the next ones.
 CALM = {"optimizer.lr": 0.06}
 LARS = {"optimizer.name": "lars", "optimizer.form": "google", "optimizer.lr": 2.0}
+MUON = {"optimizer.name": "muon", "optimizer.lr": 0.02, "optimizer.lr_per_256": False}
 CASES = {
     "frozen, fp64": Case(frozen=True),
     "frozen, fp32": Case("fp32", frozen=True, more=CALM),
     "trained, fp64": Case(micro_batch=MICRO),
     "trained, fp32": Case("fp32", micro_batch=MICRO, more=CALM),
     "three views, LARS": Case(micro_batch=MICRO, more={"train.views": 3, **LARS}),
+    "trained, fp64, Muon": Case(micro_batch=MICRO, more=MUON),
     "smaller micro-batch": Case(micro_batch=MICRO // 2, more=CALM),
     "trained, fp32, twice the batch": Case("fp32", micro_batch=2 * MICRO, more=CALM | {"train.batch_size": 2 * BATCH}),
 }

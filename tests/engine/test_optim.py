@@ -1,4 +1,4 @@
-"""LARS against a plain float64 loop; schedules against their formulas."""
+"""LARS and Muon against plain float64 loops; schedules against their formulas."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from reference.optimizers import lars_step
-from simclr_engine.optim import LARS, build_optimizer, lr_factor, parameter_groups
+from reference.optimizers import lars_step, muon_step, newton_schulz, orthogonal_factor
+from simclr_engine import optim
+from simclr_engine.optim import LARS, Muon, build_optimizer, lr_factor, orthogonalise, parameter_groups
 from simclr_engine.recipe import OptimizerSpec, Recipe, ScheduleSpec
 
 
@@ -53,12 +54,19 @@ def test_lars_equals_the_plain_float64_loop_over_ten_steps(form: str) -> None:
         assert np.abs(p.detach().numpy() - weight).max() <= 1e-12 * max(1.0, np.abs(weight).max())
 
 
-@pytest.mark.parametrize("form", ["paper", "google"])
-def test_lars_compiles_as_one_graph_and_follows_a_rate_kept_in_a_tensor(form: str) -> None:
+COMPILED = {
+    "LARS, paper": {"name": "lars", "form": "paper"},
+    "LARS, google": {"name": "lars", "form": "google"},
+    "Muon": {"name": "muon", "weight_decay": 0.1},
+}
+
+
+@pytest.mark.parametrize("which", COMPILED)
+def test_a_step_compiles_as_one_graph_and_follows_a_rate_in_a_tensor(which: str) -> None:
     def run(compiled: bool) -> torch.Tensor:
         module = _module()
         rate = torch.tensor(0.0, dtype=torch.float64)
-        optimizer = build_optimizer(module, _optimizer("lars-800", form=form), lr=1.0)
+        optimizer = build_optimizer(module, _optimizer("lars-800", **COMPILED[which]), lr=1.0)
         for group in optimizer.param_groups:
             group["lr"] = rate
         step = torch.compile(optimizer.step, backend="aot_eager", fullgraph=True) if compiled else optimizer.step
@@ -81,10 +89,11 @@ def test_lars_leaves_zero_weights_a_ratio_of_one() -> None:
     assert torch.equal(weight.detach(), torch.full((2, 2), -0.5, dtype=torch.float64))
 
 
-def test_lars_state_continues_after_saving() -> None:
+@pytest.mark.parametrize("name", ["lars", "muon"])
+def test_the_state_continues_after_saving(name: str) -> None:
     def run(stop: int | None) -> torch.Tensor:
         module = _module()
-        spec = Recipe.load("lars-800").optimizer
+        spec = _optimizer("lars-800", name=name)
         optimizer = build_optimizer(module, spec, lr=0.3)
         for step in range(6):
             if step == stop:
@@ -112,6 +121,162 @@ def test_batch_norm_and_bias_get_no_decay() -> None:
 def test_an_unknown_form_is_refused() -> None:
     with pytest.raises(ValueError, match="paper"):
         LARS([nn.Parameter(torch.ones(2, 2))], lr=0.1, form="gogle")
+
+
+def _matrices(*shape: int, spread: float = 0.0, seed: int = 0) -> torch.Tensor:
+    """Gaussian matrices in float64, or with singular values that fall evenly (in logarithms) by `spread` decades."""
+    generator = torch.Generator().manual_seed(seed)
+    made = torch.randn(shape, generator=generator, dtype=torch.float64)
+    if spread:
+        u, s, vt = torch.linalg.svd(made, full_matrices=False)
+        made = (u * torch.logspace(0, -spread, s.size(-1), dtype=torch.float64)) @ vt
+    return made
+
+
+def _error(ours: torch.Tensor, truth: torch.Tensor) -> float:
+    return float((ours.double() - truth).norm() / truth.norm())
+
+
+def _like_pixels_and_features() -> nn.Module:
+    """A convolution of colours, wide, square and tall matrices, two of one shape, and what has one dimension."""
+    torch.manual_seed(0)
+    convolutions = [nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.Conv2d(6, 6, 3), nn.Conv2d(6, 6, 3)]
+    return nn.Sequential(*convolutions, nn.Flatten(), nn.Linear(6, 7), nn.Linear(7, 30)).double()
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 5, 7])
+@pytest.mark.parametrize("shape", [(6, 60), (6, 8), (6, 6), (60, 6), (1, 5)])
+def test_newton_schulz_maps_the_singular_values_and_nothing_else(shape: tuple[int, int], steps: int) -> None:
+    stack = _matrices(3, *shape)
+    for matrix, ours in zip(stack, orthogonalise(stack, steps), strict=True):
+        assert _error(ours, torch.from_numpy(orthogonal_factor(matrix.numpy(), steps))) < 1e-12
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(40, 240), (40, 50)])  # steps in pairs, and one by one
+@pytest.mark.parametrize(("steps", "low"), [(3, 0.09), (4, 0.33), (5, 0.68)])
+def test_each_step_is_more_orthogonal_until_all_is_within_a_third(
+    steps: int, low: float, shape: tuple[int, int], dtype: torch.dtype
+) -> None:
+    matrix = _matrices(1, *shape, spread=2.3)
+    singular = torch.linalg.svdvals(matrix / matrix.norm())[0].numpy()
+    assert (singular.min(), singular.max()) == pytest.approx((0.0024, 0.48), rel=0.05)
+    exact = newton_schulz(singular, steps)
+    assert low <= exact.min() < low + 0.02 and exact.max() < 1.21
+    found = torch.linalg.svdvals(orthogonalise(matrix.float(), steps, dtype)[0].double()).numpy()
+    assert (found.min(), found.max()) == pytest.approx((exact.min(), exact.max()), abs=0.03)
+
+
+@pytest.mark.parametrize("spread", [0.0, 2.0])
+def test_five_steps_point_where_the_orthogonal_factor_points(spread: float) -> None:
+    matrix = _matrices(1, 64, 576, spread=spread)
+    u, _, vt = torch.linalg.svd(matrix, full_matrices=False)
+    ours = orthogonalise(matrix.float(), 5, torch.bfloat16).double()
+    assert (ours * (u @ vt)).sum() / (ours.norm() * (u @ vt).norm()) > 0.98
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_muon_equals_the_plain_float64_loop_over_ten_steps(layout: torch.memory_format) -> None:
+    module = _like_pixels_and_features().to(memory_format=layout)
+    spec = _optimizer("cifar10", name="muon", lr=0.05, rest_lr=0.02, weight_decay=0.1, muon_steps=4)
+    optimizer = build_optimizer(module, spec, lr=0.05)
+    params = list(module.parameters())
+    truth = [(p.detach().numpy().copy(), np.zeros(p.shape)) for p in params]
+    generator = torch.Generator().manual_seed(1)
+    for step in range(10):
+        for group in optimizer.param_groups:
+            group["lr"] = 0.05 / (step + 1)
+        for i, p in enumerate(params):
+            p.grad = torch.empty_like(p).copy_(torch.randn(p.shape, generator=generator, dtype=torch.float64))
+            matrix = p.ndim > 1 and i > 0
+            truth[i] = muon_step(
+                *(truth[i][0], p.grad.numpy(), truth[i][1]),
+                lr=(0.05 if matrix else 0.02) / (step + 1),
+                momentum=0.9,
+                decay=0.1 if p.ndim > 1 else 0.0,
+                steps=4,
+                orthogonal=matrix,
+            )
+        optimizer.step()
+    for p, (weight, _) in zip(params, truth, strict=True):
+        assert np.abs(p.detach().numpy() - weight).max() <= 1e-12
+
+
+def test_muon_is_torchs_own_for_matrices_but_for_the_rounding_of_bf16() -> None:
+    shapes = [(24, 240), (24, 240), (30, 20), (16, 16)]
+
+    def run(kind: type[torch.optim.Optimizer], dtype: torch.dtype) -> list[torch.Tensor]:
+        params = [nn.Parameter(_matrices(*shape, seed=i).to(dtype)) for i, shape in enumerate(shapes)]
+        optimizer = kind(params, lr=0.5, momentum=0.9, weight_decay=0.1)  # type: ignore[call-arg]
+        for step in range(3):
+            for i, p in enumerate(params):
+                p.grad = _matrices(*p.shape, spread=1.0, seed=10 * step + i).to(dtype)
+            optimizer.step()
+        return [p.detach().double() for p in params]
+
+    exact, theirs, ours = run(Muon, torch.float64), run(torch.optim.Muon, torch.float32), run(Muon, torch.float32)
+    for truth, torchs, mine in zip(exact, theirs, ours, strict=True):
+        assert 0 < _error(torchs, truth) < 0.02
+        assert _error(mine, truth) < 1.5 * _error(torchs, truth)
+
+
+def test_matrices_of_one_shape_are_updated_as_each_alone() -> None:
+    def run(together: bool) -> torch.Tensor:
+        params = [nn.Parameter(torch.zeros(8, 2, 3, 3, dtype=torch.float64)) for _ in range(4)]
+        for i, p in enumerate(params):
+            p.grad = _matrices(8, 2, 3, 3, seed=i) * 10.0**i
+        for some in [params] if together else [[p] for p in params]:
+            Muon(some, lr=1.0).step()
+        return torch.stack([p.detach() for p in params])
+
+    assert (run(True) - run(False)).abs().max() <= 1e-13
+    assert run(True).abs().max() > 0.1
+
+
+def test_muon_leaves_a_zero_matrix_and_gives_nan_for_nan_to_it_alone() -> None:
+    params = [nn.Parameter(torch.ones(4, 12)) for _ in range(4)]
+    for i, p in enumerate(params):
+        p.grad = _matrices(4, 12, seed=i).float()
+    params[0].grad = torch.zeros(4, 12)
+    params[1].grad[2, 5] = torch.nan
+    params[2].grad[2, 5] = torch.inf
+    Muon(params, lr=0.1).step()
+    zero, nan, inf, good = (p.detach() for p in params)
+    assert torch.equal(zero, torch.ones(4, 12))
+    assert nan.isnan().all() and inf.isnan().all()
+    assert good.isfinite().all() and not torch.equal(good, torch.ones(4, 12))
+
+
+@pytest.mark.parametrize("power", [-110, -60, 60, 110])
+def test_the_scale_of_a_gradient_does_not_matter_to_muon(power: int) -> None:
+    matrix = _matrices(2, 6, 40).float()
+    assert torch.equal(orthogonalise(matrix * 2.0**power), orthogonalise(matrix))
+
+
+@pytest.mark.parametrize(("bf16", "expected"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_muon_multiplies_in_bf16_where_that_is_fast_and_keeps_float64(
+    bf16: bool, expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = []
+
+    def spied(matrices: torch.Tensor, steps: int, dtype: torch.dtype) -> torch.Tensor:
+        taken.append(dtype)
+        return orthogonalise(matrices, steps, dtype)
+
+    monkeypatch.setattr(optim, "precisions", lambda device: ["bf16", "fp32"] if bf16 else ["fp32"])
+    monkeypatch.setattr(optim, "orthogonalise", spied)
+    for dtype in (torch.float32, torch.float64):
+        weight = nn.Parameter(torch.zeros(4, 12, dtype=dtype))
+        weight.grad = torch.ones_like(weight)
+        Muon([weight], lr=0.1).step()
+    assert taken == [expected, torch.float64]
+
+
+def test_muon_without_a_matrix_or_with_a_vector_among_them_is_refused() -> None:
+    with pytest.raises(ValueError, match="none; train this module with sgd"):
+        build_optimizer(nn.BatchNorm2d(4), _optimizer("cifar10", name="muon"), lr=0.1)
+    with pytest.raises(ValueError, match=r"got \(3,\); use a group with orthogonal=False"):
+        Muon([nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(3))], lr=0.1)
 
 
 def test_cosine_warms_up_linearly_and_ends_at_its_floor() -> None:

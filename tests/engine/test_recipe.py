@@ -55,7 +55,7 @@ def _without(text: str, lost: str) -> str:
 
 
 def test_a_run_recipe_that_lost_a_key_is_refused() -> None:
-    text = Recipe.load("cifar10").to_toml()
+    text = Recipe.load("cifar10", {"optimizer.name": "muon"}).to_toml()
     for key in set(known_keys()) - {"train.micro_batch", "published"}:
         with pytest.raises(UsageError, match=f"incomplete\n.*no {re.escape(key)}"):
             Recipe.from_toml(_without(text, f"{key} ="))
@@ -66,6 +66,42 @@ def test_a_recipe_of_an_older_run_takes_the_defaults(younger: str) -> None:
     recipe = Recipe.load("cifar10")
     text = _without(recipe.to_toml(), younger)
     assert text != recipe.to_toml() and Recipe.from_toml(text) == recipe
+
+
+def test_the_text_of_a_recipe_has_muons_settings_only_with_muon() -> None:
+    for name in ("lars", "sgd", "adam", "adamw"):
+        assert (
+            not {"muon_steps", "rest_lr"}
+            & Recipe.load("cifar10", {"optimizer.name": name}).to_tree()["optimizer"].keys()
+        )
+    muon = Recipe.load("cifar10-sgd", {"optimizer.name": "muon", "optimizer.rest_lr": 0.07})
+    assert (muon.to_tree()["optimizer"]["muon_steps"], muon.to_tree()["optimizer"]["rest_lr"]) == (5, 0.07)
+    assert Recipe.from_toml(muon.to_toml()) == muon
+    assert muon.differences(Recipe.load("cifar10-sgd")) == {
+        "optimizer.name": "muon", "optimizer.muon_steps": 5, "optimizer.rest_lr": 0.07
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("key", "value"), [("muon_steps", 5), ("rest_lr", 0.03)])
+def test_a_setting_of_muon_with_another_optimizer_is_refused(key: str, value: float, tmp_path: Path) -> None:
+    says = f'Muon.s settings.*\\n.*optimizer.{key} = {value} with optimizer.name = "sgd"'
+    with pytest.raises(UsageError, match=says):
+        Recipe.load("cifar10-sgd", {f"optimizer.{key}": value})
+    file = tmp_path / "mine.toml"
+    file.write_text(f'base = "cifar10-sgd"\n[optimizer]\n{key} = {value}\n')
+    with pytest.raises(UsageError, match=says):
+        Recipe.load(file)
+    with pytest.raises(UsageError, match=says):  # in any order
+        Recipe.load("cifar10", {f"optimizer.{key}": value, "optimizer.name": "sgd"})
+
+
+def test_an_optimizer_in_muons_place_does_not_inherit_its_settings() -> None:
+    sgd = Recipe.load("cifar10-sgd")
+    muon = sgd.override({"optimizer.name": "muon", "optimizer.rest_lr": 0.07})
+    assert muon.override({"optimizer.name": "sgd"}) == sgd
+    assert muon.override({"optimizer.lr": 0.5}).optimizer.rest_lr == 0.07
+    short = {"epochs": 10, "settings": {"optimizer.name": "sgd"}}
+    assert muon.override({"short_runs": [short]}).for_epochs(1).optimizer == sgd.optimizer
 
 
 def test_published_figures_and_settings_of_the_systems_are_the_authors() -> None:
@@ -204,6 +240,8 @@ BEYOND: dict[str, object] = {
     "optimizer.weight_decay": -1e-6,
     "optimizer.form": "book",
     "optimizer.trust_coefficient": math.inf,
+    "optimizer.muon_steps": 21,
+    "optimizer.rest_lr": 0.0,
     "schedule.name": "linear",
     "schedule.warmup_epochs": -1.0,
     "schedule.lr_min": 1.5,
@@ -308,7 +346,7 @@ def test_a_half_character_of_a_path_is_refused_before_it_is_written() -> None:
         ("augment.flip", "often", "flip must be a number"),
         ("augment.flip", 10**400, "flip must be between 0 and 1"),
         ("loss.temperature", math.inf, "loss.temperature must be finite and above 0 and at most 100"),
-        ("optimizer.name", "sdg", "optimizer.name must be lars, sgd, adam or adamw"),
+        ("optimizer.name", "sdg", "optimizer.name must be lars, sgd, adam, adamw or muon"),
         ("optimizer.momentum", 1.0, "optimizer.momentum must be at least 0 and below 1"),
         ("train.views", 65, "train.views must be 2 to 64 .V, of each image"),
         ("monitor.log_steps", 0, "monitor.log_steps must be 1 or more"),

@@ -137,7 +137,7 @@ def test_the_loss_falls_below_chance() -> None:
     assert rows[-1]["top1"] > 2 / 31
 
 
-@pytest.mark.parametrize("optimizer", ["lars", "sgd", "adam", "adamw"])
+@pytest.mark.parametrize("optimizer", ["lars", "sgd", "adam", "adamw", "muon"])
 def test_a_step_reads_nothing_from_the_device(optimizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # Meta tensors take the paths of an accelerator and have shapes but no values: whatever would make the host wait
     # for a value of the device, or for a shape that depends on one, raises on them.
@@ -166,6 +166,24 @@ def test_an_epoch_shows_each_image_once_and_the_next_in_another_order() -> None:
     assert torch.equal(second.sort().values, torch.arange(48))
     assert not torch.equal(first, second)
     assert torch.equal(trainer.sample_ids(0), epoch_order(48, 0, 0)[:16])  # going back gives the same again
+
+
+@pytest.mark.usefixtures("_narrow")
+def test_resuming_a_run_with_muon_is_bitwise_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe, store = tiny_recipe(**{"optimizer.name": "muon", "monitor.knn_epochs": 0}), tiny_store()
+    pretrain(recipe, store, tmp_path / "whole", device="cpu", quiet=True)
+    _stop_after(monkeypatch, 4)
+    with pytest.raises(Interrupted):
+        pretrain(recipe, store, tmp_path / "stopped", device="cpu", quiet=True)
+    monkeypatch.undo()
+    pretrain(recipe, store, tmp_path / "stopped", device="cpu", resume=True, quiet=True)
+    whole, stopped = (newest_checkpoint(tmp_path / run / "checkpoints")[0] for run in ("whole", "stopped"))
+    assert_equal_weights(tmp_path / "whole", tmp_path / "stopped")
+    assert whole["step"] == stopped["step"] == 9
+    for key, held in whole["optimizer"]["state"].items():
+        assert torch.equal(held["momentum_buffer"], stopped["optimizer"]["state"][key]["momentum_buffer"])
+    rates = [group["lr"] * group["lr_scale"] for group in stopped["optimizer"]["param_groups"]]
+    assert rates[1:] == pytest.approx([rates[0] * recipe.optimizer.rest_lr / recipe.optimizer.lr] * 2)
 
 
 def test_resuming_at_the_end_of_an_epoch_is_bitwise_the_same(
