@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from .lazy import lazy_names
+from .package import lazy_names
 
 # Switches off telemetry and version checks of libraries. They read these variables when they are imported, and every
 # import of this package runs this file first. Variables that are already set are not changed.
@@ -31,10 +31,10 @@ if TYPE_CHECKING:
     from .data import ImageStore, load_data
     from .errors import EngineError
     from .evaluation import EvaluationResult, evaluate, evaluate_all
+    from .package import __version__
     from .pretraining import pretrain
     from .recipe import Recipe
     from .run import Run
-    from .version import __version__
 
 __all__ = [
     "AugmentSpec",
@@ -66,7 +66,7 @@ __getattr__, __dir__ = lazy_names(
         "OnnxEncoder": ".export",
         "Recipe": ".recipe",
         "Run": ".run",
-        "__version__": ".version",
+        "__version__": ".package",
         "augment": ".kernels",
         "draw_params": ".kernels",
         "evaluate": ".evaluation",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from simclr_engine.lazy import lazy_names
+from simclr_engine.package import lazy_names
 
 if TYPE_CHECKING:
     from .features import onnx_features as onnx_features

@@ -62,7 +62,7 @@ class LazyGroup(click.Group):
 
 def _show_version(ctx: click.Context, option: click.Parameter, asked: bool) -> None:
     if asked:
-        from ..version import __version__  # reading the metadata is slow; --help does not need it
+        from ..package import __version__  # reading the metadata is slow; --help does not need it
 
         click.echo(f"simclr-engine, version {__version__}")
         ctx.exit()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..lazy import lazy_names
+from ..package import lazy_names
 
 if TYPE_CHECKING:
     from .decode import decode_image
