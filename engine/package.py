@@ -30,7 +30,7 @@ def lazy_names(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], 
 
 
 def package_version() -> str:
-    """The installed version, or where a checkout runs without installation (`make gpu PYTHON=python3`) its project's."""
+    """The installed version; of a checkout that runs without installation (`make gpu PYTHON=python3`) its own."""
     import tomllib
     from importlib.metadata import PackageNotFoundError, version
     from pathlib import Path
