@@ -23,7 +23,7 @@ from typing import Any
 RECIPES, SEEDS, LENGTH = ("demo", "cifar10-sgd"), (0, 1), ("--batch-size", "64", "--limit", "640", "--epochs", "3")
 # What differs between two runs of one checkout: clocks, memory, machine load, the number of the process.
 VOLATILE = re.compile(
-    r"seconds|per_second|_at$|ended|peak|bytes_so_far|^id$|started|^version$|commit|launch|sha256|^max_abs"
+    r"seconds|per_second|_at$|ended|peak|bytes_so_far|^id$|started|^version$|commit|launch|sha256|^max_abs|resident|latency|^cache$|_ms$"
 )
 WRONG = (
     ("pretrain", "--recipe", "nowhere"),
@@ -120,7 +120,10 @@ for name in recipe_names():
 
 def files_of(run: Path) -> list[str]:
     """The names in a run directory; those with a clock in them without it."""
-    names = (path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file())
+    # A checkpoint before the last is there where a slow machine saved by the clock.
+    names = (
+        path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file() and path.name != "previous.pt"
+    )
     return sorted(re.sub(r"tfevents\..*", "tfevents", name) for name in names)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import tomllib
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from simclr_engine.kernels import AugmentSpec, augment, draw_params, pick_augmen
 from simclr_engine.kernels.augmentation import fused as backend
 from simclr_engine.kernels.augmentation import params
 from simclr_engine.kernels.augmentation import table as columns
+from simclr_engine.recipe import Recipe
 
 NEEDED = (7, 5)
 SERVED = torch.cuda.is_available() and torch.cuda.get_device_capability() >= NEEDED
@@ -73,7 +74,7 @@ def test_views_equal_float64(image: int, size: int, kernel: int) -> None:
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_the_recipes_views_equal_float64(recipe: Path) -> None:
-    spec = AugmentSpec(image_size=32, **tomllib.loads(recipe.read_text())["augment"])
+    spec = replace(Recipe.load(recipe).augment, image_size=32)
     images, table = pictures(500, 32), drawn(spec, 500)
     views = augment(images, table, spec, backend="triton")
     assert error(views, images, table, spec, 32) <= TOLERANCE / min(spec.std)

@@ -3,7 +3,7 @@ scaling (mean 0, std 1 unless a test is about it), to well under the promised 1e
 
 from __future__ import annotations
 
-import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from simclr_engine.kernels import AugmentSpec, augment, draw_params
 from simclr_engine.kernels.augmentation import eager
 from simclr_engine.kernels.augmentation import fused as backend
 from simclr_engine.kernels.augmentation.table import COLUMNS
+from simclr_engine.recipe import Recipe
 
 # A few roundings of numbers up to 1, enlarged by factors up to 1.8 or 2.5 per operation.
 TOLERANCE = 2e-6
@@ -151,7 +152,7 @@ def test_a_view_in_windows_is_the_view_at_once(
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_the_recipes_augmentations_equal_the_reference(recipe: Path) -> None:
-    spec = AugmentSpec(image_size=32, **tomllib.loads(recipe.read_text())["augment"])
+    spec = replace(Recipe.load(recipe).augment, image_size=32)
     check(pictures(2, 32), drawn(spec, 2, views=2), spec, 32, tolerance=TOLERANCE / min(spec.std))
 
 
