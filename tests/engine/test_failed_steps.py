@@ -91,7 +91,7 @@ def test_running_out_of_memory_names_the_batch_and_a_micro_batch_that_divides_it
     assert caught.value.exit_code == 3 and newest_step(tmp_path / "run") == 8
     assert "batch 8, 2 views of 8 px" in str(caught.value.saw)
     assert "--set train.micro_batch=4" in str(caught.value.fix) and "--batch-size 4" in str(caught.value.fix)
-    assert "an estimate: half of what did not fit" in str(caught.value.fix)
+    assert "(estimate: half of what did not fit)" in str(caught.value.fix)
 
 
 def test_running_out_of_memory_while_the_time_is_measured_says_the_same(

@@ -111,12 +111,22 @@ def test_a_run_whose_checkpoint_holds_no_model_is_refused(
 ) -> None:
     monkeypatch.setattr(checkpoint, "build_encoder", lambda *_: torch.nn.Conv2d(3, 2, 1))
     (tmp_path / "checkpoints").mkdir()
-    recipe = Recipe.load("demo").to_toml()
-    save_checkpoint(
-        tmp_path / "checkpoints" / "last.pt", {"recipe": recipe} | ({} if model is None else {"model": model})
-    )
+    state = {"recipe": Recipe.load("demo").to_toml()} | ({} if model is None else {"model": model})
+    save_checkpoint(tmp_path / "checkpoints" / "last.pt", state)
     with pytest.raises(DataError, match=r"no model|do not fit"):
         load_encoder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "recipe", [None, 3, "", "a = [", "a=" + "[" * 100_000, 'name = "demo"'], ids=lambda t: str(t)[:9]
+)
+def test_a_checkpoint_without_a_whole_recipe_is_refused_in_a_line(tmp_path: Path, recipe: object) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    state = {"model": {"encoder.conv1.weight": torch.ones(1)}} | ({} if recipe is None else {"recipe": recipe})
+    save_checkpoint(tmp_path / "checkpoints" / "last.pt", state)
+    with pytest.raises(DataError, match="the checkpoint holds no recipe") as caught:
+        load_encoder(tmp_path)
+    assert r"\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -126,13 +136,13 @@ def test_weights_without_values_of_their_own_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, strange: Callable[[torch.Tensor], object]
 ) -> None:
     recipe = Recipe.load("cifar10-sgd")
-    (tmp_path / "checkpoints").mkdir()
     weights = {f"encoder.{k}": v for k, v in build_encoder(recipe.model.arch, recipe.model.stem).state_dict().items()}
+    (tmp_path / "checkpoints").mkdir()
     for name in ("encoder.conv1.weight", "encoder.bn1.running_mean"):
         state = {"model": weights | {name: strange(weights[name])}, "recipe": recipe.to_toml()}
         monkeypatch.setattr(checkpoint, "newest_checkpoint", lambda _, state=state: (state, tmp_path / "last.pt", []))
         with pytest.raises(DataError, match="do not fit the encoder"):
-            checkpoint._encoder_from_checkpoint(tmp_path)
+            load_encoder(tmp_path)
 
 
 def test_an_encoder_file_without_its_stem_is_refused(tmp_path: Path) -> None:
