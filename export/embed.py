@@ -320,7 +320,7 @@ def _names_in(folder: Path) -> list[str]:
         UsageError: it is no folder, or holds something else.
     """
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
-        raise UsageError("the folder for the unfinished index cannot be made: its name is in use", saw=folder, fix=MOVE)
+        raise UsageError("the folder for the unfinished index cannot be made: its name is taken", saw=folder, fix=MOVE)
     names = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
     strange = [n for n in names if not _OURS.fullmatch(n) or (folder / n).is_symlink() or not (folder / n).is_file()]
     if strange:
