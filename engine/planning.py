@@ -381,7 +381,7 @@ def out_of_memory(trainer: Trainer, error: BaseException) -> PlatformError:
         fix = "use a smaller model or smaller images: not even one image would fit (an estimate)"
     else:
         batch = micro * trainer.world.size
-        fix = f"use --set train.micro_batch={micro} (same batch in parts) or --batch-size {batch} (an estimate: {why})"
+        fix = f"use --set train.micro_batch={micro} (same batch in parts) or --batch-size {batch} (estimate: {why})"
     return PlatformError("there is not enough memory for a training step", saw=saw, fix=fix)
 
 

@@ -367,7 +367,7 @@ def test_what_is_no_index_of_ours_is_not_replaced_or_written_through(
     out = tmp_path / "out" / "v.npy"
     NOT_OURS[what](out)
     before = _tree(tmp_path / "out")
-    with pytest.raises(UsageError, match=r"replace|in use|not its own|something else") as caught:
+    with pytest.raises(UsageError, match=r"replace|in use|taken|not its own|something else") as caught:
         embedded(model, out, photos, overwrite=overwrite)
     assert "--out" in str(caught.value) or "another name" in str(caught.value)
     assert _tree(tmp_path / "out") == before
