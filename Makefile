@@ -20,7 +20,7 @@ demo: $(READY)
 
 # Two halves beside each other, one thread each (OMP_NUM_THREADS says otherwise), because two cores are all that is asked
 # for. The Triton suites need processes of their own: the interpreter is chosen when a kernel is defined.
-OTHER_HALF := kernels export bench engine/report engine/data
+OTHER_HALF := kernels export bench engine/report engine/data engine/cli
 test: $(READY)
 	@mkdir -p build; export OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1}; \
 	{ TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/interpreter; a=$$?; \
