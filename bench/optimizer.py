@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from simclr_engine.device import choose_platform, precisions
 from simclr_engine.model import SimCLR
@@ -35,24 +35,26 @@ def floors() -> tuple[Floor, ...]:
     return FLOORS
 
 
-def rows(repeats: int = 7, shape: tuple[int, int, int] = LARGEST) -> list[Row]:
+def rows(repeats: int = 7, shape: tuple[int, int, int] = LARGEST, narrow: bool = False) -> list[Row]:
     """Milliseconds per update, contenders interleaved; gradients are computed before.
 
     Args:
         repeats: timed updates per contender.
         shape: K, m, n of the matrices that are orthogonalised by themselves.
+        narrow: update a few small layers instead of ResNet-18, to test that the benchmark runs.
     """
-    return _updates(repeats) + _orthogonal_factors(repeats, shape)
+    return _updates(repeats, narrow) + _orthogonal_factors(repeats, shape)
 
 
-def _updates(repeats: int) -> list[Row]:
+def _updates(repeats: int, narrow: bool) -> list[Row]:
     platform = choose_platform()
     recipe = Recipe.load("lars-800")
     contenders: dict[str, Callable[[], object]] = {}
 
-    def module() -> SimCLR:
+    def module() -> nn.Module:
         torch.manual_seed(0)
-        model = SimCLR(recipe.model, recipe.head).to(platform.device)
+        small = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.Linear(8, 4))
+        model = (small if narrow else SimCLR(recipe.model, recipe.head)).to(platform.device)
         for p in model.parameters():
             p.grad = torch.randn_like(p)
         return model

@@ -20,7 +20,7 @@ BENCHES: dict[str, dict[str, Any]] = {
     "epoch": {"views": 8, "size": 16, "monitored": 40},
     "nt-xent": {"sizes": (64, 128)},
     "augment": {"views": 32, "size": 16},
-    "optimizer": {"shape": (2, 16, 48)},
+    "optimizer": {"shape": (2, 16, 48), "narrow": True},
     "evaluate": {"train": 300, "test": 100, "dim": 16},
     "store": {"gigabytes": 0.02, "size": 16, "batch": 8},
     "scaling": {"images": 4, "size": 16, "sleep": 0.01},
