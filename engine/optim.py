@@ -13,7 +13,27 @@ from .device import precisions
 from .recipe import OptimizerSpec, ScheduleSpec
 
 
-class LARS(torch.optim.Optimizer):
+class _Foreach(torch.optim.Optimizer):
+    """An optimizer whose `_update` moves all parameters of a group together."""
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One update of every parameter that has a gradient."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            if params:
+                self._update(params, group)
+        return loss
+
+    def _update(self, params: list[Tensor], group: dict[str, Any]) -> None:
+        raise NotImplementedError
+
+
+class LARS(_Foreach):
     """Layer-wise adaptive rate scaling, without a host synchronisation in the step.
 
     Two published forms; with momentum m, weight decay β and trust coefficient η, both keep lr inside the momentum
@@ -49,19 +69,6 @@ class LARS(torch.optim.Optimizer):
                 "adapt": adapt,
             },
         )
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One update of every parameter that has a gradient."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            params = [p for p in group["params"] if p.grad is not None]
-            if params:
-                self._update(params, group)
-        return loss
 
     def _update(self, params: list[Tensor], group: dict[str, Any]) -> None:
         grads = [p.grad for p in params if p.grad is not None]
@@ -141,7 +148,7 @@ def _products_in(dtype: torch.dtype, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if dtype != torch.float64 and "bf16" in precisions(device) else dtype
 
 
-class Muon(torch.optim.Optimizer):
+class Muon(_Foreach):
     """Momentum whose matrices are orthogonalised, without a host synchronisation in the step.
 
     With gradient g, momentum m, learning rate lr and weight decay β: v ← m·v + g, u = g + m·v (Nesterov's form),
@@ -188,19 +195,6 @@ class Muon(torch.optim.Optimizer):
             raise ValueError("Muon needs weights of two or more dimensions, got none; train this module with sgd")
         if flat := [tuple(p.shape) for p in matrices if p.ndim < 2]:
             raise ValueError(f"Muon needs two or more dimensions, got {flat[0]}; use a group with orthogonal=False")
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One update of every parameter that has a gradient."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            params = [p for p in group["params"] if p.grad is not None]
-            if params:
-                self._update(params, group)
-        return loss
 
     def _update(self, params: list[Tensor], group: dict[str, Any]) -> None:
         grads = [p.grad for p in params if p.grad is not None]
