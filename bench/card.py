@@ -362,42 +362,35 @@ def versions(with_torch: bool) -> dict[str, str]:
 
 def show_card(card: Card) -> None:
     """Prints the card as a table."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
+    from simclr_engine.terminal import add, show, styled, table
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("images per second")
-    for column in (*(f"batch {batch}" for batch in BATCHES), "memory", "file", "start-up", "accuracy"):
-        table.add_column(column, justify="right", no_wrap=True)
+    figures = (*(f"batch {batch}" for batch in BATCHES), "memory", "file", "start-up", "accuracy")
+    made = table("images per second", *(f"#{name}" for name in figures), rule=False)
     for row in card.rows:
         rates = [_rate_text(row.rates.get(batch)) for batch in BATCHES]
         held = row.fresh.resident_bytes if row.fresh else None
         start_up = f"{row.fresh.start_up:.2f} s" if row.fresh else "–"
-        cells = [row.name, *rates, _megabytes(held), _megabytes(row.file_bytes), start_up, _accuracy_text(row)]
-        table.add_row(*map(Text, cells))
-    console = Console(highlight=False)
-    console = console if console.is_terminal else Console(width=110, highlight=False)
-    console.print(table)
+        cells = [row.name, *rates, _size(held), _size(row.file_bytes), start_up, _accuracy_text(row)]
+        add(made, *cells)
     rounds = ", ".join(f"{n} rounds at batch {batch}" for batch, n in card.rounds.items())
-    console.print(
-        Text(
-            f"median (p20–p80) of {rounds}, interleaved; {card.image_size} px, {card.threads} threads of "
-            f"{card.device}; memory and start-up of a fresh process",
-            style="dim",
-        )
+    how = (
+        f"median (p20–p80) of {rounds}, interleaved; {card.image_size} px, {card.threads} threads of {card.device}; "
+        "memory and start-up of a fresh process"
     )
-    for row in card.rows:
-        if row.note:
-            console.print(Text(f"{row.name}: {row.note}", style="yellow"))
+    notes = [styled(f"{row.name}: {row.note}", "yellow") for row in card.rows if row.note]
+    show(made, styled(how, "dim"), *notes, width=110)
 
 
 def _rate_text(rate: Rate | None) -> str:
-    return "–" if rate is None else f"{rate.median:,.0f} ({rate.p20:,.0f}–{rate.p80:,.0f})"
+    if rate is None:
+        return "–"
+    millions = rate.p80 >= 1e6  # of tiny encoders only; the column stays narrow
+    median, p20, p80 = (f"{v / 1e6:.2f} M" if millions else f"{v:,.0f}" for v in (rate.median, rate.p20, rate.p80))
+    return f"{median} ({p20}–{p80})"
 
 
-def _megabytes(count: int | None) -> str:
-    return "–" if count is None else f"{count / 1e6:,.1f} MB"
+def _size(count: int | None) -> str:
+    return "–" if count is None else f"{count / 2**20:,.{0 if count >= 100 << 20 else 1}f} MiB"
 
 
 def _accuracy_text(row: CardRow) -> str:

@@ -20,6 +20,9 @@ from typing import Any
 
 import click
 
+from simclr_engine.errors import PlatformError, UsageError, nearest
+from simclr_engine.terminal import say, tell
+
 CLI = [sys.executable, "-c", "from simclr_engine.cli.main import main; main()"]
 SECONDS = 540  # for everything: a part gets at most what the others have left
 
@@ -146,9 +149,23 @@ def _line(row: dict[str, Any]) -> str:
 
 
 @click.command()
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=Path("build/gpu"), show_default=True)
-@click.option("--data", help="What is pretrained on.  [default: glyphs; digits with --dry]")
-@click.option("--tests", type=click.Path(path_type=Path), default=Path("tests/gpu"), show_default=True)
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("build/gpu"),
+    show_default=True,
+    metavar="DIR",
+    help="Directory for the figures and logs.",
+)
+@click.option("--data", metavar="NAME|PATH", help="Images to pretrain on.  [default: glyphs; digits with --dry]")
+@click.option(
+    "--tests",
+    type=click.Path(path_type=Path),
+    default=Path("tests/gpu"),
+    show_default=True,
+    metavar="PATH",
+    help="Tests that need a device.",
+)
 @click.option("--only", multiple=True, metavar="PART", help="This part alone; may be repeated.")
 @click.option("--dry", is_flag=True, help="Tiny sizes, on the CPU if need be.")
 def main(out: Path, data: str | None, tests: Path, only: tuple[str, ...], dry: bool) -> None:
@@ -156,27 +173,31 @@ def main(out: Path, data: str | None, tests: Path, only: tuple[str, ...], dry: b
     import torch
 
     if not dry and not torch.cuda.is_available():
-        raise click.ClickException("no CUDA device here; to see every line of this run at tiny sizes: make gpu DRY=1")
+        raise PlatformError(
+            "there is no CUDA device", fix="to see every line of this run at tiny sizes: make gpu DRY=1"
+        )
     started = time.perf_counter()
     out.mkdir(parents=True, exist_ok=True)
     known = parts(out, data or ("digits" if dry else "glyphs"), tests, dry)
     if unknown := [name for name in only if name not in known]:
-        raise click.ClickException(f"no part {unknown[0]!r}; there are {', '.join(known)}")
+        raise UsageError("there is no such part", saw=unknown[0], fix=nearest(unknown[0], known))
     document: dict[str, Any] = {**about(), "dry": dry, "parts": {}}
     for name, part in known.items():
         if only and name not in only:
             continue
-        click.echo(f"{name} …", nl=False, err=True)
+        say(f"{name} …")
         document["parts"][name] = found = run_part(
             part, out / f"{name.replace(' ', '-')}.log", SECONDS - (time.perf_counter() - started)
         )
-        click.echo(f" {found['status']}, {found['seconds']} s", err=True)
+        say(f"{name}: {found['status']}, {found['seconds']} s")
         (out / "gpu.json").write_text(json.dumps(document, indent=2) + "\n")  # whatever happens to the next part
         (out / "gpu.md").write_text(table(document))
-    click.echo((out / "gpu.md").read_text())
+    tell(*(out / "gpu.md").read_text().rstrip("\n").split("\n"))
     if any(part["status"] != "done" and not part["status"].startswith("absent") for part in document["parts"].values()):
         sys.exit(1)
 
 
 if __name__ == "__main__":
-    main()
+    from simclr_engine.cli.main import main as command_line
+
+    command_line(main)

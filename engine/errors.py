@@ -1,6 +1,7 @@
 """The errors that a user sees. Each has a cause, the value seen, a fix and an exit code.
 
-`shown`, `cut` and `nearest` format values and text from outside for such messages.
+`shown`, `cut` and `nearest` format values and text from outside for such messages; `plain` escapes text from outside
+for everything that shows it: messages, tables, pages.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from collections.abc import Iterable
 
 LONGEST_VALUE = 200  # characters of a value from outside within a part of a message
 LONGEST = 800  # characters of one part of a message; text from outside may be longer and is cut
+# Not printable by Python's rule, but neither obeyed nor misleading: spaces, joiners and marks that letters need.
+HARMLESS = frozenset("\u00a0\u2002\u2003\u2009\u200a\u200c\u200d\u200e\u200f\u202f\u3000")
 
 
 class EngineError(Exception):
@@ -71,11 +74,22 @@ def _printable(part: object) -> str:
         text = f"a value of type {type(part).__name__} that cannot be written out"
     if len(text) > 2 * LONGEST:  # the middle is not shown, and may be a gigabyte
         text = text[:LONGEST] + text[-LONGEST:]
-    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    text = plain(text)
     if len(text) <= LONGEST:
         return text
     last = LONGEST // 4
     return f"{text[: LONGEST - last - 1]}…{text[-last:]}"
+
+
+def plain(text: str) -> str:
+    """Text from outside on one line: what a terminal or a browser would obey, or cannot encode, becomes visible.
+
+    This is the only escaping for readers. Control characters, overrides of the writing direction, halves of surrogate
+    pairs (Python's form of a name that is not UTF-8) and line breaks become `\\x1b`, `\\u202e`, `\\udce9`, `\\n`.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in HARMLESS else c.encode("unicode_escape").decode() for c in text)
 
 
 def shown(value: object) -> str:

@@ -6,13 +6,13 @@ import json
 import os
 import re
 import stat
-import sys
 import uuid
 from contextlib import suppress
 from pathlib import Path
 
 from .errors import EngineError, UsageError
 from .files import Folder
+from .terminal import say
 
 MARKER, LOCK = ".simclr-engine-run", ".lock"
 FORMAT = "simclr-engine run 1"
@@ -111,7 +111,7 @@ def empty(at: Folder) -> None:
         head = path.split("/")[0]
         folders[head] = folders.get(head, 0) + 1
     said = ", ".join(f"{head}/ ({n} files)" if head not in going else head for head, n in folders.items())
-    print(f"removing the run in {at.path}: {said or 'no files'}", file=sys.stderr, flush=True)
+    say(f"removing the run in {at.path}: {said or 'no files'}")
     _empty(at, "")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -26,6 +25,7 @@ from .recording import Recording, environment_of
 from .resuming import Stopped, read_stopped, trained_on
 from .run import Run, RunLock, check_directory, make_directory, public_name, run_directory
 from .stopping import Interrupted, give_up, stop_requests
+from .terminal import say
 from .training import Meter, Trainer
 
 
@@ -148,7 +148,7 @@ def _pretrain(
         trainer.load_state_dict(saved)
     environment = environment_of(trainer, options, place, estimate, stopped)
     if not options.quiet:
-        print(*describe(trainer, estimate), sep="\n", file=sys.stderr, flush=True)
+        say(*describe(trainer, estimate))
     go_on = resume_command(lock.directory, options.words())
     if isinstance(data, ImageStore) and environment["data"]["path"] is None:  # which no command can name
         go_on = f"pretrain(data=…, out={str(lock.directory)!r}, resume=True)"

@@ -8,14 +8,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from .errors import plain
+from .terminal import say
+
 Advance = Callable[[int], None]  # takes the number of units that were done since the last call
 
 INTERVAL = 15.0  # seconds between two lines without a terminal
-
-
-def say(line: str) -> None:
-    """Prints one line to stderr; control characters are escaped."""
-    print("".join(c if c.isprintable() else repr(c)[1:-1] for c in line), file=sys.stderr, flush=True)
 
 
 class Progress:
@@ -49,7 +47,7 @@ class Progress:
         self._said = self._began if short else -INTERVAL
         if self._bar is not None:
             self._bar.start()
-            self._task = self._bar.add_task(label, total=total, completed=done)
+            self._task = self._bar.add_task(plain(label), total=total, completed=done)
 
     def advance(self, count: int = 1) -> None:
         """Adds `count` units."""
@@ -59,7 +57,7 @@ class Progress:
         """Sets the number of units that are done; `text` describes the state."""
         self.done = done
         if self._bar is not None:
-            self._bar.update(self._task, completed=done, description=text)
+            self._bar.update(self._task, completed=done, description=plain(text))
             return
         now = time.monotonic()
         ends = done >= self.total and not self._short

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from .data.store import ImageStore
 from .errors import DataError, UsageError
 from .recipe import Recipe, leaves
 from .run import Run, public_name
+from .terminal import say
 
 MOST_NAMED = 6  # differences named in one message
 
@@ -121,7 +121,7 @@ def read_stopped(directory: Path) -> Stopped:
     """
     state, path, complaints = newest_checkpoint(directory / "checkpoints")
     for complaint in complaints:
-        print(f"warning: {complaint}; using {path.name} instead", file=sys.stderr)
+        say(f"warning: {complaint}; using {path.name} instead")
     run, recipe = Run.open(directory), Recipe.from_toml(state["recipe"])
     name, size = run.data.get("name"), run.data.get("image_size")
     if isinstance(name, str) and isinstance(size, int):  # the recipes of older versions do not name the data

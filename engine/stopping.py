@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from pathlib import Path
 from types import FrameType
 
 from .errors import EngineError
+from .terminal import say_error
 
 # Most time from SIGTERM to the end; Slurm and Kubernetes send SIGKILL 30 seconds after SIGTERM.
 STOP_SECONDS = 25.0
@@ -88,5 +88,5 @@ def give_up(directory: Path, go_on: str) -> None:
         saw=f"a step did not end within {STOP_SECONDS:.0f} s of SIGTERM",
         fix=fix,
     )
-    print("error: " + "\n  ".join(error.lines()), file=sys.stderr, flush=True)
+    say_error(error)
     os._exit(Interrupted.exit_code)

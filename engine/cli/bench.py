@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import add, print_json, show, table
+from ..terminal import add, say, show, table
+from .options import print_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -143,7 +144,7 @@ def command(
         _table(document)
     if check:
         for line in check_floors(document["rows"], floors):
-            click.echo(line, err=True)
+            say(line)
 
 
 def _write_picture(figure: Figure, path: Path) -> None:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .options import add, plain, print_json, show, table
+from ..terminal import add, show, table, tell
+from .options import print_json
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -45,7 +46,7 @@ def command(runs: tuple[str, ...], out: str | None, overwrite: bool, as_json: bo
         print_json({"out": str(page)} | to_document(opened))
         return
     _print(opened)
-    click.echo(f"\nwritten  {page}")
+    tell("", f"written  {page}")
 
 
 def beside(first: ComparedRun) -> Path:
@@ -66,8 +67,7 @@ def _print(runs: Sequence[ComparedRun]) -> None:
     for i, one in enumerate(tables):
         show(*([""] if i else []), one, width=max(120, 40 + 24 * len(runs)))
     for note in notes(runs):
-        # Not a part of `show`, which wraps: a note may end in a command.
-        click.secho(f"note: {plain(note)}", fg="yellow")
+        tell(f"note: {note}")  # not a part of `show`, which wraps: a note may end in a command
 
 
 def _runs_table(runs: Sequence[ComparedRun]) -> Table:

@@ -6,7 +6,8 @@ from typing import Any
 
 import click
 
-from .options import plain, print_json
+from ..terminal import tell
+from .options import print_json
 
 SHOWN_SKIPPED = 10
 
@@ -32,8 +33,8 @@ def list_sources(as_json: bool) -> None:
         print_json({"sources": [{"name": name, "description": text} for name, text in names.items()]})
         return
     for name, text in names.items():
-        click.echo(f"{name:<9} {text}")
-    click.echo("PATH      a folder of images, or an archive of such a folder")
+        tell(f"{name:<9} {text}")
+    tell("PATH      a folder of images, or an archive of such a folder")
 
 
 @command.command(name="info")
@@ -89,26 +90,26 @@ def pack(source: str, size: int | None, as_json: bool) -> None:
 
 
 def _show(row: dict[str, Any]) -> None:
-    """Prints the rows of `info` and `pack`. Names from outside may hold control characters, so `plain` escapes them."""
+    """Prints the rows of `info` and `pack`."""
     side = row["image_size"]
     state = f"packed at {side} × {side}" if row["packed"] else "not packed yet"
-    click.echo(f"{plain(row['source'])}: {row['kind']}, {state}")
+    tell(f"{row['source']}: {row['kind']}, {state}")
     if "description" in row:
-        click.echo(f"  {row['description']}")
+        tell(f"  {row['description']}")
     for name, split in (row["splits"] or {}).items():
         labels = "labelled" if split["labelled"] else "no labels"
         fingerprint = f"  fingerprint {split['fingerprint'][:12]}" if "fingerprint" in split else ""
-        click.echo(f"  {name:<10} {split['images']:>9,} images, {labels}{fingerprint}")
+        tell(f"  {name:<10} {split['images']:>9,} images, {labels}{fingerprint}")
     names = row["class_names"]
     if names:
-        more = f" … {plain(names[-1])}" if len(names) > 12 else ""
-        click.echo(f"  {len(names)} classes: {', '.join(plain(name) for name in names[:12])}{more}")
+        more = f" … {names[-1]}" if len(names) > 12 else ""
+        tell(f"  {len(names)} classes: {', '.join(names[:12])}{more}")
     if row["skipped"]:
-        click.echo(f"  {len(row['skipped']):,} files skipped:")
+        tell(f"  {len(row['skipped']):,} files skipped:")
         for path, reason in row["skipped"][:SHOWN_SKIPPED]:
-            click.echo(f"    {plain(path)}: {plain(reason)}")
+            tell(f"    {path}: {reason}")
         if len(row["skipped"]) > SHOWN_SKIPPED:
-            click.echo(f"    … {len(row['skipped']) - SHOWN_SKIPPED:,} more (--json lists them)")
+            tell(f"    … {len(row['skipped']) - SHOWN_SKIPPED:,} more (--json lists them)")
     if row["packed"]:
         took = f", {row['seconds']:.1f} s" if "seconds" in row else ""
-        click.echo(f"  {row['bytes'] / 2**20:,.1f} MiB in {row['cache']}{took}")
+        tell(f"  {row['bytes'] / 2**20:,.1f} MiB in {row['cache']}{took}")

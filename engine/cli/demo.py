@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
 import click
+
+from ..terminal import say, tell
 
 
 @click.command(name="demo")
@@ -38,22 +39,23 @@ def command(out: str, file: str, max_minutes: float) -> None:
     from ..report import write_report
 
     began = time.perf_counter()
-    click.echo("1/4  pretraining on drawn letters, without their labels", err=True)
+    say("1/4  pretraining on drawn letters, without their labels")
     run = pretrain(Recipe.load("demo"), out=out, overwrite=True, max_minutes=max_minutes)
-    click.echo("2/4  evaluating the encoder and one with random weights", err=True)
+    say("2/4  evaluating the encoder and one with random weights")
     results = evaluate_all(run, methods=["linear", "knn"], inits=["pretrained", "scratch"])
-    click.echo("3/4  exporting an ONNX file and checking it against PyTorch", err=True)
+    say("3/4  exporting an ONNX file and checking it against PyTorch")
     exported = export_onnx(run, file)
     from_file = evaluate(exported.file, data=run.environment["data"]["name"], method="linear")
-    click.echo("4/4  writing the report", err=True)
+    say("4/4  writing the report")
     page = write_report(run)
 
     accuracy = {(r.method, r.init): 100 * r.accuracy for r in results}
-    click.echo("")
+    tell("")
     for method, words in (("linear", "linear probe"), ("knn", "kNN, k = 10")):
         trained, scratch = accuracy[method, "pretrained"], accuracy[method, "scratch"]
-        click.echo(f"{words:<13} trained {trained:5.1f} %   random {scratch:5.1f} %   {trained - scratch:+.1f} points")
+        tell(f"{words:<13} trained {trained:5.1f} %   random {scratch:5.1f} %   {trained - scratch:+.1f} points")
     difference = 100 * from_file.accuracy - accuracy["linear", "pretrained"]
-    click.echo(f"{'ONNX file':<13} linear  {100 * from_file.accuracy:5.1f} %   {difference:+.2f} points from PyTorch")
-    click.echo(f"\nreport        {Path(page)}\nencoder       {exported.file} ({exported.bytes / 1e6:.1f} MB)")
-    click.echo(f"took          {(time.perf_counter() - began) / 60:.1f} minutes")
+    tell(f"{'ONNX file':<13} linear  {100 * from_file.accuracy:5.1f} %   {difference:+.2f} points from PyTorch")
+    size = f"{exported.bytes / 2**20:.1f} MiB"
+    tell("", f"report        {page}", f"encoder       {exported.file} ({size})")
+    tell(f"took          {(time.perf_counter() - began) / 60:.1f} minutes")

@@ -10,6 +10,7 @@ import shutil
 import click
 
 from ..errors import PlatformError
+from ..terminal import tell
 from .options import print_json
 
 PACKAGES = (
@@ -55,8 +56,8 @@ def command(as_json: bool) -> None:
         print_json(document)
     else:
         for name, works, detail in findings:
-            click.echo(f"{'ok  ' if works else 'FAIL'} {name:<14} {detail}")
-        click.echo("     packages       " + ", ".join(f"{n} {v or '–'}" for n, v in versions.items()))
+            tell(f"{'ok  ' if works else 'FAIL'} {name:<14} {detail}")
+        tell("     packages       " + ", ".join(f"{n} {v or '–'}" for n, v in versions.items()))
     if broken:
         raise click.exceptions.Exit(3)
 

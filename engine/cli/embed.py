@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ..terminal import say, tell
 from .options import print_json
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def command(
     from simclr_engine.export.embed import embed_to_index
     from simclr_engine.export.embedder import open_embedder
 
-    from ..progress import progress_bar, say
+    from ..progress import progress_bar
 
     embedder = open_embedder(target)
     parts = find_images(embedder, sources, split, progress=True)
@@ -79,16 +80,14 @@ def command(
 
 
 def _show(result: EmbedResult, total: int) -> None:
-    from ..progress import say
-
     went_on = f" (continued after {result.images - result.embedded:,})" if 0 < result.embedded < result.images else ""
     if result.embedded:
         rate = result.embedded / result.seconds
-        click.echo(f"{result.embedded:,} images in {result.seconds:.1f} s, {rate:,.0f} images/s{went_on}")
+        tell(f"{result.embedded:,} images in {result.seconds:.1f} s, {rate:,.0f} images/s{went_on}")
     else:
-        click.echo("the images are already embedded, nothing to do; --overwrite embeds them again")
-    click.echo(f"{result.out}  float32 [{result.images:,}, {result.dim}]")
-    click.echo(f"{result.csv}  row, path, class")
+        tell("the images are already embedded, nothing to do; --overwrite embeds them again")
+    tell(f"{result.out}  float32 [{result.images:,}, {result.dim}]")
+    tell(f"{result.csv}  row, path, class")
     for path, reason in result.skipped[:SHOWN_SKIPPED]:
         say(f"skipped: {path}: {reason}")
     if len(result.skipped) > SHOWN_SKIPPED:

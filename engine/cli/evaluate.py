@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .options import add, parse_overrides, plain, print_json, show, table
+from ..terminal import add, show, styled, table, tell
+from .options import parse_overrides, print_json
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -130,7 +131,7 @@ def command(
         return
     _print(target, results, comparisons)
     if written is not None:
-        click.echo(f"\nwritten  {written}")
+        tell("", f"written  {written}")
 
 
 def _write(target: str, comparisons: Sequence[Comparison], out: Path | None, is_run: bool) -> Path | None:
@@ -150,12 +151,10 @@ def _write(target: str, comparisons: Sequence[Comparison], out: Path | None, is_
 
 
 def _print(target: str, results: Sequence[EvaluationResult], comparisons: Sequence[Comparison]) -> None:
-    from rich.text import Text
-
-    lines = [Text(plain(f"{target} on {results[0].data}") + "\n")]
+    lines = [styled(f"{target} on {results[0].data}\n")]
     for result in results:
-        lines.append(Text(f"{result.method}, {result.init}: {result.protocol}", style="dim"))
-        lines += [Text(f"  note: {note}", style="yellow") for note in result.notes]
+        lines.append(styled(f"{result.method}, {result.init}: {result.protocol}", "dim"))
+        lines += [styled(f"  note: {note}", "yellow") for note in result.notes]
     show(*lines, "", _class_table(comparisons[0]), "", _methods_table(comparisons), width=120)
 
 

@@ -9,7 +9,8 @@ import click
 
 from ..command_line import command_here
 from ..errors import UsageError
-from .options import add, print_json, show, table
+from ..terminal import add, say, show, table, tell
+from .options import print_json
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -75,7 +76,7 @@ def command(
 
     wanted, precision = _wanted(probe, no_probe), _precision(int8, fp16)
     run = Run.newest() if run_path is None else Run.open(run_path)
-    click.echo(f"run: {run.directory}" + (" (the newest finished one)" if run_path is None else ""), err=True)
+    say(f"run: {run.directory}" + (" (the newest finished one)" if run_path is None else ""))
 
     from simclr_engine.export import export_onnx
 
@@ -117,7 +118,7 @@ def _card(result: ExportResult, run: Any, shown: bool) -> dict[str, Any]:
 
     made = make_card(result.file, run, [variant.file for variant in result.variants])
     if shown:
-        click.echo()
+        tell("")
         show_card(made)
     document = {"card": made.to_json()}
     record(run, result.to_json() | document)
@@ -128,20 +129,22 @@ def _show(exported: ExportResult) -> None:
     """Prints checksum, size and parity of each file."""
     for result in (exported, *exported.variants):
         said, p = result.to_json(), result.parity
-        click.echo(
-            f"{result.file}  {result.bytes / 1e6:.1f} MB  {result.metadata.precision}  opset {result.opset}  ", nl=False
+        size = f"{result.bytes / 2**20:.1f} MiB"
+        tell(
+            f"{result.file}  {size}  {result.metadata.precision}  opset {result.opset}  in {result.seconds:.1f} s",
+            f"sha256 {result.sha256}",
+            f"{said['input']} → {said['output']}",
         )
-        click.echo(f"in {result.seconds:.1f} s\nsha256 {result.sha256}\n{said['input']} → {said['output']}")
         if result.metadata.probe:
             about = result.metadata.probe
-            click.echo(f"probe {about['id']}: {about['accuracy']:.2%} of {about['test_images']:,} test images")
+            tell(f"probe {about['id']}: {about['accuracy']:.2%} of {about['test_images']:,} test images")
         show(_table(result), width=110)
         batches = ", ".join(str(b) for b in p.batches)
-        click.echo(f"on {p.images} images ({p.image_source}) in batches of {batches}; label by {p.label_source}")
+        tell(f"on {p.images} images ({p.image_source}) in batches of {batches}; label by {p.label_source}")
         if result.agreement is not None:
             a = result.agreement
-            click.echo(f"accuracy on {a.images} images ({a.image_source}); label by {a.label_source}")
-        click.echo()
+            tell(f"accuracy on {a.images} images ({a.image_source}); label by {a.label_source}")
+        tell("")
 
 
 def _table(result: ExportResult) -> Table:

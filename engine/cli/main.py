@@ -9,6 +9,7 @@ from typing import NoReturn
 import click
 
 from ..errors import EngineError, PlatformError
+from ..terminal import prepare_streams, say, say_error, tell
 
 # name → the line in `--help`. The module of that name holds `command`; `--help` does not import it.
 COMMANDS = {
@@ -64,7 +65,7 @@ def _show_version(ctx: click.Context, option: click.Parameter, asked: bool) -> N
     if asked:
         from ..package import __version__  # reading the metadata is slow; --help does not need it
 
-        click.echo(f"simclr-engine, version {__version__}")
+        tell(f"simclr-engine, version {__version__}")
         ctx.exit()
 
 
@@ -89,32 +90,33 @@ def cli(debug: bool) -> None:
 
 def _lines(error: click.ClickException) -> list[str]:
     """An error of click, laid out as ours are."""
-    lines = [f"error: {error.format_message()}"]
+    message = error.format_message()
+    lines = [f"error: {message[:1].lower()}{message[1:]}"]
     if isinstance(error, click.UsageError) and error.ctx is not None:
         lines.append(f"  fix: see `{error.ctx.command_path} --help`")
     return lines
 
 
 def _exit(error: EngineError) -> NoReturn:
-    first, *rest = error.lines()
-    print("\n".join([f"error: {first}", *(f"  {row}" for row in rest)]), file=sys.stderr)
+    say_error(error)
     sys.exit(error.exit_code)
 
 
-def main() -> None:
+def main(command: click.Command = cli) -> None:
     """Entry point. Exit codes: 0 done, 1 a check failed, 2 usage, 3 environment, 4 data, 130 interrupted."""
     debug = "--debug" in sys.argv
     if debug:  # accepted before and after the subcommand
         sys.argv = [sys.argv[0], *(a for a in sys.argv[1:] if a != "--debug")]
+    prepare_streams()
     try:
-        cli.main(standalone_mode=False)
+        command.main(standalone_mode=False)
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
     except click.ClickException as error:
-        print("\n".join(_lines(error)), file=sys.stderr)
+        say(*_lines(error))
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        print("interrupted", file=sys.stderr)
+        say("interrupted")
         sys.exit(130)
     except BrokenPipeError:  # the reader of our output has exited, as `| head` does
         sys.stderr.close()

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import UsageError
-from .options import add, plain, print_json, show, table
+from ..terminal import add, say, show, styled, table, tell
+from .options import print_json
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -102,7 +103,7 @@ def command(
     from simclr_engine.export import predict as of
     from simclr_engine.export.embedder import open_embedder
 
-    from ..progress import progress_bar, say
+    from ..progress import progress_bar
 
     of.check_outputs(csv_path, save, overwrite)
     embedder = open_embedder(target)
@@ -151,10 +152,10 @@ def _print(embedder: Embedder, predicted: Predicted) -> None:
         add(made, *_row(embedder, prediction, judged))
     show(made, width=140)
     if len(predicted.predictions) > SHOWN:
-        click.echo(f"… {len(predicted.predictions) - SHOWN:,} more (--csv and --json have all)")
+        tell(f"… {len(predicted.predictions) - SHOWN:,} more (--csv and --json have all)")
     if judged:
         right = sum(p.right is True for p in predicted.predictions)
-        click.echo(f"{right} of {len(predicted.predictions)} right")
+        tell(f"{right} of {len(predicted.predictions)} right")
 
 
 def _columns(embedder: Embedder, predicted: Predicted, judged: bool) -> list[str]:
@@ -164,14 +165,12 @@ def _columns(embedder: Embedder, predicted: Predicted, judged: bool) -> list[str
 
 
 def _row(embedder: Embedder, prediction: ImagePrediction, judged: bool) -> list[str | Text]:
-    from rich.text import Text
-
     cells: list[str | Text] = [prediction.path]
     if embedder.probe:
         style = {True: "green", False: "red", None: ""}[prediction.right]
         name, confidence = prediction.top[0]
-        then = ", ".join(f"{plain(other)} {100 * p:.1f} %" for other, p in prediction.top[1:])
-        cells += [Text(plain(name), style=style), f"{100 * confidence:.1f} %", Text(then, style="dim")]
+        then = ", ".join(f"{other} {100 * p:.1f} %" for other, p in prediction.top[1:])
+        cells += [styled(name, style), f"{100 * confidence:.1f} %", styled(then, "dim")]
     if judged:
         cells.append("✓" if prediction.right else f"✗ {prediction.truth or ''}")
     if prediction.neighbours:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from ..terminal import tell
 from .options import parse_overrides, print_json
 
 
@@ -168,7 +169,7 @@ def command(
                 }
             )
         else:
-            click.echo("\n".join(describe(trainer, estimate)))
+            tell(*describe(trainer, estimate))
         return
 
     try:
@@ -214,9 +215,9 @@ def command(
         from ..command_line import command_here
 
         minutes = environment["seconds"] / 60
-        click.echo(f"loss {last['loss']:.3f} (chance {last['chance']:.3f}) after {minutes:.1f} min → {run.directory}")
-        click.echo(f"next: {command_here('evaluate', run.directory)}")
-        click.echo(f"      {command_here('export', 'encoder.onnx', '--run', run.directory)}")
+        tell(f"loss {last['loss']:.3f} (chance {last['chance']:.3f}) after {minutes:.1f} min → {run.directory}")
+        tell(f"next: {command_here('evaluate', run.directory)}")
+        tell(f"      {command_here('export', 'encoder.onnx', '--run', run.directory)}")
 
 
 def _directory(resume: str, out: str | None) -> str:

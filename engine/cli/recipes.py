@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import click
 
-from .options import add, print_json, show, table
+from ..terminal import add, show, styled, table, tell
+from .options import print_json
 
 
 @click.command(name="recipes")
@@ -19,8 +20,6 @@ def command(name: str | None, as_json: bool) -> None:
     simclr-engine recipes
     simclr-engine recipes cifar10-sgd
     """
-    from rich.text import Text
-
     from ..recipe import Recipe, recipe_names
 
     if name is not None:
@@ -28,7 +27,7 @@ def command(name: str | None, as_json: bool) -> None:
         if as_json:
             print_json(recipe.to_tree())
         else:
-            click.echo(recipe.to_toml(), nl=False)
+            tell(*recipe.to_toml().rstrip("\n").split("\n"))
         return
     recipes = [Recipe.load(n) for n in recipe_names()]
     if as_json:
@@ -39,5 +38,5 @@ def command(name: str | None, as_json: bool) -> None:
         results = r.published.get("results", [])
         published = "\n".join(f"{p['method']} {100 * p['accuracy']:.2f} % ({p['init']})" for p in results) or "–"
         figures = (str(r.train.epochs), str(r.train.batch_size), str(r.train.views))
-        add(listed, r.name, r.origin, *figures, r.optimizer.name, Text(published))
+        add(listed, r.name, r.origin, *figures, r.optimizer.name, styled(published))
     show(listed)

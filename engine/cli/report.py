@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import click
 
+from ..terminal import tell
+
 
 @click.command(name="report")
 @click.argument("run", metavar="RUN")
@@ -34,4 +36,4 @@ def command(run: str, images: int, seed: int) -> None:
     from ..report import write_report
     from ..run import Run
 
-    click.echo(str(write_report(Run.open(run), gallery=images, seed=seed)))
+    tell(str(write_report(Run.open(run), gallery=images, seed=seed)))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import click
 
+from ..terminal import say, tell
+
 
 @click.command(name="serve")
 @click.argument("file", metavar="FILE.onnx")
@@ -34,8 +36,6 @@ def command(file: str, index_path: str | None, port: int, host: str) -> None:
     from simclr_engine.export.predict import open_index
     from simclr_engine.export.serve import LOOPBACK, Service, require_gradio, start_page
 
-    from ..progress import say
-
     require_gradio()
     embedder = open_embedder(file)
     wanted = index_path is not None or default_index(embedder.path).exists()
@@ -48,5 +48,5 @@ def command(file: str, index_path: str | None, port: int, host: str) -> None:
     if host not in LOOPBACK:
         say(f"listening on {host}: anyone who can reach this machine can use the page")
     with start_page(service, host, port) as address:
-        click.echo(f"{address}  (press Ctrl-C to stop)")
+        tell(f"{address}  (press Ctrl-C to stop)")
         threading.Event().wait()

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import PlatformError
-from ..progress import say
+from ..terminal import say
 from ..torchvision_shim import import_torchvision
 from .cache import cache_root
 

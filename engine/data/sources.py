@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import DataError, UsageError
-from ..progress import say
+from ..terminal import say
 from . import cache
 from .archive import SUFFIXES, ArchiveSource, is_archive_path
 from .cache import DamagedError, Meta

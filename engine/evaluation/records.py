@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from importlib.util import find_spec
@@ -19,6 +18,7 @@ from ..errors import DataError
 from ..event_log import write_scalars
 from ..files import Folder, is_plain_name
 from ..run import read_rows
+from ..terminal import say
 from .knn import nearest
 from .linear import LinearProbe
 from .result import EvaluationResult
@@ -270,7 +270,7 @@ class Outcome:
         """
         probe = None if self.result.folds else self.probe
         if probe is not None and find_spec("safetensors") is None:  # the light installation has none
-            print("note: the probe itself is not written: pip install safetensors", file=sys.stderr)
+            say("note: the probe itself is not written: pip install safetensors")
             probe = None
         name = save_result(directory, self.result, probe)
         assert self.store.labels is not None

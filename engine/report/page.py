@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..command_line import shell_command
-from ..errors import PlatformError
+from ..errors import PlatformError, plain
 from ..evaluation.result import Comparison, percent, points, standard_error
 from ..files import Folder
 from ..run import Run
@@ -42,9 +42,6 @@ if TYPE_CHECKING:
 GALLERY = 24
 PICTURES = "the pictures"  # in an error: cannot write …
 WIDE = 7.0  # inches; a wider picture takes both columns
-# What a page cannot hold, and what reorders the words after it: control characters, halves of surrogate pairs,
-# embeddings and overrides of the writing direction. Isolates (U+2066 to U+2069) are harmless.
-HIDDEN = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -195,7 +192,7 @@ def _visible(value: Any) -> Any:
     """A value of a template; markup stays as it is."""
     if hasattr(value, "__html__"):
         return value
-    return HIDDEN.sub(lambda match: match[0].encode("unicode_escape").decode(), str(value))
+    return plain(str(value))
 
 
 def shown_picture(picture: DrawnPicture) -> dict[str, Any]:

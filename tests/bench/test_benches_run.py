@@ -75,7 +75,7 @@ def test_without_a_device_it_says_how_to_see_it_run(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "simclr_engine.bench.gpu", "--out", str(tmp_path / "x")], capture_output=True, text=True
     )
-    assert done.returncode == 1 and "make gpu DRY=1" in done.stderr and not (tmp_path / "x").exists()
+    assert done.returncode == 3 and "make gpu DRY=1" in done.stderr and not (tmp_path / "x").exists()
 
 
 def test_a_part_that_fails_or_hangs_is_told_from_one_that_is_done(tmp_path: Path) -> None:
