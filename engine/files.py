@@ -177,8 +177,9 @@ class Folder:
                 file.write(part)
 
     def write_text(self, name: str, text: str) -> None:
-        """`write` for text, as UTF-8."""
-        self.write(name, text.encode())
+        """`write` for text, as UTF-8. Halves of surrogate pairs, of names that are not UTF-8, become `\\udce9`, which is
+        how JSON spells them."""
+        self.write(name, text.encode(errors="backslashreplace"))
 
     def append(self, name: str, mode: str = "ab") -> IO[Any]:
         """Opens a file for appending in `mode`, and makes it if it is missing. Text is UTF-8."""
@@ -237,18 +238,21 @@ def write_atomic(path: Path, *parts: bytes | memoryview) -> None:
 
 
 def write_text_atomic(path: Path, text: str) -> None:
-    """`write_atomic` for text, as UTF-8."""
-    write_atomic(path, text.encode())
+    """`write_atomic` for text, as UTF-8, in the way of `Folder.write_text`."""
+    write_atomic(path, text.encode(errors="backslashreplace"))
 
 
 def named_path(given: str | Path, option: str = "--out") -> Path:
     """The path that the user gave.
 
     Raises:
-        UsageError: it is empty, which pathlib would read as the working directory.
+        UsageError: it is empty, which pathlib would read as the working directory; or it is not UTF-8, so that
+            safetensors could not read the weights in it.
     """
     if not os.fspath(given):
         raise UsageError(f"{option} is empty", saw=repr(given), fix=f"name a path, or leave {option} out")
+    if any("\ud800" <= c <= "\udfff" for c in os.fspath(given)):
+        raise UsageError(f"{option} is not UTF-8", saw=given, fix="choose another name")
     return Path(given)
 
 

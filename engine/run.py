@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, TypeGuard
 
-from .errors import DataError, PlatformError, UsageError
+from .errors import DataError, PlatformError, UsageError, plain
 from .files import Folder, is_plain_name, named_path
 from .layout import LOCK, check_removable, empty, holds_a_lock, is_free, mark, remove_torn
 
@@ -151,9 +151,11 @@ class Run:
 def public_name(name: str) -> str:
     """The name of images for recipes, reports and files: the last part of an absolute path, else what the user gave.
 
-    Such files are passed on to others, and should not name the folders of this machine.
+    Such files are passed on to others, and should not name the folders of this machine. A name that is not UTF-8, which
+    a recipe cannot hold, is escaped.
     """
-    return Path(name).name or name if Path(name).is_absolute() else name
+    name = Path(name).name or name if Path(name).is_absolute() else name
+    return plain(name) if any("\ud800" <= c <= "\udfff" for c in name) else name
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:

@@ -100,9 +100,7 @@ class ModelMetadata:
     def to_properties(self) -> dict[str, str]:
         """Key and text of every property but the digest, in a fixed order."""
         ours = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {
-            PREFIX + k: json.dumps(v, ensure_ascii=False, sort_keys=True) for k, v in ours.items()
-        } | IMAGE_PROPERTIES
+        return {PREFIX + k: _json(v) for k, v in ours.items()} | IMAGE_PROPERTIES
 
     @classmethod
     def from_properties(cls, properties: Mapping[str, str], where: str) -> ModelMetadata:
@@ -162,6 +160,11 @@ class ModelFile:
     data: bytes
     sha256: str
     metadata: ModelMetadata
+
+
+def _json(value: Any) -> str:
+    """JSON with letters as they are, but `\\udce9` for halves of surrogate pairs: ONNX holds UTF-8 alone."""
+    return json.dumps(value, ensure_ascii=False, sort_keys=True).encode(errors="backslashreplace").decode()
 
 
 def read_model(path: str | Path) -> ModelFile:

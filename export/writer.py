@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import json
+import os
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -346,7 +347,7 @@ def _publish(target: Path, built: _Built, source: _Source, opset: int, begin: fl
     temporary, sha256 = temporary_path(target), hashlib.sha256(built.data).hexdigest()
     with disk_errors(target):
         write(temporary, built.data)
-        write(sidecar_path(temporary), f"{sha256}  {target.name}\n".encode())
+        write(sidecar_path(temporary), f"{sha256}  ".encode() + os.fsencode(target.name) + b"\n")
     _check_read_back(temporary, built)
     with disk_errors(target):
         sidecar_path(target).unlink(missing_ok=True)  # at no moment a new file beside an old checksum

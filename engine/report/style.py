@@ -318,7 +318,7 @@ def new_grid(rows: int, columns: int, side: float, below: float, title: str) -> 
 
     Places are computed: matplotlib's own layout takes a second for a hundred axes.
     """
-    gap, top = 0.13, 0.40
+    title, gap, top = printable(title), 0.13, 0.40  # it may name a file
     needed = 0.088 * len(title) + 0.2  # inches of bold letters at 10.5 points
     width = max(columns * (side + gap) + gap, needed)
     height = top + rows * (side + below)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 from pathlib import Path
@@ -11,7 +12,8 @@ import pytest
 
 from simclr_engine import files
 from simclr_engine.errors import DataError, PlatformError, UsageError
-from simclr_engine.files import Folder, check_output, is_plain_name, named_path, write_atomic
+from simclr_engine.files import Folder, check_output, is_plain_name, named_path, write_atomic, write_text_atomic
+from simclr_engine.run import public_name
 
 
 @pytest.fixture(params=["in an open directory", "by joined paths"], autouse=True)
@@ -212,3 +214,26 @@ def test_an_output_is_replaced_where_it_is_ours_or_the_user_says_so(tmp_path: Pa
     for overwrite in (False, True):
         with pytest.raises(UsageError, match="a link"):
             check_output(out, b"ours", overwrite)
+
+
+NOT_UTF8 = os.fsdecode(b"caf\xe9")
+
+
+def test_a_document_with_a_name_that_is_not_utf8_reads_back_equal(tmp_path: Path) -> None:
+    document = {"class": NOT_UTF8, "é": "中"}
+    Folder.open(tmp_path).write_text("a.json", json.dumps(document, ensure_ascii=False))
+    write_text_atomic(tmp_path / "b.json", json.dumps(document, ensure_ascii=False))
+    for name in ("a.json", "b.json"):
+        assert json.loads((tmp_path / name).read_text("utf-8")) == document
+
+
+def test_an_output_whose_name_is_not_utf8_is_refused_at_the_door() -> None:
+    with pytest.raises(UsageError, match="not UTF-8"):
+        named_path(NOT_UTF8)
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"), [(f"/somewhere/{NOT_UTF8}", r"caf\udce9"), (f"{NOT_UTF8}/é", r"caf\udce9/é"), ("a/é", "a/é")]
+)
+def test_the_name_of_images_can_stand_in_a_recipe(given: str, shown: str) -> None:
+    assert public_name(given) == shown

@@ -172,3 +172,9 @@ def test_no_name_makes_matplotlib_complain_of_a_missing_glyph() -> None:
             to_png(result_figures.confusion_figure(counts, names, theme=theme))
             to_png(result_figures.per_class_figure(names, [0.5] * 7, [0.5] * 7, [0.5] * 7, [9] * 7, theme=theme))
     assert can_draw("cat")
+
+
+def test_a_title_that_names_a_file_can_always_be_drawn() -> None:
+    figure, _ = style.new_grid(1, 1, 1.0, 0.2, "predictions of caf\udce9\x1b[31m.onnx")
+    assert figure.texts[0].get_text() == "predictions of caf??[31m.onnx"
+    assert to_png(figure)
