@@ -92,6 +92,11 @@ def plain(text: str) -> str:
     return "".join(c if c.isprintable() or c in HARMLESS else c.encode("unicode_escape").decode() for c in text)
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 image`, `306 images`; for nouns whose plural ends in s."""
+    return f"{number:,} {noun}" + "s" * (number != 1)
+
+
 def shown(value: object) -> str:
     """The repr of a value from outside, cut after `LONGEST_VALUE` characters."""
     try:

@@ -177,8 +177,8 @@ class Folder:
                 file.write(part)
 
     def write_text(self, name: str, text: str) -> None:
-        """`write` for text, as UTF-8. Halves of surrogate pairs, of names that are not UTF-8, become `\\udce9`, which is
-        how JSON spells them."""
+        """`write` for text, as UTF-8. Halves of surrogate pairs, from names that are not UTF-8, become `\\udce9`, as
+        JSON spells them."""
         self.write(name, text.encode(errors="backslashreplace"))
 
     def append(self, name: str, mode: str = "ab") -> IO[Any]:

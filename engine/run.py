@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import errno
 import json
-import math
 import os
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -195,8 +195,8 @@ def _whole_number(digits: str) -> int:
 
 
 def is_number(value: object) -> TypeGuard[float]:
-    """Whether a value of a log is a finite number."""
-    return isinstance(value, int | float) and math.isfinite(value)
+    """Whether a value of a log or document is a number that a float can hold."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def run_directory(out: str | Path | None, recipe: str) -> Path:

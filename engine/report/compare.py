@@ -11,7 +11,7 @@ from ..command_line import shell_command
 from ..files import Folder, check_output
 from .comparison import ComparedRun, differing_keys, method_cell, method_rows, notes, recipe_value, run_cells
 from .comparison_figures import accuracy_pictures, curve_pictures
-from .content import Published, commands, published_figures, published_source, short_name
+from .content import beside_published, commands, published_figures, published_source, short_name
 from .page import draw, render, shown_picture
 from .style import Picture, can_draw
 from .tables import COMPARES, Cell, Section, Table, accuracy_text, protocol, published_cells, published_sets, row
@@ -91,10 +91,13 @@ def _published_section(runs: Sequence[ComparedRun]) -> Section | None:
     tables = []
     head = ("method", "encoder", "published", *(run.name for run in runs))
     for recipe in published_sets(run.recipe for run in runs):
-        rows = []
-        for figure in published_figures(recipe):
-            ours = [Published.beside(figure, run.content.comparisons).ours for run in runs]
-            rows.append(row(*published_cells(figure), *map(accuracy_text, ours)))
+        figures = published_figures(recipe)
+        ours = [beside_published(run.content, figures) for run in runs]
+        rows = [
+            row(*published_cells(figure), *(accuracy_text(found[i].ours if found else None) for found in ours))
+            for i, figure in enumerate(figures)
+            if any(ours)
+        ]
         aside = f"Published: {published_source(recipe)}."
         tables += [Table(head, tuple(rows), words=2, title=recipe.name, aside=aside)] if rows else []
     return Section("Beside published figures", tables=tables, aside=COMPARES) if tables else None

@@ -17,6 +17,7 @@ from ..run import Run
 from .content import (
     NOTHING,
     ReportContent,
+    beside_published,
     duration,
     images_per_second,
     load_content,
@@ -242,6 +243,7 @@ def to_document(runs: Sequence[ComparedRun]) -> dict[str, Any]:
         {"recipe": recipe.name, "source": published_source(recipe), "results": rows}
         for recipe in published_sets(run.recipe for run in runs)
         if (rows := [dict(figure) for figure in published_figures(recipe)])
+        and any(beside_published(run.content, rows) for run in runs)
     ]
     return {
         "runs": [_about(run) for run in runs],

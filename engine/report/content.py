@@ -7,7 +7,7 @@ import json
 import math
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,12 +18,17 @@ from numpy.typing import NDArray
 from ..command_line import shell_command
 from ..evaluation.records import LARGEST, load_results
 from ..evaluation.result import METHOD_NAMES, Comparison, EvaluationResult, compare
-from ..run import Run, public_name
+from ..run import Run, is_number, public_name
 
 if TYPE_CHECKING:
     from ..recipe import Recipe
 
 NOTHING = "—"
+# What the published figures of the named recipes are on. An archive of the same images has the same classes.
+PUBLISHED_ON = "cifar10"
+PUBLISHED_CLASSES = frozenset(
+    ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +61,7 @@ class ReportContent:
         run: the run.
         metrics: the rows of its log.
         comparisons: its results in pairs, the headline first.
-        published: the figures of its recipe's system.
+        published: the figures of its recipe's system, where they are on the same images.
         export: what its last export said of itself, if there was one.
     """
 
@@ -105,7 +110,7 @@ class ReportContent:
     @property
     def trained_epochs(self) -> float:
         """How far the log goes, in epochs; 0 where nothing was logged."""
-        return max((row["epoch"] for row in self.metrics if _is_number(row.get("epoch"))), default=0.0)
+        return max((row["epoch"] for row in self.metrics if is_number(row.get("epoch"))), default=0.0)
 
     def last(self, column: str, event: str = "train") -> float | None:
         """The last finite number that the log has in a column."""
@@ -121,15 +126,31 @@ def load_content(run: Run) -> ReportContent:
     """
     own = str(run.environment.get("data", {}).get("name", ""))
     comparisons = compare(load_results(run.directory / "evaluation").values(), own)
-    published = tuple(Published.beside(row, comparisons) for row in published_figures(run.recipe))
-    return ReportContent(run, tuple(run.metrics), tuple(comparisons), published, _export_record(run.directory))
+    content = ReportContent(run, tuple(run.metrics), tuple(comparisons), (), _export_record(run.directory))
+    return replace(content, published=beside_published(content, published_figures(run.recipe)))
+
+
+def beside_published(content: ReportContent, figures: Iterable[Mapping[str, Any]]) -> tuple[Published, ...]:
+    """Published figures beside the run's own; none where it was neither trained nor evaluated on their images."""
+    recipe, about = content.run.recipe, content.data
+    same = [pair for pair in content.comparisons if _as_published(recipe, pair.shown.data, pair.shown.class_names)]
+    if not same and not _as_published(recipe, str(about.get("name", "")), about.get("class_names") or ()):
+        return ()
+    return tuple(Published.beside(row, same) for row in figures)
+
+
+def _as_published(recipe: Recipe, data: str, class_names: Iterable[str]) -> bool:
+    """Whether these images are those of the recipe's published figures, by their name or by their classes."""
+    published = str(recipe.published.get("data", PUBLISHED_ON))
+    same_classes = published == PUBLISHED_ON and {str(name).lower() for name in class_names} == PUBLISHED_CLASSES
+    return data == published or same_classes
 
 
 def published_figures(recipe: Recipe) -> list[Mapping[str, Any]]:
     """The published figures of the recipe's system: those rows that name a method and an accuracy."""
     rows = recipe.published.get("results", ())
     rows = rows if isinstance(rows, list | tuple) else ()
-    return [row for row in rows if isinstance(row, Mapping) and row.get("method") and _is_number(row.get("accuracy"))]
+    return [row for row in rows if isinstance(row, Mapping) and row.get("method") and is_number(row.get("accuracy"))]
 
 
 def published_classes(recipe: Recipe) -> dict[str, Mapping[str, Any]]:
@@ -167,7 +188,7 @@ def other_encoders(results: Sequence[EvaluationResult]) -> str:
 def logged_rows(content: ReportContent, event: str, *columns: str) -> list[Mapping[str, Any]]:
     """The rows of one kind that have all these columns as finite numbers."""
     rows = [row for row in content.metrics if row.get("event") == event]
-    return [row for row in rows if all(_is_number(row.get(column)) for column in columns)]
+    return [row for row in rows if all(is_number(row.get(column)) for column in columns)]
 
 
 def seconds_of_training(content: ReportContent) -> list[float]:
@@ -228,28 +249,6 @@ def run_facts(content: ReportContent) -> list[tuple[str, str]]:
         ("versions", ", ".join(f"{what} {which}" for what, which in versions.items())),
         ("commit", str(env.get("commit") or "")[:12]),
     ]
-
-
-def export_facts(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """What an export said of itself, nested values as (name, value) in their order."""
-    rows: list[tuple[str, str]] = []
-    for key, value in tree.items():
-        words = f"{prefix}{key}".replace("_", " ")
-        if isinstance(value, Mapping):
-            rows += export_facts(value, f"{words}: ")
-        elif key == "bytes" and isinstance(value, int):
-            rows.append(("size", f"{value / 2**20:.1f} MiB"))
-        elif key == "seconds" and isinstance(value, int | float):
-            rows.append(("time", duration(float(value))))
-        elif key == "min_cosine" and isinstance(value, int | float):
-            rows.append((words, f"1 − {1 - value:.1e}"))
-        elif isinstance(value, float):
-            rows.append((words, f"{value:.6g}"))
-        elif isinstance(value, list | tuple):
-            rows.append((words, ", ".join(str(v) for v in value)))
-        else:
-            rows.append((words, "" if value is None else str(value)))
-    return rows
 
 
 def commands(content: ReportContent) -> list[str]:
@@ -342,10 +341,6 @@ def duration(seconds: float) -> str:
 def _moment(seconds: float) -> str:
     """Seconds since 1970 as `2025-11-22 02:30 UTC`."""
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _export_record(directory: Path) -> Mapping[str, Any] | None:

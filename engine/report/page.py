@@ -19,7 +19,7 @@ from ..evaluation.result import Comparison, percent, points, standard_error
 from ..files import Folder
 from ..run import Run
 from . import style
-from .content import ReportContent, commands, duration, export_facts, load_content, other_encoders, run_facts, short
+from .content import ReportContent, commands, duration, load_content, other_encoders, run_facts, short
 from .feature_figures import feature_pictures
 from .pretraining_figures import pretraining_pictures
 from .result_figures import classifier_pictures, result_pictures
@@ -30,6 +30,7 @@ from .tables import (
     accuracy_text,
     classes_section,
     difference,
+    exported_section,
     folds_section,
     methods_section,
     protocols_section,
@@ -133,7 +134,7 @@ def render_page(content: ReportContent, drawn: Sequence[DrawnPicture]) -> str:
         classes_section(content.headline),
         protocols_section(content.results),
         Section("What was run", facts=run_facts(content), notes=notes),
-        Section("Exported file", facts=export_facts(content.export)) if content.export else None,
+        exported_section(content.export),
         Section("Reproduce", code=commands(content), folded=folded),
     ]
     return render(

@@ -8,9 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..errors import counted
 from ..evaluation.result import FROZEN, METHOD_NAMES, Comparison, EvaluationResult, percent, points
+from ..run import is_number
 from .content import (
     NOTHING,
     Published,
@@ -406,6 +409,93 @@ def protocol(result: EvaluationResult) -> Protocol:
     head = f"{METHOD_NAMES.get(result.method, result.method)}, {init} encoder."
     head = head[0].upper() + head[1:] if head[1:2].islower() else head
     return Protocol(head, " ".join(words), tuple(result.notes))
+
+
+def exported_section(record: Mapping[str, Any] | None) -> Section | None:
+    """What the last export wrote: its files beside PyTorch, and what was measured of them. None without a record, whose
+    values are read as they come: it may be of another version."""
+    if not record:
+        return None
+    files = [record, *_mappings(record.get("variants"))]
+    head = ("file", "precision", "size", "largest difference", "same label", "accuracy", "accuracy in fp32")
+    table = Table(
+        head, tuple(_exported_row(file) for file in files), words=2, title="Files", aside=_export_words(files)
+    )
+    facts = [
+        ("takes", str(record.get("input") or "")),
+        ("returns", str(record.get("output") or "")),
+        ("opset", str(record.get("opset") or "")),
+        ("probe", _probe_words(record.get("probe"))),
+        ("time", duration(seconds) if (seconds := _figure(record, "seconds")) is not None else ""),
+        *((f"sha256 of {Path(str(file.get('file'))).name}", str(file.get("sha256") or "")) for file in files),
+    ]
+    return Section("Exported file", facts=facts, tables=(table, *_card_tables(record.get("card"))))
+
+
+def _exported_row(file: Mapping[str, Any]) -> Row:
+    size, apart = _figure(file, "bytes"), _figure(file, "parity", "max_abs")
+    same = _figure(file, "agreement", "agreement")
+    same = _figure(file, "parity", "label_agreement") if same is None else same
+    scores = [_figure(file, "agreement", key) for key in ("accuracy", "accuracy_fp32")]
+    return row(
+        Cell(Path(str(file.get("file") or "?")).name, name=True),
+        str(file.get("precision") or "?"),
+        f"{size / 2**20:.1f} MiB" if size is not None else NOTHING,
+        f"{apart:.1e}" if apart is not None else NOTHING,
+        *(f"{100 * share:.1f} %" if share is not None else NOTHING for share in (same, *scores)),
+    )
+
+
+def _export_words(files: Sequence[Mapping[str, Any]]) -> str:
+    """On which images the files were compared with PyTorch, and the smaller ones with fp32."""
+    words = ["Largest difference: of a feature, to PyTorch's. Same label: as PyTorch, or for a smaller file as fp32."]
+    for file in files:
+        name = Path(str(file.get("file"))).name
+        for key, what in (("parity", "checked"), ("agreement", "accuracy")):
+            images, source = _figure(file, key, "images"), _value(file, key, "image_source")
+            if images is not None and source:
+                words.append(f"{name}: {what} on {counted(int(images), 'image')} ({source}).")
+    return " ".join(words)
+
+
+def _probe_words(about: Any) -> str:
+    right, images = _figure({"probe": about}, "probe", "accuracy"), _figure({"probe": about}, "probe", "test_images")
+    if right is None or images is None:
+        return ""
+    return f"{about.get('id')}: {100 * right:.2f} % of {counted(int(images), 'test image')}"
+
+
+def _card_tables(card: Any) -> list[Table]:
+    """Speed, memory and start-up of each file, where they were measured."""
+    rows = []
+    for line in _mappings(card.get("rows")) if isinstance(card, Mapping) else ():
+        rates = [_figure(line, "images_per_second", batch, "median") for batch in ("1", "64")]
+        held, start = _figure(line, "resident_bytes"), _figure(line, "start_up_seconds")
+        cells = [f"{rate:,.0f}" if rate is not None else NOTHING for rate in rates]
+        cells.append(f"{held / 2**20:,.0f} MiB" if held is not None else NOTHING)
+        rows.append(row(str(line.get("name")), *cells, f"{start:.2f} s" if start is not None else NOTHING))
+    if not rows:
+        return []
+    head = ("runs by", "images/s, batch 1", "images/s, batch 64", "memory", "start-up")
+    threads = _figure(card, "threads")
+    machine = f"{card.get('device')}" + (f", {counted(int(threads), 'thread')}" if threads is not None else "")
+    return [Table(head, tuple(rows), title="Speed", aside=f"Median rates on {machine}, measured in turn.")]
+
+
+def _value(tree: Any, *keys: str) -> Any:
+    for key in keys:
+        tree = tree.get(key) if isinstance(tree, Mapping) else None
+    return tree
+
+
+def _figure(tree: Any, *keys: str) -> float | None:
+    """The number at these keys; None where there is none."""
+    found = _value(tree, *keys)
+    return float(found) if is_number(found) else None
+
+
+def _mappings(rows: Any) -> list[Mapping[str, Any]]:
+    return [one for one in rows if isinstance(one, Mapping)] if isinstance(rows, list | tuple) else []
 
 
 def published_sets(recipes: Iterable[Recipe]) -> list[Recipe]:

@@ -156,7 +156,7 @@ def test_folds_alone_head_the_page_with_their_mean_and_deviation(tmp_path: Path)
         "79.65 %",  # published for lars-800
         "the author's own figures: CIFAR-10, ResNet-18, 800 epochs",
         "44.0 MiB",
-        "parity: max abs",
+        "largest difference",
         "a note of the platform",
         "3.00 GiB",
         "321 images/s at the end",

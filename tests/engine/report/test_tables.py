@@ -19,10 +19,11 @@ from fixtures.synthetic_run import (
     write_run,
     write_training,
 )
+from simclr_engine.evaluation.records import save_result
 from simclr_engine.evaluation.result import FoldScores, compare
 from simclr_engine.report.content import load_content
 from simclr_engine.report.page import render_page
-from simclr_engine.report.tables import folds_section, methods_section
+from simclr_engine.report.tables import exported_section, folds_section, methods_section
 
 
 @pytest.fixture(scope="module")
@@ -163,3 +164,61 @@ def test_data_sets_are_told_apart_and_the_runs_own_comes_first(tmp_path: Path) -
     page = page_of(run)
     assert f"{100 * random_confusion(3, 300, 0.4).trace() / 300:.1f} % linear probe, pretrained" in page.text
     assert "others, 600 / 300 images" in page.text
+
+
+EXPORTED = {
+    "file": "out/encoder.onnx",
+    "bytes": 44 << 20,
+    "precision": "fp32",
+    "input": "images uint8 [batch, 32, 32, 3]",
+    "sha256": "12" * 32,
+    "parity": {"max_abs": 3.1e-6, "label_agreement": 1.0, "images": 74, "image_source": "training images of photos"},
+    "probe": {"id": "photos-linear-pretrained", "accuracy": 0.6, "test_images": 1, "class_names": ["ant", "bee"]},
+    "variants": [
+        {
+            "file": "out/encoder.int8.onnx",
+            "bytes": 11 << 20,
+            "precision": "int8",
+            "sha256": "34" * 32,
+            "parity": {"max_abs": 0.1},
+            "agreement": {"accuracy": 0.59, "accuracy_fp32": 0.6, "agreement": 0.97, "images": 400},
+        }
+    ],
+    "card": {
+        "device": "A Processor",
+        "threads": 2,
+        "rows": [{"name": "PyTorch eager", "images_per_second": {"1": {"median": 25.4}}, "start_up_seconds": 5.5}],
+    },
+}
+
+
+def test_an_export_is_told_in_words_and_tables() -> None:
+    text = page_with(exported_section(EXPORTED)).text
+    assert "encoder.int8.onnx int8 11.0 MiB 1.0e-01 97.0 % 59.0 % 60.0 %" in text
+    assert "encoder.onnx fp32 44.0 MiB 3.1e-06 100.0 % — —" in text
+    assert "photos-linear-pretrained: 60.00 % of 1 test image " in text
+    assert "encoder.onnx: checked on 74 images (training images of photos)." in text
+    assert "PyTorch eager 25 — — 5.50 s" in text and "A Processor, 2 threads" in text
+    assert "34" * 32 in text and not set("{}'") & set(text.split("sha256")[0])
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [{"file": 1, "variants": 3, "card": [], "probe": "x"}, {"parity": [{}], "bytes": 10**400, "card": {"rows": 1}}],
+)
+def test_an_export_record_of_any_shape_has_a_section(odd: dict[str, object]) -> None:
+    assert "Exported file" in page_with(exported_section(odd)).text
+
+
+def test_published_figures_stand_only_beside_the_same_images(tmp_path: Path) -> None:
+    cifar = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+    photos, cifar10, archive = (write_run(tmp_path / name, data=name) for name in ("photos", "cifar10", "jpegs"))
+    for run in (photos, cifar10, archive):
+        del run.recipe.published["data"]  # as the named recipes have it
+    assert not load_content(photos).published
+    assert len(load_content(cifar10).published) == 3
+    archive.environment["data"]["class_names"] = list(reversed(cifar))
+    assert len(load_content(archive).published) == 3
+    saved(photos)
+    save_result(photos.directory / "evaluation", result(random_confusion(10, 300, 0.7), cifar, data="jpegs"))
+    assert {one.ours.data for one in load_content(photos).published if one.ours} == {"jpegs"}
