@@ -90,6 +90,8 @@ def cli(debug: bool) -> None:
 
 def _lines(error: click.ClickException) -> list[str]:
     """An error of click, laid out as ours are."""
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        return error.format_message().split("\n")
     message = error.format_message()
     lines = [f"error: {message[:1].lower()}{message[1:]}"]
     if isinstance(error, click.UsageError) and error.ctx is not None:
@@ -102,6 +104,13 @@ def _exit(error: EngineError) -> NoReturn:
     sys.exit(error.exit_code)
 
 
+def _not_installed(error: ImportError, missing: str) -> PlatformError:
+    fix = f"pip install {DISTRIBUTIONS.get(missing, missing)}, or all that the commands need: pip install simclr-engine"
+    if isinstance(error, ModuleNotFoundError):
+        return PlatformError("a package is not installed", saw=missing, fix=f"{fix} (in a checkout: pip install .)")
+    return PlatformError("a package cannot be imported", saw=f"{missing}: {error}", fix=f"install it again: {fix}")
+
+
 def main(command: click.Command = cli) -> None:
     """Entry point. Exit codes: 0 done, 1 a check failed, 2 usage, 3 environment, 4 data, 130 interrupted."""
     debug = "--debug" in sys.argv
@@ -109,9 +118,8 @@ def main(command: click.Command = cli) -> None:
         sys.argv = [sys.argv[0], *(a for a in sys.argv[1:] if a != "--debug")]
     prepare_streams()
     try:
-        command.main(standalone_mode=False)
-    except click.exceptions.Exit as stop:
-        sys.exit(stop.exit_code)
+        code = command.main(standalone_mode=False)  # click returns the code of an `Exit` instead of raising it
+        sys.exit(code if isinstance(code, int) else 0)
     except click.ClickException as error:
         say(*_lines(error))
         sys.exit(error.exit_code)
@@ -121,15 +129,11 @@ def main(command: click.Command = cli) -> None:
     except BrokenPipeError:  # the reader of our output has exited, as `| head` does
         sys.stderr.close()
         sys.exit(0)
-    except ModuleNotFoundError as error:  # an installation without every package, such as the light one
+    except ImportError as error:  # an installation without every package, such as the light one, or with a broken one
         missing = (error.name or "").partition(".")[0]
         if debug or missing in ("", "simclr_engine"):
             raise
-        _exit(
-            PlatformError(
-                "a package is not installed", saw=missing, fix=f"pip install {DISTRIBUTIONS.get(missing, missing)}"
-            )
-        )
+        _exit(_not_installed(error, missing))
     except EngineError as error:
         if debug:
             raise

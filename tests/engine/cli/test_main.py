@@ -174,3 +174,36 @@ def test_debug_shows_the_traceback_and_without_it_there_is_none() -> None:
     assert "Traceback" in run("recipes", "nope", "--debug").stderr
     plain = run("recipes", "nope")
     assert plain.returncode == 2 and plain.stderr.startswith("error: ") and "Traceback" not in plain.stderr
+
+
+BROKEN = """
+import sys
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("torch", "pydantic"):
+            raise {kind}("no " + name, name=name)
+sys.meta_path.insert(0, Missing())
+sys.argv[0] = "simclr-engine"
+from simclr_engine.cli.main import main
+main()
+"""
+
+
+@pytest.mark.parametrize("kind", ["ModuleNotFoundError", "ImportError"])
+def test_a_package_that_is_absent_or_broken_is_named_with_its_install_line(kind: str) -> None:
+    command = [sys.executable, "-c", BROKEN.format(kind=kind), "recipes"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 3 and "Traceback" not in done.stderr
+    assert "pydantic" in done.stderr and "pip install pydantic, or all that the commands need" in done.stderr
+
+
+def test_a_command_that_exits_with_a_code_gives_it_to_the_shell(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    from simclr_engine.cli import doctor
+
+    monkeypatch.setattr(doctor, "_torch_findings", lambda: [("torch", False, "broken")])
+    assert call("doctor", "--json").returncode == 3
+
+
+def test_without_a_command_the_help_is_shown_and_no_error(call: Call) -> None:
+    done = call()
+    assert done.returncode == 2 and done.stderr.startswith("Usage: ") and "\n  pretrain " in done.stderr
