@@ -377,6 +377,8 @@ def show_card(card: Card) -> None:
         f"median (p20–p80) of {rounds}, interleaved; {card.image_size} px, {card.threads} threads of {card.device}; "
         "memory and start-up of a fresh process"
     )
+    if compared := next((row.difference.images for row in card.rows if row.difference and row.difference.images), None):
+        how += f"; points and same labels: against fp32 on {compared:,} images"
     notes = [styled(f"{row.name}: {row.note}", "yellow") for row in card.rows if row.note]
     show(made, styled(how, "dim"), *notes, width=110)
 

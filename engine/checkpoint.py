@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import zipfile
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ from torch import nn
 
 from .errors import DataError, UsageError
 from .files import Folder, write_atomic
-from .model import build_encoder
+from .model import build_encoder, own_encoder
 from .recipe import Recipe
 
 if TYPE_CHECKING:
@@ -167,8 +168,12 @@ def read_tensors(path: Path, cause: str, fix: str) -> tuple[dict[str, torch.Tens
         raise DataError(cause, saw=f"{path}: {str(error)[:200]}", fix=fix) from error
 
 
-def load_encoder(target: str | Path | Run) -> nn.Module:
+def load_encoder(target: str | Path | Run, encoder: nn.Module | None = None) -> nn.Module:
     """The trained encoder of a run directory, or of an `encoder.safetensors` alone.
+
+    Args:
+        target: run, directory or file.
+        encoder: of a run that trained a caller's own encoder, that module again; a copy of it gets the weights.
 
     Returns:
         A module in eval mode on the CPU: normalised images `[B, 3, S, S]` → features `[B, feature_dim]`, float32.
@@ -178,8 +183,8 @@ def load_encoder(target: str | Path | Run) -> nn.Module:
     """
     path = Path(target) if isinstance(target, str | Path) else target.directory
     if path.is_dir() and not (path / "encoder.safetensors").exists():  # an interrupted run has only checkpoints
-        return _encoder_from_checkpoint(path)
-    return _encoder_from_file(path / "encoder.safetensors" if path.is_dir() else path)
+        return _encoder_from_checkpoint(path, encoder)
+    return _encoder_from_file(path / "encoder.safetensors" if path.is_dir() else path, encoder)
 
 
 def encoder_metadata(run_recipe: Any, image_size: int) -> dict[str, str]:
@@ -195,15 +200,17 @@ def encoder_metadata(run_recipe: Any, image_size: int) -> dict[str, str]:
     }
 
 
-def _encoder_from_file(path: Path) -> nn.Module:
+def _encoder_from_file(path: Path, own: nn.Module | None) -> nn.Module:
     name_it = "name a run directory or its encoder.safetensors"
     tensors, metadata = read_tensors(path, "the weights cannot be read", name_it)
     if "arch" not in metadata:
         raise DataError("the file is not an encoder of this project", saw=path, fix=name_it)
-    return _filled(metadata["arch"], metadata.get("stem", "none"), tensors, path)
+    side = metadata.get("image_size", "")
+    size = int(side) if re.fullmatch("[0-9]{1,4}", side) else 0
+    return _filled(metadata["arch"], metadata.get("stem", "none"), tensors, path, own, size)
 
 
-def _encoder_from_checkpoint(directory: Path) -> nn.Module:
+def _encoder_from_checkpoint(directory: Path, own: nn.Module | None) -> nn.Module:
     if not (directory / "checkpoints").is_dir():
         raise DataError("there is no run here", saw=directory, fix="name a directory that `pretrain` wrote")
     state, path, _ = newest_checkpoint(directory / "checkpoints")
@@ -218,11 +225,24 @@ def _encoder_from_checkpoint(directory: Path) -> nn.Module:
     except UsageError as error:
         saw = f"{path}: {error.cause}: {error.saw}"
         raise DataError("the checkpoint holds no recipe", saw=saw, fix="use one that `pretrain` wrote") from error
-    return _filled(recipe.model.arch, recipe.model.stem, tensors, path)
+    return _filled(recipe.model.arch, recipe.model.stem, tensors, path, own, recipe.data.size)
 
 
-def _filled(arch: str, stem: str, tensors: dict[str, torch.Tensor], path: Path) -> nn.Module:
+def _filled(
+    arch: str, stem: str, tensors: dict[str, torch.Tensor], path: Path, own: nn.Module | None, size: int
+) -> nn.Module:
+    """The encoder with these weights; `own` is the caller's, which takes images of `size` pixels."""
+    if (arch == "own") != (own is not None):
+        raise UsageError(
+            "the run trained its caller's own encoder" if own is None else "the run did not train an own encoder",
+            saw=path,
+            fix="from Python, pass it again: load_encoder(RUN, MODULE)" if own is None else "leave out the encoder",
+        )
     try:
+        if own is not None:
+            loaded = own_encoder(own, size)
+            loaded.load_state_dict(tensors)
+            return loaded.eval()
         with torch.device("meta"):  # do not draw weights that are replaced below
             encoder = build_encoder(arch, stem)
         # Copied, not assigned: tensors of a safetensors file are memory-mapped, and other files may hold meta tensors.

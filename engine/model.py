@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
 
 from simclr_engine.kernels.convolution import SMALL, convolve
+
+from .errors import UsageError
 
 if TYPE_CHECKING:
     from .recipe import HeadSpec, ModelSpec
@@ -139,7 +142,7 @@ def build_encoder(arch: str, stem: str) -> ResNet:
     """A ResNet without its classifier, randomly initialised; parameter names are torchvision's.
 
     Args:
-        arch: `resnet18`, `resnet34` or `resnet50`.
+        arch: `resnet18`, `resnet34` or `resnet50`; UsageError for `own`.
         stem: `small` (3×3 convolution of stride 1, no max-pool: for images up to about 96 px, SimCLR paper B.9) or
             `imagenet` (7×7 of stride 2 and max-pool).
 
@@ -147,6 +150,12 @@ def build_encoder(arch: str, stem: str) -> ResNet:
         A module from normalised images `[B, 3, S, S]` to features `[B, feature_dim]`, with `feature_dim` (512, or 2048
         for `resnet50`) as an attribute.
     """
+    if arch == "own":
+        raise UsageError(
+            "the encoder is a module of its caller's, which no file holds",
+            saw="model.arch = own",
+            fix="pass it from Python: pretrain(…, encoder=MODULE), evaluate(open_target(RUN, MODULE))",
+        )
     if arch not in ARCHITECTURES or stem not in ("small", "imagenet"):
         raise ValueError(f"arch {arch!r}, stem {stem!r}: expected {(*ARCHITECTURES,)} and ('small', 'imagenet')")
     return ResNet(*ARCHITECTURES[arch], stem)
@@ -179,14 +188,48 @@ def build_head(feature_dim: int, spec: HeadSpec) -> nn.Sequential:
 class SimCLR(nn.Module):
     """Encoder and projection head in one pass over all views."""
 
-    def __init__(self, model: ModelSpec, head: HeadSpec) -> None:
+    def __init__(self, model: ModelSpec, head: HeadSpec, encoder: nn.Module | None = None) -> None:
+        """With `encoder`, a module that `own_encoder` made, in place of the recipe's."""
         super().__init__()
-        self.encoder: nn.Module = build_encoder(model.arch, model.stem)
-        self.head = build_head(self.encoder.feature_dim, head)
+        self.encoder: nn.Module = build_encoder(model.arch, model.stem) if encoder is None else encoder
+        self.head = build_head(cast(int, self.encoder.feature_dim), head)
 
     def forward(self, views: Tensor) -> Tensor:
         """Views `[V·B, 3, S, S]` → projections `[V·B, D]`, not normalised (the loss does that)."""
         return cast(Tensor, self.head(self.encoder(views)))
+
+
+def own_encoder(module: nn.Module, size: int) -> nn.Module:
+    """A copy of a caller's encoder on the CPU, with its `feature_dim`.
+
+    Args:
+        module: normalised images `[B, 3, S, S]` → features `[B, feature_dim]`, in any floating dtype.
+        size: side S in pixels.
+
+    Raises:
+        UsageError: it is no module, does not take such images, or gives something else.
+    """
+    if not isinstance(module, nn.Module):
+        raise UsageError("an own encoder must be a torch module", saw=type(module).__name__, fix="pass an nn.Module")
+    encoder = deepcopy(module).to("cpu")
+    was, images = encoder.training, torch.zeros(2, 3, size, size)
+    try:
+        with torch.no_grad():
+            features = encoder.eval()(images)
+    except Exception as error:  # whatever the caller's code raises
+        raise UsageError(
+            "the encoder does not take the images",
+            saw=f"{type(error).__name__}: {error}, for float32 [2, 3, {size}, {size}]",
+            fix="pass a module from normalised images [B, 3, S, S] to features [B, D]",
+        ) from error
+    finally:
+        encoder.train(was)
+    if not isinstance(features, Tensor) or features.ndim != 2 or len(features) != 2 or not features.is_floating_point():
+        saw = f"{features.dtype} {list(features.shape)}" if isinstance(features, Tensor) else type(features).__name__
+        fix = "return one feature vector an image, such as torch.flatten(x, 1)"
+        raise UsageError("the encoder must give features [B, D]", saw=saw, fix=fix)
+    encoder.feature_dim = features.shape[1]  # type: ignore[assignment]  # to torch's hints, only tensors
+    return encoder
 
 
 def parameter_count(module: nn.Module) -> int:

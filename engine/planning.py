@@ -23,9 +23,10 @@ from .data.store import ImageStore
 from .device import Platform, choose_platform, keep_freed_memory
 from .distributed import World
 from .errors import PlatformError, UsageError
+from .loggers import Listener
 from .model import parameter_count
 from .recipe import Recipe
-from .training import Backends, Plan, Trainer
+from .training import Backends, Own, Plan, Trainer
 
 CALIBRATION_STEPS = 4  # timed steps per view size, after an untimed one
 # Share of a time budget that is planned for steps; start-up, monitors, checkpoints and noise take the rest.
@@ -50,6 +51,9 @@ class RunOptions:
         deterministic: use deterministic algorithms.
         quiet: show no progress.
         overrides: settings that override the recipe's, as they were given.
+        own: an encoder and a view function of the caller's.
+        log: names of loggers beside TensorBoard.
+        listeners: what else is called while the run trains.
 
     Raises:
         UsageError: `max_minutes` is not above 0, or `deterministic` is combined with an option that depends on
@@ -67,6 +71,9 @@ class RunOptions:
     deterministic: bool = False
     quiet: bool = False
     overrides: Mapping[str, Any] = field(default_factory=dict)
+    own: Own = field(default_factory=Own)
+    log: tuple[str, ...] = ()
+    listeners: tuple[Listener, ...] = ()
 
     def __post_init__(self) -> None:
         if self.max_minutes is not None and not self.max_minutes > 0:
@@ -85,6 +92,7 @@ class RunOptions:
         words = list[str]()
         for name, text in (("device", self.device), ("augment", self.augment)):
             words += [] if text == "auto" else [f"--{name}", text]
+        words += [word for name in self.log for word in ("--log", name)]
         choices = (("fused", self.fused), ("compile", self.compile), ("deterministic", self.deterministic or None))
         for name, value in choices:
             words += [] if value is None else [f"--{name}" if value else f"--no-{name}"]
@@ -171,9 +179,9 @@ class _Making:
     def trainer(self, plan: Plan, *notes: str) -> Trainer:
         """The trainer with the kernels for this recipe; a short run may have another temperature."""
         backends, why = _backends(self._platform, plan.recipe, self._options)
-        platform = replace(self._platform, notes=(*self._platform.notes, *notes, *why))
+        platform = replace(self._platform, notes=(*self._platform.notes, *notes, *why, *self._options.own.notes()))
         with loading_errors(self._store, platform.device):
-            return Trainer(plan, platform, self._store, backends, self._world)
+            return Trainer(plan, platform, self._store, backends, self._world, self._options.own)
 
     def timed(self, plan: Plan) -> tuple[Plan, dict[int, float]]:
         """The plan, shortened to the remaining time, and view size → seconds per step."""
@@ -271,9 +279,10 @@ def describe(trainer: Trainer, estimate: Estimate | None) -> list[str]:
     scaled = " (lr × batch/256)" if r.optimizer.lr_per_256 else ""
     layout = "channels_last" if p.channels_last else "contiguous"
     count = f"{parameter_count(trainer.model):,} parameters with its head"
+    encoder = "own encoder" if r.model.arch == "own" else f"{r.model.arch} ({r.model.stem} stem)"
     compiled, held = "on" if p.compile else "off", trainer.store.images.nbytes / 1e9
     lines = [
-        f"recipe   {r.name}: {r.model.arch} ({r.model.stem} stem), {count}, τ {r.loss.temperature:g}",
+        f"recipe   {r.name}: {encoder}, {count}, τ {r.loss.temperature:g}",
         f"data     {trainer.store.name}: {plan.samples:,} images of {plan.image_size} px, "
         f"{r.train.views} views at {sizes}",
         *([f"files    {held:.1f} GB of images stay there, read a step ahead"] if trainer.streamed else []),
@@ -321,8 +330,10 @@ def _backends(platform: Platform, recipe: Recipe, options: RunOptions) -> tuple[
     """The implementation of each kernel on this device, and notes about the choice."""
     plain, augment = options.fused is False, options.augment
     dimension, temperature = recipe.head.dimension, recipe.loss.temperature
+    own = options.own.view is not None
     try:
-        views, why_views = pick_augment("torch" if plain and augment == "auto" else augment, platform.device)
+        wanted = "torch" if plain and augment == "auto" else augment
+        views, why_views = ("own", "") if own else pick_augment(wanted, platform.device)
         loss, why_loss = pick_nt_xent("torch" if plain else "auto", platform.device, dimension, temperature)
     except ValueError as error:
         raise UsageError("the kernel backend is not available", saw=error, fix="use --augment auto") from error

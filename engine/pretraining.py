@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from threading import Event
 from typing import Any
+
+from torch import Tensor, nn
 
 from .command_line import resume_command
 from .data.datasets import NamedSource
@@ -16,7 +18,8 @@ from .data.sources import load_data, open_source
 from .data.store import ImageStore
 from .device import deterministic_algorithms
 from .distributed import World, check_shares, restarts, run_id, start_world
-from .errors import DataError
+from .errors import DataError, UsageError, nearest
+from .loggers import LOGGERS, Listener
 from .monitor import OnlineMonitor
 from .planning import RunOptions, describe, memory_errors, prepare
 from .progress import Progress
@@ -26,7 +29,7 @@ from .resuming import Stopped, read_stopped, trained_on
 from .run import Run, RunLock, check_directory, make_directory, public_name, run_directory
 from .stopping import Interrupted, give_up, stop_requests
 from .terminal import say
-from .training import Meter, Trainer
+from .training import Meter, Own, Trainer
 
 
 def pretrain(
@@ -45,6 +48,11 @@ def pretrain(
     overwrite: bool = False,
     deterministic: bool = False,
     quiet: bool = False,
+    encoder: nn.Module | None = None,
+    view: Callable[[Tensor], Tensor] | None = None,
+    log: Sequence[str] = (),
+    on_log: Callable[[int, Mapping[str, Any]], None] | None = None,
+    on_checkpoint: Callable[[Path], None] | None = None,
 ) -> Run:
     """Pretrains an encoder without labels and leaves a run directory.
 
@@ -70,6 +78,17 @@ def pretrain(
         deterministic: use deterministic algorithms: runs on the same device with the same versions are bitwise equal;
             slower on CUDA.
         quiet: show no progress.
+        encoder: a module of your own in place of the recipe's ResNet, from normalised images `[B, 3, S, S]` to features
+            `[B, D]`. It is copied. Its layers take no kernel of ours, and what loads the run must be passed the module
+            again: `load_encoder(run, encoder)`, `evaluate(open_target(run, encoder))`.
+        view: a function of your own in place of the recipe's augmentation, from images uint8 `[B, 3, S, S]` to one
+            random view of each, uint8 or floating in 0..1; transforms of torchvision fit. No fused kernel draws it.
+            Views then depend on the batch size and the number of processes, and a resumed run draws the same ones only
+            where the function draws from torch's generators alone, which are seeded before each call.
+        log: `wandb`, `mlflow` or both, beside metrics.jsonl and TensorBoard; each is an extra to install.
+        on_log: called with the step and the row whenever a row was written to metrics.jsonl, on rank 0.
+        on_checkpoint: called with the path of each checkpoint when it is written whole, on rank 0. What the two raise
+            ends the run, which can be resumed.
 
     Returns:
         The finished Run.
@@ -86,9 +105,27 @@ def pretrain(
         asked = recipe.override(overrides) if overrides else recipe
     elif recipe is not None or not resume:
         asked = Recipe.load(recipe or DEFAULT, overrides)
+    if unknown := [name for name in log if name not in LOGGERS]:
+        raise UsageError("there is no such logger", saw=unknown[0], fix=nearest(unknown[0], LOGGERS))
+    own = Own(encoder, view)
+    if asked is not None and encoder is not None:
+        asked = asked.override({"model.arch": "own"})
     directory = run_directory(out, asked.name if asked else DEFAULT)
     options = RunOptions(
-        device, fused, augment, compile, max_minutes, limit, resume, overwrite, deterministic, quiet, overrides or {}
+        device,
+        fused,
+        augment,
+        compile,
+        max_minutes,
+        limit,
+        resume,
+        overwrite,
+        deterministic,
+        quiet,
+        overrides or {},
+        own,
+        tuple(log),
+        (Listener(on_log or _ignored, on_checkpoint or _ignored),),
     )
     with deterministic_algorithms(deterministic), start_world(device) as world, RunLock(directory) as lock:
         options = replace(options, device=world.device, quiet=quiet or not world.main)
@@ -105,12 +142,17 @@ def pretrain(
         return _pretrain(world, lock, asked, data, options, stopped)
 
 
+def _ignored(*_: object) -> None:
+    pass
+
+
 def _stopped(world: World, directory: Path, asked: Recipe | None, options: RunOptions) -> Stopped | None:
     """The run to resume, if any; settings that differ from its own are refused."""
     stopped: Stopped | None = None
     with world.fail_together():
         if world.main and options.resume:
             stopped = read_stopped(directory)
+            stopped.check_own(options.own)
             stopped.check_settings(asked, options.overrides, options.limit)
             stopped.minutes_left(options.max_minutes)
             check_shares(stopped.recipe.train, world.size)
@@ -150,11 +192,13 @@ def _pretrain(
     if not options.quiet:
         say(*describe(trainer, estimate))
     go_on = resume_command(lock.directory, options.words())
+    if options.own.names():
+        go_on = f"pretrain(out={str(lock.directory)!r}, resume=True, …) with the same encoder and view"
     if isinstance(data, ImageStore) and environment["data"]["path"] is None:  # which no command can name
         go_on = f"pretrain(data=…, out={str(lock.directory)!r}, resume=True)"
 
     with (
-        Recording(lock, trainer, environment, began) as recording,
+        Recording(lock, trainer, environment, began, options) as recording,
         stop_requests(partial(give_up, lock.directory, go_on)) as stop,
         Progress(trainer.plan.total_steps, "starting", done=trainer.step, show=not options.quiet) as bar,
     ):

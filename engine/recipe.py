@@ -124,9 +124,10 @@ class DataSpec(Table):
 
 
 class ModelSpec(Table):
-    """The encoder: a ResNet with a `small` (3×3, no max-pool) or `imagenet` (7×7, max-pool) stem."""
+    """The encoder: a ResNet with a `small` (3×3, no max-pool) or `imagenet` (7×7, max-pool) stem; or, of runs from
+    Python, the caller's `own` module, of which the stem says nothing."""
 
-    arch: Literal["resnet18", "resnet34", "resnet50"] = "resnet18"
+    arch: Literal["resnet18", "resnet34", "resnet50", "own"] = "resnet18"
     stem: Literal["small", "imagenet"] = "small"
 
 

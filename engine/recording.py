@@ -22,8 +22,10 @@ from .distributed import run_id
 from .errors import PlatformError
 from .event_log import RunLog
 from .files import Folder
+from .loggers import Listener, open_logger
 from .model import parameter_count
 from .planning import Estimate, RunOptions, peak_memory
+from .recipe import leaves
 from .resuming import Stopped
 from .run import Run, RunLock
 from .training import Trainer
@@ -42,20 +44,34 @@ class Recording:
         trainer: the trainer.
         environment: contents of environment.json.
         began: `time.perf_counter()` when this part of the run began.
+        options: name the loggers beside metrics.jsonl and TensorBoard, and hold the caller's listeners.
     """
 
-    def __init__(self, lock: RunLock, trainer: Trainer, environment: dict[str, Any], began: float) -> None:
+    def __init__(
+        self, lock: RunLock, trainer: Trainer, environment: dict[str, Any], began: float, options: RunOptions
+    ) -> None:
         self._lock, self._trainer, self._world, self._environment = lock, trainer, trainer.world, environment
         self._began, self._spent = began, float(environment["seconds"])
         self._saved_at = time.monotonic()
+        self._listeners: list[Listener] = []
         with self._world.fail_together():
             if self._world.main:
                 self._log = RunLog(lock.folder, resume_step=trainer.step or None)
                 lock.folder.write_text("recipe.toml", trainer.recipe.to_toml())
+                self._listen(options)
                 self._write_environment()
                 save_view_samples(lock.folder, trainer)
                 self._checkpoints = lock.folder.folder("checkpoints")
                 self._mend_names()
+
+    def _listen(self, options: RunOptions) -> None:
+        """Starts the loggers; their IDs go into environment.json, so that a resumed run goes on with them."""
+        ids, title = self._environment.setdefault("loggers", {}), self._lock.directory.resolve().name
+        settings = {key: value for key, value in leaves(self._trainer.recipe.to_tree()) if "published" not in key}
+        for name in options.log:
+            listener, ids[name] = open_logger(name, title, settings, ids.get(name))
+            self._listeners.append(listener)
+        self._listeners += options.listeners
 
     def __enter__(self) -> Recording:
         return self
@@ -65,6 +81,8 @@ class Recording:
     ) -> None:
         """Closes the log. An error raised in the `with` is more useful than one from closing, such as a full disk."""
         if self._world.main:
+            for listener in self._listeners:
+                listener.close(error is None)
             with suppress(*(() if error is None else (PlatformError,))):
                 self._log.close()
                 self._tell_time()
@@ -73,6 +91,8 @@ class Recording:
         """Writes a row to metrics.jsonl and TensorBoard, at the step of the trainer."""
         if self._world.main:
             self._log.write(event, self._trainer.step, row)
+            for listener in self._listeners:
+                listener.on_log(self._trainer.step, {"event": event, **row})
 
     def save_due(self, seconds: float) -> bool:
         """Whether to save now. A step of `seconds` that is long enough for a deadline to cut is always saved."""
@@ -95,6 +115,8 @@ class Recording:
         save_last(self._checkpoints, self._trainer.state_dict())
         if name := self.lasting_name():
             keep_last_as(self._checkpoints, name)
+        for listener in self._listeners:
+            listener.on_checkpoint(self._checkpoints.path / (name or LAST))
 
     def finish(self) -> Run:
         """Writes the weights and marks the run as finished."""
@@ -142,6 +164,8 @@ def environment_of(
         **trainer.platform.describe(),
         "backends": {"augment": trainer.backends.augment, "nt_xent": trainer.backends.nt_xent},
         "notes": list(trainer.platform.notes),
+        "own": trainer.own.names(),
+        "feature_dim": trainer.model.encoder.feature_dim,
         "versions": {"python": host.python_version(), "torch": torch.__version__, "numpy": np.__version__},
         "parameters": parameter_count(trainer.model),
         "ranks": trainer.world.size,
@@ -172,6 +196,7 @@ def environment_of(
     if stopped is not None:
         earlier = stopped.run.environment
         environment |= {"seconds": stopped.seconds, "command": earlier.get("command")}
+        environment |= {"loggers": dict(earlier.get("loggers") or {})}
         if estimate is None:  # the plan is unchanged
             environment["plan"] = earlier.get("plan", environment["plan"])
         else:

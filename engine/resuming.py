@@ -14,6 +14,7 @@ from .errors import DataError, UsageError
 from .recipe import Recipe, leaves
 from .run import Run, public_name
 from .terminal import say
+from .training import Own
 
 MOST_NAMED = 6  # differences named in one message
 
@@ -78,6 +79,16 @@ class Stopped:
                 "a resumed run keeps its settings, and others were given",
                 saw=name + "; ".join(differing[:MOST_NAMED]) + more,
                 fix="leave them out, or start another run with --out",
+            )
+
+    def check_own(self, own: Own) -> None:
+        """Raises a UsageError unless the caller's own parts are given again, by their names; no file can hold them."""
+        had, given = self.run.environment.get("own") or {}, own.names()
+        if had != given:
+            raise UsageError(
+                "the run was trained with other parts of its caller's",
+                saw=f"the run has {had or 'none'}, given are {given or 'none'}",
+                fix="resume from Python, as it was started: pretrain(out=RUN, resume=True, encoder=…, view=…)",
             )
 
     def check_images(self, store: ImageStore) -> None:

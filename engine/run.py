@@ -141,11 +141,14 @@ class Run:
         """Rows of metrics.jsonl in order, without a last line cut short by a crash. DataError if it cannot be read."""
         return list(read_rows(self.directory / "metrics.jsonl"))
 
-    def encoder(self) -> nn.Module:
-        """The trained encoder in eval mode, normalised `[B, 3, S, S]` → `[B, feature_dim]`."""
+    def encoder(self, own: nn.Module | None = None) -> nn.Module:
+        """The trained encoder in eval mode, normalised `[B, 3, S, S]` → `[B, feature_dim]`.
+
+        `own` is the caller's module, of a run that trained one; see `load_encoder`.
+        """
         from .checkpoint import load_encoder
 
-        return load_encoder(self.directory)
+        return load_encoder(self.directory, own)
 
 
 def public_name(name: str) -> str:

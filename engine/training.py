@@ -26,7 +26,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
 from simclr_engine.kernels import AugmentSpec, augment, contrastive_metrics, draw_params, nt_xent
 
@@ -34,8 +35,8 @@ from .data.loader import Batch, Loader, Prefetched, Resident, stays_in_files
 from .data.store import ImageStore
 from .device import Platform
 from .distributed import World, check_shares, synchronise_batch_norm
-from .errors import CheckFailed, DataError
-from .model import SimCLR
+from .errors import CheckFailed, DataError, UsageError
+from .model import SimCLR, own_encoder
 from .optim import build_optimizer, lr_factor
 from .recipe import Recipe
 
@@ -95,6 +96,40 @@ class Plan:
 
 
 @dataclass(frozen=True)
+class Own:
+    """A caller's own parts in place of the recipe's; None for ours.
+
+    Attributes:
+        encoder: a module from normalised images `[B, 3, S, S]` to features `[B, D]`. It is copied.
+        view: a function from images uint8 `[B, 3, S, S]` to one random view of each, `[B, 3, S', S']`, uint8 or
+            floating in 0..1, before the normalisation; called once a view. Torch's generators are seeded for each call,
+            so a function that draws from them alone gives the same views again.
+    """
+
+    encoder: nn.Module | None = None
+    view: Callable[[Tensor], Tensor] | None = None
+
+    def names(self) -> dict[str, str]:
+        """Part → name of its class or function, for the record of the run."""
+        named = {} if self.encoder is None else {"encoder": type(self.encoder).__qualname__}
+        if self.view is not None:
+            named["view"] = getattr(self.view, "__qualname__", type(self.view).__qualname__)
+        return named
+
+    def notes(self) -> list[str]:
+        """What is not promised with them."""
+        said = []
+        if self.encoder is not None:
+            said.append("your own encoder takes no kernel of ours, and commands cannot rebuild it: pass it again")
+        if self.view is not None:
+            said.append(
+                "your own views take no fused kernel, depend on the batch size and the number of processes, and are "
+                "drawn again after a resume only where the function draws from torch's generators alone"
+            )
+        return said
+
+
+@dataclass(frozen=True)
 class Backends:
     """The backend of each kernel, by its name in the dispatch table."""
 
@@ -112,15 +147,18 @@ class Trainer:
         store: ImageStore,
         backends: Backends,
         world: World = World(),  # noqa: B008  # frozen
+        own: Own = Own(),  # frozen
     ) -> None:
         recipe = plan.recipe
+        self.own = own
         torch.manual_seed(recipe.train.seed)
         self.recipe, self.plan, self.platform, self.store = recipe, plan, platform, store
         self.backends, self.world = backends, world
         share = check_shares(recipe.train, world.size)
         self.micro_batch = recipe.train.micro_batch or share
         self.two_passes = self.micro_batch < share
-        model: Any = SimCLR(recipe.model, recipe.head).to(platform.device)
+        encoder = None if own.encoder is None else own_encoder(own.encoder, store.image_size)
+        model: Any = SimCLR(recipe.model, recipe.head, encoder).to(platform.device)
         if platform.precision == "fp64":
             model = model.double()
         self.synchronised = world.size > 1 and platform.device.type == "cuda"
@@ -150,10 +188,27 @@ class Trainer:
 
     def _views(self, batch: Batch, epoch: int, size: int) -> Tensor:
         train = self.recipe.train
+        if self.own.view is not None:
+            return self._own_views(self.own.view, batch, epoch, size)
         params = draw_params(self.spec, seed=train.seed, epoch=epoch, sample_ids=batch.ids, views=train.views)
         # The dtype that autocast would cast to: the first convolution sees the same numbers, with half the traffic.
         dtype = self.platform.dtype if self.platform.precision != "fp64" else torch.float32
         views = augment(batch.images, params, self.spec, size=size, dtype=dtype, backend=self.backends.augment)
+        return views.to(self.platform.dtype).contiguous(memory_format=self.platform.memory_format)
+
+    def _own_views(self, view: Callable[[Tensor], Tensor], batch: Batch, epoch: int, size: int) -> Tensor:
+        """`_views` by the caller's function, normalised here; another size than `size` is resized to it."""
+        images, device = batch.images.permute(0, 3, 1, 2), self.platform.device
+        seed, made = _mixed(self.recipe.train.seed, epoch, int(batch.ids[0])), []
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            for i in range(self.recipe.train.views):
+                torch.manual_seed(_mixed(seed, i, 0))
+                made.append(_checked_views(view(images), images))
+        views = torch.cat(made)
+        if views.shape[-2:] != (size, size):
+            views = functional.interpolate(views, (size, size), mode="bilinear", antialias=True)
+        mean, std = (torch.tensor(v, device=device).view(3, 1, 1) for v in (self.spec.mean, self.spec.std))
+        views = (views - mean) / std
         return views.to(self.platform.dtype).contiguous(memory_format=self.platform.memory_format)
 
     def train_step(self, step: int, size: int | None = None) -> tuple[Tensor, Tensor]:
@@ -218,7 +273,8 @@ class Trainer:
             # With the graph, which is freed immediately: without it convolutions use other kernels, whose rounding
             # differs from that of the second pass, and a compiled model is compiled twice.
             projections.append(self._project(part, epoch, size).detach())
-        torch._foreach_copy_(buffers, before)
+        if buffers:
+            torch._foreach_copy_(buffers, before)
         z = _by_view(projections, views).requires_grad_()
         loss = self._loss(z)
         self.scaler.scale(loss).backward()
@@ -380,6 +436,17 @@ def epoch_order(samples: int, seed: int, epoch: int) -> Tensor:
     """int64 `[samples]`: the order of an epoch, a function of (seed, epoch) alone."""
     generator = torch.Generator().manual_seed((seed * 0x9E3779B97F4A7C15 + epoch) % 2**63)
     return torch.randperm(samples, generator=generator)
+
+
+def _checked_views(views: Tensor, images: Tensor) -> Tensor:
+    """What a caller's view function gave, as float32 in 0..1."""
+    if not isinstance(views, Tensor) or views.ndim != 4 or views.shape[:2] != images.shape[:2]:
+        saw = list(views.shape) if isinstance(views, Tensor) else type(views).__name__
+        fix = f"return one view of each image, [{len(images)}, 3, S, S]"
+        raise UsageError("the view function must give views [B, 3, S, S]", saw=saw, fix=fix)
+    if views.dtype != torch.uint8 and not views.is_floating_point():
+        raise UsageError("views must be uint8 or floating", saw=views.dtype, fix="return pixels in 0..255 or in 0..1")
+    return views.to(images.device).float() / (255 if views.dtype == torch.uint8 else 1)
 
 
 def _by_view(parts: list[Tensor], views: int) -> Tensor:

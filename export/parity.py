@@ -353,13 +353,9 @@ class SpeedUp:
         return asdict(self) | {"ratio": round(self.ratio, 3)}
 
 
-def compared_images(size: int, precision: str) -> int:
-    """How many images of this size are compared: 2,000 of 32 px, fewer of larger ones, 256 at least.
-
-    fp16, which a CPU computes slowly and which has passed the parity gate before, is compared on 256.
-    """
-    if precision == "fp16":
-        return FEWEST_COMPARED
+def compared_images(size: int) -> int:
+    """How many images of this size a smaller file is compared on: 2,000 of 32 px, fewer of larger ones, 256 at
+    least."""
     return max(FEWEST_COMPARED, min(MOST_COMPARED, MOST_COMPARED * 32**2 // size**2))
 
 

@@ -1,4 +1,4 @@
-"""The images that an export is checked and calibrated on: the run's own if the cache has them, else noise."""
+"""The images that an export is checked and calibrated on: the run's own where they can be had, else noise."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from numpy.typing import NDArray
 from simclr_engine.data import load_data, load_splits
 from simclr_engine.data.cache import DamagedError, Meta, cache_root, read_meta, read_split
 from simclr_engine.data.store import ImageStore
-from simclr_engine.errors import DataError
+from simclr_engine.errors import DataError, EngineError
 from simclr_engine.run import Run
 
 SEED = 0
+SYNTHETIC = f"synthetic (1/f noise, seed {SEED})"  # in place of the source of real images
+DRAWN = ("digits", "glyphs")  # data sets that need no download
 
 
 @dataclass(frozen=True)
@@ -67,15 +69,14 @@ def even_rows(total: int, count: int) -> NDArray[np.int64]:
 
 
 def images_of(run: Run, data: str | Path | None = None) -> Images | None:
-    """The images of `data`, or the very ones that the run was trained on, if they lie in the cache.
-
-    Without `data` an export neither downloads nor unpacks anything: None where the cache does not have them.
+    """The images of `data`, or the very ones that the run was trained on: from the cache, or packed again from where
+    they were. Without `data` nothing is downloaded: None where they are neither here nor there, or were changed.
 
     Raises:
         DataError, UsageError, PlatformError: `data` cannot be read; see `load_data`.
     """
     if data is None:
-        return _cached(run)
+        return _cached(run) or _packed_again(run)
     name = data if isinstance(data, str) else str(data)
     try:
         train, test = load_splits(data, run.image_size)
@@ -88,7 +89,7 @@ def parity_samples(run: Run, count: int, images: Images | None) -> Samples:
     """`count` images at the run's size: real ones, evenly spread and repeated where there are fewer, or else
     `natural_images`."""
     if images is None:
-        return Samples(natural_images(count, run.image_size), None, f"synthetic (1/f noise, seed {SEED})")
+        return Samples(natural_images(count, run.image_size), None, SYNTHETIC)
     store = images.train
     at = even_rows(len(store), count)
     labels = None if store.labels is None else store.labels[at]
@@ -114,6 +115,17 @@ def _cached(run: Run) -> Images | None:
         except DamagedError:
             continue
     return None
+
+
+def _packed_again(run: Run) -> Images | None:
+    """The images from the folder or archive that they came from; None where it is gone or holds others now."""
+    if not isinstance(run.data.get("path"), str) and run.data.get("name") not in DRAWN:
+        return None
+    try:
+        load_data(run.locate_data(), "train", run.image_size)
+    except EngineError:
+        return None
+    return _cached(run)
 
 
 def _test_split(entry: Path, meta: Meta, name: str) -> ImageStore | None:

@@ -21,6 +21,7 @@ import numpy as np
 import onnx
 import onnxruntime
 from numpy.typing import NDArray
+from torch import nn
 
 from simclr_engine.checkpoint import load_encoder
 from simclr_engine.data.store import ImageStore
@@ -129,31 +130,33 @@ def export_onnx(
     *,
     opset: int = OPSET,
     probe: bool | str | None = None,
-    precision: str = "fp32",
+    precision: str | Sequence[str] = "fp32",
     data: str | Path | None = None,
     overwrite: bool = False,
+    encoder: nn.Module | None = None,
 ) -> ExportResult:
     """Writes the run's encoder as one ONNX file: uint8 `images` `[batch, S, S, 3]` → float32 `features` `[batch, D]`.
 
     With a probe the file also gives float32 `probabilities` `[batch, C]` and int64 `label` `[batch]`. Another
-    `precision` writes a second, smaller file beside the first: `encoder.int8.onnx` or `encoder.fp16.onnx`.
+    `precision` writes a smaller file beside the first: `encoder.int8.onnx`, `encoder.fp16.onnx`, or both.
 
     A file takes its name only after the ONNX checker, its gates and a reading back through `OnnxEncoder` have passed;
     an earlier one of that name stays until then. Gates: fp32 gives PyTorch's features, probabilities and labels
     (`parity.FP32`, batches of 1, 2, 7 and 64), fp16 likewise with `parity.FP16`; int8 has all of its convolutions in
-    int8, loses no more than a point of accuracy and is 1.2 times as fast as fp32. Where the smaller file fails, the
-    first one stays and the smaller one, even an earlier one, does not. The same run gives the same bytes. The result
-    is also recorded as `export.json` in the run.
+    int8 and is 1.2 times as fast as fp32; both lose no more than a point of accuracy on the same images. Where a
+    smaller file fails, the others stay and it, even an earlier one, does not. The same run gives the same bytes. The
+    result is also recorded as `export.json` in the run.
 
     Args:
         run: a run or its directory.
         file: name of the file, ending in `.onnx`; an earlier export of this name is replaced.
         opset: 18 or newer.
         probe: True for the run's newest linear probe on all images, or the ID of one; None or False for none.
-        precision: `fp32`, `fp16` or `int8`.
+        precision: `fp32`, `fp16` or `int8`, or several of them.
         data: images to check and calibrate on, as `load_data` takes them; None for those that the run was trained on,
-            where the cache has them.
+            from the cache or from where they were; noise where they are gone.
         overwrite: replace files of these names that are no exports of ours; never a folder, nor through a link.
+        encoder: the module of a run that trained its caller's own; see `load_encoder`.
 
     Raises:
         UsageError: the name, the opset or the precision is invalid, the name is taken by something else, or the
@@ -168,27 +171,32 @@ def export_onnx(
     """
     begin = time.perf_counter()
     check_opset(opset)
-    if precision not in PRECISIONS:
-        raise UsageError("unknown precision", saw=precision, fix=" or ".join(PRECISIONS))
+    precisions = dict.fromkeys((precision,) if isinstance(precision, str) else precision)
+    if unknown := [name for name in precisions if name not in PRECISIONS]:
+        raise UsageError("unknown precision", saw=unknown[0], fix=" or ".join(PRECISIONS))
     target = check_target(Path(file), overwrite)
-    smaller = None if precision == "fp32" else check_target(variant_path(target, precision), overwrite)
+    smaller = {p: check_target(variant_path(target, p), overwrite) for p in precisions if p != "fp32"}
     run = run if isinstance(run, Run) else Run.open(run)
     keep_freed_memory()  # 45 MB are held a dozen times in turn
-    with reserved(target, smaller), _no_collection():
-        source = _Source.of(run, probe, precision, data)
+    with reserved(target, *smaller.values()), _no_collection():
+        source = _Source.of(run, probe, "int8" in smaller, data, encoder)
         built = _build(source, opset)
-        if smaller is not None:
-            remove(smaller)  # it is of the file that is replaced now
+        for path in smaller.values():
+            remove(path)  # it is of the file that is replaced now
         result = _publish(target, built, source, opset, begin)
-        if smaller is not None:
+        failed: CheckFailed | None = None
+        for name, path in smaller.items():
             begin = time.perf_counter()
             try:
-                result = replace(result, variants=(_publish_variant(smaller, built, source, precision, opset, begin),))
+                made = _publish_variant(path, built, source, name, opset, begin)
+                result = replace(result, variants=(*result.variants, made))
             except CheckFailed as error:
-                record(run, result.to_json())
-                fix = f"{error.fix}; {target.name}, in fp32, has passed its gates and was written"
-                raise CheckFailed(error.cause, saw=error.saw, fix=fix) from error
+                failed = failed or error
         record(run, result.to_json())
+        if failed is not None:
+            kept = [f"{target.name}, in fp32,", *(f"{made.file.name}" for made in result.variants)]
+            fix = f"{failed.fix}; {' and '.join(kept)} passed {'its' if len(kept) == 1 else 'their'} gates and stayed"
+            raise CheckFailed(failed.cause, saw=failed.saw, fix=fix) from failed
     return result
 
 
@@ -232,13 +240,15 @@ class _Source:
     in_graph: bool
 
     @classmethod
-    def of(cls, run: Run, wanted: bool | str | None, precision: str, data: str | Path | None) -> _Source:
+    def of(
+        cls, run: Run, wanted: bool | str | None, calibrated: bool, data: str | Path | None, own: nn.Module | None
+    ) -> _Source:
         """Loads everything, and refuses what can be refused before the slow work begins."""
         with ThreadPoolExecutor(1) as beside:  # verifying the images is hashing, which leaves the interpreter free
             reading = beside.submit(images_of, run, data)
-            encoder, spec = load_encoder(run), run.recipe.augment
+            encoder, spec = load_encoder(run, own), run.recipe.augment
             images = reading.result()
-            if precision == "int8":
+            if calibrated:
                 _check_calibration(run, images)
             samples = parity_samples(run, sum(BATCHES), images)
             width, state = int(encoder.feature_dim), encoder_hash(encoder)  # type: ignore[arg-type]  # a Tensor to torch
@@ -270,7 +280,7 @@ class _Source:
 def _check_calibration(run: Run, images: Images | None) -> None:
     if images is None:
         raise DataError(
-            "int8 is calibrated on images, and those that the run was trained on are not in the cache",
+            "int8 is calibrated on images, and those of the run are neither in the cache nor where they were",
             saw=run.environment["data"]["name"],
             fix="name images like those that it will see: --data NAME|PATH",
         )
@@ -367,7 +377,7 @@ def _publish_variant(
     session = _session(plain)
     parity = _measure(source, session, LIMITS[precision])
     gate.check(parity, traced, source.samples.images, LIMITS[precision])
-    store = _compared(source, precision)
+    store = _compared(source)
     agreement = compare_files(fp32.session, session, store, fair_labeller(store, source.probe))
     check_agreement(agreement, precision)
     speed = None
@@ -389,11 +399,11 @@ def _int8(source: _Source, fp32: _Built) -> onnx.ModelProto:
     return model
 
 
-def _compared(source: _Source, precision: str) -> ImageStore:
+def _compared(source: _Source) -> ImageStore:
     """The images on which the two files are compared: held out and labelled where the run has such images."""
     if source.images is None:
         return replace(ImageStore.from_arrays(source.samples.images), split=source.samples.source)
-    count = compared_images(source.run.image_size, precision)
+    count = compared_images(source.run.image_size)
     held_out = source.images.held_out(count, CALIBRATION_IMAGES)
     return held_out if held_out is not None else source.images.evenly(CALIBRATION_IMAGES)
 

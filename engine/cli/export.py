@@ -74,13 +74,17 @@ def command(
     """
     from ..run import Run
 
-    wanted, precision = _wanted(probe, no_probe), _precision(int8, fp16)
+    wanted = _wanted(probe, no_probe)
+    precision = [name for name, asked in (("int8", int8), ("fp16", fp16)) if asked] or "fp32"
     run = Run.newest() if run_path is None else Run.open(run_path)
     say(f"run: {run.directory}" + (" (the newest finished one)" if run_path is None else ""))
 
     from simclr_engine.export import export_onnx
+    from simclr_engine.export.samples import SYNTHETIC
 
     result = export_onnx(run, file, opset=opset, probe=wanted, precision=precision, data=data, overwrite=overwrite)
+    if result.parity.image_source == SYNTHETIC:
+        say("note: the images of the run are gone, so the file was checked on noise; --data NAME|PATH names real ones")
     document = result.to_json()
     if not as_json:
         _show(result)
@@ -103,12 +107,6 @@ def _wanted(probe: str | None, no_probe: bool) -> bool | str | None:
             fix=f"name the file first: {command_here('export', Path(probe), '--probe')}",
         )
     return probe or True
-
-
-def _precision(int8: bool, fp16: bool) -> str:
-    if int8 and fp16:
-        raise UsageError("--int8 and --fp16 cannot be used together", saw="--int8 --fp16", fix="run export twice")
-    return "int8" if int8 else "fp16" if fp16 else "fp32"
 
 
 def _card(result: ExportResult, run: Any, shown: bool) -> dict[str, Any]:

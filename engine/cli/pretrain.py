@@ -89,6 +89,12 @@ from .options import parse_overrides, print_json
 @click.option(
     "--dry-run", is_flag=True, help="Time a few steps and show the plan with its time and memory. Nothing is trained."
 )
+@click.option(
+    "--log",
+    multiple=True,
+    type=click.Choice(["wandb", "mlflow"]),
+    help="Also log to wandb or mlflow, which are extras to install; may be repeated.  [default: TensorBoard alone]",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document to stdout instead of text.")
 def command(
     recipe: str | None,
@@ -110,6 +116,7 @@ def command(
     overwrite: bool,
     deterministic: bool,
     dry_run: bool,
+    log: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Pretrain an encoder without labels.
@@ -187,6 +194,7 @@ def command(
             resume=resume is not None,
             overwrite=overwrite,
             deterministic=deterministic,
+            log=log,
         )
     except (PeerFailed, Interrupted) as error:
         if is_main():

@@ -115,18 +115,18 @@ class TorchEncoder(Encoder):
 class RunEncoder(TorchEncoder):
     """The trained encoder of a run."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, own: nn.Module | None = None) -> None:
         spec = run.recipe.augment
         super().__init__("pretrained", "fp32, eval BN", "the trained encoder", spec.mean, spec.std)
-        self._run = run
+        self._run, self._own = run, own
 
     @cached_property
     def sha256(self) -> str:
         """From the run's file, without torch. With it, where there is none yet, or to say what is wrong with it."""
-        return _hash_of_file(self._run.directory / "encoder.safetensors") or _hash_of(self._run.encoder())
+        return _hash_of_file(self._run.directory / "encoder.safetensors") or _hash_of(self.build())
 
     def build(self) -> nn.Module:
-        return self._run.encoder()
+        return self._run.encoder(self._own)
 
 
 class ScratchEncoder(TorchEncoder):
@@ -155,6 +155,22 @@ class ScratchEncoder(TorchEncoder):
         from .features import scratch_encoder
 
         return scratch_encoder(self._arch, self._stem, SEED)
+
+
+class OwnScratchEncoder(TorchEncoder):
+    """A caller's own encoder as it was before the pretraining."""
+
+    def __init__(self, own: nn.Module, mean: Colour, std: Colour) -> None:
+        words = "fp32, eval BN, the encoder as it was passed"
+        super().__init__("scratch", words, "the encoder as it was passed", mean, std)
+        self._own = own
+
+    @cached_property
+    def sha256(self) -> str:
+        return _hash_of(self._own)
+
+    def build(self) -> nn.Module:
+        return deepcopy(self._own).to("cpu").eval()
 
 
 class WeightsEncoder(TorchEncoder):
@@ -257,8 +273,11 @@ class Target:
     notes: tuple[str, ...] = ()
 
 
-def open_target(target: str | Path | Run | Target) -> Target:
+def open_target(target: str | Path | Run | Target, encoder: nn.Module | None = None) -> Target:
     """The run directory, .onnx file or file of weights at `target`; one that is open already stays as it is.
+
+    `encoder` is the caller's own, with the weights that it was passed to `pretrain` with, of a run that trained it:
+    `evaluate(open_target("runs/mine", encoder))`.
 
     Raises:
         UsageError: it is none of them.
@@ -267,7 +286,7 @@ def open_target(target: str | Path | Run | Target) -> Target:
     if isinstance(target, Target):
         return target
     if isinstance(target, Run) or Path(target).is_dir():
-        return _open_run(target if isinstance(target, Run) else Run.open(target))
+        return _open_run(target if isinstance(target, Run) else Run.open(target), encoder)
     path = Path(target)
     if path.is_file() and path.suffix.lower() == ".onnx":
         return _open_file(path)
@@ -289,15 +308,17 @@ def _recipe(name: str) -> Recipe:
     return Recipe.load(name if name in recipe_names() else DEFAULT)
 
 
-def _open_run(run: Run) -> Target:
+def _open_run(run: Run, own: nn.Module | None) -> Target:
     model, colours = run.recipe.model, run.recipe.augment
     return Target(
         path=run.directory,
         image_size=run.image_size,
         recipe=lambda: run.recipe,
         encoders={
-            "pretrained": RunEncoder(run),
-            "scratch": ScratchEncoder(model.arch, model.stem, colours.mean, colours.std),
+            "pretrained": RunEncoder(run, own),
+            "scratch": ScratchEncoder(model.arch, model.stem, colours.mean, colours.std)
+            if own is None
+            else OwnScratchEncoder(own, colours.mean, colours.std),
         },
         pretrained_on=str(run.data.get("fingerprint") or ""),
         seconds=float(run.environment.get("seconds") or 0.0),

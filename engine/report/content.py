@@ -223,6 +223,10 @@ def run_facts(content: ReportContent) -> list[tuple[str, str]]:
     parameters = f", {int(env['parameters']):,} parameters with the projection head" if env.get("parameters") else ""
     images = f"{content.images:,} images of {about.get('image_size', '?')} px"
     limit = f", limited to {int(about['limit']):,}" if about.get("limit") else ""
+    stem = f"{recipe.model.arch}, {recipe.model.stem} stem"
+    encoder = (
+        f"{env.get('own', {}).get('encoder', 'a module')}, passed from Python" if recipe.model.arch == "own" else stem
+    )
     batch = f"of {recipe.train.batch_size} images × {recipe.train.views} views"
     peak = f", peak learning rate {float(plan['peak_lr']):.4g}" if plan.get("peak_lr") else ""
     device = [env.get("device_name"), env.get("device"), env.get("precision")]
@@ -231,7 +235,7 @@ def run_facts(content: ReportContent) -> list[tuple[str, str]]:
     seconds, ended = env.get("seconds"), env.get("ended")
     return [
         ("recipe", f"{recipe.name} — {recipe.origin}"),
-        ("encoder", f"{recipe.model.arch}, {recipe.model.stem} stem{parameters}"),
+        ("encoder", encoder + parameters),
         ("images", f"{about.get('name', '?')}, split {about.get('split', '?')}: {images}{limit}"),
         ("fingerprint of the images", f"{str(about.get('fingerprint', 'unknown'))[:16]}…"),
         ("length", f"{short(content.epochs)} epochs"),

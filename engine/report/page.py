@@ -223,7 +223,7 @@ def _about(content: ReportContent) -> dict[str, Any]:
     return {
         "finished": bool(env.get("finished")),
         "recipe": recipe.name,
-        "arch": recipe.model.arch,
+        "arch": "own encoder" if recipe.model.arch == "own" else recipe.model.arch,
         "epochs": short(content.epochs),
         "images": f"{content.images:,}",
         "data": content.data_name,

@@ -249,7 +249,8 @@ def _monitor_pictures(content: ReportContent) -> list[Picture]:
     epoch, std = _columns(content, "knn", "epoch", "feature_std")
     ranked, rank = _columns(content, "knn", "epoch", "rankme")
     if epoch:
-        dim = 2048 if content.run.recipe.model.arch == "resnet50" else 512
+        dim = content.run.environment.get("feature_dim")  # not of older runs
+        dim = dim if isinstance(dim, int) else 2048 if content.run.recipe.model.arch == "resnet50" else 512
         caption = (
             "The collapse alarm, without labels: at 0 all images have become one point. The effective rank (RankMe) "
             "says how many directions the features use."

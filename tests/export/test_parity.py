@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from fixtures.image_files import encode, noise, write_tree
 from simclr_engine.data import ImageStore, load_data
 from simclr_engine.errors import CheckFailed
 from simclr_engine.evaluation.linear import fit_linear
@@ -205,6 +207,23 @@ def test_other_images_of_the_same_name_are_not_taken(shared_run: Run, limit: int
     assert parity_samples(run, 74, None).source.startswith("synthetic")
 
 
+def test_images_that_left_the_cache_are_packed_again_from_their_place(
+    shared_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SIMCLR_ENGINE_CACHE", str(tmp_path / "cache"))
+    files = {f"{name}/{i}.png": encode(noise(10 * n + i)) for n, name in enumerate("ab") for i in range(6)}
+    write_tree(tmp_path / "photos", files)
+    store = load_data(tmp_path / "photos", size=32)
+    run = _run_over(shared_run, replace(store, name="photos"), None)
+    run.environment["data"]["path"] = str(tmp_path / "photos")
+    shutil.rmtree(tmp_path / "cache")
+    found = images_of(run)
+    assert found is not None and found.train.fingerprint == store.fingerprint
+    shutil.rmtree(tmp_path / "cache")
+    write_tree(tmp_path / "photos", {"a/0.png": encode(noise(99))})
+    assert images_of(run) is None  # others by now
+
+
 def test_labels_come_from_the_newest_probe_that_fits(tmp_path: Path) -> None:
     truth = (FEATURES[:, 0] > FEATURES[:, 1]).astype(np.int64) + 2 * (FEATURES[:, 2] > 1)
     probe = fit_linear(FEATURES, truth, C=1.0)
@@ -329,8 +348,8 @@ def test_the_probe_labels_only_what_it_knows() -> None:
 
 
 def test_large_images_are_compared_in_smaller_numbers() -> None:
-    counts = [parity.compared_images(size, "int8") for size in (16, 32, 64, 224)]
-    assert counts == [2000, 2000, 500, 256] and parity.compared_images(32, "fp16") == 256
+    counts = [parity.compared_images(size) for size in (16, 32, 64, 224)]
+    assert counts == [2000, 2000, 500, 256]
 
 
 def _clusters(labels: list[int]) -> NDArray[np.float32]:

@@ -222,6 +222,7 @@ def test_a_missing_probe_is_told_before_the_encoder_is_traced(
         (["--no-probe"], None),
         (["--probe"], True),
         (["--probe", "--int8"], True),
+        (["--probe", "--int8", "--fp16"], True),
         (["--probe", "x-y"], "x-y"),
     ],
 )
@@ -233,10 +234,10 @@ def test_the_command_takes_the_probe_with_or_without_an_id(
     with pytest.raises(ZeroDivisionError):
         command.main(["e.onnx", "--run", str(digits_run.directory), *given], standalone_mode=False)
     assert seen["probe"] == wanted and type(seen["probe"]) is type(wanted)
-    assert seen["precision"] == ("int8" if "--int8" in given else "fp32")
+    assert seen["precision"] == ([name[2:] for name in ("--int8", "--fp16") if name in given] or "fp32")
 
 
-@pytest.mark.parametrize("given", [["--probe", "e.onnx"], ["--probe", "a", "--no-probe"], ["--int8", "--fp16"]])
+@pytest.mark.parametrize("given", [["--probe", "e.onnx"], ["--probe", "a", "--no-probe"]])
 def test_options_that_cannot_be_meant_are_refused(digits_run: Run, given: list[str]) -> None:
     with pytest.raises(UsageError):
         command.main(["--run", str(digits_run.directory), *given], standalone_mode=False)

@@ -70,6 +70,31 @@ def test_fp16_is_written_beside_the_fp32_file(little_digits: Run, tmp_path: Path
     assert OnnxEncoder(variant.file).predict(load_data("digits").images[:5])[0].shape == (5, 10)
 
 
+def test_both_smaller_files_are_written_and_compared_on_the_same_images(
+    little_digits: Run, fast_int8: None, tmp_path: Path
+) -> None:
+    result = export_onnx(little_digits, tmp_path / "encoder.onnx", probe=True, precision=["int8", "fp16"])
+    assert [v.file.name for v in result.variants] == ["encoder.int8.onnx", "encoder.fp16.onnx"]
+    int8, fp16 = (v.agreement for v in result.variants)
+    assert int8 is not None and fp16 is not None and int8.accuracy_fp32 == fp16.accuracy_fp32
+    assert (int8.images, int8.image_source) == (fp16.images, fp16.image_source)
+    recorded = json.loads((little_digits.directory / "export.json").read_text())["variants"]
+    assert [one["precision"] for one in recorded] == ["int8", "fp16"]
+
+
+def test_one_smaller_file_that_fails_does_not_cost_the_other(
+    little_digits: Run, fast_int8: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise CheckFailed("not fused", fix="try")
+
+    monkeypatch.setattr(writer, "check_fused", refuse)
+    with pytest.raises(CheckFailed, match="not fused") as caught:
+        export_onnx(little_digits, tmp_path / "e.onnx", precision=["int8", "fp16"])
+    assert caught.value.fix == "try; e.onnx, in fp32, and e.fp16.onnx passed their gates and stayed"
+    assert sorted(p.name for p in tmp_path.glob("*.onnx")) == ["e.fp16.onnx", "e.onnx"]
+
+
 def test_a_failed_int8_gate_leaves_fp32_and_no_int8_file(
     int8_export: ExportResult, little_digits: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -143,7 +168,7 @@ def test_int8_with_too_few_or_no_images_is_refused_before_any_work(
     monkeypatch.setattr(writer, "trace_encoder", lambda *_: pytest.fail("work was begun"))
     out = tmp_path / "out"
     out.mkdir()
-    with pytest.raises(DataError, match="not in the cache") as caught:
+    with pytest.raises(DataError, match="neither in the cache") as caught:
         export_onnx(little_run, out / "e.onnx", precision="int8")
     assert "--data" in str(caught.value.fix) and caught.value.exit_code == 4
     with pytest.raises(DataError, match="at least 32 images") as caught:
