@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ..data.store import ImageStore, Pixels
 from ..errors import DataError
 from ..event_log import write_scalars
-from ..files import Folder, is_plain_name
+from ..files import Folder, is_plain_name, read_arrays
 from ..run import read_rows
 from ..terminal import say
 from .knn import nearest
@@ -24,7 +24,6 @@ from .linear import LinearProbe
 from .result import EvaluationResult
 
 RESULTS = "the results"  # in an error: cannot write …
-LARGEST = 1 << 30  # bytes of an .npz file's arrays: of the most images that are kept, 0.1 GB
 SHEET_QUERIES, SHEET_NEIGHBOURS = 8, 8  # of the sheet of nearest neighbours
 
 Features = NDArray[np.float32]
@@ -115,13 +114,13 @@ def load_embeddings(directory: Path, name: str) -> Embeddings | None:
         features = np.load(directory / f"{name}.npy", allow_pickle=False, mmap_mode="r")
     except Exception:  # numpy's readers raise a dozen kinds for damaged files; all mean the same here
         return None
-    found = _read_arrays(directory / f"{name}_labels.npz", ("labels", "class_names", "data"))
-    if found is None or found["class_names"].ndim != 1:
+    found = read_arrays(directory / f"{name}_labels.npz", "labels", "class_names", "data")
+    if found is None or found[1].ndim != 1:
         return None
-    labels, class_names = found["labels"], tuple(str(one) for one in found["class_names"])
+    labels, class_names = found[0], tuple(str(one) for one in found[1])
     whole = features.ndim == 2 and features.shape[:1] == labels.shape and features.dtype.kind == "f"
     whole = whole and len(labels) > 0 and _are_rows(labels, len(class_names))
-    return Embeddings(features, labels, class_names, str(found["data"])) if whole else None
+    return Embeddings(features, labels, class_names, str(found[2])) if whole else None
 
 
 THUMBNAIL = 64  # pixels; what a picture of many images can show
@@ -333,20 +332,8 @@ def _save_arrays(directory: Path | Folder, name: str, record: Predictions | Neig
 
 
 def _load_arrays(path: Path, kind: type[Record]) -> Record | None:
-    arrays = _read_arrays(path, tuple(field.name for field in fields(kind)))
-    return None if arrays is None else kind(**arrays)
-
-
-def _read_arrays(path: Path, names: tuple[str, ...]) -> dict[str, NDArray[Any]] | None:
-    """The named arrays of an .npz file; None where it is not there, damaged, or unpacks to more than `LARGEST`."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            if sum(member.file_size for member in file.zip.infolist()) > LARGEST:
-                return None
-            arrays = {name: file[name] for name in names}
-    except Exception:  # numpy, zipfile and zlib raise a dozen kinds for damaged files; all mean the same here
-        return None
-    return arrays if all(isinstance(array, np.ndarray) for array in arrays.values()) else None
+    arrays = read_arrays(path, *(field.name for field in fields(kind)))
+    return None if arrays is None else kind(*arrays)
 
 
 def _are_rows(numbers: NDArray[Any], end: int | None) -> bool:

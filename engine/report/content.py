@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..command_line import shell_command
-from ..evaluation.records import LARGEST, load_results
+from ..evaluation.records import load_results
 from ..evaluation.result import METHOD_NAMES, Comparison, EvaluationResult, compare
 from ..run import Run, is_number, public_name
 
@@ -306,17 +305,6 @@ def _evaluations(content: ReportContent) -> list[str]:
         flags = [word for method in dict.fromkeys(names) for word in ("--method", method)]
         lines.append(shell_command("evaluate", content.run.directory, *data, *flags, *itertools.chain(*rest)))
     return lines
-
-
-def read_arrays(path: Path, *names: str) -> list[NDArray[Any]] | None:
-    """The named arrays of an .npz file; None where it is not there, damaged, or unpacks to more than `LARGEST`."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            if sum(member.file_size for member in file.zip.infolist()) > LARGEST:
-                return None
-            return [np.asarray(file[name]) for name in names]
-    except Exception:  # numpy, zipfile and zlib raise a dozen kinds for damaged files; all mean the same here
-        return None
 
 
 def short_name(source: str) -> str:

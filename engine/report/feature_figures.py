@@ -24,8 +24,8 @@ from ..errors import PlatformError
 from ..evaluation.metrics import feature_statistics, one_thread
 from ..evaluation.records import Embeddings, load_embeddings, load_neighbours
 from ..evaluation.result import Comparison
-from ..files import Folder
-from .content import ReportContent, read_arrays, short_name
+from ..files import Folder, read_arrays
+from .content import ReportContent, short_name
 from .style import (
     DOTTED,
     FEATURES,

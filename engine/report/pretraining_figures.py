@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
-from .content import ReportContent, logged_rows, read_arrays
+from ..files import read_arrays
+from .content import ReportContent, logged_rows
 from .style import DASHED, FEW_POINTS, LIGHT, PRETRAINING, Picture, Theme, legend_below, new_figure, running_mean
 
 SHEET_VIEWS = 16

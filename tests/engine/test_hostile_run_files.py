@@ -17,12 +17,13 @@ import pytest
 
 from fixtures.hostile import DEEP, LONG, whole_and_short
 from fixtures.synthetic_run import write_metrics, write_run
+from simclr_engine import files
 from simclr_engine.data.cache import cache_root, cached_features
 from simclr_engine.data.store import ImageStore
 from simclr_engine.errors import LONGEST, DataError
 from simclr_engine.evaluation.linear import LinearProbe
 from simclr_engine.event_log import RunLog
-from simclr_engine.report import content, feature_figures
+from simclr_engine.report import feature_figures
 from simclr_engine.report.content import load_content
 from simclr_engine.report.page import run_pictures
 from simclr_engine.run import Run, read_rows
@@ -299,13 +300,13 @@ def test_a_map_that_is_damaged_in_any_way_is_computed_again(
 def test_a_map_that_unpacks_to_more_than_a_map_is_computed_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(content, "LARGEST", 1000)
+    monkeypatch.setattr(files, "LARGEST_NPZ", 1000)
     monkeypatch.setattr(feature_figures, "tsne", lambda found, *_: (found[:, :2].copy(), np.arange(len(found))))
     features = np.arange(400, dtype=np.float32).reshape(100, 4)
     feature_figures.cached_tsne(features, tmp_path)
     (stored,) = tmp_path.iterdir()
     assert feature_figures._read_map(stored, 100, 100) is None
-    monkeypatch.setattr(content, "LARGEST", 2000)
+    monkeypatch.setattr(files, "LARGEST_NPZ", 2000)
     assert feature_figures._read_map(stored, 100, 100) is not None
 
 
@@ -340,7 +341,7 @@ def test_views_that_are_damaged_in_any_way_are_a_missing_picture_and_that_is_sai
 def test_views_that_unpack_to_more_than_views_do_are_not_unpacked(
     with_views: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(content, "LARGEST", 1000)
+    monkeypatch.setattr(files, "LARGEST_NPZ", 1000)
     with pytest.warns(UserWarning, match="no augmentation sheet"):
         assert sheets(with_views) == []
 

@@ -123,7 +123,7 @@ def test_arrays_that_do_not_belong_together_are_not_taken(tmp_path: Path, kind: 
 def test_arrays_that_unpack_to_more_than_is_ever_kept_are_not_unpacked(
     tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("simclr_engine.evaluation.records.LARGEST", 16 << 20)
+    monkeypatch.setattr("simclr_engine.files.LARGEST_NPZ", 16 << 20)
     big = np.zeros((6, 1 << 20, 3, 1), np.uint8)
     with little_memory(40 << 20):
         assert stored(tmp_path, kind, images=big, more=np.zeros(1)) is None if kind != "embeddings" else True
