@@ -362,6 +362,7 @@ def versions(with_torch: bool) -> dict[str, str]:
 
 def show_card(card: Card) -> None:
     """Prints the card as a table."""
+    from simclr_engine.errors import counted
     from simclr_engine.terminal import add, show, styled, table
 
     figures = (*(f"batch {batch}" for batch in BATCHES), "memory", "file", "start-up", "accuracy")
@@ -374,11 +375,12 @@ def show_card(card: Card) -> None:
         add(made, *cells)
     rounds = ", ".join(f"{n} rounds at batch {batch}" for batch, n in card.rounds.items())
     how = (
-        f"median (p20–p80) of {rounds}, interleaved; {card.image_size} px, {card.threads} threads of {card.device}; "
+        f"median (p20–p80) of {rounds}, interleaved; {card.image_size} px, "
+        f"{counted(card.threads, 'thread')} of {card.device}; "
         "memory and start-up of a fresh process"
     )
     if compared := next((row.difference.images for row in card.rows if row.difference and row.difference.images), None):
-        how += f"; points and same labels: against fp32 on {compared:,} images"
+        how += f"; points and same labels: against fp32 on {counted(compared, 'image')}"
     notes = [styled(f"{row.name}: {row.note}", "yellow") for row in card.rows if row.note]
     show(made, styled(how, "dim"), *notes, width=110)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from .errors import PlatformError
+from .errors import PlatformError, counted
 
 # Compiling takes about a minute and saves a fifth of a GPU step. Below this many steps it costs more than it saves.
 COMPILE_FROM_STEPS = 2_000
@@ -170,7 +170,7 @@ def cpu_name() -> str:
             if line.startswith("model name"):
                 name = line.split(":", 1)[1].strip()
                 break
-    return f"{name}, {torch.get_num_threads()} threads"
+    return f"{name}, {counted(torch.get_num_threads(), 'thread')}"
 
 
 def precisions(device: torch.device) -> list[str]:

@@ -92,9 +92,10 @@ def plain(text: str) -> str:
     return "".join(c if c.isprintable() or c in HARMLESS else c.encode("unicode_escape").decode() for c in text)
 
 
-def counted(number: int, noun: str) -> str:
-    """`1 image`, `306 images`; for nouns whose plural ends in s."""
-    return f"{number:,} {noun}" + "s" * (number != 1)
+def counted(number: int | str, noun: str) -> str:
+    """`1 image`, `306 images`, also of a number in the form that is to be shown; for nouns whose plural ends in s."""
+    shown = number if isinstance(number, str) else f"{number:,}"
+    return f"{shown} {noun}" + "s" * (shown != "1")
 
 
 def shown(value: object) -> str:

@@ -22,7 +22,7 @@ from simclr_engine.kernels import pick_augment, pick_nt_xent
 from .data.store import ImageStore
 from .device import Platform, choose_platform, keep_freed_memory
 from .distributed import World
-from .errors import PlatformError, UsageError
+from .errors import PlatformError, UsageError, counted
 from .loggers import Listener
 from .model import parameter_count
 from .recipe import Recipe
@@ -274,19 +274,19 @@ def _too_short(seconds: float) -> UsageError:
 def describe(trainer: Trainer, estimate: Estimate | None) -> list[str]:
     """The plan in a few lines."""
     r, plan, p = trainer.recipe, trainer.plan, trainer.platform
-    epochs = plan.total_steps / plan.steps_per_epoch
+    epochs = counted(f"{plan.total_steps / plan.steps_per_epoch:.4g}", "epoch")
     sizes = " → ".join(f"{s} px" for s in dict.fromkeys(size for _, size in plan.phases()))
     scaled = " (lr × batch/256)" if r.optimizer.lr_per_256 else ""
     layout = "channels_last" if p.channels_last else "contiguous"
     count = f"{parameter_count(trainer.model):,} parameters with its head"
     encoder = "own encoder" if r.model.arch == "own" else f"{r.model.arch} ({r.model.stem} stem)"
-    compiled, held = "on" if p.compile else "off", trainer.store.images.nbytes / 1e9
+    compiled, held = "on" if p.compile else "off", trainer.store.images.nbytes / 2**30
     lines = [
         f"recipe   {r.name}: {encoder}, {count}, τ {r.loss.temperature:g}",
-        f"data     {trainer.store.name}: {plan.samples:,} images of {plan.image_size} px, "
+        f"data     {trainer.store.name}: {counted(plan.samples, 'image')} of {plan.image_size} px, "
         f"{r.train.views} views at {sizes}",
-        *([f"files    {held:.1f} GB of images stay there, read a step ahead"] if trainer.streamed else []),
-        f"plan     {plan.total_steps:,} steps of {r.train.batch_size} images = {epochs:.4g} epochs; "
+        *([f"files    {held:.1f} GiB of images stay there, read a step ahead"] if trainer.streamed else []),
+        f"plan     {counted(plan.total_steps, 'step')} of {counted(r.train.batch_size, 'image')} = {epochs}; "
         f"{r.optimizer.name}, peak lr {plan.peak_lr:.4g}{scaled}, {r.schedule.name}",
         *([f"resumes  after step {trainer.step:,}"] if trainer.step else []),
         f"device   {p.device} ({p.describe()['device_name']}), {p.precision}, {layout}, compile {compiled}",
@@ -308,13 +308,15 @@ def spread(trainer: Trainer) -> list[str]:
     rows = []
     if world.size > 1:
         norm = "synchronised" if trainer.synchronised else "local to each rank"
-        rows.append(f"{world.size} ranks of {share} images, negatives from all of them; batch norm {norm}")
+        rows.append(f"{world.size} ranks of {counted(share, 'image')}, negatives from all of them; batch norm {norm}")
     if trainer.two_passes:
         ranks = f" on each of {world.size} ranks" if trainer.synchronised else ""
-        rows.append(f"micro-batches of {trainer.micro_batch} images{ranks}, over which batch norm takes its statistics")
+        held = counted(trainer.micro_batch, "image")
+        rows.append(f"micro-batches of {held}{ranks}, over which batch norm takes its statistics")
     dropped = trainer.plan.samples - trainer.plan.steps_per_epoch * r.train.batch_size
     if rows and dropped:
-        rows.append(f"{dropped:,} images of each epoch do not fill a batch and are skipped (different ones each epoch)")
+        left = counted(dropped, "image")
+        rows.append(f"{left} of each epoch do not fill a batch and are skipped (different ones each epoch)")
     return rows
 
 
@@ -366,7 +368,8 @@ def loading_errors(store: ImageStore, device: torch.device) -> Iterator[None]:
             raise
         raise PlatformError(
             "there is not enough memory for the model and the images",
-            saw=f"{len(store):,} images of {store.image_size} px, {store.images.nbytes / 2**30:.2f} GiB, on {device}",
+            saw=f"{counted(len(store), 'image')} of {store.image_size} px, {store.images.nbytes / 2**30:.2f} GiB, "
+            f"on {device}",
             fix="use --limit N, --set data.size=PIXELS, or --device cpu, which leaves the images on disk",
         ) from error
 
@@ -425,7 +428,7 @@ def _measured_fit(trainer: Trainer, now: int) -> tuple[int, str]:
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        return small // 2, f"not even {2 * small} images fit"
+        return small // 2, f"not even {counted(2 * small, 'image')} fit"
     free, _ = torch.cuda.mem_get_info(device)
     capacity = int(USABLE * (free + torch.cuda.memory_reserved(device)))
     fits = images_that_fit(peaks[0], peaks[1], capacity)

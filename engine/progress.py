@@ -94,7 +94,7 @@ def _bar(unit: str) -> Any:
     from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
-    amount = DownloadColumn() if unit == "bytes" else TextColumn("{task.percentage:>3.0f}%")
+    amount = DownloadColumn(binary_units=True) if unit == "bytes" else TextColumn("{task.percentage:>3.0f}%")
     # The text may hold brackets from a file name, which rich would read as markup.
     columns = (BarColumn(bar_width=24), amount, TextColumn("{task.description}", markup=False))
     clocks = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())

@@ -10,7 +10,7 @@ from typing import Any
 from .checkpoint import newest_checkpoint
 from .data.decode import MAX_SIZE, MIN_SIZE
 from .data.store import ImageStore
-from .errors import DataError, UsageError
+from .errors import DataError, UsageError, counted
 from .recipe import Recipe, leaves
 from .run import Run, public_name
 from .terminal import say
@@ -98,7 +98,7 @@ class Stopped:
             was = self.run.data
             raise DataError(
                 "the data is not what the run was started on",
-                saw=f"{store.name}: {len(store):,} images, fingerprint {store.fingerprint[:12]}; the run has "
+                saw=f"{store.name}: {counted(len(store), 'image')}, fingerprint {store.fingerprint[:12]}; the run has "
                 f"{was.get('path') or was.get('name')}: {was.get('images', '?')} images, fingerprint {ours[:12]}",
                 fix="give --data with the path of the images of the run, unchanged",
             )

@@ -35,7 +35,7 @@ from .data.loader import Batch, Loader, Prefetched, Resident, stays_in_files
 from .data.store import ImageStore
 from .device import Platform
 from .distributed import World, check_shares, synchronise_batch_norm
-from .errors import CheckFailed, DataError, UsageError
+from .errors import CheckFailed, DataError, UsageError, counted
 from .model import SimCLR, own_encoder
 from .optim import build_optimizer, lr_factor
 from .recipe import Recipe
@@ -70,7 +70,8 @@ class Plan:
         batch = recipe.train.batch_size
         if len(store) < batch:
             fix = f"use --batch-size {len(store)} or less" if len(store) >= 2 else "training needs at least two images"
-            raise DataError("the batch is larger than the data", saw=f"batch {batch}, {len(store)} images", fix=fix)
+            saw = f"batch {batch}, {counted(len(store), 'image')}"
+            raise DataError("the batch is larger than the data", saw=saw, fix=fix)
         per_epoch = len(store) // batch
         total = total_steps or recipe.train.epochs * per_epoch
         return cls(recipe, len(store), per_epoch, total, recipe.learning_rate(), store.image_size)

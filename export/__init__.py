@@ -11,13 +11,20 @@ from simclr_engine.package import lazy_names
 
 if TYPE_CHECKING:
     from .features import onnx_features as onnx_features
+    from .index import EmbeddingIndex as EmbeddingIndex
     from .runtime import OnnxEncoder as OnnxEncoder
     from .writer import ExportResult as ExportResult
     from .writer import export_onnx as export_onnx
 
-_HOMES = {"ExportResult": "writer", "OnnxEncoder": "runtime", "export_onnx": "writer", "onnx_features": "features"}
+_HOMES = {
+    "EmbeddingIndex": "index",
+    "ExportResult": "writer",
+    "OnnxEncoder": "runtime",
+    "export_onnx": "writer",
+    "onnx_features": "features",
+}
 
-__all__ = ["ExportResult", "OnnxEncoder", "export_onnx", "onnx_features"]
+__all__ = ["EmbeddingIndex", "ExportResult", "OnnxEncoder", "export_onnx", "onnx_features"]
 
 
 __getattr__, __dir__ = lazy_names(__name__, {name: f".{module}" for name, module in _HOMES.items()})

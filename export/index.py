@@ -29,6 +29,7 @@ from simclr_engine.files import occupied, write_atomic, write_text_atomic
 FORMAT = 1
 COLUMNS = ("row", "path", "class")
 NO_CLASS = -1
+ITSELF = 1 - 1e-6  # cosine from which on two vectors are of one picture
 CHUNK_BYTES = 64 << 20  # of vectors or similarities held at once
 EMBED_AGAIN = "write it again with `simclr-engine embed`"
 
@@ -235,6 +236,29 @@ class EmbeddingIndex:
                 best = at[np.argsort(-row[at], kind="stable")[:k]]
                 cosines[i], rows[i] = row[best], best
         return np.clip(cosines, -1.0, 1.0), rows
+
+
+def without_itself(
+    cosines: NDArray[np.float32], rows: NDArray[np.int64], k: int, itself: Sequence[bool] | None = None
+) -> tuple[NDArray[np.float32], NDArray[np.int64], int | None]:
+    """The k nearest rows of one query, without the query itself where the index holds it.
+
+    Args:
+        cosines, rows: float32 and int64 `[k + 1]`, from `EmbeddingIndex.search`.
+        k: how many to keep.
+        itself: whether each row may be the query, by its name or its pixels; None where neither is known. The first
+            of these that has the query's features is left out, so that copies under other names stay neighbours.
+
+    Returns:
+        Cosines and rows `[≤ k]`, and the row that was left out; None where the query is not in the index.
+    """
+    same = cosines >= ITSELF
+    if itself is not None:
+        same &= np.array(itself)
+    if not same.any():
+        return cosines[:k], rows[:k], None
+    at = int(same.argmax())
+    return np.delete(cosines, at)[:k], np.delete(rows, at)[:k], int(rows[at])
 
 
 def index_files(path: str | Path) -> IndexFiles:

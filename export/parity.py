@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from simclr_engine.data.store import ImageStore, Pixels
-from simclr_engine.errors import CheckFailed, DataError
+from simclr_engine.errors import CheckFailed, DataError, counted
 from simclr_engine.evaluation.linear import LinearProbe
 from simclr_engine.timing import Timing, interleave
 
@@ -402,7 +402,7 @@ def check_agreement(agreement: Agreement, precision: str) -> None:
     Raises:
         CheckFailed: more than a point is lost; or, without labels, the features point elsewhere.
     """
-    where = f"on {agreement.images} images ({agreement.image_source}), label by {agreement.label_source}"
+    where = f"on {counted(agreement.images, 'image')} ({agreement.image_source}), label by {agreement.label_source}"
     fix = f"calibrate on more, or other, images with --data; or export without --{precision}"
     if agreement.accuracy is None or agreement.accuracy_fp32 is None:
         if not agreement.mean_cosine >= MEAN_COSINE_LIMIT:

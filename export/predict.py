@@ -12,27 +12,32 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from simclr_engine.command_line import command_here
 from simclr_engine.data.sources import load_splits
-from simclr_engine.data.stream import Pictures, windows
+from simclr_engine.data.stream import Pictures, Window, windows
 from simclr_engine.errors import DataError, UsageError
 from simclr_engine.files import occupied, write_atomic
 
 from .embedder import Embedder
 from .features import check_class_names
-from .index import EmbeddingIndex, default_index
+from .index import EmbeddingIndex, default_index, without_itself
 from .metadata import ModelMetadata
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 TOP = 3
 BATCH = 64
 WARM_UP, TIMED = 5, 50  # calls; what the latency rests on
 GALLERY = 64  # images that the picture shows
+SHEET = 16  # images, and neighbours of each, that the picture of neighbours shows
 SOFTWARE = "simclr-engine predict"  # stands in its PNG, so that the next one may replace it
+WITH_PICTURES = "embed with --images, so that --save can draw the neighbours"
 HEAD = ("path", "truth", "class", "confidence")  # of its CSV file, likewise
 
 
@@ -135,7 +140,7 @@ def predict_pictures(
         skipped += part.skipped
         if len(part.images):
             tops = _tops(embedder, part.images)
-            near = _neighbours(embedder, part.images, index, neighbours)
+            near = _neighbours(embedder, part, index, neighbours)
             room = GALLERY - sum(len(some) for some in shown)
             shown.append(part.images[:room])
             labels += [top[0][0] for top in tops[:room] if top]
@@ -169,29 +174,29 @@ def _tops(embedder: Embedder, images: NDArray[np.uint8]) -> list[list[tuple[int,
 
 
 def _neighbours(
-    embedder: Embedder, images: NDArray[np.uint8], index: EmbeddingIndex | None, k: int
+    embedder: Embedder, window: Window, index: EmbeddingIndex | None, k: int
 ) -> list[tuple[Neighbour, ...]]:
+    """The k nearest of each image; one that the index holds under its own file name is not its own neighbour."""
     if index is None or not k:
-        return [() for _ in images]
-    cosines, rows = index.search(embedder.embed(images), k)
-    return [
-        tuple(
-            Neighbour(r, index.paths[r], index.class_of(r), float(c))
-            for r, c in zip(at.tolist(), near.tolist(), strict=True)
-        )
-        for at, near in zip(rows, cosines, strict=True)
-    ]
+        return [() for _ in window.images]
+    found = []
+    for path, near, at in zip(window.paths, *index.search(embedder.embed(window.images), k + 1), strict=True):
+        named = [Path(index.paths[row]).name == Path(path).name for row in at]
+        cosines, rows, _ = without_itself(near, at, k, named)
+        pairs = zip(rows.tolist(), cosines.tolist(), strict=True)
+        found.append(tuple(Neighbour(r, index.paths[r], index.class_of(r), c) for r, c in pairs))
+    return found
 
 
-def no_probe(embedder: Embedder) -> UsageError:
-    """The error for an encoder that gives features only."""
+def no_probe(embedder: Embedder, instead: str = "ask for --neighbours 5") -> UsageError:
+    """The error for an encoder that gives features only; `instead` is what the command can do without a probe."""
     first = command_here("evaluate", embedder.path, "--method", "linear")
     if embedder.about is not None:
         first = command_here("export", embedder.path, "--run", "RUN", "--probe")
     return UsageError(
         "this encoder cannot name classes: it has no probe",
         saw=embedder.path,
-        fix=f"ask for --neighbours 5, or first: {first}",
+        fix=f"{instead}, or first: {first}",
     )
 
 
@@ -310,21 +315,25 @@ def write_csv(path: Path, predicted: Predicted) -> None:
     write_atomic(path, text.getvalue().encode(errors="surrogateescape"))
 
 
-def write_gallery(path: Path, embedder: Embedder, predicted: Predicted) -> None:
-    """The images with their classes as one PNG.
+def write_gallery(path: Path, embedder: Embedder, predicted: Predicted, index: EmbeddingIndex | None = None) -> None:
+    """The images with their classes as one PNG; or, where neighbours were asked for, each image with them.
 
     Raises:
-        UsageError: no probe, or another ending than .png.
+        UsageError: neither a probe nor neighbours with pictures, or another ending than .png.
         PlatformError: it cannot be written.
     """
     if path.suffix.lower() != ".png":
         raise UsageError("--save writes a PNG", saw=path, fix="end the name in .png")
-    if embedder.predict is None:
-        raise no_probe(embedder)
-    from simclr_engine.report import gallery_figure
     from simclr_engine.report.style import to_png
 
     count, total = len(predicted.images), len(predicted.predictions)
+    if index is not None and index.images is not None and predicted.predictions[0].neighbours:
+        write_atomic(path, to_png(_neighbours_sheet(embedder, predicted, index), SOFTWARE))
+        return
+    if embedder.predict is None:
+        raise no_probe(embedder, WITH_PICTURES)
+    from simclr_engine.report import gallery_figure
+
     names = [p.truth for p in predicted.predictions[:count]]
     truth = None
     if all(name is not None for name in names):
@@ -334,3 +343,33 @@ def write_gallery(path: Path, embedder: Embedder, predicted: Predicted) -> None:
         predicted.images, embedder.class_names, predicted.labels, predicted.confidence, truth=truth, title=title
     )
     write_atomic(path, to_png(figure, SOFTWARE))
+
+
+def _neighbours_sheet(embedder: Embedder, predicted: Predicted, index: EmbeddingIndex) -> Figure:
+    """One row an image: the image, framed, then its neighbours with class or file name and cosine."""
+    from simclr_engine.report.style import LIGHT, new_grid, printable, show_image
+
+    shown = predicted.predictions[: min(SHEET, len(predicted.images))]
+    columns = min(SHEET, max(len(p.neighbours) for p in shown))
+    below: dict[str, Any] = {"fontsize": 6.8, "color": LIGHT.text, "labelpad": 3.0, "linespacing": 1.1}
+
+    def words(name: str) -> str:
+        return printable(name if len(name) <= 14 else f"{name[:13]}…")
+
+    pictures = index.images
+    assert pictures is not None
+    with LIGHT.applied(index.class_names):
+        title = f"nearest in the index, by {embedder.path.name}"
+        figure, grid = new_grid(len(shown), 1 + columns, 0.86, 0.42, title)
+        for line, prediction in enumerate(shown):
+            show_image(grid[line, 0], predicted.images[line], LIGHT.text)
+            top = prediction.top[0][0] if prediction.top else ""
+            grid[line, 0].set_xlabel("\n".join(words(w) for w in (Path(prediction.path).name, top) if w), **below)
+            for column, axes in enumerate(grid[line, 1:]):
+                if column >= len(prediction.neighbours):
+                    axes.axis("off")
+                    continue
+                near = prediction.neighbours[column]
+                show_image(axes, np.asarray(pictures[near.row]), LIGHT.muted)
+                axes.set_xlabel(f"{words(near.name or Path(near.path).name)}\n{near.cosine:.3f}", **below)
+        return figure

@@ -22,15 +22,17 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from simclr_engine.command_line import command_here
 from simclr_engine.data.decode import decode_image
-from simclr_engine.errors import DataError, PlatformError, UsageError
+from simclr_engine.errors import DataError, EngineError, PlatformError, UsageError, counted, plain
 from simclr_engine.evaluation.metrics import one_thread
 
 from .embedder import Embedder
-from .index import NO_CLASS, EmbeddingIndex
+from .index import NO_CLASS, EmbeddingIndex, default_index, without_itself
 from .predict import no_probe
 
-MAX_BYTES = 10 << 20  # gradio counts in these megabytes too
+MAX_BYTES = 10 << 20
+UPLOAD_BYTES = 64 << 20  # what Gradio takes: a larger file is refused by the page itself, which then shows nothing else
 SHOWN_CLASSES = 5
 NEIGHBOURS = 8
 THUMBNAIL = 96  # pixels of a neighbour's picture, at most
@@ -58,12 +60,14 @@ class Answer:
         classes: the most probable ones with their probabilities, best first; empty without a probe.
         neighbours: pictures uint8 `[S, S, 3]` with captions, nearest first; empty without an index.
         place: position on the map; None without an index.
+        itself: path of this very picture in the index; "" where it is not there.
     """
 
     seen: NDArray[np.uint8]
     classes: Mapping[str, float]
     neighbours: tuple[tuple[NDArray[np.uint8], str], ...]
     place: tuple[float, float] | None
+    itself: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +115,10 @@ class Service:
 
     def __init__(self, embedder: Embedder, index: EmbeddingIndex | None) -> None:
         if embedder.predict is None and index is None:
-            raise no_probe(embedder)
+            where = default_index(embedder.path)
+            raise no_probe(
+                embedder, f"make an index first: {command_here('embed', embedder.path, 'DATA', '--out', where)}"
+            )
         self.embedder, self.index = embedder, index
         self.map = EmbeddingMap.of(index) if index is not None else None
 
@@ -124,7 +131,7 @@ class Service:
         count = len(source) if isinstance(source, bytes) else source.stat().st_size
         if count > MAX_BYTES:
             raise DataError(
-                f"the file has {count / (1 << 20):.1f} MB; at most {MAX_BYTES >> 20} MB are taken",
+                f"the file has {count / (1 << 20):.1f} MiB; at most {MAX_BYTES >> 20} MiB are taken",
                 fix="shrink the image first",
             )
         pixels = decode_image(source, self.embedder.image_size)
@@ -132,15 +139,17 @@ class Service:
         if self.embedder.predict is not None:
             row = self.embedder.predict(pixels[None])[0]
             best = np.argsort(-row, kind="stable")[:SHOWN_CLASSES]
-            classes = {self.embedder.class_names[i]: float(row[i]) for i in best}
+            classes = {plain(self.embedder.class_names[i]): float(row[i]) for i in best}
         if self.index is None or self.map is None:
             return Answer(pixels, classes, (), None)
         vector = self.embedder.embed(pixels[None])
-        cosines, rows = self.index.search(vector, NEIGHBOURS)
-        near = [
-            (self._picture(r), self._caption(r, c)) for r, c in zip(rows[0].tolist(), cosines[0].tolist(), strict=True)
-        ]
-        return Answer(pixels, classes, tuple(near), self.map.place(vector[0]))
+        cosines, rows = self.index.search(vector, NEIGHBOURS + 1)
+        stored = self.index.images
+        equal = None if stored is None else [np.array_equal(stored[row], pixels) for row in rows[0]]
+        near, at, itself = without_itself(cosines[0], rows[0], NEIGHBOURS, equal)
+        shown = [(self._picture(r), self._caption(r, c)) for r, c in zip(at.tolist(), near.tolist(), strict=True)]
+        path = "" if itself is None else self.index.paths[itself]
+        return Answer(pixels, classes, tuple(shown), self.map.place(vector[0]), path)
 
     def _picture(self, row: int) -> NDArray[np.uint8]:
         """The picture of a row; a grey square where the index was made without pictures."""
@@ -151,7 +160,8 @@ class Service:
 
     def _caption(self, row: int, cosine: float) -> str:
         assert self.index is not None
-        return f"{self.index.class_of(row) or Path(self.index.paths[row]).name} {cosine:.3f}"
+        name, file = self.index.class_of(row), Path(self.index.paths[row]).name
+        return f"{name + ', ' if name else ''}{file} {cosine:.3f}"
 
     def draw_map(self, place: tuple[float, float] | None = None) -> str:
         """The map as SVG, in colours that the page's theme decides; `place` is marked. "" without an index."""
@@ -175,14 +185,14 @@ def _svg(chart: EmbeddingMap, names: tuple[str, ...], place: tuple[float, float]
     for k, label in enumerate(i for i in coloured if counts[i]):
         parts.append(_dots(at(chart.points[chart.labels == label]), f"dots c{k % 8}{' ring' if k >= 8 else ''}"))
         mark = f'<i class="c{k % 8}{" ring" if k >= 8 else ""}"></i>'
-        legend.append(f"<span>{mark}{escape(names[label])}</span>")
+        legend.append(f"<span>{mark}{_text(names[label])}</span>")
     if place is not None:
         x, y = at(np.array(place)).round(1).tolist()
         parts.append(
             f'<g class="you"><circle cx="{x}" cy="{y}" r="9"/><circle class="core" cx="{x}" cy="{y}" r="3.5"/></g>'
         )
         legend.insert(0, '<span><i class="mark"></i><b>your image</b></span>')
-    said = f"{len(chart.points):,} images of the index, {100 * chart.share:.0f} % of their variance"
+    said = f"{counted(len(chart.points), 'image')} of the index, {100 * chart.share:.0f} % of their variance"
     return (
         f'<figure class="map"><svg viewBox="0 0 {MAP_WIDTH:g} {MAP_HEIGHT:g}" role="img" '
         f'aria-label="map of the index">{"".join(parts)}</svg>'
@@ -198,16 +208,22 @@ def _dots(points: NDArray[np.float64], css: str) -> str:
 
 def notice(message: str) -> str:
     """A line that says what is wrong, as HTML."""
-    return f'<p class="notice" role="alert">{escape(message)}</p>'
+    return f'<p class="notice" role="alert">{_text(message)}</p>'
 
 
-def gallery(neighbours: tuple[tuple[NDArray[np.uint8], str], ...]) -> str:
-    """Pictures with their captions, as HTML; "" without any."""
+def _text(words: str) -> str:
+    """Text from outside as HTML."""
+    return escape(plain(words))
+
+
+def gallery(neighbours: tuple[tuple[NDArray[np.uint8], str], ...], itself: str = "") -> str:
+    """Pictures with their captions, as HTML, and where `itself`, the picture that was asked about, is in the index."""
     cells = [
-        f'<figure><img src="{_data_address(image)}" alt=""><figcaption>{escape(caption)}</figcaption></figure>'
+        f'<figure><img src="{_data_address(image)}" alt=""><figcaption>{_text(caption)}</figcaption></figure>'
         for image, caption in neighbours
     ]
-    return f'<h2>Nearest in the index, by cosine</h2><div class="near">{"".join(cells)}</div>' if cells else ""
+    said = f"<p>The index holds this very picture: {_text(itself)}</p>" if itself else ""
+    return said + (f'<h2>Nearest in the index, by cosine</h2><div class="near">{"".join(cells)}</div>' if cells else "")
 
 
 def _data_address(image: NDArray[np.uint8]) -> str:
@@ -224,12 +240,12 @@ def headline(embedder: Embedder, index: EmbeddingIndex | None) -> str:
         m = embedder.about
         facts.append(f"{m.architecture}, {m.image_size} × {m.image_size} pixels, {m.precision}")
     if embedder.predict is not None:
-        facts.append(f"{len(embedder.class_names)} classes" + _stated_accuracy(embedder))
+        facts.append(f"{len(embedder.class_names):,} classes" + _stated_accuracy(embedder))
     if index is not None:
-        facts.append(f"{len(index):,} images to compare with")
+        facts.append(f"{counted(len(index), 'image')} to compare with")
     return (
-        f"<header><h1>{escape(embedder.path.name)}</h1><p>{escape(' · '.join(facts))}</p>"
-        f"<p>{FORMATS}, up to {MAX_BYTES >> 20} MB. What you drop here stays on this machine.</p></header>"
+        f"<header><h1>{_text(embedder.path.name)}</h1><p>{escape(' · '.join(facts))}</p>"
+        f"<p>{FORMATS}, up to {MAX_BYTES >> 20} MiB. What you drop here stays on this machine.</p></header>"
     )
 
 
@@ -271,7 +287,7 @@ def start_page(service: Service, host: str = "127.0.0.1", port: int = 7860) -> I
                 prevent_thread_lock=True,
                 show_error=True,
                 allowed_paths=[],
-                max_file_size=MAX_BYTES,
+                max_file_size=UPLOAD_BYTES,
                 footer_links=[],
                 run_history=False,
                 enable_monitoring=False,
@@ -374,10 +390,10 @@ def _respond(service: Service, gradio: Any) -> Callable[[str | None], tuple[Any,
         if path is not None:
             try:
                 answer = service.answer(Path(path))
-            except DataError as error:
+            except EngineError as error:
                 cause = f"{error.cause[:1].upper()}{error.cause[1:]}."
             else:
-                near = block(gallery(answer.neighbours))
+                near = block(gallery(answer.neighbours, answer.itself))
                 return gradio.skip(), block(""), dict(answer.classes) or None, near, service.draw_map(answer.place)
         return None, block(notice(cause) if cause else ""), None, block(""), service.draw_map()
 

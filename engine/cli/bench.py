@@ -30,7 +30,7 @@ BENCHES: dict[str, dict[str, Any]] = {
 
 
 @click.command(name="bench")
-@click.argument("name", type=click.Choice(list(BENCHES)))
+@click.argument("name", metavar="NAME", type=click.Choice(list(BENCHES)))
 @click.option(
     "--repeats",
     type=click.IntRange(min=1),
@@ -64,7 +64,9 @@ BENCHES: dict[str, dict[str, Any]] = {
 @click.option(
     "--run", metavar="RUN", help="export and evaluate only: the run directory to measure.  [default: a synthetic run]"
 )
-@click.option("--compile/--no-compile", default=None, help="export only: also measure torch.compile.  [default: yes]")
+@click.option(
+    "--compile/--no-compile", default=None, help="export only: also measure torch.compile.  [default: compile]"
+)
 @click.option("--overwrite", is_flag=True, help="Replace files of these names that `bench` did not write.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document to stdout instead of text.")
 def command(

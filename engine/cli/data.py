@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from ..errors import counted
 from ..terminal import tell
 from .options import print_json
 
@@ -99,13 +100,13 @@ def _show(row: dict[str, Any]) -> None:
     for name, split in (row["splits"] or {}).items():
         labels = "labelled" if split["labelled"] else "no labels"
         fingerprint = f"  fingerprint {split['fingerprint'][:12]}" if "fingerprint" in split else ""
-        tell(f"  {name:<10} {split['images']:>9,} images, {labels}{fingerprint}")
+        tell(f"  {name:<10} {counted(split['images'], 'image'):>16}, {labels}{fingerprint}")
     names = row["class_names"]
     if names:
         more = f" … {names[-1]}" if len(names) > 12 else ""
-        tell(f"  {len(names)} classes: {', '.join(names[:12])}{more}")
+        tell(f"  {len(names):,} {'class' if len(names) == 1 else 'classes'}: {', '.join(names[:12])}{more}")
     if row["skipped"]:
-        tell(f"  {len(row['skipped']):,} files skipped:")
+        tell(f"  {counted(len(row['skipped']), 'file')} skipped:")
         for path, reason in row["skipped"][:SHOWN_SKIPPED]:
             tell(f"    {path}: {reason}")
         if len(row["skipped"]) > SHOWN_SKIPPED:

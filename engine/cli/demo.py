@@ -23,7 +23,7 @@ from ..terminal import say, tell
     type=float,
     default=2.5,
     show_default=True,
-    metavar="M",
+    metavar="MINUTES",
     help="Time limit of the pretraining in minutes.",
 )
 def command(out: str, file: str, max_minutes: float) -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ..errors import counted
 from ..terminal import say, tell
 from .options import print_json
 
@@ -34,7 +35,8 @@ SHOWN_SKIPPED = 10
 @click.option(
     "--images/--no-images",
     default=False,
-    help="Also store the pictures, so that `predict` and `serve` can show them.  [default: no]",
+    show_default=True,
+    help="Also store the pictures, so that `predict` and `serve` can show them.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace NAME.npy if it is another index or another file.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document to stdout instead of text.")
@@ -71,7 +73,7 @@ def command(
 
             result = embed_to_index(embedder, parts, out, pictures=images, overwrite=overwrite, advance=advance)
     except KeyboardInterrupt:
-        say(f"stopped after {done:,} of {total:,} images; run the same command again to continue")
+        say(f"stopped after {done:,} of {counted(total, 'image')}; run the same command again to continue")
         raise
     if as_json:
         print_json(result.to_json())
@@ -83,7 +85,7 @@ def _show(result: EmbedResult, total: int) -> None:
     went_on = f" (continued after {result.images - result.embedded:,})" if 0 < result.embedded < result.images else ""
     if result.embedded:
         rate = result.embedded / result.seconds
-        tell(f"{result.embedded:,} images in {result.seconds:.1f} s, {rate:,.0f} images/s{went_on}")
+        tell(f"{counted(result.embedded, 'image')} in {result.seconds:.1f} s, {rate:,.0f} images/s{went_on}")
     else:
         tell("the images are already embedded, nothing to do; --overwrite embeds them again")
     tell(f"{result.out}  float32 [{result.images:,}, {result.dim}]")

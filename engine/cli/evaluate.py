@@ -49,13 +49,13 @@ FULL_TABLE = 30  # classes; with more, the five best and the five worst are list
     type=click.FloatRange(0, 1, min_open=True),
     default=1.0,
     show_default=True,
-    metavar="F",
+    metavar="FRACTION",
     help="Fraction of the train labels to learn from, balanced over classes.",
 )
 @click.option(
     "--folds",
     type=click.IntRange(min=2),
-    metavar="K",
+    metavar="N",
     help="Number of folds: cross-validate on the labelled train images.  [default: no cross-validation]",
 )
 @click.option(
@@ -71,6 +71,15 @@ FULL_TABLE = 30  # classes; with more, the five best and the five worst are list
     metavar="KEY=VALUE",
     help="Override a recipe value of a method that trains, such as evaluation.finetune.epochs=3; may be repeated.",
 )
+@click.option("--device", default="auto", show_default=True, metavar="auto|cuda|mps|cpu", help="Device.")
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Seed of the label fraction, the folds, and of what is trained.",
+)
 @click.option("--out", metavar="DIR", help="Directory for results and pictures.  [default: the run directory]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document to stdout instead of text.")
 def command(
@@ -82,6 +91,8 @@ def command(
     folds: int | None,
     limit: int | None,
     settings: tuple[str, ...],
+    device: str,
+    seed: int,
     out: str | None,
     as_json: bool,
 ) -> None:
@@ -122,6 +133,8 @@ def command(
         overrides=parse_overrides(settings),
         out=out,
         progress=True,
+        device=device,
+        seed=seed,
     )
     comparisons = compare(results)
     written = _write(target, comparisons, Path(out) if out else None, subject.run is not None)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..command_line import command_here
-from ..errors import UsageError
+from ..errors import UsageError, counted
 from ..terminal import add, say, show, table, tell
 from .options import print_json
 
@@ -135,13 +135,13 @@ def _show(exported: ExportResult) -> None:
         )
         if result.metadata.probe:
             about = result.metadata.probe
-            tell(f"probe {about['id']}: {about['accuracy']:.2%} of {about['test_images']:,} test images")
+            tell(f"probe {about['id']}: {about['accuracy']:.2%} of {counted(about['test_images'], 'test image')}")
         show(_table(result), width=110)
         batches = ", ".join(str(b) for b in p.batches)
-        tell(f"on {p.images} images ({p.image_source}) in batches of {batches}; label by {p.label_source}")
+        tell(f"on {counted(p.images, 'image')} ({p.image_source}) in batches of {batches}; label by {p.label_source}")
         if result.agreement is not None:
             a = result.agreement
-            tell(f"accuracy on {a.images} images ({a.image_source}); label by {a.label_source}")
+            tell(f"accuracy on {counted(a.images, 'image')} ({a.image_source}); label by {a.label_source}")
         tell("")
 
 

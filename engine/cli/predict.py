@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from simclr_engine.export.embedder import Embedder
-    from simclr_engine.export.predict import ImagePrediction, Predicted
+    from simclr_engine.export.predict import ImagePrediction, Neighbour, Predicted
 
 SHOWN = 50  # rows of the table; --csv and --json have all
 SHOWN_NEIGHBOURS = 3
@@ -49,15 +49,15 @@ SHOWN_NEIGHBOURS = 3
 @click.option(
     "--neighbours",
     type=click.IntRange(min=1),
-    metavar="K",
-    help="Show the K nearest images of the index.  [default: none]",
+    metavar="N",
+    help="Show the N nearest images of the index.  [default: none]",
 )
 @click.option("--index", "index_path", metavar="NAME.npy", help="Index that `embed` wrote.  [default: FILE.index.npy]")
 @click.option(
     "--save",
     type=click.Path(path_type=Path),
     metavar="PATH",
-    help="Draw the images with their classes as a picture, such as sheet.png.",
+    help="Draw the images with their classes, or with --neighbours each with its nearest, as a PNG file.",
 )
 @click.option(
     "--csv",
@@ -107,9 +107,11 @@ def command(
 
     of.check_outputs(csv_path, save, overwrite)
     embedder = open_embedder(target)
-    if embedder.predict is None and (not neighbours or save):
+    if embedder.predict is None and not neighbours:
         raise of.no_probe(embedder)
     index = of.open_index(embedder, index_path) if neighbours else None
+    if save is not None and embedder.predict is None and (index is None or index.images is None):
+        raise of.no_probe(embedder, of.WITH_PICTURES)
     if data is not None:
         parts = [of.sample_test_images(embedder, data, count, seed, progress=True)]
     else:
@@ -122,7 +124,7 @@ def command(
     if csv_path is not None:
         of.write_csv(csv_path, predicted)
     if save is not None:
-        of.write_gallery(save, embedder, predicted)
+        of.write_gallery(save, embedder, predicted, index)
     if as_json:
         print_json(_document(target, embedder, predicted) | {"latency": of.latency(embedder, predicted.images)})
     else:
@@ -174,7 +176,11 @@ def _row(embedder: Embedder, prediction: ImagePrediction, judged: bool) -> list[
     if judged:
         cells.append("✓" if prediction.right else f"✗ {prediction.truth or ''}")
     if prediction.neighbours:
-        near = [f"{n.name or n.path} {n.cosine:.3f}" for n in prediction.neighbours[:SHOWN_NEIGHBOURS]]
+
+        def named(n: Neighbour) -> str:
+            return f"{n.name} ({Path(n.path).name})" if n.name else n.path
+
+        near = [f"{named(n)} {n.cosine:.3f}" for n in prediction.neighbours[:SHOWN_NEIGHBOURS]]
         left = len(prediction.neighbours) - SHOWN_NEIGHBOURS
         cells.append(", ".join(near) + (f" … {left} more" if left > 0 else ""))
     return cells

@@ -58,8 +58,8 @@ from .options import parse_overrides, print_json
 @click.option(
     "--max-minutes",
     type=float,
-    metavar="M",
-    help="Shorten the run so that it ends within M minutes.  [default: no limit]",
+    metavar="MINUTES",
+    help="Shorten the run so that it ends within this time.  [default: no limit]",
 )
 @click.option("--seed", type=int, metavar="N", help="Seed of all random numbers of the run.  [default: the recipe's]")
 @click.option(

@@ -18,12 +18,12 @@ from .listing import held_out_rows
 Arrays = Iterator[tuple[str, NDArray[np.uint8], NDArray[np.int64] | None, tuple[str, ...]]]
 
 DESCRIPTIONS = {
-    "cifar10": "60,000 photographs, 10 classes, 32 × 32; downloaded (170 MB)",
-    "cifar100": "60,000 photographs, 100 classes, 32 × 32; downloaded (169 MB)",
+    "cifar10": "60,000 photographs, 10 classes, 32 × 32; downloaded (163 MiB)",
+    "cifar100": "60,000 photographs, 100 classes, 32 × 32; downloaded (161 MiB)",
     "digits": "1,797 scanned figures, 10 classes, 8 × 8 enlarged to 32 × 32; bundled with scikit-learn",
     "glyphs": "5,000 letters A–J over clutter, 10 classes, 24 × 24; drawn on the spot, no download",
-    "stl10": "13,000 photographs, 10 classes, 96 × 96, and 100,000 unlabeled; downloaded (2.6 GB)",
-    "svhn": "99,289 house numbers, 10 classes, 32 × 32; downloaded (246 MB)",
+    "stl10": "13,000 photographs, 10 classes, 96 × 96, and 100,000 unlabeled; downloaded (2.5 GiB)",
+    "svhn": "99,289 house numbers, 10 classes, 32 × 32; downloaded (235 MiB)",
 }
 NATIVE_SIZES = {"cifar10": 32, "cifar100": 32, "digits": 32, "glyphs": 24, "stl10": 96, "svhn": 32}
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import DataError, UsageError
+from ..errors import DataError, UsageError, counted
 from ..terminal import say
 from . import cache
 from .archive import SUFFIXES, ArchiveSource, is_archive_path
@@ -43,7 +43,7 @@ def load_data(source: str | Path, split: str = "train", size: int | None = None,
         progress: show a bar while packing, if stderr is a terminal.
 
     Returns:
-        ImageStore: uint8 `[N, S, S, 3]`, sorted by path; memory-mapped read-only above 512 MB.
+        ImageStore: uint8 `[N, S, S, 3]`, sorted by path; memory-mapped read-only above 512 MiB.
 
     Raises:
         UsageError: no source of that name, or an impossible size.
@@ -71,7 +71,7 @@ def load_splits(source: str | Path, size: int | None = None, progress: bool = Fa
         if needed in meta.splits and not meta.splits[needed].labelled:
             raise DataError(
                 f"the images of {opened.name} have no labels, which this needs",
-                saw=f"split {needed}: {meta.splits[needed].images:,} images without class folders",
+                saw=f"split {needed}: {counted(meta.splits[needed].images, 'image')} without class folders",
                 fix="put the images of each class into a folder of its own: train/CLASS/*, test/CLASS/* or CLASS/*",
             )
     train = _read(opened, name, entry, meta, progress=progress)
@@ -82,7 +82,7 @@ def load_splits(source: str | Path, size: int | None = None, progress: bool = Fa
     if not held_out.any():
         raise DataError(
             f"{opened.name} has too few images to hold any out for the test",
-            saw=f"{len(train)} images, at most one per class",
+            saw=f"{counted(len(train), 'image')}, at most one per class",
             fix="give two images per class or more, or a test/CLASS folder",
         )
     kept, test = (train.subset(np.flatnonzero(rows)) for rows in (~held_out, held_out))
@@ -203,7 +203,7 @@ def _own_size(source: Source, surveyed: Survey) -> int:
         size, why = choose_size(surveyed.dimensions)
     except DataError as error:
         splits = surveyed.listing.splits.values()
-        first = next((f"{len(split.paths):,} files, the first {split.paths[0]}" for split in splits), None)
+        first = next((f"{counted(len(split.paths), 'file')}, the first {split.paths[0]}" for split in splits), None)
         raise DataError(f"{error.cause} in {source.name}", saw=error.saw or first, fix=error.fix) from None
     if why:
         say(f"{source.name}: {why}")
@@ -241,14 +241,14 @@ def _pack_into(folder: Path, source: Source, size: int, surveyed: Survey | None,
     splits, skipped = pack_files(surveyed.listing, blobs, folder, size, progress)
     if not splits:
         raise DataError(
-            f"none of the {len(skipped):,} images of {source.name} can be read",
+            f"none of the {counted(len(skipped), 'image')} of {source.name} can be read",
             saw=f"{skipped[0][0]}: {skipped[0][1]}" if skipped else None,
             fix="open one in an image viewer; if it shows, save the images again as PNG or JPEG",
         )
     if skipped:
         path, reason = skipped[0]
         total = len(skipped) + sum(split.images for split in splits.values())
-        say(f"{source.name}: {len(skipped):,} of {total:,} files skipped, such as {path}: {reason}")
+        say(f"{source.name}: {len(skipped):,} of {counted(total, 'file')} skipped, such as {path}: {reason}")
     return Meta(source.name, source.kind, size, surveyed.listing.class_names, splits, skipped)
 
 

@@ -49,9 +49,11 @@ class Encoder(ABC):
         mean, std: of its normalisation.
         trainable: whether `build` gives a network.
         probe: how the probe inside the encoder came about, for the protocol; "" where there is none.
+        device: that torch computes features on, as `choose_platform` takes it.
     """
 
     trainable = True
+    device = "auto"
     probe = ""
 
     def __init__(self, init: str, words: str, start: str, mean: Colour, std: Colour) -> None:
@@ -103,11 +105,11 @@ class TorchEncoder(Encoder):
 
     def _compute(self, store: ImageStore, advance: Advance | None) -> NDArray[np.float32]:
         def extract(images: ImageStore) -> NDArray[np.float32]:
-            from .features import default_device, extract_features
+            from ..device import choose_platform
+            from .features import extract_features
 
-            return extract_features(
-                self.build(), images.images, self.mean, self.std, device=default_device(), advance=advance
-            )
+            device = str(choose_platform(self.device, precision="fp32").device)
+            return extract_features(self.build(), images.images, self.mean, self.std, device=device, advance=advance)
 
         return cached_features(f"torch {self.sha256}, mean {self.mean}, std {self.std}, fp32, eval", store, extract)
 

@@ -117,7 +117,7 @@ class _Updates:
 def predict_head(encoder: Encoder, split: Split, training: Training) -> Prediction:
     """A linear layer on the standardised features of the frozen encoder, on features computed once, or on those of
     augmented images where the recipe asks for crops or flips."""
-    spec, platform = training.recipe().evaluation.head, choose_platform(precision="fp32")
+    spec, platform = training.recipe().evaluation.head, choose_platform(training.device, precision="fp32")
     of_train, of_test = encoder.features(split.train), encoder.features(split.test)
     features = of_train[split.rows]
     standard = _standardiser(features, platform.device)
@@ -173,7 +173,7 @@ def predict_supervised(encoder: Encoder, split: Split, training: Training) -> Pr
 def _end_to_end(encoder: Encoder, split: Split, training: Training, spec: LabelledSpec, name: str) -> Prediction:
     """Encoder and linear layer trained for the epochs of `spec`, or, where they are 0, for the pretraining's time."""
     trunk = encoder.build()
-    platform = choose_platform(precision=training.recipe().train.precision)
+    platform = choose_platform(training.device, precision=training.recipe().train.precision)
     if platform.device.type == "cpu":
         keep_freed_memory()
     layer = _linear(int(trunk.feature_dim), split, training)  # type: ignore[arg-type]  # to torch, a Tensor or Module

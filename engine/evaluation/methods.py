@@ -32,13 +32,15 @@ class Training:
         recipe: opens the recipe whose settings are taken; methods that do not train never ask.
         seconds: what the pretraining took; 0 if unknown.
         progress: show bars on a terminal.
-        seed: of the weights of the linear layer, the order of the images and their crops.
+        seed: of the weights of the linear layer, the order of the images and their crops, and the choice of C.
+        device: that torch computes on, as `choose_platform` takes it.
     """
 
     recipe: Callable[[], Recipe]
     seconds: float
     progress: bool
     seed: int = SEED
+    device: str = "auto"
 
     def bar(self, what: str, total: int) -> AbstractContextManager[Advance | None]:
         """A progress bar over `total` images."""
@@ -74,7 +76,7 @@ class Prediction:
 def predict_linear(encoder: Encoder, split: Split, training: Training) -> Prediction:
     """The linear probe on frozen features."""
     of_train, of_test = encoder.features(split.train), encoder.features(split.test)
-    probe = fit_linear(of_train[split.rows], split.labels)
+    probe = fit_linear(of_train[split.rows], split.labels, seed=training.seed)
     how = f"C={probe.C:g}" + (f" chosen by log-loss on {100 * HELD_OUT:.0f} % of train" if probe.chosen else "")
     probabilities = probe.predict_proba(split.of_queries(of_train, of_test), split.classes)
     return Prediction(

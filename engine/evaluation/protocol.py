@@ -22,7 +22,7 @@ from .methods import Prediction, Training, predict_knn, predict_linear, predict_
 from .metrics import confusion_matrix, expected_calibration_error, feature_statistics, score
 from .records import RESULTS, Outcome, save_features
 from .result import FROZEN, EvaluationResult, FoldScores
-from .splits import Split, check_pretraining, check_splits, make_splits, require_finite
+from .splits import SEED, Split, check_pretraining, check_splits, make_splits, require_finite
 
 Stores = tuple[ImageStore, ImageStore]
 Method = Callable[[Encoder, Split, Training], Prediction]
@@ -57,6 +57,8 @@ class Options(TypedDict, total=False):
     overrides: Mapping[str, Any] | None
     out: str | Path | None
     progress: bool
+    device: str
+    seed: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +88,8 @@ def evaluate(
         target, data: as `evaluate_all` takes them.
         method: `linear`, `knn`, `head`, `finetune`, `supervised`, or `probe` (the one inside a file).
         init: `pretrained`, or `scratch` (the same network with random weights).
-        options: `label_fraction`, `folds`, `limit`, `overrides`, `out`, `progress`, as of `evaluate_all`.
+        options: `label_fraction`, `folds`, `limit`, `overrides`, `out`, `progress`, `device` and `seed`, as of
+            `evaluate_all`.
 
     Returns:
         The result; several at once, on images that are loaded once, are `evaluate_all`'s.
@@ -111,6 +114,8 @@ def evaluate_all(
     overrides: Mapping[str, Any] | None = None,
     out: str | Path | None = None,
     progress: bool = False,
+    device: str = "auto",
+    seed: int = SEED,
 ) -> list[EvaluationResult]:
     """`evaluate` for several methods and inits on the same images.
 
@@ -128,6 +133,9 @@ def evaluate_all(
         out: where to write the results; default: `evaluation/` of the run (and the features in
             `embeddings/`), nowhere for a file.
         progress: show bars on a terminal.
+        device: auto | cuda | mps | cpu, for what torch computes; an exported file runs on the CPU.
+        seed: of the share of the labels, the folds, and the layers, order and crops of what is trained. The random
+            encoder's stays 0.
 
     Returns:
         The results in the order init × method.
@@ -146,12 +154,14 @@ def evaluate_all(
     recipe = cache(lambda: target.recipe().override(settings))
     if settings:  # one that cannot be meant is refused before anything is done
         recipe()
-    training = Training(recipe, target.seconds, progress)
+    training = Training(recipe, target.seconds, progress, seed, device)
+    _compute_on(target, device)
     (train, test), of_the_run = _load(target, data, progress)
     notes = check_splits(train, test)
     notes += check_pretraining(target.pretrained_on, target.run, test, of_the_run) + target.notes
+    notes += (f"seed {seed} of splits, layers and crops",) if seed != SEED else ()
     train, test = train.limit(limit), test.limit(limit)
-    splits = make_splits(train, test, label_fraction, folds)
+    splits = make_splits(train, test, label_fraction, folds, seed)
     evaluation = Evaluation(target, train, test, splits, training, label_fraction, limit, notes)
     run = Folder.open(target.path, RESULTS) if target.run is not None and out is None else None
     where, elsewhere = named_path(out) if out is not None else None, None
@@ -173,6 +183,15 @@ def evaluate_all(
             of_train, of_test = (encoder.features(store, progress) for store in (train, test))
             save_features(run.folder("embeddings"), encoder.init, (train, of_train), (test, of_test))
     return results
+
+
+def _compute_on(target: Target, device: str) -> None:
+    """Sets the device of the encoders; UsageError for one that an exported file cannot use."""
+    for encoder in target.encoders.values():
+        if not encoder.trainable and device not in ("auto", "cpu"):
+            fix = "leave out --device, or evaluate the run that it came from"
+            raise UsageError("an exported file is evaluated on the CPU", saw=f"--device {device}", fix=fix)
+        encoder.device = device
 
 
 def _known(what: str, asked: Sequence[str], known: tuple[str, ...]) -> list[str]:

@@ -65,13 +65,16 @@ class Split:
         return np.concatenate([train[self.held_out], test]) if self.fold else test
 
 
-def make_splits(train: ImageStore, test: ImageStore, fraction: float = 1.0, folds: int = 0) -> list[Split]:
+def make_splits(
+    train: ImageStore, test: ImageStore, fraction: float = 1.0, folds: int = 0, seed: int = SEED
+) -> list[Split]:
     """The split of an evaluation, or one per fold.
 
     Args:
         train, test: splits with labels.
         fraction: share of the train labels, in (0, 1]; stratified, and the smaller shares lie within the larger.
         folds: K ≥ 2 to cross-validate on the labelled images, each fold held out once, stratified; 0 for none.
+        seed: of both draws.
 
     Raises:
         UsageError: a fraction or a number of folds that cannot be.
@@ -82,15 +85,17 @@ def make_splits(train: ImageStore, test: ImageStore, fraction: float = 1.0, fold
     if folds and folds < 2:
         raise UsageError("a cross-validation needs at least two folds", saw=folds, fix="--folds 5")
     assert train.labels is not None
-    rows = labelled_rows(train.labels, fraction, train.class_names)
+    rows = labelled_rows(train.labels, fraction, train.class_names, seed)
     none = np.empty(0, dtype=np.int64)
     if not folds:
         return [Split(train, test, rows, none)]
-    fold_of = _fold_numbers(train.labels[rows], folds, train.class_names)
+    fold_of = _fold_numbers(train.labels[rows], folds, train.class_names, seed)
     return [Split(train, test, rows[fold_of != k], rows[fold_of == k], k + 1) for k in range(folds)]
 
 
-def labelled_rows(labels: NDArray[np.int64], fraction: float, class_names: Sequence[str]) -> NDArray[np.int64]:
+def labelled_rows(
+    labels: NDArray[np.int64], fraction: float, class_names: Sequence[str], seed: int = SEED
+) -> NDArray[np.int64]:
     """Rows int64 `[n]`, ascending: the share `fraction` of each class, rounded to whole images.
 
     Raises:
@@ -98,7 +103,7 @@ def labelled_rows(labels: NDArray[np.int64], fraction: float, class_names: Seque
     """
     if fraction == 1:
         return np.arange(len(labels))
-    rng = np.random.default_rng(SEED)
+    rng = np.random.default_rng(seed)
     taken = []
     for label in np.unique(labels):
         at = rng.permutation(np.flatnonzero(labels == label))
@@ -114,7 +119,7 @@ def labelled_rows(labels: NDArray[np.int64], fraction: float, class_names: Seque
     return np.sort(np.concatenate(taken))
 
 
-def _fold_numbers(labels: NDArray[np.int64], folds: int, class_names: Sequence[str]) -> NDArray[np.int64]:
+def _fold_numbers(labels: NDArray[np.int64], folds: int, class_names: Sequence[str], seed: int) -> NDArray[np.int64]:
     """int64 `[n]` in 0..folds-1, every class spread evenly."""
     from sklearn.model_selection import StratifiedKFold
 
@@ -127,7 +132,7 @@ def _fold_numbers(labels: NDArray[np.int64], folds: int, class_names: Sequence[s
             fix="fewer --folds, a larger --label-fraction, or more images of that class",
         )
     numbers = np.empty(len(labels), dtype=np.int64)
-    split = StratifiedKFold(folds, shuffle=True, random_state=SEED).split(np.zeros(len(labels)), labels)
+    split = StratifiedKFold(folds, shuffle=True, random_state=seed).split(np.zeros(len(labels)), labels)
     for k, (_, held_out) in enumerate(split):
         numbers[held_out] = k
     return numbers

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..command_line import shell_command
-from ..errors import UsageError
+from ..errors import UsageError, counted
 from ..evaluation.result import METHOD_NAMES, Comparison, EvaluationResult, points
 from ..run import Run
 from .content import (
@@ -147,7 +147,7 @@ def notes(runs: Sequence[ComparedRun]) -> list[str]:
         content, warning = run.content, other_encoders(run.content.results)
         said += [f"{run.name}: {warning}"] if warning else []
         if not content.run.environment.get("finished"):
-            how_far = f" after {short(content.trained_epochs)} of {short(content.epochs)} epochs"
+            how_far = f" after {short(content.trained_epochs)} of {counted(short(content.epochs), 'epoch')}"
             said.append(f"{run.name} is not finished{how_far if content.metrics else ' and has logged nothing'}.")
         if not content.comparisons:
             said.append(f"{run.name} has not been evaluated: {shell_command('evaluate', run.directory)}")

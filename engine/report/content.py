@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..command_line import shell_command
+from ..errors import counted
 from ..evaluation.records import load_results
 from ..evaluation.result import METHOD_NAMES, Comparison, EvaluationResult, compare
 from ..run import Run, is_number, public_name
@@ -220,13 +221,13 @@ def run_facts(content: ReportContent) -> list[tuple[str, str]]:
     plan: Mapping[str, Any] = env.get("plan", {})
     speeds = [row["images_per_second"] for row in content.metrics if "images_per_second" in row]
     parameters = f", {int(env['parameters']):,} parameters with the projection head" if env.get("parameters") else ""
-    images = f"{content.images:,} images of {about.get('image_size', '?')} px"
+    images = f"{counted(content.images, 'image')} of {about.get('image_size', '?')} px"
     limit = f", limited to {int(about['limit']):,}" if about.get("limit") else ""
     stem = f"{recipe.model.arch}, {recipe.model.stem} stem"
     encoder = (
         f"{env.get('own', {}).get('encoder', 'a module')}, passed from Python" if recipe.model.arch == "own" else stem
     )
-    batch = f"of {recipe.train.batch_size} images × {recipe.train.views} views"
+    batch = f"of {counted(recipe.train.batch_size, 'image')} × {recipe.train.views} views"
     peak = f", peak learning rate {float(plan['peak_lr']):.4g}" if plan.get("peak_lr") else ""
     device = [env.get("device_name"), env.get("device"), env.get("precision")]
     device += ["channels_last" if env.get("channels_last") else None, "compiled" if env.get("compile") else None]
@@ -237,7 +238,7 @@ def run_facts(content: ReportContent) -> list[tuple[str, str]]:
         ("encoder", encoder + parameters),
         ("images", f"{about.get('name', '?')}, split {about.get('split', '?')}: {images}{limit}"),
         ("fingerprint of the images", f"{str(about.get('fingerprint', 'unknown'))[:16]}…"),
-        ("length", f"{short(content.epochs)} epochs"),
+        ("length", counted(short(content.epochs), "epoch")),
         ("steps", f"{int(plan['total_steps']):,} {batch}" if plan.get("total_steps") else batch),
         ("optimizer", f"{recipe.optimizer.name}, {recipe.schedule.name} schedule{peak}"),
         ("loss", f"NT-Xent, temperature {recipe.loss.temperature:g}"),

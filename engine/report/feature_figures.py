@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
-from ..errors import PlatformError
+from ..errors import PlatformError, counted
 from ..evaluation.metrics import feature_statistics, one_thread
 from ..evaluation.records import Embeddings, load_embeddings, load_neighbours
 from ..evaluation.result import Comparison
@@ -411,8 +411,8 @@ def _components(stored: Embeddings, encoder: str) -> Picture:
     axis_names = (f"component 1 ({100 * share[0]:.1f} % of the variance)", f"component 2 ({100 * share[1]:.1f} %)")
     words: dict[str, Any] = {"axis_names": axis_names, "title": f"PCA, {encoder} encoder"}
     caption = (
-        f"All {len(coordinates):,} test images of {short_name(stored.data)} as the {encoder} encoder sees them, "
-        f"along the two directions of largest variance ({100 * sum(share):.0f} % of it)."
+        f"All {counted(len(coordinates), 'test image')} of {short_name(stored.data)} as the {encoder} encoder sees "
+        f"them, along the two directions of largest variance ({100 * sum(share):.0f} % of it)."
     )
     draw = partial(embedding_figure, coordinates, stored.labels, stored.class_names, **words)
     return _map_picture(f"pca-{encoder}", stored, caption, draw)
@@ -444,8 +444,9 @@ def _neighbours(directory: Path, name: str, encoder: str) -> list[Picture]:
     first: dict[str, Any] = {name: getattr(stored, name)[:shown] for name in NEIGHBOUR_ARRAYS}
     part = f"; {shown} of them are shown" if shown < len(stored.queries) else ""
     caption = (
-        f"{len(stored.queries)} test images and, for each, the {stored.labels.shape[1]} train images that the "
-        f"{encoder} encoder puts nearest (cosine){part}. {100 * same:.0f} % of the neighbours are of the query's class."
+        f"{counted(len(stored.queries), 'test image')} and, for each, the {stored.labels.shape[1]} train images "
+        f"that the {encoder} encoder puts nearest (cosine){part}. {100 * same:.0f} % of the neighbours are of the "
+        "query's class."
     )
     draw = partial(neighbours_figure, **first, class_names=names, title=f"{encoder} encoder")
     return [Picture(f"neighbours-{encoder}", FEATURES, caption + unnamed(names), draw)]

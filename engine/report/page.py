@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..command_line import shell_command
-from ..errors import PlatformError, plain
+from ..errors import PlatformError, counted, plain
 from ..evaluation.result import Comparison, percent, points, standard_error
 from ..files import Folder
 from ..run import Run
@@ -224,8 +224,8 @@ def _about(content: ReportContent) -> dict[str, Any]:
         "finished": bool(env.get("finished")),
         "recipe": recipe.name,
         "arch": "own encoder" if recipe.model.arch == "own" else recipe.model.arch,
-        "epochs": short(content.epochs),
-        "images": f"{content.images:,}",
+        "epochs": counted(short(content.epochs), "epoch"),
+        "images": counted(content.images, "image"),
         "data": content.data_name,
         "image_size": content.data.get("image_size", "?"),
         "duration": duration(float(env["seconds"])) if env.get("seconds") else "",
@@ -265,4 +265,5 @@ def _certainty(pair: Comparison) -> str:
             f"{len(shown.folds)} folds: {sd}."
         )
     error = f"± {100 * standard_error(shown):.2f} points"
-    return f"Test accuracy by {shown.protocol}. Standard error from {shown.test_images:,} test images: {error}."
+    images = counted(shown.test_images, "test image")
+    return f"Test accuracy by {shown.protocol}. Standard error from {images}: {error}."

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
+from ..errors import counted
 from ..files import read_arrays
 from .content import ReportContent, logged_rows
 from .style import DASHED, FEW_POINTS, LIGHT, PRETRAINING, Picture, Theme, legend_below, new_figure, running_mean
@@ -101,7 +102,7 @@ def knn_curve(
         axes.plot(epoch, accuracy, color=theme.trained, marker="o", markersize=4.5, label="kNN, k = 10, cosine")
         if classes:
             axes.axhline(1 / classes, color=theme.chance, linestyle=DASHED, linewidth=1.4, label="chance")
-        unit = "accuracy" + (f" ({monitored:,} images)" if monitored else "")
+        unit = "accuracy" + (f" ({counted(monitored, 'image')})" if monitored else "")
         axes.set(title="Online kNN, on a part of train", ylabel=unit, ylim=(0.0, None))
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
         _epochs(axes, images)
@@ -155,7 +156,7 @@ def _marks(points: Sequence[float]) -> dict[str, Any]:
 
 
 def _epochs(axes: Axes, images: int) -> None:
-    axes.set(xlabel="epoch" + (f" (of {images:,} images)" if images else ""), xlim=(0.0, None))
+    axes.set(xlabel="epoch" + (f" (of {counted(images, 'image')})" if images else ""), xlim=(0.0, None))
     axes.xaxis.set_major_locator(MaxNLocator(nbins=7, min_n_ticks=3, steps=[1, 2, 2.5, 5, 10]))
 
 
@@ -242,8 +243,8 @@ def _monitor_pictures(content: ReportContent) -> list[Picture]:
     if epoch:
         monitored = int(sample[-1])
         caption = (
-            f"Watched while training, on {monitored:,} images of the train split: a fifth of them is classified "
-            "by the others. The test split is not looked at, and the labels do not reach the training."
+            f"Watched while training, on {counted(monitored, 'image')} of the train split: a fifth of them is "
+            "classified by the others. The test split is not looked at, and the labels do not reach the training."
         )
         draw = partial(knn_curve, epoch, accuracy, monitored=monitored, classes=classes, images=images)
         pictures.append(_picture("online-knn", caption, draw))

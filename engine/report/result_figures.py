@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator, PercentFormatter
 from numpy.typing import NDArray
 
+from ..errors import counted
 from ..evaluation.metrics import CALIBRATION_BINS
 from ..evaluation.records import load_predictions, load_steps, result_id
 from ..evaluation.result import FROZEN, Comparison, EvaluationResult, percent, standard_error
@@ -192,7 +193,7 @@ def _matrix(confusion: NDArray[np.int64], class_names: Sequence[str], title: str
     rows = names if equal else [f"{name} ({n:,})" for name, n in zip(names, support, strict=True)]
     axes.set_yticks(range(classes), rows, fontsize=size)
     axes.set_xlabel("predicted class")
-    axes.set_ylabel(f"true class ({support[0]:,} images each)" if equal else "true class (images)")
+    axes.set_ylabel(f"true class ({counted(support[0], 'image')} each)" if equal else "true class (images)")
     axes.set_title(titled(title, f"% of each true class (n = {int(support.sum()):,})", NARROW))
     for i, j in np.argwhere(confusion) if classes <= MOST_NUMBERS else ():
         look: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": min(9.0, 85 / classes)}
@@ -267,7 +268,7 @@ def per_class_figure(
         axes.set_yticks(range(len(shown)), names)
         axes.invert_yaxis()
         axes.grid(axis="y", visible=False)
-        unit = f"score ({support[0]:,} test images per class)" if equal else "score (test images in brackets)"
+        unit = f"score ({counted(support[0], 'test image')} per class)" if equal else "score (test images in brackets)"
         axes.set(xlim=(0.0, 1.0), xlabel=unit)
         axes.xaxis.set_major_formatter(PercentFormatter(1.0))
         which = f"best and worst of {len(order):,} classes" if many else "scores per class"
@@ -309,7 +310,7 @@ def gallery_figure(
     shapes = [values.shape for values in (predicted, confidence, truth) if values is not None]
     if images.ndim != 4 or count < 1 or any(shape != (count,) for shape in shapes):
         raise ValueError(f"need images [n, S, S, 3] and n values of each kind, saw {images.shape}, {shapes}")
-    words = f"{count} images" + ("" if truth is None else f", {int((predicted == truth).sum())} right")
+    words = counted(count, "image") + ("" if truth is None else f", {int((predicted == truth).sum())} right")
     with theme.applied(class_names):
         columns, below = min(COLUMNS, count), 0.40 if truth is None else 0.52
         figure, grid = new_grid(-(-count // columns), columns, 0.86, below, titled(title, words))
@@ -409,7 +410,8 @@ def training_figure(
         for axes, column in zip(panels, ("test_accuracy", "test_loss", "train_loss", "lr"), strict=False):
             for rows, name, look in per_epoch:
                 _per_epoch(axes, rows, column, name, look)
-        _dress(panels[0], f"{first_capital(scored)} accuracy", "accuracy" + (f" ({images:,} images)" if images else ""))
+        size = f" ({counted(images, 'image')})" if images else ""
+        _dress(panels[0], f"{first_capital(scored)} accuracy", f"accuracy{size}")
         _dress(panels[1], f"{first_capital(scored)} loss", "cross-entropy (nats)")
         _dress(panels[2], "Train loss, per epoch", "cross-entropy (nats)")
         _dress(panels[3], "Learning rate", "learning rate")
@@ -506,8 +508,8 @@ def _method_pictures(comparisons: Sequence[Comparison]) -> list[Picture]:
     folds = any(pair.shown.folds for pair in comparisons)
     whiskers = "; of a cross-validation ± one standard deviation over the folds" if folds else ""
     caption = (
-        f"The pretrained encoder beside the same network with random weights, on {span} images that were not learnt "
-        f"from. Whiskers: ± one standard error{whiskers}. Chance: always naming the largest class."
+        f"The pretrained encoder beside the same network with random weights, on {counted(span, 'image')} that were "
+        f"not learnt from. Whiskers: ± one standard error{whiskers}. Chance: always naming the largest class."
     )
     groups: dict[tuple[str, int | None, str, bool], list[Comparison]] = {}
     for pair in comparisons:
@@ -585,8 +587,8 @@ def classifier_pictures(pair: Comparison) -> list[Picture]:
     columns = ([getattr(row, score) for row in table] for score in ("accuracy", "f1", "iou", "support"))
     bars = partial(per_class_figure, result.class_names, *columns, title=pair.name, scratch_accuracy=scratch)
     right = (
-        f"{method}: {percent(result.accuracy, result.test_images)} of {result.test_images:,} test images are right "
-        f"(the diagonal).{spelling}"
+        f"{method}: {percent(result.accuracy, result.test_images)} of {counted(result.test_images, 'test image')} are "
+        f"right (the diagonal).{spelling}"
     )
     classes = (
         f"{method}: the easiest class is {best.name} ({100 * best.accuracy:.1f} %), the hardest {worst.name} "
@@ -620,8 +622,8 @@ def _gallery_and_reliability(
                 f" Where it is wrong, it is {100 * float(stored.confidence[~right].mean()):.0f} % confident on average."
             )
         caption = (
-            f"{first_capital(method)}: {len(chosen)} of {len(stored.truth):,} test images, drawn at random (seed "
-            f"{seed}; the same for every method), with the predicted class and its confidence. "
+            f"{first_capital(method)}: {len(chosen)} of {counted(len(stored.truth), 'test image')}, drawn at random "
+            f"(seed {seed}; the same for every method), with the predicted class and its confidence. "
             f"{int(right[rows].sum())} of these are right, {percent(float(right.mean()), len(right))} of all.{mean}"
             f"{unnamed(classes)}"
         )
@@ -655,7 +657,7 @@ def _learning_pictures(pair: Comparison, directory: Path) -> list[Picture]:
         )
     epochs, title = max(int(row["epoch"]) for rows in histories for row in rows), first_capital(pair.name)
     caption = (
-        f"{title}: {epochs} epochs on {shown.train_images:,} labelled images. The last epoch "
+        f"{title}: {counted(epochs, 'epoch')} on {counted(shown.train_images, 'labelled image')}. The last epoch "
         f"counts, not the best.{goal}{curve}"
     )
     curves = partial(

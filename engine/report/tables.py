@@ -299,7 +299,8 @@ def published_section(content: ReportContent) -> Section | None:
     """The figures of the recipe's system beside ours; None where nothing was published."""
     if not content.published:
         return None
-    this = f"{short(content.epochs)} epochs on {content.data.get('images', 0):,} images of {content.data_name}"
+    length, images = counted(short(content.epochs), "epoch"), counted(content.images, "image")
+    this = f"{length} on {images} of {content.data_name}"
     source = published_source(content.run.recipe)
     aside = f"Published: {source}. This run: {this}. Accuracies apart in points. {COMPARES}"
     rows = tuple(line for figure in content.published for line in _published_rows(figure))

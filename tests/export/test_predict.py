@@ -32,7 +32,7 @@ from simclr_engine.evaluation.records import save_result
 from simclr_engine.export import predict
 from simclr_engine.export.embed import embed_to_index
 from simclr_engine.export.embedder import open_embedder
-from simclr_engine.export.index import default_index
+from simclr_engine.export.index import EmbeddingIndex, default_index
 from simclr_engine.report import result_figures, style
 from simclr_engine.run import Run
 
@@ -68,10 +68,10 @@ def document(*args: object) -> dict[str, object]:
     return found
 
 
-def index_of(model: Path, source: Path, split: str = "train") -> Path:
+def index_of(model: Path, source: Path, split: str = "train", pictures: bool = True) -> Path:
     embedder = open_embedder(model)
     parts = find_images(embedder, [str(source)], split)
-    return embed_to_index(embedder, parts, default_index(model), pictures=True).out
+    return embed_to_index(embedder, parts, default_index(model), pictures=pictures, overwrite=True).out
 
 
 def test_classes_and_confidences_are_the_file_s_own_for_any_image_file(model: Path, tmp_path: Path) -> None:
@@ -132,14 +132,35 @@ def test_neighbours_are_the_nearest_of_the_index_beside_the_file(model: Path, da
     asked = data / "train" / "bee" / "1.png"
     rows = document(model, asked, "--neighbours", 3)["images"]
     assert isinstance(rows, list)
-    near = rows[0]["neighbours"]
-    assert (len(near), near[0]["path"], near[0]["class"]) == (3, str(asked), "bee")
+    near, paths = rows[0]["neighbours"], list(EmbeddingIndex.load(out).paths)
+    vectors, own = np.load(out).astype(np.float64), paths.index(str(asked))
+    cosines = vectors @ vectors[own] / np.linalg.norm(vectors, axis=1) / np.linalg.norm(vectors[own])
+    assert len(near) == 3 and own not in [n["row"] for n in near]  # not its own neighbour
+    np.testing.assert_allclose([n["cosine"] for n in near], -np.sort(-np.delete(cosines, own))[:3], atol=1e-6)
+    shown = f"{near[0]['class']} ({Path(near[0]['path']).name}) {near[0]['cosine']:.3f}"
+    assert shown in " ".join(run(model, asked, "--neighbours", 3, "--index", out).stdout.split())
+
+
+def test_a_copy_under_another_name_is_a_neighbour(model: Path, data: Path, tmp_path: Path) -> None:
+    index_of(model, data)
+    copy = tmp_path / "copy.png"
+    copy.write_bytes((data / "train" / "bee" / "1.png").read_bytes())
+    near = document(model, copy, "--neighbours", 1)["images"][0]["neighbours"]  # type: ignore[index]
     assert near[0]["cosine"] == pytest.approx(1, abs=1e-6)
-    vectors = np.load(out).astype(np.float64)
-    query = vectors[near[0]["row"]]
-    cosines = vectors @ query / np.linalg.norm(vectors, axis=1) / np.linalg.norm(query)
-    np.testing.assert_allclose([n["cosine"] for n in near], -np.sort(-cosines)[:3], atol=1e-6)
-    assert "bee 1.000" in run(model, asked, "--neighbours", 3, "--index", out).stdout
+
+
+def test_the_picture_shows_each_image_with_its_neighbours(model: Path, data: Path, tmp_path: Path) -> None:
+    plain = write_tiny_probe(tmp_path / "plain.onnx", image_size=SIZE, probe={})
+    index_of(plain, data, pictures=False)
+    refused = run(plain, data, "--neighbours", 2, "--save", tmp_path / "x.png").exception
+    assert isinstance(refused, UsageError) and "embed with --images" in str(refused.fix)
+    index_of(plain, data)
+    one, three = tmp_path / "one.png", tmp_path / "three.png"
+    asked = data / "train" / "bee"
+    assert not run(plain, asked, "--neighbours", 1, "--save", one).exception
+    assert not run(plain, asked, "--neighbours", 3, "--save", three).exception
+    with Image.open(one) as narrow, Image.open(three) as wide:
+        assert narrow.height == wide.height and narrow.width < wide.width
 
 
 def test_without_an_index_the_error_has_the_command_that_makes_it(model: Path, data: Path, tmp_path: Path) -> None:
@@ -155,7 +176,6 @@ def test_a_file_without_a_probe_names_no_classes_but_finds_neighbours(model: Pat
     plain = write_tiny_probe(tmp_path / "plain.onnx", image_size=SIZE, probe={})
     error = run(plain, data).exception
     assert isinstance(error, UsageError) and "export" in (error.fix or "") and "--probe" in (error.fix or "")
-    assert isinstance(run(plain, data, "--neighbours", 1, "--save", tmp_path / "x.png").exception, UsageError)
     index_of(plain, data)
     found = document(plain, "--data", data, "--n", 4, "--neighbours", 2)
     rows = found["images"]

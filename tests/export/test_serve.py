@@ -78,10 +78,14 @@ def test_an_answer_has_the_file_s_probabilities_and_the_index_s_nearest(service:
     assert index is not None and index.images is not None
     bank, query = tiny_features(index.images), tiny_features(pixels[None])[0]
     cosines = bank @ query / np.linalg.norm(bank, axis=1) / np.linalg.norm(query)
-    nearest = np.argsort(-cosines)[: module.NEIGHBOURS]
-    assert [caption for _, caption in answer.neighbours] == [f"{CLASSES[i % 3]} {cosines[i]:.3f}" for i in nearest]
-    rows = index.search(service.embedder.embed(pixels[None]), module.NEIGHBOURS)[1][0]  # two features: nearly ties
+    # The picture itself is the index's row 1, which is not among its neighbours. Two features: nearly ties.
+    rows = index.search(service.embedder.embed(pixels[None]), module.NEIGHBOURS + 1)[1][0]
+    rows = rows[rows != 1]
+    assert answer.itself == "photos/1.png" and len(rows) == module.NEIGHBOURS
+    captions = [f"{CLASSES[i % 3]}, {i}.png {cosines[i]:.3f}" for i in rows]
+    assert [caption for _, caption in answer.neighbours] == captions
     np.testing.assert_array_equal(np.stack([shown for shown, _ in answer.neighbours]), index.images[rows])
+    assert "photos/1.png" in gallery(answer.neighbours, answer.itself)
 
 
 def test_the_map_is_the_pca_of_the_index_and_places_a_vector_likewise(embedder: Embedder) -> None:
@@ -123,6 +127,14 @@ def test_names_from_the_data_never_become_markup(embedder: Embedder) -> None:
     assert "&lt;img src=x" in service.draw_map() and "&lt;img src=x" in gallery(answer.neighbours)
 
 
+def test_names_that_are_not_utf8_or_hold_escapes_are_shown(embedder: Embedder) -> None:
+    names = ("caf\udce9", "\x1b[31m", "c")
+    service = Service(embedder, make_index(embedder, names))
+    answer = service.answer(picture((220, 60, 40)))
+    page = service.draw_map() + gallery(answer.neighbours) + headline(embedder, service.index)
+    assert page.encode() and "caf\\udce9" in page and "\x1b" not in page
+
+
 def test_the_gallery_holds_the_pictures_themselves(service: Service) -> None:
     answer = service.answer(picture((60, 200, 60)))
     first = re.findall(r'src="data:image/png;base64,([^"]+)"', gallery(answer.neighbours))[0]
@@ -133,14 +145,15 @@ def test_the_gallery_holds_the_pictures_themselves(service: Service) -> None:
 def test_uploads_that_cannot_be_read_are_refused_in_words(service: Service) -> None:
     with pytest.raises(DataError, match="not a readable"):
         service.answer(b"text")
-    with pytest.raises(DataError, match="at most 10 MB"):
+    with pytest.raises(DataError, match="at most 10 MiB"):
         service.answer(bytes(module.MAX_BYTES + 1))
 
 
 def test_without_probe_and_index_there_is_nothing_to_show(tmp_path: Path) -> None:
     plain = open_embedder(write_tiny_probe(tmp_path / "plain.onnx", image_size=SIZE, probe={}))
-    with pytest.raises(UsageError, match="no probe"):
+    with pytest.raises(UsageError, match="no probe") as caught:
         Service(plain, None)
+    assert "--neighbours" not in str(caught.value.fix) and "embed" in str(caught.value.fix)  # serve has no such option
     answer = Service(plain, make_index(plain)).answer(picture((1, 2, 3)))
     assert answer.classes == {} and len(answer.neighbours) == module.NEIGHBOURS
 

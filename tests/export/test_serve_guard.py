@@ -80,7 +80,7 @@ def test_a_file_above_the_limit_is_refused_before_it_is_read(service: Service, t
     os.truncate(path, serve.MAX_BYTES)  # a picture with zeros behind it
     assert service.answer(path).classes
     os.truncate(path, serve.MAX_BYTES + 1)
-    with pytest.raises(DataError, match="at most 10 MB"):
+    with pytest.raises(DataError, match="at most 10 MiB"):
         service.answer(path)
 
 
@@ -95,7 +95,8 @@ def test_the_name_of_the_file_and_a_message_become_no_markup(tmp_path: Path) -> 
 def test_the_page_itself_takes_no_upload_above_the_limit(page: str) -> None:
     status, said = _upload(page, PICTURE)
     assert status == 200 and json.loads(said)
-    status, _ = _upload(page, PICTURE + bytes(serve.MAX_BYTES))
+    assert serve.MAX_BYTES < serve.UPLOAD_BYTES  # in between, the page itself refuses and clears its last answer
+    status, _ = _upload(page, PICTURE + bytes(serve.UPLOAD_BYTES))
     assert status == 413
 
 

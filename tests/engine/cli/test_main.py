@@ -6,12 +6,14 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
+import click
 import pytest
 
 import simclr_engine
-from simclr_engine.cli.main import main
+from simclr_engine.cli.main import COMMANDS, main
 from simclr_engine.recipe import recipe_names
 
 
@@ -184,7 +186,7 @@ class Missing:
             raise {kind}("no " + name, name=name)
 sys.meta_path.insert(0, Missing())
 sys.argv[0] = "simclr-engine"
-from simclr_engine.cli.main import main
+from simclr_engine.cli.main import COMMANDS, main
 main()
 """
 
@@ -207,3 +209,26 @@ def test_a_command_that_exits_with_a_code_gives_it_to_the_shell(call: Call, monk
 def test_without_a_command_the_help_is_shown_and_no_error(call: Call) -> None:
     done = call()
     assert done.returncode == 2 and done.stderr.startswith("Usage: ") and "\n  pretrain " in done.stderr
+
+
+METAVARS = {"N", "FRACTION", "MINUTES", "ADDRESS", "KEY=VALUE", "NAME|PATH", "NAME.npy", "PATH", "DIR", "RUN"}
+METAVARS |= {"[RUN]", "[ID]", "auto|cuda|mps|cpu"}
+
+
+def test_every_option_says_what_it_takes_in_the_same_words_everywhere() -> None:
+    odd, commands = [], []
+    for name in COMMANDS:
+        command = import_module(f"simclr_engine.cli.{name}").command
+        commands += list(command.commands.values()) if isinstance(command, click.Group) else [command]
+    for command in commands:
+        for option in command.params:
+            if not isinstance(option, click.Option):
+                continue
+            takes = option.is_flag or isinstance(option.type, click.Choice) or option.metavar in METAVARS
+            if not (
+                takes and option.help and option.help[0].isupper() | option.help.startswith(("--", "export", "aug"))
+            ):
+                odd.append(f"{command.name} {option.opts[0]}")
+            if option.help and not option.help.rstrip().endswith((".", "]")):
+                odd.append(f"{command.name} {option.opts[0]}: no full stop")
+    assert odd == []
