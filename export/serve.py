@@ -252,7 +252,7 @@ def headline(embedder: Embedder, index: EmbeddingIndex | None) -> str:
 def _stated_accuracy(embedder: Embedder) -> str:
     probe = embedder.about.probe if embedder.about is not None else {}
     accuracy = probe.get("accuracy")
-    return f", {100 * accuracy:.1f} % right on its test images" if isinstance(accuracy, float) else ""
+    return f", {100 * accuracy:.1f}\u00a0% right on its test images" if isinstance(accuracy, float) else ""
 
 
 def require_gradio() -> Any:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from simclr_engine.errors import plain
+from simclr_engine.errors import counted, plain
 from simclr_engine.terminal import add, prepare_streams, say, show, table, tell
 
 
@@ -136,3 +136,11 @@ def test_every_module_writes_through_the_terminal_module() -> None:
         calls = [node for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.Call)]
         strays += [f"{name}:{call.lineno}" for call in calls if ast.unparse(call.func) in WRITERS]
     assert strays == []
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [(0, "0 images"), (1, "1 image"), (50_000, "50,000 images"), ("1", "1 image"), ("2.5", "2.5 images")],
+)
+def test_one_thing_is_singular_and_thousands_are_grouped(number: int | str, said: str) -> None:
+    assert counted(number, "image") == said

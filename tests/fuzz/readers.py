@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from simclr_engine.errors import EngineError
+from simclr_engine.errors import EngineError, plain
 
 from .seeds import PART
 
@@ -90,7 +90,7 @@ def _outcome(reader: Callable[[Path, Room], None], path: Path, room: Room) -> Ou
     except EngineError as error:
         text = str(error)
         kind = type(error).__name__
-        if any(not (c.isprintable() or c == "\n") for c in text):
+        if any(plain(line) != line for line in text.split("\n")):
             return Outcome(kind, f"control characters in a message at {_place(error)}: {text[:200]!r}", len(text))
         if len(text) > LONGEST_MESSAGE:
             return Outcome(kind, f"message too long at {_place(error)}: {len(text):,} characters", len(text))

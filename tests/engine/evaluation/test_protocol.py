@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from simclr_engine import evaluate
 from simclr_engine.checkpoint import encoder_metadata, save_weights
 from simclr_engine.data.store import ImageStore
 from simclr_engine.errors import CheckFailed, DataError, UsageError
-from simclr_engine.evaluation import evaluate_all
+from simclr_engine.evaluation import evaluate_all, protocol
 from simclr_engine.evaluation.linear import LinearProbe
 from simclr_engine.evaluation.metrics import confusion_matrix
 from simclr_engine.evaluation.result import EvaluationResult
@@ -217,3 +218,15 @@ def test_results_survive_json_and_anything_else_is_refused() -> None:
     for text in ("{}", "[]", "not json", json.dumps(one.to_dict() | {"confusion": [[1]]}), "null"):
         with pytest.raises(DataError):
             EvaluationResult.from_json(text)
+
+
+def test_a_device_reaches_torch_and_is_refused_for_an_exported_file() -> None:
+    def target(trainable: bool) -> Any:
+        return SimpleNamespace(encoders={"pretrained": SimpleNamespace(trainable=trainable)}, path=Path("e.onnx"))
+
+    run, file = target(True), target(False)
+    protocol._compute_on(run, "cuda")
+    assert run.encoders["pretrained"].device == "cuda"
+    protocol._compute_on(file, "cpu")
+    with pytest.raises(UsageError, match="on the CPU"):
+        protocol._compute_on(file, "cuda")

@@ -146,3 +146,9 @@ def test_different_classes_and_different_sizes_are_refused() -> None:
     assert caught.value.saw == "bee, cow"
     with pytest.raises(DataError, match="different sizes"):
         check_splits(photos(seed=0), photos(seed=1, side=9))
+
+
+def test_another_seed_draws_other_labels_and_folds() -> None:
+    train, test = store(np.arange(60) % 3), store(np.arange(30) % 3, "test")
+    same, other = (make_splits(train, test, 0.5, folds=3, seed=seed)[0].rows.tolist() for seed in (0, 1))
+    assert same == make_splits(train, test, 0.5, folds=3)[0].rows.tolist() != other
