@@ -20,8 +20,8 @@ from typing import Any
 
 import click
 
-from simclr_engine.errors import PlatformError, UsageError, nearest
-from simclr_engine.terminal import say, tell
+from simclr_engine.errors import EngineError, PlatformError, UsageError, nearest
+from simclr_engine.terminal import prepare_streams, say, say_error, tell
 
 CLI = [sys.executable, "-c", "from simclr_engine.cli.main import main; main()"]
 SECONDS = 540  # for everything: a part gets at most what the others have left
@@ -198,6 +198,12 @@ def main(out: Path, data: str | None, tests: Path, only: tuple[str, ...], dry: b
 
 
 if __name__ == "__main__":
-    from simclr_engine.cli.main import main as command_line
-
-    command_line(main)
+    prepare_streams()
+    try:
+        main.main(standalone_mode=False)
+    except click.ClickException as error:
+        say(f"error: {error.format_message()}")
+        sys.exit(error.exit_code)
+    except EngineError as error:
+        say_error(error)
+        sys.exit(error.exit_code)

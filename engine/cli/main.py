@@ -111,14 +111,14 @@ def _not_installed(error: ImportError, missing: str) -> PlatformError:
     return PlatformError("a package cannot be imported", saw=f"{missing}: {error}", fix=f"install it again: {fix}")
 
 
-def main(command: click.Command = cli) -> None:
+def main() -> None:
     """Entry point. Exit codes: 0 done, 1 a check failed, 2 usage, 3 environment, 4 data, 130 interrupted."""
     debug = "--debug" in sys.argv
     if debug:  # accepted before and after the subcommand
         sys.argv = [sys.argv[0], *(a for a in sys.argv[1:] if a != "--debug")]
     prepare_streams()
     try:
-        code = command.main(standalone_mode=False)  # click returns the code of an `Exit` instead of raising it
+        code = cli.main(standalone_mode=False)  # click returns the code of an `Exit` instead of raising it
         sys.exit(code if isinstance(code, int) else 0)
     except click.ClickException as error:
         say(*_lines(error))
