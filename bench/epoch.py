@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from simclr_engine.data.store import ImageStore
 from simclr_engine.device import Platform, choose_platform, keep_freed_memory
+from simclr_engine.flops import flops_per_step
 from simclr_engine.kernels import contrastive_metrics
 from simclr_engine.model import SimCLR
 from simclr_engine.monitor import OnlineMonitor
@@ -78,7 +78,7 @@ def rows(repeats: int = 7, views: int | None = None, size: int = 32, monitored: 
 
         calls[name] = call
     timings = interleave(calls, repeats, warmup=2, synchronize=best.synchronize)
-    flops, peaks = flops_per_view(recipe, size), {p: matmul_tflops(best, p) for p in (best.precision, "fp32")}
+    flops, peaks = flops_per_step(recipe, size) / views, {p: matmul_tflops(best, p) for p in (best.precision, "fp32")}
     measured: list[Row] = []
     for name, timing in timings.items():
         row = rate_row(NAME, name, views * steps_per_call, timing, UNIT, views=views, size=size)
@@ -173,14 +173,6 @@ def _contenders(recipe: Recipe, store: ImageStore, best: Platform, size: int) ->
         measured["ours, fp32"] = ours(replace(best, precision="fp32"))
     measured[PLAIN] = plain
     return measured
-
-
-def flops_per_view(recipe: Recipe, size: int) -> float:
-    """Floating-point operations of convolutions and matrix products, forward and backward, of one view."""
-    model, views = SimCLR(recipe.model, recipe.head).to("meta"), 4
-    with FlopCounterMode(display=False) as counter:
-        model(torch.empty(views, 3, size, size, device="meta")).sum().backward()
-    return counter.get_total_flops() / views
 
 
 def matmul_tflops(platform: Platform, precision: str) -> float:

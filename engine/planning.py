@@ -23,6 +23,7 @@ from .data.store import ImageStore
 from .device import Platform, choose_platform, keep_freed_memory
 from .distributed import World
 from .errors import PlatformError, UsageError
+from .flops import flops_of, flops_per_step
 from .model import parameter_count
 from .recipe import Recipe
 from .training import Backends, Plan, Trainer
@@ -45,6 +46,7 @@ class RunOptions:
         augment: auto, or the name of an augmentation backend.
         compile: whether to use torch.compile; None decides by device and length of the run.
         max_minutes: time limit of the whole run.
+        max_pflop: limit of its compute, 10^15 operations of the network and the optimizer.
         limit: number of images to train on.
         resume, overwrite: continue or replace an existing run.
         deterministic: use deterministic algorithms.
@@ -52,8 +54,8 @@ class RunOptions:
         overrides: settings that override the recipe's, as they were given.
 
     Raises:
-        UsageError: `max_minutes` is not above 0, or `deterministic` is combined with an option that depends on
-            measured times.
+        UsageError: a limit of time or compute is not above 0, compute is limited for a resumed run, or `deterministic`
+            is combined with an option that depends on measured times.
     """
 
     device: str = "auto"
@@ -61,6 +63,7 @@ class RunOptions:
     augment: str = "auto"
     compile: bool | None = None
     max_minutes: float | None = None
+    max_pflop: float | None = None
     limit: int | None = None
     resume: bool = False
     overwrite: bool = False
@@ -69,9 +72,16 @@ class RunOptions:
     overrides: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.max_minutes is not None and not self.max_minutes > 0:
+        for name, unit in (("max_minutes", "minutes"), ("max_pflop", "PFLOP")):
+            limit = getattr(self, name)
+            if limit is not None and not limit > 0:
+                option = "--" + name.replace("_", "-")
+                raise UsageError(f"{option} must be above 0", saw=limit, fix=f"give a number of {unit} above 0")
+        if self.resume and self.max_pflop is not None:
             raise UsageError(
-                "--max-minutes must be above 0", saw=self.max_minutes, fix="give a number of minutes above 0"
+                "a resumed run keeps its compute",
+                saw=f"--max-pflop {self.max_pflop:g} with --resume",
+                fix="leave --max-pflop out, or start another run with --out",
             )
         if self.deterministic and (self.compile or self.max_minutes is not None):
             raise UsageError(
@@ -124,12 +134,12 @@ def prepare(
     making = _Making(recipe, store, options, world, saved)
     if saved is not None:
         return making.resumed(saved)
-    plan, per_step = making.plan, dict[int, float]()
+    plan, per_step = within_compute(making.plan, options.max_pflop), dict[int, float]()
     if options.max_minutes is not None:
         plan, per_step = making.timed(plan)
     adapted = recipe.for_epochs(plan.total_steps / plan.steps_per_epoch)
     if adapted != plan.recipe:
-        plan, per_step = Plan.of(adapted, store), {}
+        plan, per_step = within_compute(Plan.of(adapted, store), options.max_pflop), {}
     if not per_step and (options.max_minutes is not None or measure):
         plan, per_step = making.timed(plan)
     changes = adapted.differences(recipe)
@@ -216,15 +226,43 @@ def calibrate(trainer: Trainer) -> dict[int, float]:
     return seconds
 
 
-def steps_within(plan: Plan, seconds: float, per_step: dict[int, float]) -> int:
-    """Number of steps that fit into `seconds`, with the phases of progressive resolution weighted by their cost."""
+def mean_cost(plan: Plan, per_step: Mapping[int, float]) -> float:
+    """Mean cost of a step, over the phases of progressive resolution; `per_step` has the cost at each view size."""
     previous, mean = 0.0, 0.0
     for end, size in plan.phases():
         mean += (end - previous) * per_step[size]
         previous = end
+    return mean
+
+
+def steps_within(plan: Plan, seconds: float, per_step: dict[int, float]) -> int:
+    """Number of steps that fit into `seconds`.
+
+    Raises:
+        UsageError: the time is too short for one step.
+    """
+    mean = mean_cost(plan, per_step)
     if seconds < mean:
         raise _too_short(mean)
     return int(seconds / mean)
+
+
+def within_compute(plan: Plan, pflop: float | None) -> Plan:
+    """`plan`, shortened to at most so much compute; None sets no limit.
+
+    Raises:
+        UsageError: it is less than one step takes.
+    """
+    if pflop is None:
+        return plan
+    mean = mean_cost(plan, {size: flops_per_step(plan.recipe, size) for _, size in plan.phases()}) / 1e15
+    if pflop < mean:
+        raise UsageError(
+            "the compute is too little for one step",
+            saw=f"--max-pflop {pflop:g}, {mean:.2g} PFLOP a step",
+            fix="use a larger --max-pflop or a smaller batch",
+        )
+    return replace(plan, total_steps=min(plan.total_steps, int(pflop / mean)))
 
 
 def seconds_after(plan: Plan, step: int, per_step: dict[int, float]) -> float:
@@ -278,7 +316,7 @@ def describe(trainer: Trainer, estimate: Estimate | None) -> list[str]:
         f"{r.train.views} views at {sizes}",
         *([f"files    {held:.1f} GB of images stay there, read a step ahead"] if trainer.streamed else []),
         f"plan     {plan.total_steps:,} steps of {r.train.batch_size} images = {epochs:.4g} epochs; "
-        f"{r.optimizer.name}, peak lr {plan.peak_lr:.4g}{scaled}, {r.schedule.name}",
+        f"{r.optimizer.name}, peak lr {plan.peak_lr:.4g}{scaled}, {r.schedule.name}; {flops_of(plan) / 1e15:.3g} PFLOP",
         *([f"resumes  after step {trainer.step:,}"] if trainer.step else []),
         f"device   {p.device} ({p.describe()['device_name']}), {p.precision}, {layout}, compile {compiled}",
         f"kernels  augmentation: {trainer.backends.augment}; NT-Xent: {trainer.backends.nt_xent}",

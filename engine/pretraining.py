@@ -40,6 +40,7 @@ def pretrain(
     augment: str = "auto",
     compile: bool | None = None,
     max_minutes: float | None = None,
+    max_pflop: float | None = None,
     limit: int | None = None,
     resume: bool = False,
     overwrite: bool = False,
@@ -63,6 +64,8 @@ def pretrain(
         max_minutes: time limit of the whole run. A run that would take longer is shortened, warm-up and decay
             included. A resumed run keeps its plan; if another limit is given, the rest is shortened to end within it,
             counting the time that the run has already taken.
+        max_pflop: limit of the compute of the whole run, in 10^15 operations of the network (forward and backward) and
+            the optimizer. A run that would take more is shortened as with `max_minutes`. Not for a resumed run.
         limit: train on this many images, balanced over classes.
         resume: continue from the newest good checkpoint in `out`, with the recipe, images and limit of the run;
             others are refused.
@@ -88,7 +91,18 @@ def pretrain(
         asked = Recipe.load(recipe or DEFAULT, overrides)
     directory = run_directory(out, asked.name if asked else DEFAULT)
     options = RunOptions(
-        device, fused, augment, compile, max_minutes, limit, resume, overwrite, deterministic, quiet, overrides or {}
+        device=device,
+        fused=fused,
+        augment=augment,
+        compile=compile,
+        max_minutes=max_minutes,
+        max_pflop=max_pflop,
+        limit=limit,
+        resume=resume,
+        overwrite=overwrite,
+        deterministic=deterministic,
+        quiet=quiet,
+        overrides=overrides or {},
     )
     with deterministic_algorithms(deterministic), start_world(device) as world, RunLock(directory) as lock:
         options = replace(options, device=world.device, quiet=quiet or not world.main)
@@ -243,4 +257,4 @@ def _after_restart(directory: Path, options: RunOptions) -> RunOptions:
     if environment.get("launch") != run_id():
         return options
     saved = any((directory / "checkpoints").glob("*.pt"))
-    return replace(options, resume=saved, overwrite=not saved)
+    return replace(options, resume=saved, overwrite=not saved, max_pflop=None if saved else options.max_pflop)

@@ -22,6 +22,7 @@ from .distributed import run_id
 from .errors import PlatformError
 from .event_log import RunLog
 from .files import Folder
+from .flops import flops_of
 from .model import parameter_count
 from .planning import Estimate, RunOptions, peak_memory
 from .resuming import Stopped
@@ -164,6 +165,7 @@ def environment_of(
             "steps_per_epoch": plan.steps_per_epoch,
             "epochs": plan.total_steps / plan.steps_per_epoch,
             "peak_lr": plan.peak_lr,
+            "pflop": flops_of(plan) / 1e15,
             "max_minutes": options.max_minutes,
             "estimated_seconds": estimate.seconds if estimate else None,
         },

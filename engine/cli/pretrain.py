@@ -60,6 +60,12 @@ from .options import parse_overrides, print_json
     metavar="M",
     help="Shorten the run so that it ends within M minutes.  [default: no limit]",
 )
+@click.option(
+    "--max-pflop",
+    type=float,
+    metavar="P",
+    help="Shorten the run to P PFLOP: 10^15 operations of the network and the optimizer.  [default: no limit]",
+)
 @click.option("--seed", type=int, metavar="N", help="Seed of all random numbers of the run.  [default: the recipe's]")
 @click.option(
     "--gpus",
@@ -103,6 +109,7 @@ def command(
     batch_size: int | None,
     limit: int | None,
     max_minutes: float | None,
+    max_pflop: float | None,
     seed: int | None,
     gpus: int | None,
     resume: str | bool | None,
@@ -148,7 +155,9 @@ def command(
         return
 
     if dry_run and resolved is not None:
-        options = RunOptions(device, fused, augment, compile, max_minutes, limit, deterministic=deterministic)
+        options = RunOptions(
+            device, fused, augment, compile, max_minutes, max_pflop, limit, deterministic=deterministic
+        )
         with deterministic_algorithms(deterministic), start_world(device) as world:
             options = replace(options, device=world.device, quiet=as_json or not world.main)
             store, _ = world.leaders_first(lambda: open_data(resolved, data, options))
@@ -182,6 +191,7 @@ def command(
             augment=augment,
             compile=compile,
             max_minutes=max_minutes,
+            max_pflop=max_pflop,
             limit=limit,
             resume=resume is not None,
             overwrite=overwrite,
