@@ -51,13 +51,14 @@ def train_lightly(
         ImportError: lightly is not installed.
     """
     began = time.perf_counter()
+    torchvision = import_torchvision()
     import lightly
     from lightly.loss import NTXentLoss
     from lightly.models.modules import SimCLRProjectionHead
 
     torch.manual_seed(seed)
     device = choose_platform().device
-    resnet = import_torchvision().models.resnet18()
+    resnet = torchvision.models.resnet18()
     resnet.conv1, resnet.maxpool = nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.Identity()
     encoder = nn.Sequential(*list(resnet.children())[:-1], nn.Flatten())
     model = nn.Sequential(encoder, SimCLRProjectionHead(512, 512, DIMENSION)).to(device)
@@ -88,9 +89,10 @@ def train_lightly(
     return {
         "weights": WEIGHTS,
         "recipe": f"lightly {lightly.__version__}, SimCLRTransform, NTXentLoss, SGD",
+        "images": len(train),
         "steps": total,
         "epochs": total / per_epoch,
-        "views_per_image": 2 * total / per_epoch,
+        "views_per_image": 2 * BATCH * total / len(train),
         "pflop": total * _flops(train.image_size) / 1e15,
         "seconds": time.perf_counter() - began,
         "step_seconds": step_seconds,

@@ -62,6 +62,11 @@ class Entry:
     threads: int
     folder: str
 
+    @property
+    def name(self) -> str:
+        """Of the recipe or its file."""
+        return Path(self.contender).stem
+
 
 def race(
     data: str,
@@ -89,7 +94,7 @@ def race(
     failed, rows = [], list[Row]()
     for seed in range(seeds):
         entries = [
-            Entry(c, seed, data, minutes, pflop, held_out, share, str(folder / f"{c}-{limit}-seed{seed}"))
+            Entry(c, seed, data, minutes, pflop, held_out, share, str(folder / f"{Path(c).stem}-{limit}-seed{seed}"))
             for c in contenders
         ]
         for heat in [entries] if together else [[entry] for entry in entries]:
@@ -137,7 +142,7 @@ def _run(heat: Sequence[Entry]) -> list[str]:
             stopped = True
     if stopped:
         raise Interrupted("the race was stopped", saw=f"{len(waiting)} running", fix="the same command continues it")
-    return [f"{e.contender}, seed {e.seed}" for e, p in zip(waiting, processes, strict=True) if p.returncode]
+    return [f"{e.name}, seed {e.seed}" for e, p in zip(waiting, processes, strict=True) if p.returncode]
 
 
 def _is_done(entry: Entry) -> bool:
@@ -163,13 +168,13 @@ def _rows_of(entry: Entry) -> Iterator[Row]:
     result: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {"missing": "failed"}
     for method, words in METHODS.items():
         if "missing" in result:
-            yield missing_row(words, f"{entry.contender}, seed {entry.seed}", "%", result["missing"])
+            yield missing_row(words, f"{entry.name}, seed {entry.seed}", "%", result["missing"])
         else:
             about = {key: value for key, value in result.items() if key not in ("accuracy", "entry")}
             about["data"] = public_name(entry.data)
             about |= {key: getattr(entry, key) for key in ("seed", "minutes", "held_out", "threads")}
-            who = f"{entry.contender}, seed {entry.seed}"
-            yield single_row(words, who, 100 * result["accuracy"][method], "%", of=entry.contender, **about)
+            who = f"{entry.name}, seed {entry.seed}"
+            yield single_row(words, who, 100 * result["accuracy"][method], "%", of=entry.name, **about)
 
 
 def summary(rows: Sequence[Row]) -> list[Row]:
@@ -261,9 +266,10 @@ def _figures(run: Run) -> dict[str, Any]:
     views = run.recipe.train.views
     return {
         "recipe": run.recipe.name,
+        "images": run.data["images"],
         "steps": done,
         "epochs": done / plan["steps_per_epoch"],
-        "views_per_image": views * done / plan["steps_per_epoch"],
+        "views_per_image": views * batch * done / run.data["images"],
         "pflop": plan["pflop"],
         "seconds": run.environment["seconds"],
         "step_seconds": step_seconds,
@@ -305,7 +311,7 @@ if __name__ == "__main__":
     try:
         enter(Entry(**json.loads(sys.argv[1])))
     except EngineError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print("error: " + "\n  ".join(error.lines()), file=sys.stderr)
         raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None

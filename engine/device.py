@@ -195,12 +195,16 @@ def _pick_device(device: str) -> torch.device:
     return torch.device(device)
 
 
+# Limits of oneDNN below which it computes bf16 without instructions for it.
+_WITHOUT_BF16 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI")
+
+
 def _cpu_has_bf16() -> bool:
-    """Whether the CPU has AVX512-BF16 or AMX-BF16, and oneDNN may use it (ONEDNN_MAX_CPU_ISA can forbid that).
+    """Whether the CPU has AVX512-BF16 or AMX-BF16, and oneDNN may use it.
 
     Without them bf16 convolutions are slower than fp32, up to ten times.
     """
-    if not (torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
+    if os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() in _WITHOUT_BF16:
         return False
     probe = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
     if probe is not None:
