@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -131,3 +132,10 @@ def test_an_interrupted_race_goes_on_and_is_not_run_twice(
     assert race(**given, held_out=True) == rows
     with pytest.raises(DataError, match="held_out: True, asked False"):
         race(**given)
+
+
+@pytest.mark.usefixtures("here")
+def test_a_peer_that_is_not_installed_is_named_as_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "lightly", None)
+    rows = race("digits", tmp_path, pflop=PFLOP, contenders=["lightly"])
+    assert [(row["median"], row["note"]) for row in rows] == [(None, "not installed")] * 2
