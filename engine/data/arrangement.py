@@ -6,6 +6,7 @@ Everything is decided on the number of images in each folder; the names of files
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -109,7 +110,7 @@ def arrange(
         if path in folders:
             skipped.append((path, "appears twice; the first one counts"))
         elif not path.startswith(runs):
-            folders[path] = tuple(path.split("/")[:-1])
+            folders[path] = tuple(path.lstrip("/").split("/")[:-1])  # absolute in a list of files
     places = _places(_Tree.of(Counter(folders.values())), labels is not None)
     classes: dict[str, dict[str, str]] = {}  # {split: {path: class, empty without one}}
     shown: Counter[tuple[str, str, str]] = Counter()
@@ -145,6 +146,12 @@ def sorted_names(names: Iterable[str]) -> tuple[str, ...]:
     if named and all(re.fullmatch(r"-?\d+", name, re.ASCII) for name in named):
         return tuple(sorted(named, key=lambda name: (int(name[:4000]), name)))
     return tuple(sorted(named))
+
+
+def look_alike(name: str) -> str:
+    """The same for names that people take for one: `Cat` and `cats`, the two Unicode forms of é, `01` and `1`."""
+    letters = re.sub(r"[\W_]+", "", unicodedata.normalize("NFKC", name).casefold())
+    return (letters.lstrip("0") or "0") if letters.isdigit() else (letters.removesuffix("s") or name)
 
 
 def split_named(folder: str) -> str | None:

@@ -14,7 +14,7 @@ from ..errors import DataError, UsageError
 from ..progress import say
 from . import cache
 from .archive import SUFFIXES, ArchiveSource, is_archive_path
-from .arrangement import RULES
+from .arrangement import RULES, look_alike
 from .arrays import Arrays, store_of
 from .cache import DamagedError, Meta
 from .datasets import DESCRIPTIONS, NamedSource
@@ -205,10 +205,10 @@ def overview(source: str | Path | Selection, size: int | None = None) -> dict[st
 
     Returns:
         source, kind (`named`, `folder`, `archive`), description (named ones), packed, image_size (None before packing),
-        class_names, splits {name: {images, labelled, fingerprint}} (None for a named source before packing; no
-        fingerprint before packing), tree [[split, folder, class, images]], skipped [[path, reason]], left_out [{folder,
-        ending, reason, files}], runs (folders), pretraining {splits, images}, evaluation (a sentence), cache (folder)
-        and bytes of the packed copy.
+        class_names, look_alikes (groups of them), splits {name: {images, labelled, fingerprint}} (None for a named
+        source before packing; no fingerprint before packing), tree [[split, folder, class, images]], skipped [[path,
+        reason]], left_out [{folder, ending, reason, files}], runs (folders), pretraining {splits, images}, evaluation
+        (a sentence), cache (folder) and bytes of the packed copy.
 
     Raises:
         UsageError, DataError: as `load_data`.
@@ -233,6 +233,7 @@ def overview(source: str | Path | Selection, size: int | None = None) -> dict[st
             }
             nbytes = sum(file.stat().st_size for file in entry.iterdir())
             row |= {"packed": True, "image_size": meta.image_size, "class_names": list(meta.class_names)}
+            row["look_alikes"] = _look_alikes(meta.class_names)
             row |= _decided(opened, splits, meta.tree, meta.skipped)
             return row | {"cache": str(entry), "bytes": nbytes}
     if isinstance(opened, NamedSource):
@@ -243,7 +244,11 @@ def overview(source: str | Path | Selection, size: int | None = None) -> dict[st
         for name, split in listing.splits.items()
     }
     row["class_names"] = list(listing.class_names)
-    return row | _decided(opened, unpacked, listing.tree, listing.skipped)
+    return (
+        row
+        | {"look_alikes": _look_alikes(listing.class_names)}
+        | _decided(opened, unpacked, listing.tree, listing.skipped)
+    )
 
 
 def _decided(
@@ -266,6 +271,14 @@ def _decided(
         "pretraining": {"splits": pool, "images": sum(splits[name]["images"] for name in pool)},
         "evaluation": _evaluation_words(splits),
     }
+
+
+def _look_alikes(names: tuple[str, ...]) -> list[list[str]]:
+    """Class names that people take for one."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(look_alike(name), []).append(name)
+    return [group for group in groups.values() if len(group) > 1]
 
 
 def _evaluation_words(splits: dict[str, dict[str, Any]]) -> str:

@@ -124,6 +124,8 @@ def _likelihood(text: str, language: _Language) -> float:
     for char in {char for char in text if not char.isascii()}:
         count = language.ordinary(char)
         total -= math.log(count) if count else math.log(100) + _RARE
-    if not language.mixes:
+    if language.mixes:  # one letter in some has an accent, hardly ever two in a row
+        total -= _RARE / 2 * len(re.findall(r"(?=[^\W\d_A-Za-z]{2})", text))
+    else:
         total -= _RARE / 2 * len(set(re.findall(r"[A-Za-z](?=[^\W\d_A-Za-z])|(?<=[^\W\d_A-Za-z])[A-Za-z]", text)))
     return total
