@@ -5,11 +5,10 @@ from __future__ import annotations
 import io
 import stat
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
+from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,7 +84,7 @@ def decode_image(source: bytes | Path, size: int) -> NDArray[np.uint8]:
             or `MAX_FILE_BYTES` bytes.
     """
     try:
-        with _opened(source) as image:
+        with _open(source) as image:
             image.draft("RGB", (_DRAFT_MARGIN * size, _DRAFT_MARGIN * size))
             with _one_at_a_time if image.width * image.height > LARGE_PIXELS else nullcontext():
                 return np.array(_square(_rgb(_upright(image)), size), dtype=np.uint8)
@@ -98,7 +97,7 @@ def decode_image(source: bytes | Path, size: int) -> NDArray[np.uint8]:
 def image_dimensions(source: bytes | Path) -> tuple[int, int]:
     """Width and height in pixels as stored, from the header alone; raises DataError as `decode_image` does."""
     try:
-        with _opened(source) as image:
+        with _open(source) as image:
             return image.size
     except DataError:
         raise
@@ -153,22 +152,25 @@ def unread_picture(name: str) -> str:
     return f"a picture that is not {FORMAT_NAMES}" if lower.endswith(_OTHERS) else ""
 
 
-@contextmanager
-def _opened(source: bytes | Path) -> Iterator[Image.Image]:
-    """The image, its pixels not decoded yet; closed at the end. DataError if it must not be decoded."""
-    with _readable(source) as file:
-        form = image_format(file.read(HEAD_BYTES))
-        if form is None:
-            raise _unreadable(ValueError("no such image data"))
-        _import_reader(form)
-        file.seek(0)
-        with Image.open(file, formats=(form,)) as image:
-            _check_pixels(image.size)
-            if str(image.info.get("Software", "")).startswith(SOFTWARE):
-                raise DataError(DRAWN, fix="leave it out")
-            yield image
+def _open(source: bytes | Path) -> Image.Image:
+    """The image, its pixels not decoded yet, to be closed by the caller. DataError if it must not be decoded."""
+    head = _head(source)
+    form = image_format(head)
+    if form is None:
+        raise _unreadable(ValueError("no such image data"))
+    _import_reader(form)
+    image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=(form,))
+    try:
+        _check_pixels(image.size)
+        if str(image.info.get("Software", "")).startswith(SOFTWARE):
+            raise DataError(DRAWN, fix="leave it out")
+    except BaseException:
+        image.close()
+        raise
+    return image
 
 
+@cache
 def _import_reader(form: str) -> None:
     try:
         module = import_module(FORMATS[form])
@@ -179,8 +181,8 @@ def _import_reader(form: str) -> None:
         module.register_heif_opener()
 
 
-def _readable(source: bytes | Path) -> IO[bytes]:
-    """The open file; it is checked first, since opening a pipe would wait for ever."""
+def _head(source: bytes | Path) -> bytes:
+    """The first bytes; a file is checked first, since opening a pipe would wait for ever."""
     if isinstance(source, Path):
         try:
             status = source.stat()
@@ -196,7 +198,10 @@ def _readable(source: bytes | Path) -> IO[bytes]:
             f"the image file has {nbytes:,} bytes; at most {MAX_FILE_BYTES:,} are read",
             fix="shrink the image first",
         )
-    return source.open("rb") if isinstance(source, Path) else io.BytesIO(source)
+    if isinstance(source, bytes):
+        return source[:HEAD_BYTES]
+    with source.open("rb", buffering=0) as file:
+        return file.read(HEAD_BYTES)
 
 
 def _check_pixels(dimensions: tuple[int, int]) -> None:
