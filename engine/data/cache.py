@@ -211,7 +211,8 @@ def sizes_and_times(paths: list[Path]) -> tuple[tuple[int, ...], tuple[int, ...]
 def publish(entry: Path, build: Callable[[Path], None]) -> None:
     """Let `build` fill an empty folder, then put it in the place of `entry` in one step.
 
-    Processes that publish the same entry at once all succeed: the first one's is kept. A damaged entry is replaced.
+    Processes that publish the same entry at once all succeed: the first one's is kept. A damaged entry is replaced,
+    and one that was arranged by other rules.
     """
     try:
         entry.parent.mkdir(parents=True, exist_ok=True)
@@ -237,7 +238,7 @@ def _replace(partial: Path, entry: Path) -> None:
         except OSError:
             if not entry.exists():
                 raise
-        if _is_whole(entry):
+        if _is_whole(entry, like=partial):
             return
         aside = partial.with_name(f"{partial.name}-damaged")
         with suppress(FileNotFoundError):  # another process replaces it too
@@ -252,10 +253,11 @@ def _replace(partial: Path, entry: Path) -> None:
     raise OSError(f"{entry} cannot be replaced")
 
 
-def _is_whole(entry: Path) -> bool:
+def _is_whole(entry: Path, like: Path) -> bool:
+    """Whether an entry can be read, and was arranged by the rules of the other one."""
     try:
-        meta = read_meta(entry)
-        if meta is None:
+        meta, other = read_meta(entry), read_meta(like)
+        if meta is None or other is None or meta.arranged != other.arranged:
             return False
         for split in meta.splits:
             read_split(entry, meta, split, "")
