@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,8 @@ from numpy.typing import NDArray
 
 from simclr_engine.data import Selection, load_data, load_splits
 from simclr_engine.data.cache import DamagedError, Meta, cache_root, read_meta, read_split
-from simclr_engine.data.sources import PRETRAINING, followed_by, pretraining_splits
-from simclr_engine.data.store import ImageStore, fingerprint
+from simclr_engine.data.sources import PRETRAINING, pretraining_images, pretraining_splits
+from simclr_engine.data.store import ImageStore
 from simclr_engine.errors import DataError
 from simclr_engine.run import Run
 
@@ -124,11 +125,8 @@ def _matching(entry: Path, meta: Meta, splits: list[str], run: Run) -> ImageStor
     a_subset = limit is not None and sum(one.images for one in about) > limit
     if meta.image_size != run.image_size or not (a_subset or len(about) > 1 or about[0].fingerprint == wanted):
         return None
-    first, *rest = (read_split(entry, meta, split, stated["name"]) for split in splits)
-    for other in rest:
-        both = followed_by(first, other)
-        first = replace(both, fingerprint=fingerprint(both.images, both.labels))
-    store = first.limit(limit)
+    read = partial(read_split, entry, meta, name=stated["name"])
+    store = (pretraining_images(meta, read) if len(splits) > 1 else read(splits[0])).limit(limit)
     return store if store.fingerprint == wanted else None
 
 

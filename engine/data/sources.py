@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from .folder import FolderSource
 from .left_out import rows_left_out, words_left_out
 from .listing import HOLDS_RUN, choose_size, held_out_rows
 from .pack import Survey, pack_arrays, pack_files, survey
-from .store import ImageStore, ShardedImages, copy_numbers, fingerprint
+from .store import ImageStore, ShardedImages, copy_numbers, fingerprint, image_hashes
 from .tables import read_labels, read_list
 
 HELD_OUT_FRACTION = 0.2
@@ -156,15 +157,31 @@ def pretraining_splits(meta: Meta) -> list[str]:
 
 def _pool(source: Source, entry: Path, meta: Meta, progress: bool) -> ImageStore:
     """The images of `pretraining_splits`, one split after the other."""
-    names = pretraining_splits(meta)
-    if not names:
+    if not pretraining_splits(meta):
         raise DataError(
             f"{source.name} has no images to pretrain on: all belong to a test or validation split",
             saw=f"splits {', '.join(meta.splits)}",
             fix="name the folder of images itself, or list them: --list FILE",
         )
-    first, *rest = (_read(source, name, entry, meta, progress=progress) for name in names)
+    return pretraining_images(meta, lambda split: _read(source, split, entry, meta, progress=progress))
+
+
+def pretraining_images(meta: Meta, read: Callable[[str], ImageStore]) -> ImageStore:
+    """The images of `pretraining_splits`, without unlabeled ones that are copies of held-out images.
+
+    Args:
+        meta: of a packed source.
+        read: gives the images of a split.
+    """
+    first, *rest = (read(split) for split in pretraining_splits(meta))
     for other in rest:
+        held_out = [split for split in ("val", "test") if split in meta.splits]
+        copies = _copies(other, held_out, meta, read) if held_out else []
+        if copies:
+            say(f"{other.name}: copies of held-out images among the unlabeled ones, not trained on: {len(copies):,}")
+            other = other.subset(np.setdiff1d(np.arange(len(other)), copies))
+        if not len(other):
+            continue
         about = {"of": [first.fingerprint, other.fingerprint]}
         both = followed_by(first, other)
         known = cache.recall("fingerprint", about)
@@ -173,6 +190,18 @@ def _pool(source: Source, entry: Path, meta: Meta, progress: bool) -> ImageStore
             cache.remember("fingerprint", about, known)
         first = replace(both, fingerprint=known)
     return first
+
+
+def _copies(store: ImageStore, held_out: Sequence[str], meta: Meta, read: Callable[[str], ImageStore]) -> list[int]:
+    """The rows of a store that are, pixel for pixel, in one of the splits that are held out."""
+    about = {"in": store.fingerprint, "of": [meta.splits[split].fingerprint for split in held_out]}
+    rows = cache.recall("copies", about)
+    if isinstance(rows, list) and all(type(row) is int and 0 <= row < len(store) for row in rows):
+        return rows
+    known = {one for split in held_out for one in image_hashes(read(split).images)}
+    rows = [row for row, one in enumerate(image_hashes(store.images)) if one in known]
+    cache.remember("copies", about, rows)
+    return rows
 
 
 def followed_by(first: ImageStore, other: ImageStore) -> ImageStore:

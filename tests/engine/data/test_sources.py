@@ -328,6 +328,18 @@ def test_pretraining_takes_all_that_is_held_out_nowhere(tmp_path: Path) -> None:
     assert pool.fingerprint == fingerprint(pool.images, pool.labels) == load_data(tmp_path, "pretraining").fingerprint
 
 
+def test_unlabeled_copies_of_held_out_images_are_not_trained_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = class_tree(prefix="set/train/") | class_tree(prefix="set/test/", seed=500)
+    files |= {"sample_images/1.png": files["set/test/ant/0.png"], "sample_images/2.png": encode(noise(900))}
+    write_tree(tmp_path, files)
+    for _ in range(2):
+        pool = load_data(tmp_path, "pretraining")
+        assert len(pool) == 7 and (pool.images[6] == noise(900)).all()
+        assert "among the unlabeled ones, not trained on: 1" in capsys.readouterr().err
+
+
 def test_where_nothing_is_unlabeled_pretraining_takes_the_train_split_itself(tmp_path: Path) -> None:
     write_tree(tmp_path, TREE)
     pool, train = load_data(tmp_path, "pretraining"), load_data(tmp_path)
