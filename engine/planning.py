@@ -52,6 +52,7 @@ class RunOptions:
         deterministic: use deterministic algorithms.
         quiet: show no progress.
         overrides: settings that override the recipe's, as they were given.
+        allow_skipped: train although more than a few per cent of the files are left out.
 
     Raises:
         UsageError: a limit of time or compute is not above 0, compute is limited for a resumed run, or `deterministic`
@@ -70,6 +71,7 @@ class RunOptions:
     deterministic: bool = False
     quiet: bool = False
     overrides: Mapping[str, Any] = field(default_factory=dict)
+    allow_skipped: bool = False
 
     def __post_init__(self) -> None:
         for name, unit in (("max_minutes", "minutes"), ("max_pflop", "PFLOP")):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,14 +14,16 @@ from typing import Any
 
 from .command_line import resume_command
 from .data.datasets import NamedSource
-from .data.sources import load_data, open_source
+from .data.folder import FolderSource
+from .data.left_out import check_left_out
+from .data.sources import PRETRAINING, Data, Selection, load_data, open_source
 from .data.store import ImageStore
 from .device import deterministic_algorithms
 from .distributed import World, check_shares, restarts, run_id, start_world
 from .errors import DataError
 from .monitor import OnlineMonitor
 from .planning import RunOptions, describe, memory_errors, prepare
-from .progress import Progress
+from .progress import Progress, say
 from .recipe import DEFAULT, Recipe
 from .recording import Recording, environment_of
 from .resuming import Stopped, read_stopped, trained_on
@@ -31,7 +34,7 @@ from .training import Meter, Trainer
 
 def pretrain(
     recipe: Recipe | str | Path | None = None,
-    data: ImageStore | str | Path | None = None,
+    data: ImageStore | Data | None = None,
     out: str | Path | None = None,
     *,
     overrides: Mapping[str, Any] | None = None,
@@ -46,6 +49,7 @@ def pretrain(
     overwrite: bool = False,
     deterministic: bool = False,
     quiet: bool = False,
+    allow_skipped: bool = False,
 ) -> Run:
     """Pretrains an encoder without labels and leaves a run directory.
 
@@ -53,8 +57,8 @@ def pretrain(
 
     Args:
         recipe: a Recipe, the name of one, or a TOML file; None for `cifar10` or, with `resume`, for that of the run.
-        data: an ImageStore, or what `load_data` takes; None for the source of the recipe or, with `resume`, for the
-            images of the run. If those were moved, name their new place.
+        data: an ImageStore, or what `load_data` takes, of which the split `pretraining` is used; None for the source of
+            the recipe or, with `resume`, for the images of the run. If those were moved, name their new place.
         out: the run directory; `runs/RECIPE` when None.
         overrides: settings that override the recipe's, such as `{"train.epochs": 200}`.
         device: auto | cuda | mps | cpu.
@@ -73,6 +77,7 @@ def pretrain(
         deterministic: use deterministic algorithms: runs on the same device with the same versions are bitwise equal;
             slower on CUDA.
         quiet: show no progress.
+        allow_skipped: train although more than 5 % of the files cannot be used.
 
     Returns:
         The finished Run.
@@ -103,6 +108,7 @@ def pretrain(
         deterministic=deterministic,
         quiet=quiet,
         overrides=overrides or {},
+        allow_skipped=allow_skipped,
     )
     with deterministic_algorithms(deterministic), start_world(device) as world, RunLock(directory) as lock:
         options = replace(options, device=world.device, quiet=quiet or not world.main)
@@ -135,7 +141,7 @@ def _pretrain(
     world: World,
     lock: RunLock,
     asked: Recipe | None,
-    data: ImageStore | str | Path | None,
+    data: ImageStore | Data | None,
     options: RunOptions,
     stopped: Stopped | None,
 ) -> Run:
@@ -216,31 +222,57 @@ def _in_words(row: Mapping[str, float]) -> str:
 
 
 def _images(
-    recipe: Recipe, data: ImageStore | str | Path | None, options: RunOptions, stopped: Stopped | None
-) -> tuple[ImageStore, str | None]:
+    recipe: Recipe, data: ImageStore | Data | None, options: RunOptions, stopped: Stopped | None
+) -> tuple[ImageStore, dict[str, str]]:
     """`open_data`; for a resumed run its own images, to which other data must be equal."""
     if stopped is None:
         return open_data(recipe, data, options)
-    store, place = open_data(recipe, stopped.run.locate_data() if data is None else data, options)
+    data = stopped.run.locate_data() if data is None else data
+    options = replace(options, allow_skipped=True)  # it was started with them
+    store, place = open_data(recipe, data, options)
+    if place and store.fingerprint != stopped.state["data"]:  # of a version that took the split `train` alone
+        with suppress(DataError):
+            earlier, _ = open_data(recipe, data, options, "train")
+            store = earlier if earlier.fingerprint == stopped.state["data"] else store
     stopped.check_images(store)
-    return replace(store, name=recipe.data.source), place or stopped.run.data.get("path")
+    return replace(store, name=recipe.data.source), place or stopped.run.place
 
 
 def open_data(
-    recipe: Recipe, data: ImageStore | str | Path | None, options: RunOptions
-) -> tuple[ImageStore, str | None]:
-    """The images to train on, and the absolute path of their folder or archive, if there is one.
+    recipe: Recipe, data: ImageStore | Data | None, options: RunOptions, split: str = PRETRAINING
+) -> tuple[ImageStore, dict[str, str]]:
+    """The images to train on, and the absolute paths of their folder or archive (`path`), table and list, if any.
 
     Labels are used by the monitors only. The name of the store is what the user gave, without an absolute path.
+
+    Raises:
+        DataError: more than a few per cent of the files are left out, and this is not allowed; what `load_data` raises.
     """
+    place: dict[str, str] = {}
     if isinstance(data, ImageStore):
-        store, place = data, None
+        store = data
     else:
-        source = str(data) if data is not None else recipe.data.source
-        store = load_data(source, split="train", size=recipe.data.size or None, progress=not options.quiet)
-        found = open_source(source)
-        place = None if isinstance(found, NamedSource) else str(found.path.absolute())
+        source = recipe.data.source if data is None else data
+        store = load_data(source, split=split, size=recipe.data.size or None, progress=not options.quiet)
+        if isinstance(source, str | Path | Selection):
+            place = _place(source, options)
+            if not options.allow_skipped:
+                check_left_out(store.name, store.skipped, len(store))
     return replace(store, name=public_name(store.name)).limit(options.limit), place
+
+
+def _place(source: str | Path | Selection, options: RunOptions) -> dict[str, str]:
+    """Where the images are, as absolute paths; empty for a data set by name. Runs that lie among them are said."""
+    found = open_source(source)
+    if isinstance(found, NamedSource):
+        return {}
+    if isinstance(found, FolderSource) and found.runs and not options.quiet:
+        say(f"{found.name}: left out {', '.join(found.runs[:5])}: a folder that holds a run")
+    tables = source if isinstance(source, Selection) else Selection(source)
+    beside = {"labels": tables.labels, "files": tables.files}
+    return {"path": str(found.path.absolute())} | {
+        name: str(Path(path).expanduser().absolute()) for name, path in beside.items() if path is not None
+    }
 
 
 def _after_restart(directory: Path, options: RunOptions) -> RunOptions:

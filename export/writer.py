@@ -22,6 +22,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from simclr_engine.checkpoint import load_encoder
+from simclr_engine.data.sources import Selection
 from simclr_engine.data.store import ImageStore
 from simclr_engine.device import keep_freed_memory
 from simclr_engine.errors import CheckFailed, DataError, EngineError, PlatformError, UsageError
@@ -129,7 +130,7 @@ def export_onnx(
     opset: int = OPSET,
     probe: bool | str | None = None,
     precision: str = "fp32",
-    data: str | Path | None = None,
+    data: str | Path | Selection | None = None,
     overwrite: bool = False,
 ) -> ExportResult:
     """Writes the run's encoder as one ONNX file: uint8 `images` `[batch, S, S, 3]` → float32 `features` `[batch, D]`.
@@ -231,7 +232,7 @@ class _Source:
     in_graph: bool
 
     @classmethod
-    def of(cls, run: Run, wanted: bool | str | None, precision: str, data: str | Path | None) -> _Source:
+    def of(cls, run: Run, wanted: bool | str | None, precision: str, data: str | Path | Selection | None) -> _Source:
         """Loads everything, and refuses what can be refused before the slow work begins."""
         with ThreadPoolExecutor(1) as beside:  # verifying the images is hashing, which leaves the interpreter free
             reading = beside.submit(images_of, run, data)

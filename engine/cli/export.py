@@ -9,7 +9,7 @@ import click
 
 from ..command_line import command_here
 from ..errors import UsageError
-from .options import add, print_json, show, table
+from .options import add, print_json, selected, selection_options, show, table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     metavar="NAME|PATH",
     help="Images to check and calibrate with: a data set, a folder or an archive.  [default: those of the run]",
 )
+@selection_options
 @click.option(
     "--opset",
     type=int,
@@ -57,6 +58,8 @@ def command(
     int8: bool,
     fp16: bool,
     data: str | None,
+    labels: str | None,
+    files: str | None,
     opset: int,
     overwrite: bool,
     card: bool,
@@ -79,7 +82,8 @@ def command(
 
     from simclr_engine.export import export_onnx
 
-    result = export_onnx(run, file, opset=opset, probe=wanted, precision=precision, data=data, overwrite=overwrite)
+    images = selected(data, labels, files)
+    result = export_onnx(run, file, opset=opset, probe=wanted, precision=precision, data=images, overwrite=overwrite)
     document = result.to_json()
     if not as_json:
         _show(result)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import UsageError
-from .options import add, plain, print_json, show, table
+from .options import add, plain, print_json, selected, selection_options, show, table
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -28,6 +28,7 @@ SHOWN_NEIGHBOURS = 3
     metavar="NAME|PATH",
     help="Predict random test images of this data set, folder or archive instead of IMAGES.",
 )
+@selection_options
 @click.option(
     "--n",
     "count",
@@ -76,6 +77,8 @@ def command(
     target: str,
     images: tuple[str, ...],
     data: str | None,
+    labels: str | None,
+    files: str | None,
     count: int,
     seed: int,
     neighbours: int | None,
@@ -96,8 +99,9 @@ def command(
     simclr-engine predict encoder.onnx --data cifar10 --n 16 --seed 1 --save sheet.png
     simclr-engine predict encoder.onnx cat.png --neighbours 5 --index encoder.index.npy
     """
-    if bool(images) == (data is not None):
+    if bool(images) == (data is not None) and not (files and not images):
         raise UsageError("name either images or --data", saw=data or "neither", fix="give one of the two")
+    from simclr_engine.data import Selection
     from simclr_engine.data.stream import find_images
     from simclr_engine.export import predict as of
     from simclr_engine.export.embedder import open_embedder
@@ -110,9 +114,11 @@ def command(
         raise of.no_probe(embedder)
     index = of.open_index(embedder, index_path) if neighbours else None
     if data is not None:
-        parts = [of.sample_test_images(embedder, data, count, seed, progress=True)]
+        chosen = selected(data, labels, files) or data
+        parts = [of.sample_test_images(embedder, chosen, count, seed, progress=True)]
     else:
-        parts = find_images(embedder, images, progress=True)
+        listed = [] if files is None else [Selection(None, None, files)]
+        parts = find_images(embedder, [*images, *listed], progress=True)
     total = sum(len(part) for part in parts)
     with progress_bar("predicting", total, "images", show=total > of.BATCH) as advance:
         predicted = of.predict_pictures(

@@ -64,7 +64,7 @@ def test_pack_packs_and_info_then_shows_the_packed_copy(folder: Path) -> None:
     assert row["bytes"] == sum(file.stat().st_size for file in files)
     assert {k: v for k, v in row.items() if k != "seconds"} == document("info", folder)
     text = run("info", folder).stdout
-    assert "packed at 16 × 16" in text and store.fingerprint[:12] in text and "1 files skipped" in text
+    assert "packed at 16 × 16" in text and store.fingerprint[:12] in text and "1 file skipped" in text
     assert "train/ant/bad.png" in text
 
 
