@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .options import add, parse_overrides, plain, print_json, show, table
+from .options import add, parse_overrides, plain, print_json, show, stem_options, table
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -70,6 +70,7 @@ FULL_TABLE = 30  # classes; with more, the five best and the five worst are list
     metavar="KEY=VALUE",
     help="Override a recipe value of a method that trains, such as evaluation.finetune.epochs=3; may be repeated.",
 )
+@stem_options
 @click.option("--out", metavar="DIR", help="Directory for results and pictures.  [default: the run directory]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document to stdout instead of text.")
 def command(
@@ -81,6 +82,8 @@ def command(
     folds: int | None,
     limit: int | None,
     settings: tuple[str, ...],
+    stem_padding: int | None,
+    stem_pool: bool | None,
     out: str | None,
     as_json: bool,
 ) -> None:
@@ -109,7 +112,7 @@ def command(
     from ..evaluation.encoders import open_target
     from ..evaluation.result import compare
 
-    subject = open_target(target)
+    subject = open_target(target, stem_padding, stem_pool)
     results = evaluate_all(
         subject,
         data,

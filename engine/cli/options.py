@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,6 +14,25 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
     from rich.text import Text
+
+
+def stem_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """`--stem-padding` and `--stem-pool`: what a file of weights from elsewhere does not say of the network."""
+    pool = click.option(
+        "--stem-pool",
+        type=click.Choice(["max", "none"]),
+        callback=lambda _, __, value: None if value is None else value == "max",
+        help="For WEIGHTS from elsewhere: whether max-pool follows the first convolution.  "
+        "[default: as the file says, else none after 3×3 and max after 7×7]",
+    )
+    padding = click.option(
+        "--stem-padding",
+        type=click.IntRange(0, 9),
+        metavar="P",
+        help="For WEIGHTS from elsewhere: padding of the first convolution in pixels.  "
+        "[default: as the file says, else 1 for 3×3 and 3 for 7×7]",
+    )
+    return padding(pool(command))
 
 
 def parse_overrides(pairs: Sequence[str]) -> dict[str, str]:
