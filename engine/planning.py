@@ -162,6 +162,7 @@ class _Making:
             {
                 "the images": store.fingerprint,
                 "the recipe": self.plan.recipe.hash(),
+                "the number of steps": self.plan.total_steps,
                 "precision": self._platform.precision,
                 "the version of torch": torch.__version__,
             }

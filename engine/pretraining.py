@@ -65,7 +65,8 @@ def pretrain(
             counting the time that the run has already taken.
         limit: train on this many images, balanced over classes.
         resume: continue from the newest good checkpoint in `out`, with the recipe, images and limit of the run;
-            others are refused.
+            others are refused. Only `train.epochs` in `overrides` may be more: the run, finished or not, goes on with
+            its schedule laid over that many epochs.
         overwrite: replace the run in `out`.
         deterministic: use deterministic algorithms: runs on the same device with the same versions are bitwise equal;
             slower on CUDA.
@@ -117,6 +118,15 @@ def _stopped(world: World, directory: Path, asked: Recipe | None, options: RunOp
     return world.same(stopped)
 
 
+def _lengthened(world: World, stopped: Stopped, options: RunOptions, images: int) -> Stopped:
+    """The run with more epochs, if they are asked for; the same on all ranks."""
+    overrides, minutes = world.same((dict(options.overrides), options.max_minutes))
+    with world.fail_together():
+        if world.main:
+            stopped.lengthened(overrides, minutes, images).minutes_left(minutes)
+    return stopped.lengthened(overrides, minutes, images)
+
+
 def _pretrain(
     world: World,
     lock: RunLock,
@@ -136,6 +146,9 @@ def _pretrain(
     store, place = world.leaders_first(lambda: _images(recipe, data, options, stopped))
     # One name on all ranks; the paths may differ.
     store = replace(store, name=world.same(store.name))
+    if stopped is not None:
+        stopped = _lengthened(world, stopped, options, len(store))
+        recipe = stopped.recipe
     minutes = options.max_minutes if stopped is None else stopped.minutes_left(options.max_minutes)
     saved = None if stopped is None else stopped.state
     recipe = trained_on(recipe, store.name, store.image_size)
@@ -154,7 +167,7 @@ def _pretrain(
         go_on = f"pretrain(data=…, out={str(lock.directory)!r}, resume=True)"
 
     with (
-        Recording(lock, trainer, environment, began) as recording,
+        Recording(lock, trainer, environment, began, anew=stopped is not None and stopped.longer) as recording,
         stop_requests(partial(give_up, lock.directory, go_on)) as stop,
         Progress(trainer.plan.total_steps, "starting", done=trainer.step, show=not options.quiet) as bar,
     ):
