@@ -12,6 +12,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -50,6 +51,8 @@ class RunOptions:
         deterministic: use deterministic algorithms.
         quiet: show no progress.
         overrides: settings that override the recipe's, as they were given.
+        weights: a run or a file of weights that the encoder starts from; None for random weights.
+        stem_padding, stem_pool: of the network of those weights, as `load_foreign` takes them.
 
     Raises:
         UsageError: `max_minutes` is not above 0, or `deterministic` is combined with an option that depends on
@@ -67,6 +70,9 @@ class RunOptions:
     deterministic: bool = False
     quiet: bool = False
     overrides: Mapping[str, Any] = field(default_factory=dict)
+    weights: str | Path | None = None
+    stem_padding: int | None = None
+    stem_pool: bool | None = None
 
     def __post_init__(self) -> None:
         if self.max_minutes is not None and not self.max_minutes > 0:
@@ -78,6 +84,12 @@ class RunOptions:
                 "--deterministic cannot be combined with options that depend on measured times",
                 saw="--compile" if self.compile else "--max-minutes",
                 fix="leave it out; --epochs sets the length",
+            )
+        if self.weights is None and (self.stem_padding is not None or self.stem_pool is not None):
+            raise UsageError(
+                "--stem-padding and --stem-pool are of the network of --weights",
+                saw="no --weights",
+                fix="leave them out; --set model.stem=NAME chooses the stem of a new network",
             )
 
     def words(self) -> list[str]:

@@ -25,6 +25,7 @@ from .recipe import DEFAULT, Recipe
 from .recording import Recording, environment_of
 from .resuming import Stopped, read_stopped, trained_on
 from .run import Run, RunLock, check_directory, make_directory, public_name, run_directory
+from .starting import Start, open_start
 from .stopping import Interrupted, give_up, stop_requests
 from .training import Meter, Trainer
 
@@ -45,6 +46,9 @@ def pretrain(
     overwrite: bool = False,
     deterministic: bool = False,
     quiet: bool = False,
+    weights: str | Path | None = None,
+    stem_padding: int | None = None,
+    stem_pool: bool | None = None,
 ) -> Run:
     """Pretrains an encoder without labels and leaves a run directory.
 
@@ -71,6 +75,9 @@ def pretrain(
         deterministic: use deterministic algorithms: runs on the same device with the same versions are bitwise equal;
             slower on CUDA.
         quiet: show no progress.
+        weights: a run directory or a file of weights (as `evaluate` takes them) that the encoder starts from, with its
+            architecture, stem and normalisation; None for random weights.
+        stem_padding, stem_pool: what that file does not say of its network, as `load_foreign` takes them.
 
     Returns:
         The finished Run.
@@ -89,7 +96,20 @@ def pretrain(
         asked = Recipe.load(recipe or DEFAULT, overrides)
     directory = run_directory(out, asked.name if asked else DEFAULT)
     options = RunOptions(
-        device, fused, augment, compile, max_minutes, limit, resume, overwrite, deterministic, quiet, overrides or {}
+        device=device,
+        fused=fused,
+        augment=augment,
+        compile=compile,
+        max_minutes=max_minutes,
+        limit=limit,
+        resume=resume,
+        overwrite=overwrite,
+        deterministic=deterministic,
+        quiet=quiet,
+        overrides=overrides or {},
+        weights=weights,
+        stem_padding=stem_padding,
+        stem_pool=stem_pool,
     )
     with deterministic_algorithms(deterministic), start_world(device) as world, RunLock(directory) as lock:
         options = replace(options, device=world.device, quiet=quiet or not world.main)
@@ -102,8 +122,24 @@ def pretrain(
                 if directory.is_dir():
                     lock.take()
         options = replace(options, resume=world.same(options.resume), overwrite=world.same(options.overwrite))
+        start = start_of(world, asked, options)
+        asked = start.recipe if start is not None and asked is not None else asked
         stopped = _stopped(world, directory, asked, options)
-        return _pretrain(world, lock, asked, data, options, stopped)
+        if stopped is not None and start is not None:
+            stopped.check_start(start.about)
+        return _pretrain(world, lock, asked, data, options, stopped or start)
+
+
+def start_of(world: World, recipe: Recipe | None, options: RunOptions) -> Start | None:
+    """The encoder that the options name to start from, on rank 0; its recipe on all ranks. None for random weights."""
+    start: Start | None = None
+    with world.fail_together():
+        if world.main and options.weights is not None:
+            named = options.overrides
+            recipe = recipe or Recipe.load(DEFAULT)
+            start = open_start(options.weights, recipe, named, options.stem_padding, options.stem_pool)
+    public = world.same(replace(start, encoder=None) if start is not None else None)
+    return start if world.main else public
 
 
 def _stopped(world: World, directory: Path, asked: Recipe | None, options: RunOptions) -> Stopped | None:
@@ -133,10 +169,12 @@ def _pretrain(
     asked: Recipe | None,
     data: ImageStore | str | Path | None,
     options: RunOptions,
-    stopped: Stopped | None,
+    before: Stopped | Start | None,
 ) -> Run:
     """`pretrain` on each rank. Rank 0 does what changes the run directory while the others wait."""
     began = time.perf_counter()
+    stopped = before if isinstance(before, Stopped) else None
+    start = before if isinstance(before, Start) else None
     if stopped is not None:
         recipe, options = stopped.recipe, replace(options, limit=stopped.limit)
     else:
@@ -159,9 +197,14 @@ def _pretrain(
             make_directory(lock.directory, resume=options.resume, overwrite=options.overwrite, lock=lock)
     if saved is not None:
         trainer.load_state_dict(saved)
+    elif start is not None:
+        trainer.start_from(start.encoder)
     environment = environment_of(trainer, options, place, estimate, stopped)
+    if start is not None:
+        environment["weights"] = start.about
     if not options.quiet:
-        print(*describe(trainer, estimate), sep="\n", file=sys.stderr, flush=True)
+        lines = [*describe(trainer, estimate), *(start.lines() if start is not None else ())]
+        print(*lines, sep="\n", file=sys.stderr, flush=True)
     go_on = resume_command(lock.directory, options.words())
     if isinstance(data, ImageStore) and environment["data"]["path"] is None:  # which no command can name
         go_on = f"pretrain(data=…, out={str(lock.directory)!r}, resume=True)"

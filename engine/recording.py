@@ -185,6 +185,7 @@ def environment_of(
     if stopped is not None:
         earlier = stopped.run.environment
         environment |= {"seconds": stopped.seconds, "command": earlier.get("command")}
+        environment |= {"weights": earlier["weights"]} if "weights" in earlier else {}
         before = earlier.get("plan")
         before = before if isinstance(before, dict) else {}
         if estimate is None and not stopped.longer:  # the plan is unchanged

@@ -109,6 +109,16 @@ class Stopped:
         state = self.state | {"recipe": recipe.to_toml(), "total_steps": epochs * per_epoch}
         return replace(self, recipe=recipe, state=state, longer=True)
 
+    def check_start(self, about: Mapping[str, str]) -> None:
+        """Raises a UsageError for other weights to start from than those that the run started from."""
+        ours = self.run.environment.get("weights")
+        if not isinstance(ours, dict) or ours.get("sha256") != about["sha256"]:
+            raise UsageError(
+                "a resumed run goes on with its own weights, and others were given",
+                saw=f"--weights {about['name']}; the run started from {_started_from(ours)}",
+                fix="leave out --weights, or start another run with --out",
+            )
+
     def check_images(self, store: ImageStore) -> None:
         """Raises a DataError for images that are not those of the run."""
         ours = str(self.state["data"])
@@ -164,6 +174,10 @@ def trained_on(recipe: Recipe, name: str, size: int) -> Recipe:
     # 0 (as they are) if the size is possible in Python only.
     tree["data"] |= {"source": name, "size": size if MIN_SIZE <= size <= MAX_SIZE else 0}
     return Recipe.from_tree(tree)
+
+
+def _started_from(weights: object) -> str:
+    return str(weights.get("name"))[:200] if isinstance(weights, dict) else "random weights"
 
 
 def _differences(asked: Recipe, recipe: Recipe, named: set[str]) -> list[str]:

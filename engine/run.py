@@ -159,6 +159,11 @@ class Run:
         return load_encoder(self.directory)
 
 
+def unfinished_notes(how_far: str) -> tuple[str, ...]:
+    """What is said wherever the encoder of a run is used that has not ended; nothing of a finished one (`""`)."""
+    return (f"the run of this encoder has not ended: {how_far[:80]} are done",) if how_far else ()
+
+
 def public_name(name: str) -> str:
     """The name of images for recipes, reports and files: the last part of an absolute path, else what the user gave.
 

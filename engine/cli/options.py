@@ -22,14 +22,14 @@ def stem_options(command: Callable[..., Any]) -> Callable[..., Any]:
         "--stem-pool",
         type=click.Choice(["max", "none"]),
         callback=lambda _, __, value: None if value is None else value == "max",
-        help="For WEIGHTS from elsewhere: whether max-pool follows the first convolution.  "
+        help="For weights from elsewhere: whether max-pool follows the first convolution.  "
         "[default: as the file says, else none after 3×3 and max after 7×7]",
     )
     padding = click.option(
         "--stem-padding",
         type=click.IntRange(0, 9),
         metavar="P",
-        help="For WEIGHTS from elsewhere: padding of the first convolution in pixels.  "
+        help="For weights from elsewhere: padding of the first convolution in pixels.  "
         "[default: as the file says, else 1 for 3×3 and 3 for 7×7]",
     )
     return padding(pool(command))

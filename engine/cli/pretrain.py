@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from .options import parse_overrides, print_json
+from .options import parse_overrides, print_json, stem_options
 
 
 @click.command(name="pretrain")
@@ -78,6 +78,13 @@ from .options import parse_overrides, print_json
     "of the run.",
 )
 @click.option(
+    "--weights",
+    metavar="RUN|FILE",
+    help="Start from this encoder: a run, or weights of torchvision, timm, lightly and others. Architecture, stem and "
+    "normalisation are those of the weights.  [default: random weights]",
+)
+@stem_options
+@click.option(
     "--overwrite", is_flag=True, help="Delete the run that is in --out and start a new one. Only a run is ever deleted."
 )
 @click.option(
@@ -106,6 +113,9 @@ def command(
     seed: int | None,
     gpus: int | None,
     resume: str | bool | None,
+    weights: str | None,
+    stem_padding: int | None,
+    stem_pool: bool | None,
     overwrite: bool,
     deterministic: bool,
     dry_run: bool,
@@ -121,6 +131,8 @@ def command(
     simclr-engine pretrain --gpus 4 --batch-size 2048
     torchrun --nproc-per-node 2 -m simclr_engine pretrain --data digits      (also without CUDA)
     simclr-engine pretrain --resume runs/cifar10
+    simclr-engine pretrain --resume runs/cifar10 --epochs 400
+    simclr-engine pretrain --weights resnet18.pth --data photos/
     """
     from ..errors import UsageError
     from ..recipe import DEFAULT, Recipe
@@ -141,18 +153,32 @@ def command(
     from ..device import deterministic_algorithms
     from ..distributed import PeerFailed, is_main, start_world
     from ..planning import RunOptions, describe, prepare
-    from ..pretraining import Interrupted, open_data, pretrain
+    from ..pretraining import Interrupted, open_data, pretrain, start_of
     from ..resuming import trained_on
 
     if gpus is not None and _launched(gpus, device):
         return
 
     if dry_run and resolved is not None:
-        options = RunOptions(device, fused, augment, compile, max_minutes, limit, deterministic=deterministic)
+        options = RunOptions(
+            device=device,
+            fused=fused,
+            augment=augment,
+            compile=compile,
+            max_minutes=max_minutes,
+            limit=limit,
+            deterministic=deterministic,
+            overrides=overrides,
+            weights=weights,
+            stem_padding=stem_padding,
+            stem_pool=stem_pool,
+        )
         with deterministic_algorithms(deterministic), start_world(device) as world:
             options = replace(options, device=world.device, quiet=as_json or not world.main)
-            store, _ = world.leaders_first(lambda: open_data(resolved, data, options))
-            trained = trained_on(resolved, world.same(store.name), store.image_size)
+            start = start_of(world, resolved, options)
+            recipe_of_start = resolved if start is None else start.recipe
+            store, _ = world.leaders_first(lambda: open_data(recipe_of_start, data, options))
+            trained = trained_on(recipe_of_start, world.same(store.name), store.image_size)
             trainer, estimate = prepare(trained, store, options, world, measure=True)
         if not world.main:
             return
@@ -168,7 +194,8 @@ def command(
                 }
             )
         else:
-            click.echo("\n".join(describe(trainer, estimate)))
+            lines = [*describe(trainer, estimate), *(start.lines() if start is not None else ())]
+            click.echo("\n".join(lines))
         return
 
     try:
@@ -186,6 +213,9 @@ def command(
             resume=resume is not None,
             overwrite=overwrite,
             deterministic=deterministic,
+            weights=weights,
+            stem_padding=stem_padding,
+            stem_pool=stem_pool,
         )
     except (PeerFailed, Interrupted) as error:
         if is_main():

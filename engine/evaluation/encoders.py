@@ -22,7 +22,7 @@ from ..data.store import ImageStore
 from ..errors import PlatformError, UsageError
 from ..files import Folder
 from ..progress import Advance, progress_bar
-from ..run import Run
+from ..run import Run, unfinished_notes
 from ..stem import Stem
 from .splits import SEED
 
@@ -322,6 +322,7 @@ def _open_run(run: Run) -> Target:
         pretrained_on=str(run.data.get("fingerprint") or ""),
         seconds=float(run.environment.get("seconds") or 0.0),
         run=run,
+        notes=unfinished_notes(run.unfinished),
     )
 
 
@@ -337,7 +338,7 @@ def _open_file(path: Path) -> Target:
         recipe=lambda: _recipe(about.recipe),
         encoders={"pretrained": FileEncoder(onnx, path)},
         pretrained_on=about.data_fingerprint,
-        notes=(difference_to_pytorch(about),),
+        notes=(difference_to_pytorch(about), *unfinished_notes(about.unfinished)),
     )
 
 
