@@ -192,7 +192,8 @@ def environment_of(
             environment["plan"] = before or environment["plan"]
         elif estimate is not None:
             environment["plan"] |= {"estimated_seconds": stopped.seconds + estimate.seconds}
-        changes = before.get("lengthened") or []
+        changes = before.get("lengthened")
+        changes = changes if isinstance(changes, list) else []
         if stopped.longer:
             changes = [*changes, {"after_step": trainer.step, "from_steps": before.get("total_steps")}]
         if changes:

@@ -203,7 +203,8 @@ def in_time(content: ReportContent, epochs: Sequence[float], unit: float) -> lis
 def _lengthened(plan: Mapping[str, Any]) -> str:
     """Where the plan was made longer, in words."""
     changes = plan.get("lengthened")
-    steps = [change.get("after_step") for change in changes if isinstance(change, dict)] if changes else []
+    changes = changes if isinstance(changes, list) else []
+    steps = [change.get("after_step") for change in changes if isinstance(change, dict)]
     said = ", ".join(f"{int(step):,}" for step in steps if _is_number(step))
     return f"; the schedule was laid anew over a longer run after step {said}" if said else ""
 
