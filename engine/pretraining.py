@@ -124,9 +124,7 @@ def pretrain(
         options = replace(options, resume=world.same(options.resume), overwrite=world.same(options.overwrite))
         start = start_of(world, asked, options)
         asked = start.recipe if start is not None and asked is not None else asked
-        stopped = _stopped(world, directory, asked, options)
-        if stopped is not None and start is not None:
-            stopped.check_start(start.about)
+        stopped = _stopped(world, directory, asked, options, start)
         return _pretrain(world, lock, asked, data, options, stopped or start)
 
 
@@ -142,12 +140,16 @@ def start_of(world: World, recipe: Recipe | None, options: RunOptions) -> Start 
     return start if world.main else public
 
 
-def _stopped(world: World, directory: Path, asked: Recipe | None, options: RunOptions) -> Stopped | None:
+def _stopped(
+    world: World, directory: Path, asked: Recipe | None, options: RunOptions, start: Start | None
+) -> Stopped | None:
     """The run to resume, if any; settings that differ from its own are refused."""
     stopped: Stopped | None = None
     with world.fail_together():
         if world.main and options.resume:
             stopped = read_stopped(directory)
+            if start is not None:
+                stopped.check_start(start.about)
             stopped.check_settings(asked, options.overrides, options.limit)
             stopped.minutes_left(options.max_minutes)
             check_shares(stopped.recipe.train, world.size)

@@ -63,7 +63,7 @@ def open_start(
             saw=f"{found.path}: no {' and no '.join(found.left_out)} after the first batch norm",
             fix="name weights of a whole ResNet; `evaluate` takes these",
         )
-    given = {"model.arch": found.arch, "model.stem": found.stem}
+    given: dict[str, Any] = {"model.arch": found.arch, "model.stem": found.stem}
     if other := {key: value for key, value in given.items() if key in named and named[key] != value}:
         raise UsageError(
             "the weights are those of another network",

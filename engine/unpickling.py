@@ -317,8 +317,9 @@ class _Machine:
         if function.name == "torch.Size":
             return tuple(arguments[0])
         if function.name == "torch._tensor._rebuild_from_type_v2":
-            rebuild, _, arguments, *_ = arguments
-            return self._result(rebuild, arguments) if _is_rebuilder(rebuild) else StandIn(function.name, arguments)
+            if _is_rebuilder(arguments[0]):  # (function, type, its arguments, state)
+                return self._result(arguments[0], arguments[2])
+            return StandIn(function.name, arguments)
         if function.name in _REBUILDERS:
             return _REBUILDERS[function.name](*arguments)
         return StandIn(function.name, arguments)
@@ -389,7 +390,10 @@ def _rebuilt_without_values(kind: Any, size: Any, *_: object) -> Tensor:
 
 def _rebuilt_sparse(_: object, parts: Any) -> Tensor:
     """A sparse tensor of this size without its values: no encoder has one, and its name is enough for an error."""
-    return torch.sparse_coo_tensor(size=tuple(parts[2]), check_invariants=True)
+    size = tuple(parts[2])
+    return torch.sparse_coo_tensor(
+        torch.empty((len(size), 0), dtype=torch.int64), torch.empty(0), size, check_invariants=True
+    )
 
 
 def _dtype(kind: object) -> torch.dtype:

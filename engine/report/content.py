@@ -205,7 +205,7 @@ def _lengthened(plan: Mapping[str, Any]) -> str:
     changes = plan.get("lengthened")
     changes = changes if isinstance(changes, list) else []
     steps = [change.get("after_step") for change in changes if isinstance(change, dict)]
-    said = ", ".join(f"{int(step):,}" for step in steps if _is_number(step))
+    said = ", ".join(f"{step:,}" for step in steps if isinstance(step, int))
     return f"; the schedule was laid anew over a longer run after step {said}" if said else ""
 
 
