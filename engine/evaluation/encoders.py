@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
+import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -347,9 +348,11 @@ def _holds_weights(path: Path) -> bool:
     try:
         with path.open("rb") as file:
             head = file.read(9)
-    except OSError:
+            if head[:2] == b"PK":
+                return any(name.endswith("/data.pkl") for name in zipfile.ZipFile(file).namelist())
+    except (OSError, ValueError, zipfile.BadZipFile):
         return False
-    return head[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK") or head[8:] == b"{"
+    return head[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05") or head[8:] == b"{"
 
 
 def _open_weights(path: Path, stem_padding: int | None, stem_pool: bool | None) -> Target:

@@ -26,6 +26,7 @@ from simclr_engine.command_line import launch_command, resume_command, shell_com
 from simclr_engine.data import load_data
 from simclr_engine.distributed import check_gpus
 from simclr_engine.errors import DataError, UsageError
+from simclr_engine.evaluation.encoders import open_target
 from simclr_engine.export.probe import choose_probe
 from simclr_engine.planning import rest_within, seconds_after
 from simclr_engine.pretraining import Interrupted, pretrain
@@ -212,6 +213,7 @@ def test_more_epochs_go_on_and_a_later_resume_replays_them_bitwise(home: Path, c
     assert done.code == 0, done.err
     assert call("pretrain", "--resume", "twice", *more, cwd=home, stop=13).code == 130
     twice = Run.open(home / "twice")
+    assert open_target(twice).notes == ("the run of this encoder has not ended: 13 of 20 steps are done",)
     assert twice.unfinished == "13 of 20 steps" and not (home / "twice" / "encoder.safetensors").exists()
     assert call("pretrain", "--resume", "twice", "--device", "cpu", cwd=home).code == 0  # without its length again
     assert_same(home / "once", home / "twice")

@@ -43,7 +43,7 @@ HOSTILE = {
     "a wrapper of a call": b"ctorch._utils\n_rebuild_parameter\n(cos\nsystem\n" + COMMAND + b"\x85R\x89}tR.",
     "copyreg": b"ccopyreg\n_reconstructor\n(cos\nsystem\ncbuiltins\nobject\nNtR.",
     "a class of ours": b"csimclr_engine.unpickling\nread_checkpoint\nX\x0b\x00\x00\x00/etc/passwd\x85R.",
-    "a module that is not there": b"cantigravity\nfly\n)R.",
+    "a module that prints when it is imported": b"cthis\ns\n)R.",
 }
 
 
