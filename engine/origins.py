@@ -36,11 +36,13 @@ class Origin:
         whose: in words.
         padding: of the stem's convolution, pixels; None if unknown.
         pool: whether the stem has max-pool; None if unknown.
+        smoothing: how the network smooths before it strides, one of `smoothing.KINDS`; "" if it does not.
     """
 
     whose: str
     padding: int | None = None
     pool: bool | None = None
+    smoothing: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,9 +70,23 @@ def recognise(path: Path, place: Place, small: bool) -> Origin:
     """The origin of a ResNet with a 3×3 (`small`) or 7×7 convolution in its stem.
 
     Raises:
-        DataError: it is a network that computes other features with the same names.
+        DataError: it is a network with other layers, which computes other features with the same names.
     """
-    _refuse_smoothed(path, place)
+    origin = _recognised(path, place, small)
+    name = next((found[0] for said in _networks(path, place.state) if (found := _SMOOTHED.search(said))), None)
+    if name is None:
+        return origin
+    if small:
+        raise DataError(
+            "this network smooths where it strides, which is known of the 7×7 stem only",
+            saw=f"{name[:40]} in {path}, with a 3×3 stem",
+            fix="name weights of the plain network; if only the file's name is wrong, rename the file",
+        )
+    kind = "blur" if "blur" in name.lower() else "average"
+    return Origin(f"{origin.whose}, called {name[:40]}", 3, True, kind)
+
+
+def _recognised(path: Path, place: Place, small: bool) -> Origin:
     usual, settings = Stem.usual(small), _settings(place.state)
     if place.layers:
         return _of_layers(path, place)
@@ -98,16 +114,6 @@ def _is_solo_learn(place: Place) -> bool:
     around = {name.split(".")[0] for name in place.names}
     parts = {"projector", "predictor", "prototypes", "head", "momentum_encoder", "momentum_backbone"}
     return place.prefix in ("encoder.", "backbone.") and "classifier.weight" in place.names and bool(around & parts)
-
-
-def _refuse_smoothed(path: Path, place: Place) -> None:
-    for said in _networks(path, place.state):
-        if found := _SMOOTHED.search(said):
-            raise DataError(
-                "this network smooths where it strides (blur or average pooling), which the plain ResNet does not",
-                saw=f"{found[0][:40]} in {path}: its weights have the plain network's names, but give other features",
-                fix="name weights of the plain network; if only the file's name is wrong, rename the file",
-            )
 
 
 def _networks(path: Path, state: object) -> Iterator[str]:

@@ -72,7 +72,7 @@ class RunOptions:
     overrides: Mapping[str, Any] = field(default_factory=dict)
     weights: str | Path | None = None
     stem_padding: int | None = None
-    stem_pool: bool | None = None
+    stem_pool: str | None = None
 
     def __post_init__(self) -> None:
         if self.max_minutes is not None and not self.max_minutes > 0:

@@ -48,7 +48,7 @@ def pretrain(
     quiet: bool = False,
     weights: str | Path | None = None,
     stem_padding: int | None = None,
-    stem_pool: bool | None = None,
+    stem_pool: str | None = None,
 ) -> Run:
     """Pretrains an encoder without labels and leaves a run directory.
 

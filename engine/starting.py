@@ -41,7 +41,7 @@ def open_start(
     recipe: Recipe,
     named: Mapping[str, Any],
     stem_padding: int | None = None,
-    stem_pool: bool | None = None,
+    stem_pool: str | None = None,
 ) -> Start:
     """The encoder in `weights`, and `recipe` with what follows from it.
 
@@ -57,11 +57,11 @@ def open_start(
         UsageError: the network is another one than the user named, or one that no recipe describes.
     """
     found = load_foreign(_file(Path(weights)), stem_padding, stem_pool)
-    if found.left_out:
+    if found.left_out or found.smoothing:
         raise UsageError(
             "a run cannot start from this network",
-            saw=f"{found.path}: no {' and no '.join(found.left_out)} after the first batch norm",
-            fix="name weights of a whole ResNet; `evaluate` takes these",
+            saw=found.sentence(),
+            fix="name weights of a plain ResNet; `evaluate` takes these",
         )
     given: dict[str, Any] = {"model.arch": found.arch, "model.stem": found.stem}
     if other := {key: value for key, value in given.items() if key in named and named[key] != value}:

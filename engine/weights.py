@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from .checkpoint import FOOTER, FOOTER_BYTES, encoder_metadata, load_checkpoint, read_tensors, refuse_bomb
 from .errors import DataError, UsageError
-from .model import build_encoder
+from .model import ResNet, build_encoder
 from .origins import Origin, Place, recognise
 from .recipe import Recipe
+from .smoothing import KINDS, smooth
 from .stem import Stem
 from .unpickling import StandIn, read_checkpoint
 
@@ -65,6 +66,7 @@ class ForeignEncoder:
         missing: tensors of the encoder that the file lacks; only batch norm counters (`num_batches_tracked`) may be.
         origin: whose names the tensors have, and their place in the file, in words.
         left_out: modules of the ResNet that this network lacks (`relu`): see `adapt`.
+        smoothing: how it smooths before it strides, one of `smoothing.KINDS`; "" if it does not.
     """
 
     path: Path
@@ -82,16 +84,19 @@ class ForeignEncoder:
     missing: tuple[str, ...]
     origin: str
     left_out: tuple[str, ...]
+    smoothing: str = ""
 
     def adapt(self, encoder: nn.Module) -> nn.Module:
         """`encoder`, built by `build_encoder(arch, stem)`, made the same network, for example with random weights."""
-        return _without(encoder, self.left_out)
+        return _adapted(encoder, self.left_out, self.smoothing)
 
     def sentence(self) -> str:
         """The description of the encoder for a protocol."""
         stem = Stem.of(self.stem).sentence()
         if self.left_out:
             stem += f", no {' and no '.join(self.left_out)} after the first batch norm"
+        if self.smoothing:
+            stem += f", which {KINDS[self.smoothing]}"
         if self.assumed:
             stem += f" (assumed, as the file does not say: {self.assumed}; --stem-padding and --stem-pool set them)"
         words = f"{self.arch} with a {stem} from {self.path.name} ({self.origin})"
@@ -105,7 +110,7 @@ class ForeignEncoder:
         return (f"not used from {self.path.name}: {_list(self.unmatched)}",) if self.unmatched else ()
 
 
-def load_foreign(path: str | Path, stem_padding: int | None = None, stem_pool: bool | None = None) -> ForeignEncoder:
+def load_foreign(path: str | Path, stem_padding: int | None = None, stem_pool: str | None = None) -> ForeignEncoder:
     """The ResNet-18, -34 or -50 in a checkpoint file.
 
     Args:
@@ -113,13 +118,16 @@ def load_foreign(path: str | Path, stem_padding: int | None = None, stem_pool: b
             weights may be nested (`state_dict`, `model`, …) and have prefixes (`module.`, `backbone.`, …) of any
             depth, or be those of a pickled module.
         stem_padding: of the first convolution, pixels; None for what the file says, or else the usual one.
-        stem_pool: whether max-pool follows it; None likewise.
+        stem_pool: what follows it: `max`, `none`, or one of `smoothing.KINDS`, which smooth at all strides; None
+            likewise.
 
     Raises:
         DataError: the file is unreadable or not a checkpoint; it holds no such ResNet or several; or tensors are
             missing, have other shapes, or are not finite.
-        UsageError: the padding is not 0 to 9.
+        UsageError: the padding is not 0 to 9, or the pooling is unknown.
     """
+    if stem_pool not in (None, "max", "none", *KINDS):
+        raise UsageError("the pooling of the stem is unknown", saw=stem_pool, fix="max, none, blur or average")
     if stem_padding is not None and not 0 <= stem_padding <= 9:
         raise UsageError("the padding of the stem must be 0 to 9 pixels", saw=stem_padding, fix="leave it out")
     path = Path(path)
@@ -129,11 +137,12 @@ def load_foreign(path: str | Path, stem_padding: int | None = None, stem_pool: b
     arch, small = _architecture(path, found.tensors)
     origin = _origin(path, state, metadata, found, small)
     stem, assumed = _stem(origin, small, stem_padding, stem_pool)
+    smoothing = origin.smoothing if stem_pool is None else stem_pool if stem_pool in KINDS else ""
     encoder, missing = _filled(path, arch, stem.name, found.tensors)
     mean, std, image_size = _normalisation(path, metadata, small)
     return ForeignEncoder(
         path=path,
-        encoder=_without(encoder, found.left_out).eval(),
+        encoder=_adapted(encoder, found.left_out, smoothing).eval(),
         arch=arch,
         stem=stem.name,
         assumed=assumed,
@@ -147,6 +156,7 @@ def load_foreign(path: str | Path, stem_padding: int | None = None, stem_pool: b
         missing=missing,
         origin=found.placed(origin.whose),
         left_out=found.left_out,
+        smoothing=smoothing,
     )
 
 
@@ -163,10 +173,10 @@ def _origin(path: Path, state: object, metadata: Mapping[str, str], found: _Foun
     return recognise(path, Place(state, names, used, found.prefix, found.first, found.group.layers), small)
 
 
-def _stem(origin: Origin, small: bool, padding: int | None, pool: bool | None) -> tuple[Stem, str]:
+def _stem(origin: Origin, small: bool, padding: int | None, asked: str | None) -> tuple[Stem, str]:
     """The stem as asked, else as known, else as usual; and what of it is only assumed."""
     padding = origin.padding if padding is None else padding
-    pool = origin.pool if pool is None else pool
+    pool = origin.pool if asked is None else asked != "none"
     usual = Stem.usual(small)
     assumed = ["padding"] if padding is None else []
     if pool is None:
@@ -516,11 +526,11 @@ class _LeftOut(nn.Identity):
         self.register_buffer("left_out", torch.ones(1), persistent=False)
 
 
-def _without(encoder: nn.Module, modules: tuple[str, ...]) -> nn.Module:
-    """The encoder with these modules of its stem replaced by the identity."""
-    for name in modules:
+def _adapted(encoder: nn.Module, left_out: tuple[str, ...], smoothing: str) -> nn.Module:
+    """The encoder with modules of its stem replaced by the identity, and made to smooth."""
+    for name in left_out:
         setattr(encoder, name, _LeftOut())
-    return encoder
+    return smooth(cast(ResNet, encoder), smoothing) if smoothing else encoder
 
 
 def _unused(groups: list[_Group], found: _Found, ours: Mapping[str, Tensor]) -> Iterator[str]:

@@ -83,7 +83,7 @@ def command(
     limit: int | None,
     settings: tuple[str, ...],
     stem_padding: int | None,
-    stem_pool: bool | None,
+    stem_pool: str | None,
     out: str | None,
     as_json: bool,
 ) -> None:

@@ -20,10 +20,9 @@ def stem_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """`--stem-padding` and `--stem-pool`: what a file of weights from elsewhere does not say of the network."""
     pool = click.option(
         "--stem-pool",
-        type=click.Choice(["max", "none"]),
-        callback=lambda _, __, value: None if value is None else value == "max",
-        help="For weights from elsewhere: whether max-pool follows the first convolution.  "
-        "[default: as the file says, else none after 3×3 and max after 7×7]",
+        type=click.Choice(["max", "none", "blur", "average"]),
+        help="For weights from elsewhere: the pooling after the first convolution; blur and average smooth at all "
+        "strides (timm's resnetblur, resnetaa).  [default: as the file says, else none after 3×3 and max after 7×7]",
     )
     padding = click.option(
         "--stem-padding",

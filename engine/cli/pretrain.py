@@ -115,7 +115,7 @@ def command(
     resume: str | bool | None,
     weights: str | None,
     stem_padding: int | None,
-    stem_pool: bool | None,
+    stem_pool: str | None,
     overwrite: bool,
     deterministic: bool,
     dry_run: bool,

@@ -268,7 +268,7 @@ class Target:
 
 
 def open_target(
-    target: str | Path | Run | Target, stem_padding: int | None = None, stem_pool: bool | None = None
+    target: str | Path | Run | Target, stem_padding: int | None = None, stem_pool: str | None = None
 ) -> Target:
     """The run directory, .onnx file or file of weights at `target`; one that is open already stays as it is.
 
@@ -355,7 +355,7 @@ def _holds_weights(path: Path) -> bool:
     return head[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05") or head[8:] == b"{"
 
 
-def _open_weights(path: Path, stem_padding: int | None, stem_pool: bool | None) -> Target:
+def _open_weights(path: Path, stem_padding: int | None, stem_pool: str | None) -> Target:
     from ..weights import load_foreign
 
     found = load_foreign(path, stem_padding, stem_pool)

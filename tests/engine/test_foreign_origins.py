@@ -41,7 +41,10 @@ from simclr_engine.data.store import ImageStore
 from simclr_engine.errors import DataError, UsageError
 from simclr_engine.evaluation import encoders
 from simclr_engine.evaluation.encoders import open_target
+from simclr_engine.evaluation.features import encoder_hash
 from simclr_engine.model import build_encoder
+from simclr_engine.recipe import Recipe
+from simclr_engine.starting import open_start
 from simclr_engine.torchvision_shim import import_torchvision
 from simclr_engine.weights import load_foreign
 
@@ -89,7 +92,7 @@ def test_bolts_weights_give_bolts_features(
     found = load_foreign(saved(tmp_path, {"state_dict": weights} | settings, "epoch=3.ckpt"))
     assert_same(features(found.encoder, 32), expected)
     assert found.assumed == "" and found.origin.startswith("a checkpoint of lightning-bolts")
-    alone = load_foreign(saved(tmp_path, {"state_dict": weights}), stem_pool=maxpool1)
+    alone = load_foreign(saved(tmp_path, {"state_dict": weights}), stem_pool="max" if maxpool1 else "none")
     assert_same(features(alone.encoder, 32), expected)
     assert alone.assumed == "" and alone.origin.startswith("names of lightning-bolts")
 
@@ -115,20 +118,24 @@ def test_solo_learns_weights_give_solo_learns_features(
     assert (found.stem, found.assumed) == ("small-padding-2" if cifar else "imagenet", "")
 
 
-@pytest.mark.parametrize("name", ["resnetblur18", "resnetaa50"])
-def test_timms_networks_that_blur_have_other_features_and_are_refused(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(("name", "kind"), [("resnetblur18", "blur"), ("resnetaa50", "average")])
+def test_timms_networks_that_smooth_give_timms_features(tmp_path: Path, name: str, kind: str) -> None:
     import_torchvision()
     timm = pytest.importorskip("timm", reason="timm is not installed; what its files say is tested below")
     theirs = settled(timm.create_model(name, pretrained=False))
-    plain = saved(tmp_path, theirs.state_dict(), "weights.pth")
-    assumed = load_foreign(plain)  # which nothing in the file forbids, so it is said
-    assert "no blur" in assumed.assumed
+    weights = theirs.state_dict()
     theirs.reset_classifier(0)
-    assert np.abs(features(assumed.encoder, 64) - features(theirs, 64)).max() > 0.1
-    saver = {"arch": name, "state_dict": theirs.state_dict(), "args": argparse.Namespace(model=name), "version": 2}
-    with pytest.raises(DataError, match="smooths where it strides") as caught:
-        load_foreign(saved(tmp_path, saver, "checkpoint-3.pth.tar"))
-    assert name in str(caught.value.saw)
+    expected = features(theirs, 64)
+    plain = saved(tmp_path, weights, "weights.pth")
+    assumed = load_foreign(plain)  # nothing in the file forbids it, so it is said
+    assert "no blur" in assumed.assumed and assumed.smoothing == ""
+    assert np.abs(features(assumed.encoder, 64) - expected).max() > 0.1
+    assert_same(features(load_foreign(plain, stem_pool=kind).encoder, 64), expected)
+    saver = {"arch": name, "state_dict": weights, "args": argparse.Namespace(model=name), "version": 2}
+    found = load_foreign(saved(tmp_path, saver, "checkpoint-3.pth.tar"))
+    assert_same(features(found.encoder, 64), expected)
+    assert (found.assumed, found.smoothing) == ("", kind) and name in found.origin
+    assert encoder_hash(found.encoder) != encoder_hash(assumed.encoder)
 
 
 def test_hugging_faces_weights_give_hugging_faces_features(tmp_path: Path) -> None:
@@ -208,7 +215,7 @@ def test_the_stem_is_that_of_the_library_whose_names_they_are(
 def test_what_is_asked_for_the_stem_is_what_is_built(tmp_path: Path, padding: int | None, pool: bool | None) -> None:
     theirs = without_classifier(torchvision_network("resnet18", "small"))
     path = saved(tmp_path, theirs.state_dict())
-    found = load_foreign(path, stem_padding=padding, stem_pool=pool)
+    found = load_foreign(path, stem_padding=padding, stem_pool="max" if pool else None)
     if padding is not None:
         theirs.conv1 = nn.Conv2d(3, 64, 3, 1, padding, bias=False)
         theirs.conv1.weight = torchvision_network("resnet18", "small").conv1.weight
@@ -245,23 +252,33 @@ def test_features_of_one_file_with_two_stems_are_cached_apart(
 
 
 @pytest.mark.parametrize(
-    "say",
+    ("say", "kind"),
     [
-        lambda folder, state: saved(folder, {"arch": "resnetblur50", "state_dict": state}),
-        lambda folder, state: saved(folder, {"args": argparse.Namespace(model="resnetaa50"), "model": state}),
-        lambda folder, state: saved(folder, state, "resnetblur50-84f4748f.pth"),
-        lambda folder, state: (
-            saved(folder, state, "weights.pth")
-            if (folder / "config.json").write_text(json.dumps({"architecture": "resnetaa50d"}))
-            else None
+        (lambda folder, state: saved(folder, {"arch": "resnetblur50", "state_dict": state}), "blur"),
+        (lambda folder, state: saved(folder, {"args": argparse.Namespace(model="resnetaa50"), "m": state}), "average"),
+        (lambda folder, state: saved(folder, state, "resnetblur50-84f4748f.pth"), "blur"),
+        (
+            lambda folder, state: (
+                saved(folder, state, "weights.pth")
+                if (folder / "config.json").write_text(json.dumps({"architecture": "resnetaa50"}))
+                else None
+            ),
+            "average",
         ),
     ],
 )
-def test_a_network_that_blurs_is_refused_where_anything_says_so(
-    tmp_path: Path, state: State, say: Callable[[Path, State], Path]
+def test_a_network_that_smooths_is_known_where_anything_says_so(
+    tmp_path: Path, say: Callable[[Path, State], Path], kind: str
 ) -> None:
-    with pytest.raises(DataError, match="smooths where it strides"):
-        load_foreign(say(tmp_path, state))
+    path = say(tmp_path, without_classifier(torchvision_network("resnet18", "imagenet")).state_dict())
+    found = load_foreign(path)
+    assert (found.smoothing, found.stem, found.assumed) == (kind, "imagenet", "")
+    assert "strid" in found.sentence()
+    assert load_foreign(path, stem_pool="max").smoothing == ""  # as asked
+    with pytest.raises(UsageError, match="cannot start from this network"):
+        open_start(path, Recipe.load("cifar10"), {})
+    with pytest.raises(DataError, match="7×7 stem only"):
+        load_foreign(say(tmp_path, numbered_tensors()))
 
 
 # ---- whole modules
