@@ -44,7 +44,12 @@ from .options import parse_overrides, print_json, stem_options
     help="Compile the encoder with torch.compile.  [default: if it saves time over the whole run]",
 )
 @click.option("--device", default="auto", show_default=True, metavar="auto|cuda|mps|cpu", help="Device.")
-@click.option("--epochs", type=int, metavar="N", help="Number of epochs.  [default: the recipe's]")
+@click.option(
+    "--epochs",
+    type=int,
+    metavar="N",
+    help="Number of epochs; with --resume, more make the run longer.  [default: the recipe's]",
+)
 @click.option(
     "--batch-size",
     type=int,
