@@ -188,8 +188,8 @@ def environment_of(
         environment |= {"weights": earlier["weights"]} if "weights" in earlier else {}
         before = earlier.get("plan")
         before = before if isinstance(before, dict) else {}
-        if estimate is None and not stopped.longer:  # the plan is unchanged
-            environment["plan"] = before or environment["plan"]
+        if estimate is None and before.get("total_steps") == plan.total_steps:  # else a kill came between two files
+            environment["plan"] = before
         elif estimate is not None:
             environment["plan"] |= {"estimated_seconds": stopped.seconds + estimate.seconds}
         changes = before.get("lengthened")

@@ -21,6 +21,8 @@ KINDS = {
 class _Blur(nn.Module):
     """A binomial filter of 3×3 with stride 2 over each channel, reflected at the border."""
 
+    kernel: Tensor
+
     def __init__(self, channels: int) -> None:
         super().__init__()
         row = torch.tensor([0.25, 0.5, 0.25])
