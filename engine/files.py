@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import stat
 from collections.abc import Iterator
@@ -324,3 +325,17 @@ def check_output(path: Path, mark: bytes, overwrite: bool = False) -> None:
             saw=path,
             fix="choose another name, or replace it with --overwrite",
         )
+
+
+def in_fixed_order(packed: bytes) -> bytes:
+    """A safetensors file with the keys of its metadata sorted: the library writes them in an order of chance.
+
+    The file begins with the length of its JSON header in eight bytes; the header may be padded with spaces
+    (https://huggingface.co/docs/safetensors).
+    """
+    end = 8 + int.from_bytes(packed[:8], "little")
+    header = json.loads(packed[8:end])
+    header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + packed[end:]

@@ -12,6 +12,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -53,6 +54,8 @@ class RunOptions:
         quiet: show no progress.
         overrides: settings that override the recipe's, as they were given.
         allow_skipped: train although more than a few per cent of the files are left out.
+        weights: a run or a file of weights that the encoder starts from; None for random weights.
+        stem_padding, stem_pool: of the network of those weights, as `load_foreign` takes them.
 
     Raises:
         UsageError: a limit of time or compute is not above 0, compute is limited for a resumed run, or `deterministic`
@@ -72,6 +75,9 @@ class RunOptions:
     quiet: bool = False
     overrides: Mapping[str, Any] = field(default_factory=dict)
     allow_skipped: bool = False
+    weights: str | Path | None = None
+    stem_padding: int | None = None
+    stem_pool: str | None = None
 
     def __post_init__(self) -> None:
         for name, unit in (("max_minutes", "minutes"), ("max_pflop", "PFLOP")):
@@ -90,6 +96,12 @@ class RunOptions:
                 "--deterministic cannot be combined with options that depend on measured times",
                 saw="--compile" if self.compile else "--max-minutes",
                 fix="leave it out; --epochs sets the length",
+            )
+        if self.weights is None and (self.stem_padding is not None or self.stem_pool is not None):
+            raise UsageError(
+                "--stem-padding and --stem-pool are of the network of --weights",
+                saw="no --weights",
+                fix="leave them out; --set model.stem=NAME chooses the stem of a new network",
             )
 
     def words(self) -> list[str]:
@@ -174,6 +186,7 @@ class _Making:
             {
                 "the images": store.fingerprint,
                 "the recipe": self.plan.recipe.hash(),
+                "the number of steps": self.plan.total_steps,
                 "precision": self._platform.precision,
                 "the version of torch": torch.__version__,
             }

@@ -28,6 +28,7 @@ from .recipe import DEFAULT, Recipe
 from .recording import Recording, environment_of
 from .resuming import Stopped, read_stopped, trained_on
 from .run import Run, RunLock, check_directory, make_directory, public_name, run_directory
+from .starting import Start, open_start
 from .stopping import Interrupted, give_up, stop_requests
 from .training import Meter, Trainer
 
@@ -50,6 +51,9 @@ def pretrain(
     deterministic: bool = False,
     quiet: bool = False,
     allow_skipped: bool = False,
+    weights: str | Path | None = None,
+    stem_padding: int | None = None,
+    stem_pool: str | None = None,
 ) -> Run:
     """Pretrains an encoder without labels and leaves a run directory.
 
@@ -72,12 +76,16 @@ def pretrain(
             the optimizer. A run that would take more is shortened as with `max_minutes`. Not for a resumed run.
         limit: train on this many images, balanced over classes.
         resume: continue from the newest good checkpoint in `out`, with the recipe, images and limit of the run;
-            others are refused.
+            others are refused. Only `train.epochs` in `overrides` may be more: the run, finished or not, goes on with
+            its schedule laid over that many epochs.
         overwrite: replace the run in `out`.
         deterministic: use deterministic algorithms: runs on the same device with the same versions are bitwise equal;
             slower on CUDA.
         quiet: show no progress.
         allow_skipped: train although more than 5 % of the files cannot be used.
+        weights: a run directory or a file of weights (as `evaluate` takes them) that the encoder starts from, with its
+            architecture, stem and normalisation; None for random weights.
+        stem_padding, stem_pool: what that file does not say of its network, as `load_foreign` takes them.
 
     Returns:
         The finished Run.
@@ -109,6 +117,9 @@ def pretrain(
         quiet=quiet,
         overrides=overrides or {},
         allow_skipped=allow_skipped,
+        weights=weights,
+        stem_padding=stem_padding,
+        stem_pool=stem_pool,
     )
     with deterministic_algorithms(deterministic), start_world(device) as world, RunLock(directory) as lock:
         options = replace(options, device=world.device, quiet=quiet or not world.main)
@@ -121,20 +132,47 @@ def pretrain(
                 if directory.is_dir():
                     lock.take()
         options = replace(options, resume=world.same(options.resume), overwrite=world.same(options.overwrite))
-        stopped = _stopped(world, directory, asked, options)
-        return _pretrain(world, lock, asked, data, options, stopped)
+        start = start_of(world, asked, options)
+        asked = start.recipe if start is not None and asked is not None else asked
+        stopped = _stopped(world, directory, asked, options, start)
+        return _pretrain(world, lock, asked, data, options, stopped or start)
 
 
-def _stopped(world: World, directory: Path, asked: Recipe | None, options: RunOptions) -> Stopped | None:
+def start_of(world: World, recipe: Recipe | None, options: RunOptions) -> Start | None:
+    """The encoder that the options name to start from, on rank 0; its recipe on all ranks. None for random weights."""
+    start: Start | None = None
+    with world.fail_together():
+        if world.main and options.weights is not None:
+            named = options.overrides
+            recipe = recipe or Recipe.load(DEFAULT)
+            start = open_start(options.weights, recipe, named, options.stem_padding, options.stem_pool)
+    public = world.same(replace(start, encoder=None) if start is not None else None)
+    return start if world.main else public
+
+
+def _stopped(
+    world: World, directory: Path, asked: Recipe | None, options: RunOptions, start: Start | None
+) -> Stopped | None:
     """The run to resume, if any; settings that differ from its own are refused."""
     stopped: Stopped | None = None
     with world.fail_together():
         if world.main and options.resume:
             stopped = read_stopped(directory)
+            if start is not None:
+                stopped.check_start(start.about)
             stopped.check_settings(asked, options.overrides, options.limit)
             stopped.minutes_left(options.max_minutes)
             check_shares(stopped.recipe.train, world.size)
     return world.same(stopped)
+
+
+def _lengthened(world: World, stopped: Stopped, options: RunOptions, images: int) -> Stopped:
+    """The run with more epochs, if they are asked for; the same on all ranks."""
+    overrides, minutes = world.same((dict(options.overrides), options.max_minutes))
+    with world.fail_together():
+        if world.main:
+            stopped.lengthened(overrides, minutes, images).minutes_left(minutes)
+    return stopped.lengthened(overrides, minutes, images)
 
 
 def _pretrain(
@@ -143,10 +181,12 @@ def _pretrain(
     asked: Recipe | None,
     data: ImageStore | Data | None,
     options: RunOptions,
-    stopped: Stopped | None,
+    before: Stopped | Start | None,
 ) -> Run:
     """`pretrain` on each rank. Rank 0 does what changes the run directory while the others wait."""
     began = time.perf_counter()
+    stopped = before if isinstance(before, Stopped) else None
+    start = before if isinstance(before, Start) else None
     if stopped is not None:
         recipe, options = stopped.recipe, replace(options, limit=stopped.limit)
     else:
@@ -156,6 +196,9 @@ def _pretrain(
     store, place = world.leaders_first(lambda: _images(recipe, data, options, stopped))
     # One name on all ranks; the paths may differ.
     store = replace(store, name=world.same(store.name))
+    if stopped is not None:
+        stopped = _lengthened(world, stopped, options, len(store))
+        recipe = stopped.recipe
     minutes = options.max_minutes if stopped is None else stopped.minutes_left(options.max_minutes)
     saved = None if stopped is None else stopped.state
     recipe = trained_on(recipe, store.name, store.image_size)
@@ -166,15 +209,20 @@ def _pretrain(
             make_directory(lock.directory, resume=options.resume, overwrite=options.overwrite, lock=lock)
     if saved is not None:
         trainer.load_state_dict(saved)
+    elif start is not None:
+        trainer.start_from(start.encoder)
     environment = environment_of(trainer, options, place, estimate, stopped)
+    if start is not None:
+        environment["weights"] = start.about
     if not options.quiet:
-        print(*describe(trainer, estimate), sep="\n", file=sys.stderr, flush=True)
+        lines = [*describe(trainer, estimate), *(start.lines() if start is not None else ())]
+        print(*lines, sep="\n", file=sys.stderr, flush=True)
     go_on = resume_command(lock.directory, options.words())
     if isinstance(data, ImageStore) and environment["data"]["path"] is None:  # which no command can name
         go_on = f"pretrain(data=…, out={str(lock.directory)!r}, resume=True)"
 
     with (
-        Recording(lock, trainer, environment, began) as recording,
+        Recording(lock, trainer, environment, began, anew=stopped is not None and stopped.longer) as recording,
         stop_requests(partial(give_up, lock.directory, go_on)) as stop,
         Progress(trainer.plan.total_steps, "starting", done=trainer.step, show=not options.quiet) as bar,
     ):

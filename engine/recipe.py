@@ -34,6 +34,7 @@ from pydantic import (
 from simclr_engine.kernels.augmentation.spec import AugmentSpec
 
 from .errors import UsageError, cut, nearest, shown
+from .stem import ALLOWED, is_stem
 
 DEFAULT = "cifar10"
 LARGEST_FILE = 1 << 20  # bytes; the recipes of the package have about 2,000
@@ -124,10 +125,10 @@ class DataSpec(Table):
 
 
 class ModelSpec(Table):
-    """The encoder: a ResNet with a `small` (3×3, no max-pool) or `imagenet` (7×7, max-pool) stem."""
+    """The encoder: a ResNet with a `small` (3×3, no max-pool) or `imagenet` (7×7, max-pool) stem or a variant."""
 
     arch: Literal["resnet18", "resnet34", "resnet50"] = "resnet18"
-    stem: Literal["small", "imagenet"] = "small"
+    stem: Annotated[str, _only(is_stem, ALLOWED)] = "small"
 
 
 class HeadSpec(Table):

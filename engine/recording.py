@@ -31,6 +31,7 @@ from .run import Run, RunLock
 from .training import Trainer
 
 SAVE_SECONDS = 120.0  # at most this much training is lost in a crash
+WEIGHTS = ("model.safetensors", "encoder.safetensors")
 VIEWS_SHOWN, IMAGES_SHOWN = 16, 4  # in views.npz, for the augmentation sheet of the report
 
 
@@ -44,9 +45,12 @@ class Recording:
         trainer: the trainer.
         environment: contents of environment.json.
         began: `time.perf_counter()` when this part of the run began.
+        anew: whether a resumed run has a longer plan. It is saved at once, so that a later resume goes on with it.
     """
 
-    def __init__(self, lock: RunLock, trainer: Trainer, environment: dict[str, Any], began: float) -> None:
+    def __init__(
+        self, lock: RunLock, trainer: Trainer, environment: dict[str, Any], began: float, anew: bool = False
+    ) -> None:
         self._lock, self._trainer, self._world, self._environment = lock, trainer, trainer.world, environment
         self._began, self._spent = began, float(environment["seconds"])
         self._saved_at = time.monotonic()
@@ -58,6 +62,12 @@ class Recording:
                 save_view_samples(lock.folder, trainer)
                 self._checkpoints = lock.folder.folder("checkpoints")
                 self._mend_names()
+                if anew:  # what was reached so far stays
+                    keep_last_as(self._checkpoints, f"epoch_{trainer.step // trainer.plan.steps_per_epoch:04d}.pt")
+                    self._save()
+                if trainer.step < trainer.plan.total_steps:
+                    for name in WEIGHTS:  # of a shorter plan; the checkpoint has them too
+                        lock.folder.remove(name)
 
     def __enter__(self) -> Recording:
         return self
@@ -95,6 +105,8 @@ class Recording:
 
     def _save(self) -> None:
         save_last(self._checkpoints, self._trainer.state_dict())
+        self._environment["step"] = self._trainer.step
+        self._tell_time()
         if name := self.lasting_name():
             keep_last_as(self._checkpoints, name)
 
@@ -104,8 +116,8 @@ class Recording:
         with self._world.fail_together():
             if folder is not None:
                 metadata = encoder_metadata(trainer.recipe, trainer.store.image_size)
-                folder.write("model.safetensors", pack_weights(trainer.model, metadata))
-                folder.write("encoder.safetensors", pack_weights(trainer.model.encoder, metadata))
+                for name, part in zip(WEIGHTS, (trainer.model, trainer.model.encoder), strict=True):
+                    folder.write(name, pack_weights(part, metadata))
                 self._environment.update(finished=True, ended=time.time())
                 self._tell_time()
         environment = self._world.same(self._environment)
@@ -151,6 +163,7 @@ def environment_of(
         "batch_norm": "synchronised" if trainer.synchronised else "local",
         "images_in_files": trainer.streamed,
         "launch": run_id(),
+        "step": trainer.step,
         "data": {
             "name": store.name,
             "path": None,
@@ -176,10 +189,19 @@ def environment_of(
     if stopped is not None:
         earlier = stopped.run.environment
         environment |= {"seconds": stopped.seconds, "command": earlier.get("command")}
-        if estimate is None:  # the plan is unchanged
-            environment["plan"] = earlier.get("plan", environment["plan"])
-        else:
+        environment |= {"weights": earlier["weights"]} if "weights" in earlier else {}
+        before = earlier.get("plan")
+        before = before if isinstance(before, dict) else {}
+        if estimate is None and before.get("total_steps") == plan.total_steps:  # else a kill came between two files
+            environment["plan"] = before
+        elif estimate is not None:
             environment["plan"] |= {"estimated_seconds": stopped.seconds + estimate.seconds}
+        changes = before.get("lengthened")
+        changes = changes if isinstance(changes, list) else []
+        if stopped.longer:
+            changes = [*changes, {"after_step": trainer.step, "from_steps": before.get("total_steps")}]
+        if changes:
+            environment["plan"] |= {"lengthened": changes}
     return environment
 
 

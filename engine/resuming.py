@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,13 @@ class Stopped:
         run: the run in its directory.
         recipe: recipe of its newest checkpoint, with the data that it was trained on.
         state: contents of that checkpoint.
+        longer: whether its plan was made longer; recipe and state have the new length.
     """
 
     run: Run
     recipe: Recipe
     state: dict[str, Any]
+    longer: bool = False
 
     @property
     def limit(self) -> int | None:
@@ -55,7 +57,7 @@ class Stopped:
 
         Args:
             asked: a recipe, which may equal that of the run only for its length; None for that of the run.
-            overrides: settings that override `asked`.
+            overrides: settings that override `asked`; `train.epochs` may be more than the run has: see `lengthened`.
             limit: number of images; None for that of the run.
 
         Raises:
@@ -67,6 +69,8 @@ class Stopped:
         # The path of the images is not compared, but their fingerprint is.
         named = {key for key in overrides if key in ("data.source", "data.size")}
         asked = (self.recipe if asked is None else asked).override(overrides)
+        if "train.epochs" in overrides:
+            asked = asked.replace(train__epochs=self.recipe.train.epochs)
         asked = trained_on(asked, public_name(asked.data.source), asked.data.size)
         variants = [_differences(one, self.recipe, named) for one in asked.variants()]
         closest = min(variants, key=len)
@@ -78,6 +82,41 @@ class Stopped:
                 "a resumed run keeps its settings, and others were given",
                 saw=name + "; ".join(differing[:MOST_NAMED]) + more,
                 fix="leave them out, or start another run with --out",
+            )
+
+    def lengthened(self, overrides: Mapping[str, Any], max_minutes: float | None, images: int) -> Stopped:
+        """The run with as many epochs as `overrides` name in `train.epochs`, if these are more than its plan has.
+
+        The schedule is laid anew over the longer run, from the step that is done. The command that the run was started
+        with changes nothing: its plan may have been shortened to `max_minutes`.
+
+        Raises:
+            UsageError: the plan has more epochs.
+        """
+        if "train.epochs" not in overrides:
+            return self
+        recipe = self.recipe.override({"train.epochs": overrides["train.epochs"]})
+        epochs, per_epoch = recipe.train.epochs, images // recipe.train.batch_size
+        planned = int(self.state["total_steps"])
+        if epochs * per_epoch == planned or (recipe == self.recipe and max_minutes == self.max_minutes):
+            return self
+        if epochs * per_epoch < planned:
+            raise UsageError(
+                "a resumed run can be made longer, not shorter",
+                saw=f"--epochs {epochs}, the run has {planned / per_epoch:.4g}",
+                fix="leave it out, name more epochs, or use --max-minutes",
+            )
+        state = self.state | {"recipe": recipe.to_toml(), "total_steps": epochs * per_epoch}
+        return replace(self, recipe=recipe, state=state, longer=True)
+
+    def check_start(self, about: Mapping[str, str]) -> None:
+        """Raises a UsageError for other weights to start from than those that the run started from."""
+        ours = self.run.environment.get("weights")
+        if not isinstance(ours, dict) or ours.get("sha256") != about["sha256"]:
+            raise UsageError(
+                "a resumed run goes on with its own weights, and others were given",
+                saw=f"--weights {about['name']}; the run started from {_started_from(ours)}",
+                fix="leave out --weights, or start another run with --out",
             )
 
     def check_images(self, store: ImageStore) -> None:
@@ -101,7 +140,7 @@ class Stopped:
         Raises:
             UsageError: the run has already taken longer.
         """
-        if asked is None or asked == self.max_minutes:
+        if asked is None or (asked == self.max_minutes and not self.longer):
             return None
         spent = self.seconds / 60
         if spent >= asked:
@@ -135,6 +174,10 @@ def trained_on(recipe: Recipe, name: str, size: int) -> Recipe:
     # 0 (as they are) if the size is possible in Python only.
     tree["data"] |= {"source": name, "size": size if MIN_SIZE <= size <= MAX_SIZE else 0}
     return Recipe.from_tree(tree)
+
+
+def _started_from(weights: object) -> str:
+    return str(weights.get("name"))[:200] if isinstance(weights, dict) else "random weights"
 
 
 def _differences(asked: Recipe, recipe: Recipe, named: set[str]) -> list[str]:

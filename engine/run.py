@@ -105,6 +105,17 @@ class Run:
         return size
 
     @property
+    def unfinished(self) -> str:
+        """How far a run that has not ended has been saved: `46 of 380 steps`; "" for a finished one."""
+        if self.environment.get("finished"):
+            return ""
+        plan, done = self.environment.get("plan"), self.environment.get("step")
+        total = plan.get("total_steps") if isinstance(plan, dict) else None
+        if not is_number(done):  # of an older version
+            done = max((row["step"] for row in self.metrics if is_number(row.get("step"))), default=0)
+        return f"{int(done):,} of {int(total):,} steps" if is_number(total) else f"{int(done):,} steps"
+
+    @property
     def data(self) -> dict[str, Any]:
         """The entry of environment.json about the images that it was trained on; empty if there is none."""
         about = self.environment.get("data")
@@ -155,6 +166,11 @@ class Run:
         from .checkpoint import load_encoder
 
         return load_encoder(self.directory)
+
+
+def unfinished_notes(how_far: str) -> tuple[str, ...]:
+    """What is said wherever the encoder of a run is used that has not ended; nothing of a finished one (`""`)."""
+    return (f"the run of this encoder has not ended: {how_far[:80]} are done",) if how_far else ()
 
 
 def public_name(name: str) -> str:

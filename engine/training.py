@@ -26,7 +26,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from simclr_engine.kernels import AugmentSpec, augment, contrastive_metrics, draw_params, nt_xent
 
@@ -143,6 +143,12 @@ class Trainer:
         self.sample_ids = SampleOrder(plan, world, torch.device("cpu") if self.streamed else platform.device)
         loader = Prefetched if self.streamed else Resident
         self._loader: Loader = loader(store, platform.device, self.sample_ids, plan.total_steps)
+
+    def start_from(self, encoder: nn.Module | None) -> None:
+        """Gives the encoder the weights of rank 0's `encoder`, which is None on all other ranks."""
+        if encoder is not None:
+            self.model.encoder.load_state_dict(encoder.state_dict())
+        self.world.broadcast_([*self.model.encoder.parameters(), *self.model.encoder.buffers()])
 
     def views(self, ids: Tensor, epoch: int, size: int) -> Tensor:
         """Views `[V·B, 3, size, size]` of the images `ids`; row v·B + i is view v of sample i."""

@@ -44,6 +44,7 @@ class Embedder:
         predict: the same images to probabilities float32 `[N, C]`; None without a probe.
         check: raises DataError, which names the expected shape, for an array that is no such images.
         about: an exported file's own words; None for a run.
+        unfinished: how far its run had come (`46 of 380 steps`), if that has not ended, else "".
     """
 
     path: Path
@@ -56,6 +57,7 @@ class Embedder:
     predict: Callable[[Images], Vectors] | None
     check: Callable[[object], None]
     about: ModelMetadata | None
+    unfinished: str = ""
 
 
 def open_embedder(target: str | Path) -> Embedder:
@@ -90,6 +92,7 @@ def open_embedder(target: str | Path) -> Embedder:
         predict=predict if encoder.has_probe else None,
         check=encoder._check_images,
         about=encoder.metadata,
+        unfinished=encoder.metadata.unfinished,
     )
 
 
@@ -124,4 +127,5 @@ def _run_embedder(run: Run) -> Embedder:
         predict=predict if chosen else None,
         check=lambda images: OnnxEncoder._check_images(cast(OnnxEncoder, shape), images),
         about=None,
+        unfinished=run.unfinished,
     )

@@ -24,6 +24,7 @@ from simclr_engine.errors import DataError, PlatformError
 SCHEMA = 2
 PRECISIONS = ("fp32", "fp16", "int8")
 ADDED_LATER: Mapping[str, tuple[int, Any]] = {"precision": (2, "fp32"), "probe": (2, {})}  # schema, value before it
+OPTIONAL = {"unfinished": ""}  # fields that a file may lack, and their values then
 PREFIX = "simclr_engine."
 DIGEST = PREFIX + "content_sha256"
 # https://github.com/onnx/onnx/blob/main/docs/MetadataProps.md
@@ -76,6 +77,8 @@ class ModelMetadata:
             same bytes: `max_abs`, `max_relative`, `min_cosine`; then the number of `images` and the `batches`. With a
             probe also `max_probability`; of an int8 or fp16 file also what its gate found (see `parity.py`).
         precision: of the convolutions: `fp32`, `fp16` or `int8` (since schema 2; earlier files are fp32).
+        unfinished: how far the run had come, `46 of 380 steps`, if it had not ended; the file says nothing of it if
+            it had.
         probe: of a file with the outputs `probabilities` and `label`: `id`, `data`, `accuracy`, `train_images`,
             `test_images`, `class_names`, and `data_fingerprint` if known; empty without (since schema 2).
     """
@@ -96,10 +99,12 @@ class ModelMetadata:
     parity: Mapping[str, Any]
     precision: str = "fp32"
     probe: Mapping[str, Any] = field(default_factory=dict)
+    unfinished: str = ""
 
     def to_properties(self) -> dict[str, str]:
         """Key and text of every property but the digest, in a fixed order."""
         ours = {f.name: getattr(self, f.name) for f in fields(self)}
+        ours = {name: value for name, value in ours.items() if name not in OPTIONAL or value}
         return {
             PREFIX + k: json.dumps(v, ensure_ascii=False, sort_keys=True) for k, v in ours.items()
         } | IMAGE_PROPERTIES
@@ -119,6 +124,9 @@ class ModelMetadata:
             since, before = ADDED_LATER.get(each.name, (1, None))
             if values.get("schema", SCHEMA) < since:
                 values[each.name] = before
+                continue
+            if each.name in OPTIONAL and PREFIX + each.name not in properties:
+                values[each.name] = OPTIONAL[each.name]
                 continue
             values[each.name] = _read_field(each.name, hints[each.name], properties, where)
             if each.name == "schema" and values["schema"] < 1:

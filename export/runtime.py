@@ -175,6 +175,7 @@ class OnnxEncoder:
             raise UsageError("threads must be at least 1", saw=threads, fix="leave it out to use all processors")
         file = read_model(path)
         self.path, self.sha256, self.metadata = file.path, file.sha256, file.metadata
+        self._opened_with = providers, threads, spin
         try:
             self._session = open_session(file.data, providers, threads, spin)
         except (PlatformError, UsageError):
@@ -187,6 +188,10 @@ class OnnxEncoder:
             ) from error
         _check_graph(file, self._session)
         self._run = runner(self._session)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled as its path and options: the process that unpickles it opens the file again."""
+        return _reopened, (self.path.absolute(), self.sha256, *self._opened_with)
 
     @property
     def image_size(self) -> int:
@@ -326,6 +331,22 @@ class OnnxEncoder:
         else:
             return
         raise DataError(f"images do not fit this encoder: {expected}", saw=saw, fix=fix)
+
+
+def _reopened(path: Path, sha256: str, *options: Any) -> OnnxEncoder:
+    """The encoder that was pickled.
+
+    Raises:
+        DataError: the file at its path is another one now.
+    """
+    encoder = OnnxEncoder(path, *options)
+    if encoder.sha256 != sha256:
+        raise DataError(
+            "the file is not the one that the encoder was opened from",
+            saw=f"{path}: sha256 {encoder.sha256[:16]}…, it was {sha256[:16]}…",
+            fix="open it again: OnnxEncoder(path)",
+        )
+    return encoder
 
 
 def _check_graph(file: ModelFile, session: onnxruntime.InferenceSession) -> None:

@@ -25,6 +25,7 @@ from PIL import Image
 from simclr_engine.data.decode import decode_image
 from simclr_engine.errors import DataError, PlatformError, UsageError
 from simclr_engine.evaluation.metrics import one_thread
+from simclr_engine.run import unfinished_notes
 
 from .embedder import Embedder
 from .index import NO_CLASS, EmbeddingIndex
@@ -227,6 +228,7 @@ def headline(embedder: Embedder, index: EmbeddingIndex | None) -> str:
         facts.append(f"{len(embedder.class_names)} classes" + _stated_accuracy(embedder))
     if index is not None:
         facts.append(f"{len(index):,} images to compare with")
+    facts += unfinished_notes(embedder.unfinished)
     return (
         f"<header><h1>{escape(embedder.path.name)}</h1><p>{escape(' · '.join(facts))}</p>"
         f"<p>{FORMATS}, up to {MAX_BYTES >> 20} MB. What you drop here stays on this machine.</p></header>"

@@ -106,8 +106,10 @@ class ExportResult:
         of_variant |= {"speed": self.speed.to_json()} if self.speed else {}
         limit = {"limit": limits.absolute} if m.precision == "fp32" else {}
         limit = {"relative_limit": limits.relative} if m.precision == "fp16" else limit
+        unfinished = {"unfinished": m.unfinished} if m.unfinished else {}
         return {
             "file": str(self.file),
+            **unfinished,
             "sha256": self.sha256,
             "bytes": self.bytes,
             "precision": m.precision,
@@ -418,6 +420,7 @@ def _metadata(source: _Source, parity: Parity) -> ModelMetadata:
         parity=parity.bounds(),
         precision="fp32",
         probe=probe.about() if probe else {},
+        unfinished=run.unfinished,
     )
 
 

@@ -67,8 +67,11 @@ def command(
     from simclr_engine.export.embedder import open_embedder
 
     from ..progress import progress_bar, say
+    from ..run import unfinished_notes
 
     embedder = open_embedder(target)
+    for note in unfinished_notes(embedder.unfinished):
+        say(f"note: {note}")
     parts = find_images(embedder, _named(sources, labels, files), split, progress=True)
     total = sum(len(part) for part in parts)
     done = 0

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .options import add, parse_overrides, plain, print_json, selected, selection_options, show, table
+from .options import add, parse_overrides, plain, print_json, selected, selection_options, show, stem_options, table
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -76,6 +76,7 @@ FULL_TABLE = 30  # classes; with more, the five best and the five worst are list
     metavar="KEY=VALUE",
     help="Override a recipe value of a method that trains, such as evaluation.finetune.epochs=3; may be repeated.",
 )
+@stem_options
 @click.option("--out", metavar="DIR", help="Directory for results and pictures.  [default: the run directory]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document to stdout instead of text.")
 def command(
@@ -90,6 +91,8 @@ def command(
     limit: int | None,
     allow_overlap: bool,
     settings: tuple[str, ...],
+    stem_padding: int | None,
+    stem_pool: str | None,
     out: str | None,
     as_json: bool,
 ) -> None:
@@ -118,7 +121,7 @@ def command(
     from ..evaluation.encoders import open_target
     from ..evaluation.result import compare
 
-    subject = open_target(target)
+    subject = open_target(target, stem_padding, stem_pool)
     results = evaluate_all(
         subject,
         selected(data, labels, files),

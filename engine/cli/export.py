@@ -74,11 +74,14 @@ def command(
     simclr-engine export encoder.onnx
     simclr-engine export encoder.onnx --run runs/first --probe --int8
     """
-    from ..run import Run
+    from ..progress import say
+    from ..run import Run, unfinished_notes
 
     wanted, precision = _wanted(probe, no_probe), _precision(int8, fp16)
     run = Run.newest() if run_path is None else Run.open(run_path)
     click.echo(f"run: {run.directory}" + (" (the newest finished one)" if run_path is None else ""), err=True)
+    for note in unfinished_notes(run.unfinished):
+        say(f"note: {note}")
 
     from simclr_engine.export import export_onnx
 

@@ -18,6 +18,24 @@ if TYPE_CHECKING:
     from ..data import Selection
 
 
+def stem_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """`--stem-padding` and `--stem-pool`: what a file of weights from elsewhere does not say of the network."""
+    pool = click.option(
+        "--stem-pool",
+        type=click.Choice(["max", "none", "blur", "average"]),
+        help="For weights from elsewhere: the pooling after the first convolution; blur and average smooth at all "
+        "strides (timm's resnetblur, resnetaa).  [default: as the file says, else none after 3×3 and max after 7×7]",
+    )
+    padding = click.option(
+        "--stem-padding",
+        type=click.IntRange(0, 9),
+        metavar="P",
+        help="For weights from elsewhere: padding of the first convolution in pixels.  "
+        "[default: as the file says, else 1 for 3×3 and 3 for 7×7]",
+    )
+    return padding(pool(command))
+
+
 def parse_overrides(pairs: Sequence[str]) -> dict[str, str]:
     """`["a.b=c", …]` → `{"a.b": "c"}`."""
     overrides = {}

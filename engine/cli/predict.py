@@ -107,9 +107,12 @@ def command(
     from simclr_engine.export.embedder import open_embedder
 
     from ..progress import progress_bar, say
+    from ..run import unfinished_notes
 
     of.check_outputs(csv_path, save, overwrite)
     embedder = open_embedder(target)
+    for note in unfinished_notes(embedder.unfinished):
+        say(f"note: {note}")
     if embedder.predict is None and (not neighbours or save):
         raise of.no_probe(embedder)
     index = of.open_index(embedder, index_path) if neighbours else None
@@ -147,6 +150,7 @@ def _document(target: str, embedder: Embedder, predicted: Predicted) -> dict[str
         "images": [p.to_json() for p in predicted.predictions],
         "accuracy": predicted.accuracy,
         "skipped": [{"path": path, "reason": reason} for path, reason in predicted.skipped],
+        **({"unfinished": embedder.unfinished} if embedder.unfinished else {}),
     }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from .options import parse_overrides, print_json, selected, selection_options
+from .options import parse_overrides, print_json, selected, selection_options, stem_options
 
 
 @click.command(name="pretrain")
@@ -50,7 +50,12 @@ from .options import parse_overrides, print_json, selected, selection_options
     help="Compile the encoder with torch.compile.  [default: if it saves time over the whole run]",
 )
 @click.option("--device", default="auto", show_default=True, metavar="auto|cuda|mps|cpu", help="Device.")
-@click.option("--epochs", type=int, metavar="N", help="Number of epochs.  [default: the recipe's]")
+@click.option(
+    "--epochs",
+    type=int,
+    metavar="N",
+    help="Number of epochs; with --resume, more make the run longer.  [default: the recipe's]",
+)
 @click.option(
     "--batch-size",
     type=int,
@@ -90,6 +95,13 @@ from .options import parse_overrides, print_json, selected, selection_options
     "of the run.",
 )
 @click.option(
+    "--weights",
+    metavar="RUN|FILE",
+    help="Start from this encoder: a run, or weights of torchvision, timm, lightly and others. Architecture, stem and "
+    "normalisation are those of the weights.  [default: random weights]",
+)
+@stem_options
+@click.option(
     "--overwrite", is_flag=True, help="Delete the run that is in --out and start a new one. Only a run is ever deleted."
 )
 @click.option(
@@ -122,6 +134,9 @@ def command(
     seed: int | None,
     gpus: int | None,
     resume: str | bool | None,
+    weights: str | None,
+    stem_padding: int | None,
+    stem_pool: str | None,
     overwrite: bool,
     deterministic: bool,
     dry_run: bool,
@@ -137,6 +152,8 @@ def command(
     simclr-engine pretrain --gpus 4 --batch-size 2048
     torchrun --nproc-per-node 2 -m simclr_engine pretrain --data digits      (also without CUDA)
     simclr-engine pretrain --resume runs/cifar10
+    simclr-engine pretrain --resume runs/cifar10 --epochs 400
+    simclr-engine pretrain --weights resnet18.pth --data photos/
     """
     from ..errors import UsageError
     from ..recipe import DEFAULT, Recipe
@@ -157,7 +174,7 @@ def command(
     from ..device import deterministic_algorithms
     from ..distributed import PeerFailed, is_main, start_world
     from ..planning import RunOptions, describe, prepare
-    from ..pretraining import Interrupted, open_data, pretrain
+    from ..pretraining import Interrupted, open_data, pretrain, start_of
     from ..resuming import trained_on
 
     images = selected(data, labels, files)
@@ -166,20 +183,26 @@ def command(
 
     if dry_run and resolved is not None:
         options = RunOptions(
-            device,
-            fused,
-            augment,
-            compile,
-            max_minutes,
-            max_pflop,
-            limit,
+            device=device,
+            fused=fused,
+            augment=augment,
+            compile=compile,
+            max_minutes=max_minutes,
+            max_pflop=max_pflop,
+            limit=limit,
             deterministic=deterministic,
+            overrides=overrides,
             allow_skipped=allow_skipped,
+            weights=weights,
+            stem_padding=stem_padding,
+            stem_pool=stem_pool,
         )
         with deterministic_algorithms(deterministic), start_world(device) as world:
             options = replace(options, device=world.device, quiet=as_json or not world.main)
-            store, _ = world.leaders_first(lambda: open_data(resolved, images, options))
-            trained = trained_on(resolved, world.same(store.name), store.image_size)
+            start = start_of(world, resolved, options)
+            recipe_of_start = resolved if start is None else start.recipe
+            store, _ = world.leaders_first(lambda: open_data(recipe_of_start, images, options))
+            trained = trained_on(recipe_of_start, world.same(store.name), store.image_size)
             trainer, estimate = prepare(trained, store, options, world, measure=True)
         if not world.main:
             return
@@ -195,7 +218,8 @@ def command(
                 }
             )
         else:
-            click.echo("\n".join(describe(trainer, estimate)))
+            lines = [*describe(trainer, estimate), *(start.lines() if start is not None else ())]
+            click.echo("\n".join(lines))
         return
 
     try:
@@ -215,6 +239,9 @@ def command(
             overwrite=overwrite,
             deterministic=deterministic,
             allow_skipped=allow_skipped,
+            weights=weights,
+            stem_padding=stem_padding,
+            stem_pool=stem_pool,
         )
     except (PeerFailed, Interrupted) as error:
         if is_main():

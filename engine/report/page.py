@@ -19,7 +19,7 @@ from ..evaluation.result import Comparison, percent, points, standard_error
 from ..files import Folder
 from ..run import Run
 from . import style
-from .content import ReportContent, commands, duration, export_facts, load_content, other_encoders, run_facts, short
+from .content import ReportContent, commands, duration, export_facts, load_content, other_encoders, run_facts
 from .feature_figures import feature_pictures
 from .pretraining_figures import pretraining_pictures
 from .result_figures import classifier_pictures, result_pictures
@@ -223,10 +223,10 @@ def _about(content: ReportContent) -> dict[str, Any]:
     """What stands below the name of the run."""
     env, recipe = content.run.environment, content.run.recipe
     return {
-        "finished": bool(env.get("finished")),
+        "unfinished": content.run.unfinished,
         "recipe": recipe.name,
         "arch": recipe.model.arch,
-        "epochs": short(content.epochs),
+        "epochs": content.length,
         "images": f"{content.images:,}",
         "data": content.data_name,
         "image_size": content.data.get("image_size", "?"),

@@ -78,6 +78,8 @@ def two(folder: Path) -> list[list[Any]]:
         ("copy", stopped, str(folder / "from two to two")),
         ("pretrain", str(folder / "from two to two"), MICRO_RUN, 0, True),
         ("pretrain", stopped, {"train.batch_size": 15}),
+        ("copy", stopped, str(folder / "longer on two")),
+        ("pretrain", str(folder / "longer on two"), MICRO_RUN, 0, True, -1, 12),
     ]
     return ranks_of.start(2, jobs, folder / "two")
 
@@ -99,7 +101,7 @@ def four(folder: Path, two: list[list[Any]]) -> list[list[Any]]:
 def found(request: pytest.FixtureRequest) -> list[list[Any]]:
     name = {2: "two", 4: "four"}[request.param]
     result: list[list[Any]] = request.getfixturevalue(name)
-    assert [len(mine) for mine in result] == [6 if request.param == 2 else 4] * request.param
+    assert [len(mine) for mine in result] == [8 if request.param == 2 else 4] * request.param
     return result
 
 
@@ -214,6 +216,21 @@ def test_a_run_goes_on_with_another_number_of_ranks_along_the_same_curve(
         assert knn == [4, 8, 12, 16, 20]
     run = Run.open(folder / "from two to four")
     assert run.environment["ranks"] == 4 and run.environment["batch_norm"] == "local"
+
+
+def test_a_longer_run_is_planned_alike_on_all_ranks(folder: Path, two: list[list[Any]]) -> None:
+    assert [mine[7] for mine in two] == [{"finished": True, "ranks": 2}] * 2
+    shutil.copytree(folder / "stopped", folder / "longer on one")
+    longer = {"train.epochs": 12}
+    pretrain(
+        recipe_of(**MICRO_RUN), ranks_of.blobs(), folder / "longer on one", overrides=longer, device="cpu", resume=True,
+        quiet=True,
+    )  # fmt: skip
+    one, both = losses(folder / "longer on one"), losses(folder / "longer on two")
+    assert list(both) == list(range(1, 25))
+    assert both == pytest.approx(one, rel=1e-10)
+    plan = Run.open(folder / "longer on two").environment["plan"]
+    assert (plan["total_steps"], plan["lengthened"]) == (24, [{"after_step": 7, "from_steps": 20}])
 
 
 def test_figures_of_the_log_are_those_of_the_whole_batch(folder: Path, two: list[list[Any]]) -> None:

@@ -10,10 +10,12 @@ import lzma
 import tarfile
 import warnings
 import zipfile
-from collections import OrderedDict
+from argparse import Namespace
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -232,6 +234,15 @@ def checkpoint_seeds() -> list[Seed]:
             f"{p}.layer1.0.conv1.weight": v
             for p, v in (("a", torch.ones(2)), ("b", torch.ones(2).to(torch.float8_e5m2)))
         },
+        {
+            "args": Namespace(lr=0.1, out=Path("runs")),
+            "best": np.float64(0.5),
+            "lists": defaultdict(list, a=[1]),
+            "set": {1, 2},
+            "hyper_parameters": {"first_conv": False, "maxpool1": True},
+            "state_dict": _resnet(torch.ones(1)),
+        },
+        torch.nn.Sequential(torch.nn.Conv2d(3, 2, 1), torch.nn.BatchNorm2d(2)),
     ]
     seeds = []
     for state in states:
@@ -244,7 +255,8 @@ def checkpoint_seeds() -> list[Seed]:
     whole = _torch_bytes(small)
     seeds += [Seed(whole, "zip", ".pt", _footed), Seed(_deflated(small), "zip", ".pt", _footed)]
     seeds += [Seed(_deflated({"a": torch.zeros(6_000_000)}), "zip", ".foreign.pt")]  # 24 MB in 24 KB
-    seeds += [Seed(_torch_bytes(small, _use_new_zipfile_serialization=False), "pickle", ".foreign.pt")]
+    old = (_torch_bytes(state, _use_new_zipfile_serialization=False) for state in (small, states[-2]))
+    seeds += [Seed(data, "pickle", ".foreign.pt") for data in old]
     seeds += [Seed(whole + bytes(48), "bytes", ".pt"), Seed(_footed(_torch_bytes([1, 2])), "bytes", ".pt")]
     return seeds + _safetensors_seeds()
 
