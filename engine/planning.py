@@ -171,7 +171,7 @@ class _Making:
     def trainer(self, plan: Plan, *notes: str) -> Trainer:
         """The trainer with the kernels for this recipe; a short run may have another temperature."""
         backends, why = _backends(self._platform, plan.recipe, self._options)
-        platform = replace(self._platform, notes=(*self._platform.notes, *notes, *why))
+        platform = replace(self._platform, notes=(*self._platform.notes, *notes, *why, *plan.notes()))
         with loading_errors(self._store, platform.device):
             return Trainer(plan, platform, self._store, backends, self._world)
 
