@@ -44,6 +44,7 @@ class RunOptions:
         fused: True and None use the best backend of each kernel, False uses plain PyTorch.
         augment: auto, or the name of an augmentation backend.
         compile: whether to use torch.compile; None decides by device and length of the run.
+        batch_norm: sync | local: statistics over all ranks or over those of each; None: sync on CUDA.
         max_minutes: time limit of the whole run.
         limit: number of images to train on.
         resume, overwrite: continue or replace an existing run.
@@ -67,6 +68,7 @@ class RunOptions:
     deterministic: bool = False
     quiet: bool = False
     overrides: Mapping[str, Any] = field(default_factory=dict)
+    batch_norm: str | None = None
 
     def __post_init__(self) -> None:
         if self.max_minutes is not None and not self.max_minutes > 0:
@@ -83,8 +85,9 @@ class RunOptions:
     def words(self) -> list[str]:
         """The options that say how to compute, as command-line words, for the command that resumes the run."""
         words = list[str]()
-        for name, text in (("device", self.device), ("augment", self.augment)):
-            words += [] if text == "auto" else [f"--{name}", text]
+        named = (("device", self.device), ("augment", self.augment), ("batch-norm", self.batch_norm))
+        for name, text in named:
+            words += [] if text in ("auto", None) else [f"--{name}", text]
         choices = (("fused", self.fused), ("compile", self.compile), ("deterministic", self.deterministic or None))
         for name, value in choices:
             words += [] if value is None else [f"--{name}" if value else f"--no-{name}"]
@@ -152,10 +155,8 @@ class _Making:
             self.plan = Plan.of(Recipe.from_toml(saved["recipe"]), store, int(saved["total_steps"]))
         else:
             self.plan = Plan.of(recipe.for_epochs(math.inf), store)
-        # With several ranks only on request: synchronised batch norm breaks the graph at every layer.
-        compile = bool(options.compile) if world.size > 1 else options.compile
         precision = recipe.train.precision
-        self._platform = choose_platform(options.device, precision, compile, self.plan.total_steps)
+        self._platform = choose_platform(options.device, precision, options.compile, self.plan.total_steps)
         if self._platform.device.type == "cpu":
             keep_freed_memory()
         world.agree(
@@ -173,7 +174,7 @@ class _Making:
         backends, why = _backends(self._platform, plan.recipe, self._options)
         platform = replace(self._platform, notes=(*self._platform.notes, *notes, *why, *plan.notes()))
         with loading_errors(self._store, platform.device):
-            return Trainer(plan, platform, self._store, backends, self._world)
+            return Trainer(plan, platform, self._store, backends, self._world, self._options.batch_norm)
 
     def timed(self, plan: Plan) -> tuple[Plan, dict[int, float]]:
         """The plan, shortened to the remaining time, and view size → seconds per step."""

@@ -39,6 +39,7 @@ def pretrain(
     fused: bool | None = None,
     augment: str = "auto",
     compile: bool | None = None,
+    batch_norm: str | None = None,
     max_minutes: float | None = None,
     limit: int | None = None,
     resume: bool = False,
@@ -60,6 +61,8 @@ def pretrain(
         fused: True and None use the best backend of each kernel, False uses the plain PyTorch reference.
         augment: auto, or the name of an augmentation backend.
         compile: whether to use torch.compile; None decides by device and length of the run.
+        batch_norm: sync | local: with several processes, statistics over all of them or over each one's share; None
+            synchronises them on CUDA.
         max_minutes: time limit of the whole run. A run that would take longer is shortened, warm-up and decay
             included. A resumed run keeps its plan; if another limit is given, the rest is shortened to end within it,
             counting the time that the run has already taken.
@@ -88,7 +91,18 @@ def pretrain(
         asked = Recipe.load(recipe or DEFAULT, overrides)
     directory = run_directory(out, asked.name if asked else DEFAULT)
     options = RunOptions(
-        device, fused, augment, compile, max_minutes, limit, resume, overwrite, deterministic, quiet, overrides or {}
+        device,
+        fused,
+        augment,
+        compile,
+        max_minutes,
+        limit,
+        resume,
+        overwrite,
+        deterministic,
+        quiet,
+        overrides or {},
+        batch_norm,
     )
     with deterministic_algorithms(deterministic), start_world(device) as world, RunLock(directory) as lock:
         options = replace(options, device=world.device, quiet=quiet or not world.main)

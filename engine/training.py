@@ -30,10 +30,11 @@ from torch import Tensor
 
 from simclr_engine.kernels import AugmentSpec, augment, contrastive_metrics, draw_params, nt_xent
 
+from .batch_norm import synchronise_batch_norm
 from .data.loader import Batch, Loader, Prefetched, Resident, stays_in_files
 from .data.store import ImageStore
 from .device import Platform
-from .distributed import World, check_shares, synchronise_batch_norm
+from .distributed import World, check_shares
 from .errors import CheckFailed, DataError
 from .model import SimCLR
 from .optim import WARMUP_SHARE, build_optimizer, lr_factor, warmup_steps
@@ -123,7 +124,9 @@ class Trainer:
         store: ImageStore,
         backends: Backends,
         world: World = World(),  # noqa: B008  # frozen
+        batch_norm: str | None = None,
     ) -> None:
+        """batch_norm: sync | local, over several ranks; None synchronises it on CUDA."""
         recipe = plan.recipe
         torch.manual_seed(recipe.train.seed)
         self.recipe, self.plan, self.platform, self.store = recipe, plan, platform, store
@@ -134,7 +137,8 @@ class Trainer:
         model: Any = SimCLR(recipe.model, recipe.head).to(platform.device)
         if platform.precision == "fp64":
             model = model.double()
-        self.synchronised = world.size > 1 and platform.device.type == "cuda"
+        wanted = batch_norm or ("sync" if platform.device.type == "cuda" else "local")
+        self.synchronised = world.size > 1 and wanted == "sync"
         if self.synchronised:
             model = synchronise_batch_norm(model)
         self.model: SimCLR = model.to(memory_format=platform.memory_format)

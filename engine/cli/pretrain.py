@@ -68,6 +68,12 @@ from .options import parse_overrides, print_json
     help="Train on N CUDA devices of this machine, with one process per device.  [default: one process]",
 )
 @click.option(
+    "--batch-norm",
+    type=click.Choice(["sync", "local"]),
+    help="With several processes: batch norm statistics over all of them, or over each one's share of the batch.  "
+    "[default: sync on CUDA, local on the CPU]",
+)
+@click.option(
     "--resume",
     is_flag=False,
     flag_value=True,
@@ -105,6 +111,7 @@ def command(
     max_minutes: float | None,
     seed: int | None,
     gpus: int | None,
+    batch_norm: str | None,
     resume: str | bool | None,
     overwrite: bool,
     deterministic: bool,
@@ -148,7 +155,9 @@ def command(
         return
 
     if dry_run and resolved is not None:
-        options = RunOptions(device, fused, augment, compile, max_minutes, limit, deterministic=deterministic)
+        options = RunOptions(
+            device, fused, augment, compile, max_minutes, limit, deterministic=deterministic, batch_norm=batch_norm
+        )
         with deterministic_algorithms(deterministic), start_world(device) as world:
             options = replace(options, device=world.device, quiet=as_json or not world.main)
             store, _ = world.leaders_first(lambda: open_data(resolved, data, options))
@@ -181,6 +190,7 @@ def command(
             fused=fused,
             augment=augment,
             compile=compile,
+            batch_norm=batch_norm,
             max_minutes=max_minutes,
             limit=limit,
             resume=resume is not None,
