@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from types import ModuleType
 from typing import Any
@@ -113,6 +114,17 @@ def check_projections(z: Tensor, views: int, temperature: float) -> None:
         raise ValueError(f"temperature must be positive and finite, not {temperature!r}")
 
 
+@dataclass(frozen=True)
+class _Settings:
+    """What a gradient needs beside tensors. first: where the rows begin among those of all ranks; None for a process
+    alone."""
+
+    views: int
+    temperature: float
+    name: str
+    first: int | None
+
+
 class _NTXent(torch.autograd.Function):
     """Loss, and what backward wants of all ẑ, of each row of all ranks, and of this process's rows.
 
@@ -137,7 +149,7 @@ class _NTXent(torch.autograd.Function):
         z, views, temperature, name, ctx.group = inputs
         _, *kept = output
         first = None if ctx.group is None else dist.get_rank(ctx.group) * len(z)
-        ctx.settings = views, temperature, name, first
+        ctx.settings = _Settings(views, temperature, name, first)
         ctx.mark_non_differentiable(*(t for t in kept if t is not None))
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(z, *kept)
@@ -149,7 +161,7 @@ class _NTXent(torch.autograd.Function):
             return (None,) * 5
         if ctx.group is not None and torch.is_grad_enabled():
             raise _no_second_derivative()
-        return _Gradient.apply(grad_output, *ctx.saved_tensors, *ctx.settings), None, None, None, None
+        return _Gradient.apply(grad_output, *ctx.saved_tensors, ctx.settings), None, None, None, None
 
     @staticmethod
     def jvp(ctx: Any, z_tangent: Tensor | None, *_: None) -> tuple[Tensor | None, None, None, None]:
@@ -157,7 +169,7 @@ class _NTXent(torch.autograd.Function):
             return None, None, None, None
         with _nested_forward_mode(ctx.saved_tensors) as (z, *kept):
             rows = len(z)  # the sum over the rows and not their mean: its gradient is large enough for float16
-            gradient = _Gradient.apply(kept[1].new_full((), rows), z, *kept, *ctx.settings)
+            gradient = _Gradient.apply(kept[1].new_full((), rows), z, *kept, ctx.settings)
             tangent = (gradient.to(kept[1].dtype) * z_tangent).sum() / rows
         if ctx.group is not None:
             tangent = _all_gather(ctx.group, tangent[None]).mean()
@@ -169,10 +181,7 @@ class _NTXent(torch.autograd.Function):
 
 
 class _Gradient(torch.autograd.Function):
-    """The gradient `[rows, D]`, itself differentiable. Its derivatives hold the M × M matrix.
-
-    first: where the rows begin among those of all ranks; None for a process alone.
-    """
+    """The gradient `[rows, D]`, itself differentiable. Its derivatives hold the M × M matrix."""
 
     @staticmethod
     def forward(
@@ -181,39 +190,37 @@ class _Gradient(torch.autograd.Function):
         everyone: Tensor | None,
         sums: Tensor,
         own: Tensor | None,
-        views: int,
-        temperature: float,
-        name: str,
-        first: int | None,
+        how: _Settings,
     ) -> Tensor:
-        grad: Tensor = BACKENDS[name].backward(grad_output, z, everyone, sums, own, first or 0, views, temperature)
+        places = how.first or 0, how.views, how.temperature
+        grad: Tensor = BACKENDS[how.name].backward(grad_output, z, everyone, sums, own, *places)
         return grad
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        tensors, ctx.settings = inputs[:5], inputs[5:]
+        *tensors, ctx.settings = inputs
         ctx.save_for_backward(*tensors)
         ctx.save_for_forward(*tensors)
 
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
         grad_output, z, *kept = ctx.saved_tensors
-        if ctx.settings[3] is not None:
+        if ctx.settings.first is not None:
             raise _no_second_derivative()
-        of_one = _Gradient.apply(torch.ones_like(grad_output), z, *kept, *ctx.settings)
+        of_one = _Gradient.apply(torch.ones_like(grad_output), z, *kept, ctx.settings)
         along = (of_one * cotangent).sum().to(grad_output.dtype)
-        return along, (grad_output * _hessian_product(z, cotangent, *ctx.settings[:2])).to(z.dtype), *(None,) * 7
+        return along, (grad_output * _hessian_product(z, cotangent, ctx.settings)).to(z.dtype), *(None,) * 4
 
     @staticmethod
     def jvp(ctx: Any, grad_tangent: Tensor | None, z_tangent: Tensor | None, *_: None) -> Tensor:
-        if ctx.settings[3] is not None:
+        if ctx.settings.first is not None:
             raise _no_second_derivative()
         with _nested_forward_mode(ctx.saved_tensors) as (grad_output, z, *kept):
             result = torch.zeros_like(z)
             if grad_tangent is not None:
-                result = result + _Gradient.apply(grad_tangent, z, *kept, *ctx.settings)
+                result = result + _Gradient.apply(grad_tangent, z, *kept, ctx.settings)
             if z_tangent is not None:
-                result = result + (grad_output * _hessian_product(z, z_tangent, *ctx.settings[:2])).to(z.dtype)
+                result = result + (grad_output * _hessian_product(z, z_tangent, ctx.settings)).to(z.dtype)
         return result
 
     @staticmethod
@@ -221,11 +228,11 @@ class _Gradient(torch.autograd.Function):
         return one_by_one(_Gradient.apply, info.batch_size, in_dims, inputs)
 
 
-def _hessian_product(z: Tensor, vector: Tensor, views: int, temperature: float) -> Tensor:
+def _hessian_product(z: Tensor, vector: Tensor, how: _Settings) -> Tensor:
     """The matrix of the loss's second derivatives times `vector`, both `[M, D]`; differentiable."""
 
     def along(x: Tensor) -> Tensor:
-        slope: Tensor = torch.func.grad(lambda y: chunked.plain(y, views, temperature))(x)
+        slope: Tensor = torch.func.grad(lambda y: chunked.plain(y, how.views, how.temperature))(x)
         return (slope * vector).sum()
 
     product: Tensor = torch.func.grad(along)(z)
