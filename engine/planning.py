@@ -432,7 +432,7 @@ def _peak_bytes(trainer: Trainer, images: int) -> int:
     ids = trainer.sample_ids(trainer.step)[:images]
     views = trainer.views(ids, 0, max(size for _, size in trainer.plan.phases()))
     with trainer.platform.autocast():
-        z = trainer.forward(views)
+        z = trainer.model(views)  # not `forward`, which would be compiled for a size that is used once
     z.float().square().sum().backward()
     trainer.optimizer.zero_grad(set_to_none=True)
     return torch.cuda.max_memory_allocated(device)
