@@ -66,7 +66,8 @@ def rows(repeats: int = 7, views: int | None = None, size: int = 32, only: str |
         contenders, missing = _ours(images, spec, torch.device(kind))
         if only not in (None, "peers"):
             label = f"ours ({only}) on {kind}"
-            contenders, missing = ({k: v for k, v in some.items() if k == label} for some in (contenders, missing))
+            contenders = {k: v for k, v in contenders.items() if k == label}
+            missing = {k: v for k, v in missing.items() if k == label}
         elif kind == "cpu":
             peers, absent = _peers(images, spec)
             contenders, missing = contenders | peers, missing | absent

@@ -134,7 +134,8 @@ def _contenders(total: int, z: Tensor, only: str | None) -> tuple[dict[str, Loss
             del usual[name]
     found = running | usual
     if only is not None:
-        found, missing = ({k: v for k, v in some.items() if k == only} for some in (found, missing))
+        found = {k: v for k, v in found.items() if k == only}
+        missing = {k: v for k, v in missing.items() if k == only}
     return found, missing
 
 
