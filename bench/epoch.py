@@ -34,7 +34,13 @@ EPOCH_VIEWS = 2 * 50_000  # of CIFAR-10
 
 def floors() -> tuple[Floor, ...]:
     """What must hold on this machine's device."""
-    return FLOORS
+    device = choose_platform().device
+    return tuple(replace(floor, of=_multiplied_as(floor.of, device)) if floor.of else floor for floor in FLOORS)
+
+
+def _multiplied_as(contender: str, device: torch.device) -> str:
+    """On CUDA "fp32" is TF32: matrix products and convolutions of float32 are rounded to ten bits there."""
+    return contender.replace("fp32", "TF32") if device.type == "cuda" else contender
 
 
 def rows(repeats: int = 7, views: int | None = None, size: int = 32, monitored: int | None = None) -> list[Row]:
@@ -61,7 +67,8 @@ def rows(repeats: int = 7, views: int | None = None, size: int = 32, monitored: 
     calls: dict[str, Callable[[], object]] = {}
     first: dict[str, float] = {}
     missing: dict[str, str] = {}
-    for name, build in _contenders(recipe, store, best, size).items():
+    for plain, build in _contenders(recipe, store, best, size).items():
+        name = _multiplied_as(plain, best.device)
         try:
             step = build()
             start = time.perf_counter()
@@ -82,7 +89,7 @@ def rows(repeats: int = 7, views: int | None = None, size: int = 32, monitored: 
     measured: list[Row] = []
     for name, timing in timings.items():
         row = rate_row(NAME, name, views * steps_per_call, timing, UNIT, views=views, size=size)
-        rate, precision = row["median"], "fp32" if "fp32" in name else best.precision
+        rate, precision = row["median"], "fp32" if "fp32" in name or "TF32" in name else best.precision
         more: dict[str, Any] = {
             "precision": precision,
             "seconds_per_epoch": EPOCH_VIEWS / rate,

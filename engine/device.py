@@ -98,6 +98,8 @@ def choose_platform(
     if precision != "auto" and precision not in available:
         kind = "CPU" if picked.type == "cpu" else f"{picked.type} device"
         notes.append(f"{precision} is not supported on this {kind}; using {available[0]}")
+    elif precision == "fp16" and available[0] == "bf16":
+        notes.append("fp16 is used as asked; this device has bf16, which needs no loss scaling: --precision bf16")
     chosen = precision if precision in available else available[0]
     # channels_last backward of convolutions is 12 to 30 times slower on MPS (pytorch #192551, #193349).
     channels_last = picked.type != "mps"

@@ -46,6 +46,7 @@ class RunOptions:
         fused: True and None use the best backend of each kernel, False uses plain PyTorch.
         augment: auto, or the name of an augmentation backend.
         compile: whether to use torch.compile; None decides by device and length of the run.
+        batch_norm: sync | local: statistics over all ranks or over those of each; None: sync on CUDA.
         max_minutes: time limit of the whole run.
         max_pflop: limit of its compute, 10^15 operations of the network and the optimizer.
         limit: number of images to train on.
@@ -78,6 +79,7 @@ class RunOptions:
     weights: str | Path | None = None
     stem_padding: int | None = None
     stem_pool: str | None = None
+    batch_norm: str | None = None
 
     def __post_init__(self) -> None:
         for name, unit in (("max_minutes", "minutes"), ("max_pflop", "PFLOP")):
@@ -107,8 +109,9 @@ class RunOptions:
     def words(self) -> list[str]:
         """The options that say how to compute, as command-line words, for the command that resumes the run."""
         words = list[str]()
-        for name, text in (("device", self.device), ("augment", self.augment)):
-            words += [] if text == "auto" else [f"--{name}", text]
+        named = (("device", self.device), ("augment", self.augment), ("batch-norm", self.batch_norm))
+        for name, text in named:
+            words += [] if text in ("auto", None) else [f"--{name}", text]
         choices = (("fused", self.fused), ("compile", self.compile), ("deterministic", self.deterministic or None))
         for name, value in choices:
             words += [] if value is None else [f"--{name}" if value else f"--no-{name}"]
@@ -176,10 +179,8 @@ class _Making:
             self.plan = Plan.of(Recipe.from_toml(saved["recipe"]), store, int(saved["total_steps"]))
         else:
             self.plan = Plan.of(recipe.for_epochs(math.inf), store)
-        # With several ranks only on request: synchronised batch norm breaks the graph at every layer.
-        compile = bool(options.compile) if world.size > 1 else options.compile
         precision = recipe.train.precision
-        self._platform = choose_platform(options.device, precision, compile, self.plan.total_steps)
+        self._platform = choose_platform(options.device, precision, options.compile, self.plan.total_steps)
         if self._platform.device.type == "cpu":
             keep_freed_memory()
         world.agree(
@@ -196,9 +197,9 @@ class _Making:
     def trainer(self, plan: Plan, *notes: str) -> Trainer:
         """The trainer with the kernels for this recipe; a short run may have another temperature."""
         backends, why = _backends(self._platform, plan.recipe, self._options)
-        platform = replace(self._platform, notes=(*self._platform.notes, *notes, *why))
+        platform = replace(self._platform, notes=(*self._platform.notes, *notes, *why, *plan.notes()))
         with loading_errors(self._store, platform.device):
-            return Trainer(plan, platform, self._store, backends, self._world)
+            return Trainer(plan, platform, self._store, backends, self._world, self._options.batch_norm)
 
     def timed(self, plan: Plan) -> tuple[Plan, dict[int, float]]:
         """The plan, shortened to the remaining time, and view size → seconds per step."""
@@ -484,7 +485,7 @@ def _peak_bytes(trainer: Trainer, images: int) -> int:
     ids = trainer.sample_ids(trainer.step)[:images]
     views = trainer.views(ids, 0, max(size for _, size in trainer.plan.phases()))
     with trainer.platform.autocast():
-        z = trainer.forward(views)
+        z = trainer.model(views)  # not `forward`, which would be compiled for a size that is used once
     z.float().square().sum().backward()
     trainer.optimizer.zero_grad(set_to_none=True)
     return torch.cuda.max_memory_allocated(device)

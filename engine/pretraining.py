@@ -43,6 +43,7 @@ def pretrain(
     fused: bool | None = None,
     augment: str = "auto",
     compile: bool | None = None,
+    batch_norm: str | None = None,
     max_minutes: float | None = None,
     max_pflop: float | None = None,
     limit: int | None = None,
@@ -69,6 +70,8 @@ def pretrain(
         fused: True and None use the best backend of each kernel, False uses the plain PyTorch reference.
         augment: auto, or the name of an augmentation backend.
         compile: whether to use torch.compile; None decides by device and length of the run.
+        batch_norm: sync | local: with several processes, statistics over all of them or over each one's share; None
+            synchronises them on CUDA.
         max_minutes: time limit of the whole run. A run that would take longer is shortened, warm-up and decay
             included. A resumed run keeps its plan; if another limit is given, the rest is shortened to end within it,
             counting the time that the run has already taken.
@@ -108,6 +111,7 @@ def pretrain(
         fused=fused,
         augment=augment,
         compile=compile,
+        batch_norm=batch_norm,
         max_minutes=max_minutes,
         max_pflop=max_pflop,
         limit=limit,

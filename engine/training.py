@@ -30,13 +30,14 @@ from torch import Tensor, nn
 
 from simclr_engine.kernels import AugmentSpec, augment, contrastive_metrics, draw_params, nt_xent
 
+from .batch_norm import synchronise_batch_norm
 from .data.loader import Batch, Loader, Prefetched, Resident, stays_in_files
 from .data.store import ImageStore
 from .device import Platform
-from .distributed import World, check_shares, synchronise_batch_norm
+from .distributed import World, check_shares
 from .errors import CheckFailed, DataError
 from .model import SimCLR
-from .optim import build_optimizer, lr_factor
+from .optim import WARMUP_SHARE, build_optimizer, lr_factor, warmup_steps
 from .recipe import Recipe
 
 
@@ -89,6 +90,17 @@ class Plan:
         """(end as a fraction of the run, side of the views in pixels) of each phase of progressive resolution."""
         return [(end, size or self.image_size) for end, size in self.recipe.train.resolution or ((1.0, 0),)]
 
+    def notes(self) -> list[str]:
+        """Where the plan differs from the recipe, one sentence each."""
+        taken, asked = warmup_steps(self.recipe.schedule, self.total_steps, self.steps_per_epoch)
+        if taken == asked:
+            return []
+        epochs = taken / self.steps_per_epoch
+        return [
+            f"the warm-up is cut from {self.recipe.schedule.warmup_epochs:g} to {epochs:.3g} epochs, "
+            f"{100 * WARMUP_SHARE:.0f} % of the run"
+        ]
+
     def chance_loss(self) -> float:
         """Loss of uninformative projections: ln(V·B − 1)."""
         return math.log(self.recipe.train.views * self.recipe.train.batch_size - 1)
@@ -112,7 +124,9 @@ class Trainer:
         store: ImageStore,
         backends: Backends,
         world: World = World(),  # noqa: B008  # frozen
+        batch_norm: str | None = None,
     ) -> None:
+        """batch_norm: sync | local, over several ranks; None synchronises it on CUDA."""
         recipe = plan.recipe
         torch.manual_seed(recipe.train.seed)
         self.recipe, self.plan, self.platform, self.store = recipe, plan, platform, store
@@ -123,7 +137,8 @@ class Trainer:
         model: Any = SimCLR(recipe.model, recipe.head).to(platform.device)
         if platform.precision == "fp64":
             model = model.double()
-        self.synchronised = world.size > 1 and platform.device.type == "cuda"
+        wanted = batch_norm or ("sync" if platform.device.type == "cuda" else "local")
+        self.synchronised = world.size > 1 and wanted == "sync"
         if self.synchronised:
             model = synchronise_batch_norm(model)
         self.model: SimCLR = model.to(memory_format=platform.memory_format)
@@ -133,6 +148,10 @@ class Trainer:
             torch.compile(self.model, dynamic=False) if platform.compile else self.model
         )
         self.optimizer = build_optimizer(self.model, recipe.optimizer, plan.peak_lr)
+        self._key: Tensor | None = None
+        self._rate: Tensor | None = None
+        if platform.device.type == "cuda":
+            self._keep_numbers_on(platform.device)
         self.scaler = torch.amp.GradScaler(platform.device.type, enabled=platform.precision == "fp16")
         self.step = 0  # steps done
         self.began = time.perf_counter()  # of the current step
@@ -150,13 +169,26 @@ class Trainer:
             self.model.encoder.load_state_dict(encoder.state_dict())
         self.world.broadcast_([*self.model.encoder.parameters(), *self.model.encoder.buffers()])
 
+    def _keep_numbers_on(self, device: torch.device) -> None:
+        """Lets kernels and optimizer read seed, epoch and learning rate on the device, where each step writes them.
+
+        A step that is captured in a CUDA graph would replay numbers of the host for ever.
+        """
+        self._key = torch.tensor([self.recipe.train.seed, 0], device=device)
+        self._rate = torch.zeros((), device=device)
+
     def views(self, ids: Tensor, epoch: int, size: int) -> Tensor:
         """Views `[V·B, 3, size, size]` of the images `ids`; row v·B + i is view v of sample i."""
         return self._views(Batch(ids.to(self.platform.device), self._loader.images(ids)), epoch, size)
 
     def _views(self, batch: Batch, epoch: int, size: int) -> Tensor:
         train = self.recipe.train
-        params = draw_params(self.spec, seed=train.seed, epoch=epoch, sample_ids=batch.ids, views=train.views)
+        seed: int | Tensor = train.seed
+        now: int | Tensor = epoch
+        if self._key is not None:
+            self._key[1].fill_(epoch)
+            seed, now = self._key.unbind()
+        params = draw_params(self.spec, seed=seed, epoch=now, sample_ids=batch.ids, views=train.views)
         # The dtype that autocast would cast to: the first convolution sees the same numbers, with half the traffic.
         dtype = self.platform.dtype if self.platform.precision != "fp64" else torch.float32
         views = augment(batch.images, params, self.spec, size=size, dtype=dtype, backend=self.backends.augment)
@@ -165,7 +197,9 @@ class Trainer:
     def train_step(self, step: int, size: int | None = None) -> tuple[Tensor, Tensor]:
         """One update; returns the loss (fp32 scalar) and this process's projections `[V·b, D]`, both on the device."""
         loss, z = self.gradients(step, size)
-        lr = self.plan.lr(step)
+        lr: float | Tensor = self.plan.lr(step)
+        if self._rate is not None:
+            lr = self._rate.fill_(lr)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         if not self.scaler.is_enabled():  # the scaler skips such a step
@@ -281,6 +315,8 @@ class Trainer:
             "recipe": self.recipe.to_toml(),
             "data": self.store.fingerprint,
         }
+        for group in state["optimizer"]["param_groups"]:
+            group["lr"] = self.plan.lr(max(0, self.step - 1))  # a number, whatever the device
         if self.platform.device.type == "cuda":
             state["cuda_rng"] = torch.cuda.get_rng_state(self.platform.device)
         return state

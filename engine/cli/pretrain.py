@@ -85,6 +85,12 @@ from .options import parse_overrides, print_json, selected, selection_options, s
     help="Train on N CUDA devices of this machine, with one process per device.  [default: one process]",
 )
 @click.option(
+    "--batch-norm",
+    type=click.Choice(["sync", "local"]),
+    help="With several processes: batch norm statistics over all of them, or over each one's share of the batch.  "
+    "[default: sync on CUDA, local on the CPU]",
+)
+@click.option(
     "--resume",
     is_flag=False,
     flag_value=True,
@@ -133,6 +139,7 @@ def command(
     max_pflop: float | None,
     seed: int | None,
     gpus: int | None,
+    batch_norm: str | None,
     resume: str | bool | None,
     weights: str | None,
     stem_padding: int | None,
@@ -187,6 +194,7 @@ def command(
             fused=fused,
             augment=augment,
             compile=compile,
+            batch_norm=batch_norm,
             max_minutes=max_minutes,
             max_pflop=max_pflop,
             limit=limit,
@@ -232,6 +240,7 @@ def command(
             fused=fused,
             augment=augment,
             compile=compile,
+            batch_norm=batch_norm,
             max_minutes=max_minutes,
             max_pflop=max_pflop,
             limit=limit,
