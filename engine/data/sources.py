@@ -17,7 +17,7 @@ from .cache import DamagedError, Meta
 from .datasets import DESCRIPTIONS, NamedSource
 from .decode import MAX_SIZE, MIN_SIZE
 from .folder import FolderSource
-from .listing import choose_size, held_out_rows
+from .listing import LARGEST_CHOICE, choose_size, held_out_rows
 from .pack import Survey, pack_arrays, pack_files, survey
 from .store import ImageStore
 
@@ -30,7 +30,13 @@ def source_names() -> dict[str, str]:
     return dict(DESCRIPTIONS)
 
 
-def load_data(source: str | Path, split: str = "train", size: int | None = None, progress: bool = False) -> ImageStore:
+def load_data(
+    source: str | Path,
+    split: str = "train",
+    size: int | None = None,
+    progress: bool = False,
+    largest: int = LARGEST_CHOICE,
+) -> ImageStore:
     """The images of a source as an ImageStore; packed into the cache the first time, read from there afterwards.
 
     Args:
@@ -39,8 +45,10 @@ def load_data(source: str | Path, split: str = "train", size: int | None = None,
             `train` also names.
         split: `train`, `test`, `val`, `unlabeled` or `all`.
         size: side of the images in pixels, 8 to 1024. None: squares of one size keep it, anything else becomes the
-            median of the shorter sides, kept within 16 to 224 (said on stderr). The resize rule is `decode_image`'s.
+            median of the shorter sides, kept within 16 to `largest` (said on stderr). The resize rule is
+            `decode_image`'s.
         progress: show a bar while packing, if stderr is a terminal.
+        largest: the largest size that is chosen where `size` is None, at most 224.
 
     Returns:
         ImageStore: uint8 `[N, S, S, 3]`, sorted by path; memory-mapped read-only above 512 MB.
@@ -51,7 +59,7 @@ def load_data(source: str | Path, split: str = "train", size: int | None = None,
         PlatformError: the download fails, the cache cannot be written, a package is missing.
     """
     opened = open_source(source)
-    return _read(opened, split, *packed(opened, size, progress), progress=progress)
+    return _read(opened, split, *packed(opened, size, progress, largest), progress=progress)
 
 
 def load_splits(source: str | Path, size: int | None = None, progress: bool = False) -> tuple[ImageStore, ImageStore]:
@@ -168,7 +176,9 @@ def open_source(source: str | Path) -> Source:
     )
 
 
-def packed(source: Source, size: int | None, progress: bool = False) -> tuple[Path, Meta]:
+def packed(
+    source: Source, size: int | None, progress: bool = False, largest: int = LARGEST_CHOICE
+) -> tuple[Path, Meta]:
     """The cache entry of a source and its description; packed now if it is missing or its description is damaged."""
     if size is not None and not MIN_SIZE <= size <= MAX_SIZE:
         raise UsageError("the image size is out of range", saw=size, fix=f"{MIN_SIZE} to {MAX_SIZE} pixels")
@@ -182,6 +192,11 @@ def packed(source: Source, size: int | None, progress: bool = False) -> tuple[Pa
     else:
         surveyed = survey(source.blobs(contents=True, progress=progress), measure=True)
         side = _own_size(source, surveyed)
+    own = side
+    if size is None and side > largest:  # also a size that an earlier version noted
+        side = largest
+        other = f"--set data.size={min(own, MAX_SIZE)} for another"
+        say(f"{source.name}: images of {own} px are taken at {side} × {side} on this device ({other})")
     entry = cache.entry_path(content, side)
     try:
         meta = cache.read_meta(entry)
@@ -192,8 +207,8 @@ def packed(source: Source, size: int | None, progress: bool = False) -> tuple[Pa
         entry, meta = _pack(source, content, side, surveyed, progress)
     elif surveyed is not None:
         _check_unchanged(source, content)
-    if side != known:
-        cache.remember("size", {"content": content}, side)
+    if own != known:
+        cache.remember("size", {"content": content}, own)
     return entry, meta
 
 
