@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -283,17 +284,18 @@ def build_optimizer(module: nn.Module, spec: OptimizerSpec, lr: float) -> torch.
 WARMUP_SHARE = 0.1
 
 
-def lr_factor(spec: ScheduleSpec, step: int, total_steps: int, steps_per_epoch: int) -> float:
-    """The learning rate of `step` (0-based) as a fraction of the peak.
+def lr_factor(spec: ScheduleSpec, step: int | Fraction, total_steps: int, steps_per_epoch: int) -> float:
+    """The learning rate of `step` (0-based) as a fraction of the peak. In a plan whose length was changed on the way,
+    `step` is a fraction.
 
     Warm-up is linear from peak/w to the peak over w steps. The schedule covers the remaining steps.
     """
     warmup = min(round(spec.warmup_epochs * steps_per_epoch), int(WARMUP_SHARE * total_steps))
     if step < warmup:
-        return (step + 1) / warmup
-    epoch = step / steps_per_epoch
+        return float((step + 1) / warmup)
+    epoch = float(step / steps_per_epoch)
     if spec.name == "cosine":
-        progress = (step - warmup) / max(1, total_steps - warmup)
+        progress = float((step - warmup) / max(1, total_steps - warmup))
         return spec.lr_min + (1 - spec.lr_min) * 0.5 * (1 + math.cos(math.pi * progress))
     if spec.name == "step":
         return spec.gamma ** math.floor(epoch / spec.step_epochs)

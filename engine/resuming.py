@@ -12,6 +12,7 @@ from .checkpoint import newest_checkpoint
 from .data.decode import MAX_SIZE, MIN_SIZE
 from .data.store import ImageStore
 from .errors import DataError, UsageError
+from .fitting import FITTED
 from .recipe import Recipe, leaves
 from .run import Run, public_name
 
@@ -49,6 +50,11 @@ class Stopped:
     def seconds(self) -> float:
         """The time that it has taken so far, seconds."""
         return float(self.run.environment.get("seconds") or 0.0)
+
+    @property
+    def uncounted_seconds(self) -> float:
+        """Seconds of it that no limit counts: packing and compilation."""
+        return float(self.run.environment.get("uncounted_seconds") or 0.0)
 
     def check_settings(self, asked: Recipe | None, overrides: Mapping[str, Any], limit: int | None) -> None:
         """Refuses settings that differ from those of the run.
@@ -103,7 +109,7 @@ class Stopped:
         """
         if asked is None or asked == self.max_minutes:
             return None
-        spent = self.seconds / 60
+        spent = (self.seconds - self.uncounted_seconds) / 60
         if spent >= asked:
             raise UsageError(
                 "the run has already taken longer; --max-minutes counts the whole run",
@@ -131,17 +137,18 @@ def read_stopped(directory: Path) -> Stopped:
 
 def trained_on(recipe: Recipe, name: str, size: int) -> Recipe:
     """The recipe with the name that the user gave the images, and with their side in pixels."""
-    tree = recipe.to_tree()
     # 0 (as they are) if the size is possible in Python only.
-    tree["data"] |= {"source": name, "size": size if MIN_SIZE <= size <= MAX_SIZE else 0}
-    return Recipe.from_tree(tree)
+    return recipe.fitted({"data.source": name, "data.size": size if MIN_SIZE <= size <= MAX_SIZE else 0})
 
 
 def _differences(asked: Recipe, recipe: Recipe, named: set[str]) -> list[str]:
-    """`train.seed = 1, the run has 0` for every setting that differs; for `[data]`, only those that were given."""
+    """`train.seed = 1, the run has 0` for every setting that differs; for `[data]`, only those that were given.
+
+    What the run fitted to its images and its machine counts only where the user set it.
+    """
     has = dict(leaves({room: table for room, table in recipe.to_tree().items() if isinstance(table, dict)}))
     return [
         f"{key} = {value}, the run has {has.get(key)}"
         for key, value in asked.differences(recipe).items()
-        if not key.startswith("data.") or key in named
+        if (key in named if key.startswith("data.") else key not in FITTED or asked.names(key))
     ]
