@@ -12,6 +12,8 @@ from typing import IO, Any
 
 from .errors import DataError, PlatformError, UsageError
 
+MARKER = ".simclr-engine-run"  # the file by which a folder is known as a run
+
 # Whether names can be looked up in an open directory. If not (Windows), paths are joined and checked before each use.
 RELATIVE = {os.open, os.mkdir, os.stat, os.unlink, os.rmdir, os.rename, os.link} <= os.supports_dir_fd
 _NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)

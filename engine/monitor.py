@@ -40,6 +40,8 @@ class OnlineMonitor:
         epochs: int = 1,
     ) -> None:
         self._epochs = epochs
+        if store.labels is not None and (store.labels < 0).any():  # images without a class tell nothing
+            store = store.subset(np.flatnonzero(store.labels >= 0))
         sample = store.limit(images)
         order = np.random.default_rng(0).permutation(len(sample))
         self._images, self._platform, self._world = sample.images[order], platform, world

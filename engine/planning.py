@@ -53,6 +53,7 @@ class RunOptions:
         deterministic: use deterministic algorithms.
         quiet: show no progress.
         overrides: settings that override the recipe's, as they were given.
+        allow_skipped: train although more than a few per cent of the files are left out.
 
     Raises:
         UsageError: `max_minutes` is not above 0, or `deterministic` is combined with an option that depends on
@@ -70,6 +71,7 @@ class RunOptions:
     deterministic: bool = False
     quiet: bool = False
     overrides: Mapping[str, Any] = field(default_factory=dict)
+    allow_skipped: bool = False
 
     def __post_init__(self) -> None:
         if self.max_minutes is not None and not self.max_minutes > 0:

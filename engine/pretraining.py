@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -14,8 +15,10 @@ from typing import Any
 from .budget import Clock, Pace
 from .command_line import resume_command
 from .data.datasets import NamedSource
+from .data.folder import FolderSource
+from .data.left_out import check_left_out
 from .data.listing import LARGEST_CHOICE
-from .data.sources import load_data, open_source
+from .data.sources import PRETRAINING, Data, Selection, load_data, open_source
 from .data.store import ImageStore
 from .device import deterministic_algorithms, pick_device
 from .distributed import World, check_shares, restarts, run_id, start_world
@@ -23,7 +26,7 @@ from .errors import DataError
 from .fitting import LARGEST_ON_CPU
 from .monitor import OnlineMonitor
 from .planning import Estimate, RunOptions, describe, memory_errors, prepare
-from .progress import Progress
+from .progress import Progress, say
 from .recipe import DEFAULT, Recipe
 from .recording import Recording, environment_of
 from .resuming import Stopped, read_stopped, trained_on
@@ -34,7 +37,7 @@ from .training import Meter, Trainer
 
 def pretrain(
     recipe: Recipe | str | Path | None = None,
-    data: ImageStore | str | Path | None = None,
+    data: ImageStore | Data | None = None,
     out: str | Path | None = None,
     *,
     overrides: Mapping[str, Any] | None = None,
@@ -48,6 +51,7 @@ def pretrain(
     overwrite: bool = False,
     deterministic: bool = False,
     quiet: bool = False,
+    allow_skipped: bool = False,
 ) -> Run:
     """Pretrains an encoder without labels and leaves a run directory.
 
@@ -55,8 +59,8 @@ def pretrain(
 
     Args:
         recipe: a Recipe, the name of one, or a TOML file; None for `cifar10` or, with `resume`, for that of the run.
-        data: an ImageStore, or what `load_data` takes; None for the source of the recipe or, with `resume`, for the
-            images of the run. If those were moved, name their new place.
+        data: an ImageStore, or what `load_data` takes, of which the split `pretraining` is used; None for the source of
+            the recipe or, with `resume`, for the images of the run. If those were moved, name their new place.
         out: the run directory; `runs/RECIPE` when None.
         overrides: settings that override the recipe's, such as `{"train.epochs": 200}`.
         device: auto | cuda | mps | cpu.
@@ -73,6 +77,7 @@ def pretrain(
         deterministic: use deterministic algorithms: runs on the same device with the same versions are bitwise equal;
             slower on CUDA.
         quiet: show no progress.
+        allow_skipped: train although more than 5 % of the files cannot be used.
 
     Returns:
         The finished Run.
@@ -91,7 +96,18 @@ def pretrain(
         asked = Recipe.load(recipe or DEFAULT, overrides)
     directory, clock = run_directory(out, asked.name if asked else DEFAULT), Clock()
     options = RunOptions(
-        device, fused, augment, compile, max_minutes, limit, resume, overwrite, deterministic, quiet, overrides or {}
+        device,
+        fused,
+        augment,
+        compile,
+        max_minutes,
+        limit,
+        resume,
+        overwrite,
+        deterministic,
+        quiet,
+        overrides or {},
+        allow_skipped,
     )
     with deterministic_algorithms(deterministic), start_world(device) as world, RunLock(directory) as lock:
         options = replace(options, device=world.device, quiet=quiet or not world.main)
@@ -124,7 +140,7 @@ def _pretrain(
     world: World,
     lock: RunLock,
     asked: Recipe | None,
-    data: ImageStore | str | Path | None,
+    data: ImageStore | Data | None,
     options: RunOptions,
     stopped: Stopped | None,
     clock: Clock,
@@ -247,33 +263,59 @@ def _in_words(row: Mapping[str, float]) -> str:
 
 
 def _images(
-    recipe: Recipe, data: ImageStore | str | Path | None, options: RunOptions, stopped: Stopped | None
-) -> tuple[ImageStore, str | None]:
+    recipe: Recipe, data: ImageStore | Data | None, options: RunOptions, stopped: Stopped | None
+) -> tuple[ImageStore, dict[str, str]]:
     """`open_data`; for a resumed run its own images, to which other data must be equal."""
     if stopped is None:
         return open_data(recipe, data, options)
-    store, place = open_data(recipe, stopped.run.locate_data() if data is None else data, options)
+    data = stopped.run.locate_data() if data is None else data
+    options = replace(options, allow_skipped=True)  # it was started with them
+    store, place = open_data(recipe, data, options)
+    if place and store.fingerprint != stopped.state["data"]:  # of a version that took the split `train` alone
+        with suppress(DataError):
+            earlier, _ = open_data(recipe, data, options, "train")
+            store = earlier if earlier.fingerprint == stopped.state["data"] else store
     stopped.check_images(store)
-    return replace(store, name=recipe.data.source), place or stopped.run.data.get("path")
+    return replace(store, name=recipe.data.source), place or stopped.run.place
 
 
 def open_data(
-    recipe: Recipe, data: ImageStore | str | Path | None, options: RunOptions
-) -> tuple[ImageStore, str | None]:
-    """The images to train on, and the absolute path of their folder or archive, if there is one.
+    recipe: Recipe, data: ImageStore | Data | None, options: RunOptions, split: str = PRETRAINING
+) -> tuple[ImageStore, dict[str, str]]:
+    """The images to train on, and the absolute paths of their folder or archive (`path`), table and list, if any.
 
     Where the recipe has no size, large images are taken smaller on a CPU. Labels are used by the monitors only. The
     name of the store is what the user gave, without an absolute path.
+
+    Raises:
+        DataError: more than a few per cent of the files are left out, and this is not allowed; what `load_data` raises.
     """
+    place: dict[str, str] = {}
     if isinstance(data, ImageStore):
-        store, place = data, None
+        store = data
     else:
-        source = str(data) if data is not None else recipe.data.source
+        source = recipe.data.source if data is None else data
         largest = LARGEST_ON_CPU if pick_device(options.device).type == "cpu" else LARGEST_CHOICE
-        store = load_data(source, "train", recipe.data.size or None, not options.quiet, largest)
-        found = open_source(source)
-        place = None if isinstance(found, NamedSource) else str(found.path.absolute())
+        store = load_data(source, split, recipe.data.size or None, not options.quiet, largest)
+        if isinstance(source, str | Path | Selection):
+            place = _place(source, options)
+            if not options.allow_skipped:
+                check_left_out(store.name, store.skipped, len(store))
     return replace(store, name=public_name(store.name)).limit(options.limit), place
+
+
+def _place(source: str | Path | Selection, options: RunOptions) -> dict[str, str]:
+    """Where the images are, as absolute paths; empty for a data set by name. Runs that lie among them are said."""
+    found = open_source(source)
+    if isinstance(found, NamedSource):
+        return {}
+    if isinstance(found, FolderSource) and found.runs and not options.quiet:
+        say(f"{found.name}: left out {', '.join(found.runs[:5])}: a folder that holds a run")
+    tables = source if isinstance(source, Selection) else Selection(source)
+    beside = {"labels": tables.labels, "files": tables.files}
+    return {"path": str(found.path.absolute())} | {
+        name: str(Path(path).expanduser().absolute()) for name, path in beside.items() if path is not None
+    }
 
 
 def _after_restart(directory: Path, options: RunOptions) -> RunOptions:

@@ -7,6 +7,7 @@ import platform as host
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -138,11 +139,11 @@ class Recording:
 
 
 def environment_of(
-    trainer: Trainer, options: RunOptions, place: str | None, estimate: Estimate | None, stopped: Stopped | None
+    trainer: Trainer, options: RunOptions, place: Mapping[str, str], estimate: Estimate | None, stopped: Stopped | None
 ) -> dict[str, Any]:
     """The contents of environment.json when a run begins or resumes.
 
-    No other file holds `place`, the absolute path of the images.
+    No other file holds `place`: the absolute path of the images, and of their table and list if they have them.
     """
     plan, store, started = trainer.plan, trainer.store, Path(sys.argv[0]).name == PROGRAM
     environment: dict[str, Any] = {
@@ -162,7 +163,8 @@ def environment_of(
         "launch": run_id(),
         "data": {
             "name": store.name,
-            "path": place,
+            "path": None,
+            **place,
             "split": store.split,
             "fingerprint": store.fingerprint,
             "images": len(store),

@@ -26,6 +26,7 @@ except ImportError:  # not a POSIX system: a second process in the directory is 
 if TYPE_CHECKING:
     from torch import nn
 
+    from .data import Selection
     from .recipe import Recipe
 
 RUNS = Path("runs")
@@ -109,25 +110,33 @@ class Run:
         about = self.environment.get("data")
         return about if isinstance(about, dict) else {}
 
-    def locate_data(self) -> str:
-        """The argument of `load_data` that reads those images again: the name of a data set, or an absolute path.
+    @property
+    def place(self) -> dict[str, str]:
+        """The absolute paths of the images (`path`), of their table (`labels`) and list (`files`), where there are."""
+        return {name: path for name in ("path", "labels", "files") if isinstance(path := self.data.get(name), str)}
+
+    def locate_data(self) -> str | Selection:
+        """The argument of `load_data` that reads those images again: the name of a data set, an absolute path, or a
+        selection of absolute paths.
 
         Runs of older versions have the path that the user typed, relative to the working directory of the time.
 
         Raises:
             DataError: the images are no longer there, or were passed from Python.
         """
-        from .data import source_names
+        from .data import Selection, source_names
 
-        name, path = str(self.data.get("name", "")), self.data.get("path")
-        if isinstance(path, str):
+        name, place = str(self.data.get("name", "")), self.place
+        for what, path in place.items():
             if not Path(path).exists():
                 raise DataError(
                     "the images that the run was trained on are no longer there",
                     saw=path,
-                    fix="give their new path: --data PATH",
+                    fix="give their new path: --data PATH" + ("" if what == "path" else ", with --labels and --list"),
                 )
-            return path
+        if "path" in place:
+            tables = place.get("labels"), place.get("files")
+            return Selection(place["path"], *tables) if any(tables) else place["path"]
         if not name or ("path" in self.data and name not in source_names()):
             raise DataError(
                 "the images of the run were passed from Python",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
+    from ..data import Selection
+
 
 def parse_overrides(pairs: Sequence[str]) -> dict[str, str]:
     """`["a.b=c", …]` → `{"a.b": "c"}`."""
@@ -25,6 +27,31 @@ def parse_overrides(pairs: Sequence[str]) -> dict[str, str]:
             raise UsageError("--set takes KEY=VALUE", saw=pair, fix="for example --set train.epochs=200")
         overrides[key.strip()] = value.strip()
     return overrides
+
+
+def selection_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Adds `--labels` and `--list` to a command that takes images; `selected` makes one of the three."""
+    labels = click.option(
+        "--labels",
+        metavar="FILE.csv",
+        help="Table of the classes: a column of files and a column of labels. Folders are then no classes.",
+    )
+    files = click.option(
+        "--list",
+        "files",
+        metavar="FILE",
+        help="Use the images that this file lists, one path on each line, relative to the data or else to the file.",
+    )
+    return labels(files(command))
+
+
+def selected(data: str | None, labels: str | None, files: str | None) -> str | Selection | None:
+    """The images that a user named by `--data`, `--labels` and `--list`; None for none."""
+    if labels is None and files is None:
+        return data
+    from ..data import Selection
+
+    return Selection(data, labels, files)
 
 
 def print_json(document: dict[str, Any]) -> None:

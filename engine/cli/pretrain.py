@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import click
 
-from .options import parse_overrides, print_json
+from .options import parse_overrides, print_json, selected, selection_options
 
 
 @click.command(name="pretrain")
 @click.option("--recipe", metavar="NAME|PATH", help="A named recipe or a TOML file.  [default: cifar10]")
 @click.option(
     "--data", metavar="NAME|PATH", help="Images: a data set, a folder or an archive.  [default: those of the recipe]"
+)
+@selection_options
+@click.option(
+    "--allow-skipped",
+    is_flag=True,
+    help="Train although more than a few per cent of the files cannot be used; they are said.",
 )
 @click.option("--out", metavar="DIR", help="Run directory.  [default: runs/RECIPE]")
 @click.option(
@@ -92,6 +98,9 @@ from .options import parse_overrides, print_json
 def command(
     recipe: str | None,
     data: str | None,
+    labels: str | None,
+    files: str | None,
+    allow_skipped: bool,
     out: str | None,
     settings: tuple[str, ...],
     fused: bool | None,
@@ -144,14 +153,24 @@ def command(
     from ..pretraining import Interrupted, open_data, pretrain
     from ..resuming import trained_on
 
+    images = selected(data, labels, files)
     if gpus is not None and _launched(gpus, device):
         return
 
     if dry_run and resolved is not None:
-        options = RunOptions(device, fused, augment, compile, max_minutes, limit, deterministic=deterministic)
+        options = RunOptions(
+            device,
+            fused,
+            augment,
+            compile,
+            max_minutes,
+            limit,
+            deterministic=deterministic,
+            allow_skipped=allow_skipped,
+        )
         with deterministic_algorithms(deterministic), start_world(device) as world:
             options = replace(options, device=world.device, quiet=as_json or not world.main)
-            store, _ = world.leaders_first(lambda: open_data(resolved, data, options))
+            store, _ = world.leaders_first(lambda: open_data(resolved, images, options))
             trained = trained_on(resolved, world.same(store.name), store.image_size)
             trainer, estimate = prepare(trained, store, options, world, measure=True)
         if not world.main:
@@ -174,7 +193,7 @@ def command(
     try:
         run = pretrain(
             resolved,
-            data,
+            images,
             out,
             overrides=overrides,
             device=device,
@@ -186,6 +205,7 @@ def command(
             resume=resume is not None,
             overwrite=overwrite,
             deterministic=deterministic,
+            allow_skipped=allow_skipped,
         )
     except (PeerFailed, Interrupted) as error:
         if is_main():

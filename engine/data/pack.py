@@ -18,11 +18,13 @@ from numpy.typing import NDArray
 
 from ..errors import DataError
 from ..progress import progress_bar
+from .arrangement import arrange
 from .cache import SplitMeta, images_paths, labels_path, sizes_and_times
 from .datasets import Arrays
-from .decode import decode_image, image_dimensions, resize_images
-from .listing import Blob, Listing, arrange
+from .decode import HEAD_BYTES, decode_image, image_dimensions, resize_images
+from .listing import Blob, Listing, is_label_file
 from .store import ShardedImages, fingerprint
+from .tables import LabelTable
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -49,14 +51,24 @@ class Survey:
     blobs: list[Blob] | None
 
 
-def survey(blobs: Iterable[Blob], measure: bool) -> Survey:
-    """One pass over a source, reading image headers only where `measure` asks for the dimensions."""
+def survey(blobs: Iterable[Blob], measure: bool, labels: LabelTable | None = None) -> Survey:
+    """One pass over a source.
+
+    Args:
+        blobs: its files.
+        measure: whether the dimensions are wanted, for which each header is read.
+        labels: the classes of the images, if a table gives them.
+    """
     paths: list[str] = []
     refused: list[tuple[str, str]] = []
+    beside: dict[str, str] = {}  # the class in the .cls file of a WebDataset, by the path that its files share
     dimensions: Counter[tuple[int, int]] = Counter()
     kept: list[Blob] | None = [] if measure else None
     nbytes = 0
     for blob in blobs:
+        if blob.content is not None and is_label_file(blob.path):
+            beside[_sample(blob.path)] = _first_word(blob.content)
+            continue
         if kept is not None:
             kept.append(blob)
             nbytes += len(blob.content) if isinstance(blob.content, bytes) else 0
@@ -71,7 +83,28 @@ def survey(blobs: Iterable[Blob], measure: bool) -> Survey:
                 dimensions[image_dimensions(blob.content)] += 1
             except DataError:
                 continue  # packing reports it
-    return Survey(arrange(paths, refused), dimensions, kept)
+    named = labels.of(paths) if labels is not None else None
+    if beside and named is None:
+        found = {path: name for path in paths if (name := beside.get(_sample(path)))}
+        named = found if 2 * len(found) >= len(paths) else None
+    return Survey(arrange(paths, refused, named), dimensions, kept)
+
+
+def _sample(path: str) -> str:
+    """What the files of one sample of a WebDataset share: the path up to the first dot of the name."""
+    folder, slash, name = path.rpartition("/")
+    return folder + slash + name.split(".")[0]
+
+
+def _first_word(content: bytes | Path) -> str:
+    try:
+        if isinstance(content, Path):
+            with content.open("rb") as file:
+                content = file.read(HEAD_BYTES)
+    except OSError:
+        return ""
+    words = content[:HEAD_BYTES].decode("utf-8", "replace").split()
+    return words[0] if words else ""
 
 
 def pack_files(

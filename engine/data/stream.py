@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from ..errors import DataError, UsageError
 from .archive import ArchiveSource
-from .decode import EXTENSIONS, decode_image
+from .decode import decode_image
 from .folder import FolderSource
-from .listing import arrange
+from .listing import has_image_ending
 from .pack import survey, workers
 from .sources import load_data, open_source, packed, source_names
 
@@ -85,8 +85,8 @@ def find_images(encoder: Encoder, sources: Sequence[str], split: str = "all", pr
         if text in source_names():
             found += _stores(text, image_size, split, progress)
         elif text and path.is_dir():
-            found.append(_folder(path, text, image_size, split))
-        elif path.suffix.lower() in (".npy", *EXTENSIONS) and not path.exists():
+            found.append(_folder(FolderSource(path, text), image_size, split))
+        elif (has_image_ending(text) or path.suffix.lower() == ".npy") and not path.exists():
             raise DataError("there is no such file", saw=text, fix="check the path")
         elif path.is_file() and path.suffix.lower() == ".npy":
             found.append(_array(path, text, encoder.check))
@@ -121,22 +121,17 @@ def _content(path: Path) -> str:
         return ""
 
 
-def _folder(folder: Path, text: str, size: int, split: str) -> Pictures:
-    """A folder's images; with `all` also those that lie beside its class folders, without a class."""
-    source = FolderSource(folder, text)
+def _folder(source: FolderSource, size: int, split: str) -> Pictures:
+    """A folder's images; with `all` those of every split, also those without a class."""
+    folder, text = source.path, source.name
     content = source.content()
-    blobs = list(source.blobs(contents=False))
-    refused = [(blob.path, blob.refused) for blob in blobs if blob.content is None]
-    listed = [blob.path for blob in blobs if blob.content is not None]
-    listing = arrange(listed)
+    listing = survey(source.blobs(contents=False), measure=False, labels=source.labels).listing
     known: dict[str, str] = {}
     for name, part in listing.splits.items():
         if split in ("all", name) or (split, name) == ("train", "all"):
             labels = part.labels.tolist() if part.labels is not None else None
             names = [""] * len(part.paths) if labels is None else [listing.class_names[i] for i in labels]
             known |= dict(zip(part.paths, names, strict=True))
-    if split == "all":
-        known |= {path: "" for path in listed if path not in known}
     if not known:
         raise DataError(
             f"{text} has no split {split!r}", saw=f"splits {', '.join(listing.splits)}", fix="name one of them"
@@ -147,7 +142,7 @@ def _folder(folder: Path, text: str, size: int, split: str) -> Pictures:
         [known[path] for path in paths],
         listing.class_names,
         lambda row: decode_image(folder / paths[row], size),
-        tuple((str(Path(text) / path), why) for path, why in refused),
+        tuple((str(Path(text) / path), why) for path, why in listing.skipped),
         f"folder {text} {content} {split}",
     )
 

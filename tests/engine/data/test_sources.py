@@ -187,7 +187,7 @@ def test_a_split_of_which_nothing_is_readable_is_absent_and_said(tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("files", "saw"), [({}, "0 other files"), ({"a.gif": b"x", "deep/b.txt": b"y"}, "2 other files")]
+    ("files", "saw"), [({}, "0 other files"), ({"a.xyz": b"x", "deep/b.txt": b"y"}, "2 other files")]
 )
 def test_an_empty_folder_names_what_would_be_read(tmp_path: Path, files: dict[str, bytes], saw: str) -> None:
     write_tree(tmp_path, files)
@@ -278,9 +278,9 @@ def test_a_val_split_serves_where_there_is_no_test_split(tmp_path: Path) -> None
     [
         {"1.png": encode(noise(0)), "2.png": encode(noise(1))},
         {"train/1.png": encode(noise(0)), "test/2.png": encode(noise(1))},
-        class_tree(prefix="train/") | {"test/2.png": encode(noise(1))},
+        class_tree(prefix="test/") | {"train/2.png": encode(noise(1))},
     ],
-    ids=["flat", "unlabelled splits", "only the test split unlabelled"],
+    ids=["flat", "unlabelled splits", "only the train split unlabelled"],
 )
 def test_missing_labels_are_named_where_labels_are_needed(tmp_path: Path, files: dict[str, bytes]) -> None:
     write_tree(tmp_path, files)
