@@ -139,7 +139,7 @@ def prepare(
     platform = choose_platform(options.device, recipe.train.precision, compile=bool(options.compile))
     recipe, more = fit_to_memory(recipe, store, platform, world)
     making = _Making(Plan.of(recipe.for_epochs(math.inf), store), store, options, world, clock)
-    making.notes += notes + more
+    making.notes += [*store.notes, *notes, *more]
     return making.planned(recipe, measure=measure)
 
 

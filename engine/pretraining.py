@@ -17,6 +17,7 @@ from .command_line import resume_command
 from .data.datasets import NamedSource
 from .data.folder import FolderSource
 from .data.left_out import check_left_out
+from .data.levels import as_levels
 from .data.listing import LARGEST_CHOICE
 from .data.sources import PRETRAINING, Data, Selection, load_data, open_source
 from .data.store import ImageStore
@@ -296,12 +297,13 @@ def open_data(
     else:
         source = recipe.data.source if data is None else data
         largest = LARGEST_ON_CPU if pick_device(options.device).type == "cpu" else LARGEST_CHOICE
-        store = load_data(source, split, recipe.data.size or None, not options.quiet, largest)
+        size, levels = recipe.data.size or None, as_levels(recipe.data.levels)
+        store = load_data(source, split, size, not options.quiet, largest, levels)
         if isinstance(source, str | Path | Selection):
             place = _place(source, options)
             if not options.allow_skipped:
                 check_left_out(store.name, store.skipped, len(store))
-    return replace(store, name=public_name(store.name)).limit(options.limit), place
+    return replace(store.limit(options.limit), name=public_name(store.name), notes=store.notes), place
 
 
 def _place(source: str | Path | Selection, options: RunOptions) -> dict[str, str]:

@@ -34,6 +34,7 @@ from pydantic import (
 
 from simclr_engine.kernels.augmentation.spec import AugmentSpec
 
+from .data.levels import are_levels
 from .errors import UsageError, cut, nearest, shown
 
 DEFAULT = "cifar10"
@@ -90,6 +91,11 @@ Stages = Annotated[
     _only(_rising, "pairs (fraction, side), fractions rising to 1"),
 ]
 Shares = Annotated[tuple[float, float], LIST, _only(lambda s: 0 < s[0] <= s[1] <= 1, "two shares, 0 < low ≤ high ≤ 1")]
+Range16 = Annotated[
+    tuple[int, ...],
+    LIST,
+    _only(lambda levels: not levels or are_levels(levels), "[low, high], 0 ≤ low < high ≤ 65535, or [] for all values"),
+]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -121,7 +127,14 @@ class DataSpec(Table):
     """The images to train on."""
 
     source: Text = Field(description="the name of a dataset, a folder or an archive")
-    size: Side = Field(default=0, description="side in pixels; 0: the images as they are")
+    size: Side = Field(default=0, description="side in pixels; 0: the images as they are, large ones smaller")
+    levels: Range16 = Field(default=(), description="values of 16-bit gray images that become 0 and 255")
+
+    @model_serializer(mode="wrap")
+    def _without_full_levels(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """They came later: the text of other recipes, which their hash is of, does not have them."""
+        written: dict[str, Any] = write(self)
+        return {key: value for key, value in written.items() if key != "levels" or value}
 
 
 class ModelSpec(Table):

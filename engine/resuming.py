@@ -71,7 +71,7 @@ class Stopped:
         if limit is not None and limit != self.limit:
             differing.append(f"--limit {limit}, the run has {self.limit or 'no limit'}")
         # The path of the images is not compared, but their fingerprint is.
-        named = {key for key in overrides if key in ("data.source", "data.size")}
+        named = {key for key in overrides if key in ("data.source", "data.size", "data.levels")}
         asked = (self.recipe if asked is None else asked).override(overrides)
         asked = trained_on(asked, public_name(asked.data.source), asked.data.size)
         variants = [_differences(one, self.recipe, named) for one in asked.variants()]

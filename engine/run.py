@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, TypeGuard
 
+from .data.levels import Levels, as_levels
 from .errors import DataError, PlatformError, UsageError
 from .files import Folder, is_plain_name, named_path
 from .layout import LOCK, check_removable, empty, holds_a_lock, is_free, mark, remove_torn
@@ -103,6 +104,11 @@ class Run:
                 fix="name a directory that `pretrain` wrote",
             )
         return size
+
+    @property
+    def levels(self) -> Levels:
+        """The values of 16-bit gray images that became 0 and 255."""
+        return as_levels(self.recipe.data.levels)
 
     @property
     def data(self) -> dict[str, Any]:

@@ -78,10 +78,10 @@ def images_of(run: Run, data: str | Path | None = None) -> Images | None:
         return _cached(run)
     name = data if isinstance(data, str) else str(data)
     try:
-        train, test = load_splits(data, run.image_size)
+        train, test = load_splits(data, run.image_size, levels=run.levels)
         return Images(train, test, f"training images of {Path(name).name}")
     except DataError:  # without labels, or too few to hold any out: enough to calibrate on
-        return Images(load_data(data, "train", run.image_size), None, f"images of {Path(name).name}")
+        return Images(load_data(data, "train", run.image_size, levels=run.levels), None, f"images of {Path(name).name}")
 
 
 def parity_samples(run: Run, count: int, images: Images | None) -> Samples:

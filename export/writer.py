@@ -417,6 +417,7 @@ def _metadata(source: _Source, parity: Parity) -> ModelMetadata:
         parity=parity.bounds(),
         precision="fp32",
         probe=probe.about() if probe else {},
+        levels=run.recipe.data.levels,
     )
 
 

@@ -109,6 +109,13 @@ def _show(row: dict[str, Any]) -> None:
             click.echo(f"    {plain(path)}: {plain(reason)}")
         if len(row["skipped"]) > SHOWN_SKIPPED:
             click.echo(f"    … {len(row['skipped']) - SHOWN_SKIPPED:,} more (--json lists them)")
+    if "levels" in row:
+        from ..data.levels import narrow_levels
+
+        low, high = row["levels"]
+        click.echo(f"  16-bit gray images: values {low:,} to {high:,}")
+        if note := narrow_levels((low, high), row["source"]):
+            click.echo(f"  note: {plain(note)}")
     if row["packed"]:
         took = f", {row['seconds']:.1f} s" if "seconds" in row else ""
         click.echo(f"  {row['bytes'] / 2**20:,.1f} MiB in {row['cache']}{took}")

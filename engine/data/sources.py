@@ -21,6 +21,7 @@ from .datasets import DESCRIPTIONS, NamedSource
 from .decode import MAX_SIZE, MIN_SIZE
 from .folder import FolderSource
 from .left_out import rows_left_out, words_left_out
+from .levels import FULL_LEVELS, Levels, narrow_levels
 from .listing import HOLDS_RUN, LARGEST_CHOICE, choose_size, held_out_rows
 from .pack import Survey, pack_arrays, pack_files, survey
 from .store import ImageStore, ShardedImages, copy_numbers, fingerprint
@@ -59,6 +60,7 @@ def load_data(
     size: int | None = None,
     progress: bool = False,
     largest: int = LARGEST_CHOICE,
+    levels: Levels = FULL_LEVELS,
 ) -> ImageStore:
     """The images of a source as an ImageStore; packed into the cache the first time, read from there afterwards.
 
@@ -73,6 +75,7 @@ def load_data(
             `decode_image`'s.
         progress: show a bar while packing, if stderr is a terminal.
         largest: the largest size that is chosen where `size` is None, at most 224.
+        levels: the values of 16-bit gray images that become 0 and 255; a note of the store says so if theirs are few.
 
     Returns:
         ImageStore: uint8 `[N, S, S, 3]`, sorted by path; memory-mapped read-only above 512 MB. Of `pretraining` the
@@ -85,14 +88,19 @@ def load_data(
     """
     if not isinstance(source, str | Path | Selection):
         return store_of(source, size)
-    opened = open_source(source)
+    opened = _with_levels(open_source(source), levels)
     entry, meta = packed(opened, size, progress, largest)
     if split == PRETRAINING:
-        return _pool(opened, entry, meta, progress)
-    return _read(opened, split, entry, meta, progress=progress)
+        store = _pool(opened, entry, meta, progress)
+    else:
+        store = _read(opened, split, entry, meta, progress=progress)
+    note = narrow_levels(meta.levels, opened.name) if meta.levels is not None and levels == FULL_LEVELS else ""
+    return replace(store, notes=(*store.notes, note)) if note else store
 
 
-def load_splits(source: Data, size: int | None = None, progress: bool = False) -> tuple[ImageStore, ImageStore]:
+def load_splits(
+    source: Data, size: int | None = None, progress: bool = False, levels: Levels = FULL_LEVELS
+) -> tuple[ImageStore, ImageStore]:
     """Labelled training and test images.
 
     The test images are the split `test`, else `val`, whichever has labels. Without either the same 20 % of every class
@@ -100,14 +108,14 @@ def load_splits(source: Data, size: int | None = None, progress: bool = False) -
     `held-out 20 %`. The `notes` of the second say what is not plain.
 
     Args:
-        source, size, progress: as of `load_data`.
+        source, size, progress, levels: as of `load_data`.
 
     Raises:
         DataError: the images have no labels, or there are too few to hold any out; and all that `load_data` raises.
     """
     if not isinstance(source, str | Path | Selection):
         return _hold_out(_labelled(store_of(source, size)), "")
-    opened = open_source(source)
+    opened = _with_levels(open_source(source), levels)
     entry, meta = packed(opened, size, progress)
     name = "all" if "all" in meta.splits else "train"
     if name in meta.splits and not meta.splits[name].labelled:
@@ -216,7 +224,7 @@ def overview(source: str | Path | Selection, size: int | None = None) -> dict[st
         class_names, splits {name: {images, labelled, fingerprint}} (None for a named source before packing; no
         fingerprint before packing), tree [[split, folder, class, images]], skipped [[path, reason]], left_out [{folder,
         ending, reason, files}], runs (folders), pretraining {splits, images}, evaluation (a sentence), cache (folder)
-        and bytes of the packed copy.
+        and bytes of the packed copy, levels [low, high] (the values of its 16-bit gray images, if it has any).
 
     Raises:
         UsageError, DataError: as `load_data`.
@@ -242,6 +250,7 @@ def overview(source: str | Path | Selection, size: int | None = None) -> dict[st
             nbytes = sum(file.stat().st_size for file in entry.iterdir())
             row |= {"packed": True, "image_size": meta.image_size, "class_names": list(meta.class_names)}
             row |= _decided(opened, splits, meta.tree, meta.skipped)
+            row |= {"levels": list(meta.levels)} if meta.levels is not None else {}
             return row | {"cache": str(entry), "bytes": nbytes}
     if isinstance(opened, NamedSource):
         return row | {"class_names": [], "splits": None, "skipped": []}
@@ -311,6 +320,11 @@ def open_source(source: str | Path | Selection) -> Source:
         f"there is no data set named {text!r}" + (f"; did you mean {nearest[0]}?" if nearest else ""),
         fix=f"one of {', '.join(DESCRIPTIONS)}, or the path of a folder or archive",
     )
+
+
+def _with_levels(source: Source, levels: Levels) -> Source:
+    """The source, whose 16-bit images have these levels; a data set by name has none of them."""
+    return source if isinstance(source, NamedSource) or levels == FULL_LEVELS else replace(source, levels=levels)
 
 
 def _open_selection(selection: Selection) -> Source:
@@ -444,7 +458,7 @@ def _pack_into(folder: Path, source: Source, size: int, surveyed: Survey | None,
     if surveyed is None:
         surveyed = survey(source.blobs(contents=False, progress=progress), measure=False, labels=source.labels)
     blobs = source.blobs() if surveyed.blobs is None else surveyed.blobs
-    splits, skipped = pack_files(surveyed.listing, blobs, folder, size, progress)
+    splits, skipped, levels = pack_files(surveyed.listing, blobs, folder, size, progress, source.levels)
     if not splits:
         raise DataError(
             f"none of the {len(skipped):,} images of {source.name} can be read",
@@ -455,7 +469,8 @@ def _pack_into(folder: Path, source: Source, size: int, surveyed: Survey | None,
         total = len(skipped) + sum(split.images for split in splits.values())
         say(f"{source.name}: {len(skipped):,} of {total:,} files skipped: {words_left_out(skipped)}")
     listing = surveyed.listing
-    return Meta(source.name, source.kind, size, listing.class_names, splits, skipped, listing.tree, RULES)
+    about = (source.name, source.kind, size, listing.class_names)
+    return Meta(*about, splits, skipped, listing.tree, RULES, levels=levels)
 
 
 def _check_unchanged(source: Source, content: str) -> None:

@@ -238,9 +238,10 @@ def _load(target: Target, data: str | Path | Stores | None, progress: bool) -> t
         from ..data import load_data, load_splits
 
         source = str(data) if data or run is None else run.locate_data()
-        train, test = load_splits(source, size=target.image_size, progress=progress)
+        train, test = load_splits(source, target.image_size, progress, target.levels)
         if run is not None:
-            of_the_run = load_data(source, size=target.image_size, progress=progress).limit(run.data.get("limit"))
+            of_the_run = load_data(source, size=target.image_size, progress=progress, levels=target.levels)
+            of_the_run = of_the_run.limit(run.data.get("limit"))
             if of_the_run.fingerprint == target.pretrained_on or not data:  # wherever they are now
                 name = str(run.data.get("name"))
                 train, test, of_the_run = (replace(store, name=name) for store in (train, test, of_the_run))
