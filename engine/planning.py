@@ -400,6 +400,7 @@ def describe(trainer: Trainer, estimate: Estimate | None) -> list[str]:
         *([f"resumes  after step {trainer.step:,}"] if trainer.step else []),
         f"device   {p.device} ({p.describe()['device_name']}), {p.precision}, {layout}, compile {compiled}",
         f"kernels  augmentation: {trainer.backends.augment}; NT-Xent: {trainer.backends.nt_xent}",
+        f"memory   {_memory(trainer)}",
     ]
     lines += [f"spread   {row}" for row in spread(trainer)]
     lines += [f"note     {note}" for note in p.notes]
@@ -408,6 +409,17 @@ def describe(trainer: Trainer, estimate: Estimate | None) -> list[str]:
         minutes, peak = estimate.seconds / 60, estimate.peak_bytes / 2**30
         lines.append(f"estimate {minutes:.1f} min of training ({per} a step), peak memory {peak:.2f} GiB so far")
     return lines
+
+
+def _memory(trainer: Trainer) -> str:
+    """What a step is estimated to take, and what is free."""
+    recipe, size = trainer.recipe, max(size for _, size in trainer.plan.phases())
+    memory = step_memory(recipe.model, recipe.head, size, trainer.platform.precision)
+    free = free_memory(trainer.platform)
+    there = "" if free is None else f", {free / 1e9:.1f} GB are free"
+    return (
+        f"about {memory.likely(trainer.micro_batch * recipe.train.views) / 1e9:.1f} GB for a step (an estimate){there}"
+    )
 
 
 def spread(trainer: Trainer) -> list[str]:

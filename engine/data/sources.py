@@ -366,12 +366,12 @@ def packed(
         side = source.native_size()
     else:
         surveyed = survey(source.blobs(contents=True, progress=progress), measure=True, labels=source.labels)
-        side = _own_size(source, surveyed)
+        side = _own_size(source, surveyed, largest)
     own = side
     if size is None and side > largest:  # also a size that an earlier version noted
         side = largest
-        other = f"--set data.size={min(own, MAX_SIZE)} for another"
-        say(f"{source.name}: images of {own} px are taken at {side} × {side} on this device ({other})")
+        larger = f"--set data.size={min(own, MAX_SIZE)} for larger ones"
+        say(f"{source.name}: images are taken at {side} × {side}, which suits this device ({larger})")
     entry = cache.entry_path(content, side)
     try:
         meta = _current(source, entry)
@@ -417,15 +417,15 @@ def _current(source: Source, entry: Path) -> Meta | None:
     return meta
 
 
-def _own_size(source: Source, surveyed: Survey) -> int:
-    """The size that all images have, or the one chosen for them; a choice is said on stderr."""
+def _own_size(source: Source, surveyed: Survey, largest: int) -> int:
+    """The size that all images have, or the one chosen for them; a choice up to `largest` is said on stderr."""
     try:
         size, why = choose_size(surveyed.dimensions)
     except DataError as error:
         splits = surveyed.listing.splits.values()
         first = next((f"{len(split.paths):,} files, the first {split.paths[0]}" for split in splits), None)
         raise DataError(f"{error.cause} in {source.name}", saw=error.saw or first, fix=error.fix) from None
-    if why:
+    if why and size <= largest:
         say(f"{source.name}: {why}")
     return size
 

@@ -10,16 +10,19 @@ import pytest
 import torch
 
 from fixtures.disturbed_runs import narrow
+from fixtures.photo_album import write_album
 from simclr_engine import memory, planning
 from simclr_engine.data.store import ImageStore
 from simclr_engine.device import Platform
 from simclr_engine.distributed import World
-from simclr_engine.errors import DataError, PlatformError
+from simclr_engine.errors import DataError, PlatformError, UsageError
 from simclr_engine.fitting import fit_to_images, shrink_batch
 from simclr_engine.memory import free_memory, step_memory
-from simclr_engine.planning import RunOptions, fit_to_memory, prepare
+from simclr_engine.planning import RunOptions, describe, fit_to_memory, prepare
+from simclr_engine.pretraining import open_data
 from simclr_engine.recipe import HeadSpec, ModelSpec, Recipe
-from simclr_engine.resuming import trained_on
+from simclr_engine.resuming import Stopped, trained_on
+from simclr_engine.run import Run
 
 CPU = Platform(torch.device("cpu"), "fp32", channels_last=True, compile=False)
 
@@ -100,6 +103,31 @@ def test_the_readme_s_line_trains_on_few_pictures() -> None:
         assert any("512 → 256" in note for note in trainer.platform.notes)
         with pytest.raises(DataError, match="larger than the data"):
             prepare(recipe.replace(train__batch_size=512), noise(306, 16), RunOptions(device="cpu", quiet=True))
+
+
+def test_an_album_of_mixed_sizes_and_endings_loses_no_photo(tmp_path: Path) -> None:
+    album = write_album(tmp_path / "photos", count=24, shrink=8)
+    options = RunOptions(device="cpu", quiet=True)
+    recipe = Recipe.load("cifar10-sgd", {"data.source": str(album)})
+    store, _ = open_data(recipe, None, options)
+    assert len(store) == 24 and store.skipped == () and store.class_names == ("beach", "city", "forest")
+    with narrow():
+        trainer, _ = prepare(trained_on(recipe, "photos", store.image_size), store, options)
+    assert store.image_size == 75 and trainer.recipe.model.stem == "imagenet"
+    assert (trainer.recipe.train.batch_size, trainer.plan.peak_lr) == (16, 0.03 * 16 / 256)
+    said = "\n".join(describe(trainer, None))
+    for words in ("24 images of 75 px", "imagenet stem", "512 → 16", "GB for a step (an estimate)"):
+        assert words in said, words
+
+
+def test_the_command_of_a_fitted_run_goes_on_with_it(tmp_path: Path) -> None:
+    began = Recipe.load("cifar10", {"train.epochs": 3})
+    run, _ = fit_to_images(trained_on(began, "photos", 128), 306, 128)
+    stopped = Stopped(Run(tmp_path, run, {}), run.for_epochs(3), {})
+    stopped.check_settings(began, {}, None)
+    for key, value in (("train.batch_size", 512), ("optimizer.lr", 4.0), ("model.stem", "small")):
+        with pytest.raises(UsageError, match=f"{key} = {value}, the run has"):
+            stopped.check_settings(Recipe.load("cifar10", {"train.epochs": 3, key: value}), {}, None)
 
 
 def test_the_memory_of_a_step_grows_with_views_pixels_and_precision() -> None:

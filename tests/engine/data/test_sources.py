@@ -367,6 +367,6 @@ def test_a_size_is_chosen_up_to_the_largest_that_suits_a_device(
 ) -> None:
     write_tree(tmp_path, {f"{n}.png": encode(noise(n, 160, 160)) for n in range(3)})
     assert load_data(tmp_path, largest=128).image_size == 128
-    assert "160 px are taken at 128 × 128 on this device (--set data.size=160" in capsys.readouterr().err
+    assert "taken at 128 × 128, which suits this device (--set data.size=160" in capsys.readouterr().err
     assert load_data(tmp_path).image_size == 160 and load_data(tmp_path, size=144, largest=128).image_size == 144
     assert capsys.readouterr().err == "" and load_data(tmp_path, largest=128).image_size == 128
