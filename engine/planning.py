@@ -149,6 +149,7 @@ class _Making:
     def __init__(self, plan: Plan, store: ImageStore, options: RunOptions, world: World, clock: Clock) -> None:
         self._store, self._options, self._world, self._clock = store, options, world, clock
         self.plan, self.notes, self.step = plan, list[str](), 0
+        self._for_timing = math.inf if clock.limit is None else CALIBRATION_SHARE * clock.limit  # seconds
         platform = self._platform()
         if platform.device.type == "cpu":
             keep_freed_memory()
@@ -252,11 +253,12 @@ class _Making:
         self.plan = replace(self.plan, total_steps=min(self.plan.total_steps, max(1, steps)))
 
     def _calibrated(self, trainer: Trainer) -> dict[int, float]:
-        """View size → seconds per step, on the clock of rank 0; half of what a limit allows for it at a time."""
-        limit = self._clock.limit
-        allowance = math.inf if limit is None else CALIBRATION_SHARE / 2 * limit
-        self._say("timing some steps" + (f", for at most {allowance:.0f} s" if limit is not None else ""))
-        return self._world.same(calibrate(trainer, allowance))
+        """View size → seconds per step, on the clock of rank 0; half of what is left for timing at a time."""
+        allowance, began = self._for_timing / 2, self._clock.seconds()
+        self._say("timing some steps" + (f", for at most {allowance:.0f} s" if allowance < math.inf else ""))
+        per_step = self._world.same(calibrate(trainer, allowance))
+        self._for_timing -= self._world.same(self._clock.seconds() - began)
+        return per_step
 
     def _enough_steps(self, recipe: Recipe, per_step: dict[int, float]) -> Recipe:
         """The recipe with a batch of which enough steps fit into the limit, if they do and the user set none."""
@@ -281,30 +283,34 @@ def fit_to_memory(recipe: Recipe, store: ImageStore, platform: Platform, world: 
     Raises:
         PlatformError: on a CPU, where the system would kill the process, the user's batch cannot fit.
     """
-    free = world.same(free_memory(platform))
+    free = free_memory(platform)
+    if free is not None and platform.device.type == "cuda" and not stays_in_files(store, platform.device):
+        free -= store.images.nbytes
+    free = world.same(free)
     if free is None:
         return recipe, []
-    if platform.device.type == "cuda" and not stays_in_files(store, platform.device):
-        free -= store.images.nbytes
+    views, size, variant = max(
+        (
+            (variant.train.views, max(size or store.image_size for _, size in _stages(variant)), variant)
+            for variant in recipe.variants()
+        ),
+        key=lambda found: found[0] * found[1] ** 2,
+    )
+    memory = step_memory(variant.model, variant.head, size, platform.precision)
+    fits = memory.views_within(int(USABLE * free)) // views
     share = recipe.train.batch_size // world.size
-    images, notes = recipe.train.micro_batch or share, list[str]()
-    for variant in recipe.variants():
-        views, size = variant.train.views, max(size or store.image_size for _, size in _stages(variant))
-        memory = step_memory(variant.model, variant.head, size, platform.precision)
-        fits = memory.views_within(int(USABLE * free)) // views
-        if images <= fits:
-            continue
-        likely = memory.likely(images * views) / 1e9
-        needs = f"a step of {images} images ({views} views of {size} px) takes about {likely:.1f} GB of memory "
-        needs += f"(an estimate) and {free / 1e9:.1f} GB are free"
-        recipe, more = shrink_batch(recipe, fits * world.size, needs, world.size)
-        notes += more
-        images = recipe.train.micro_batch or recipe.train.batch_size // world.size
-        if platform.device.type == "cpu" and memory.least(images * views) > free:
-            micro = largest_divisor(share, fits)
-            part = f"use --set train.micro_batch={micro} (same batch in parts)"
-            fix = part if micro else "use --set data.size=PIXELS with fewer pixels"
-            raise PlatformError("there is not enough memory for a training step", saw=needs, fix=fix)
+    images = recipe.train.micro_batch or share
+    if images <= fits:
+        return recipe, []
+    needs = f"a step of {images} images ({views} views of {size} px) takes about "
+    needs += f"{memory.likely(images * views) / 1e9:.1f} GB of memory (an estimate) and {free / 1e9:.1f} GB are free"
+    recipe, notes = shrink_batch(recipe, fits * world.size, needs, world.size)
+    images = recipe.train.micro_batch or recipe.train.batch_size // world.size
+    if platform.device.type == "cpu" and memory.least(images * views) > free:
+        micro = largest_divisor(share, fits)
+        part = f"use --set train.micro_batch={micro} (same batch in parts)"
+        fix = part if micro else "use --set data.size=PIXELS with fewer pixels"
+        raise PlatformError("there is not enough memory for a training step", saw=needs, fix=fix)
     return recipe, notes
 
 
@@ -322,25 +328,27 @@ def calibrate(trainer: Trainer, allowance: float = math.inf) -> dict[int, float]
     """
     sizes = sorted({size for _, size in trainer.plan.phases()})
     trainer.model.train()
-    began, seconds = time.perf_counter(), dict[int, float]()
+    seconds = dict[int, float]()
     for number, size in enumerate(sizes):
         share = size**2 / sum(other**2 for other in sizes[number:])
-        seconds[size] = _seconds_per_step(trainer, size, share * (allowance - (time.perf_counter() - began)))
+        seconds[size], spent = _seconds_per_step(trainer, size, share * allowance)
+        allowance -= spent
     return seconds
 
 
-def _seconds_per_step(trainer: Trainer, size: int, allowance: float) -> float:
-    """Seconds of a step with views of `size` pixels, timed within `allowance` seconds if two images can be."""
+def _seconds_per_step(trainer: Trainer, size: int, allowance: float) -> tuple[float, float]:
+    """Seconds of a step with views of `size` pixels, timed within `allowance` seconds if two images can be; and the
+    seconds that this took. Both are of rank 0, so that all ranks make the same steps."""
+    spent, times = 0.0, list[float]()
     if allowance < math.inf:
         estimate, spent = _seconds_from_parts(trainer, size, allowance)
-        allowance -= spent
-        if 2 * estimate > allowance:
-            return estimate
-    times = list[float]()  # the first one is not used
-    while len(times) < 2 or (len(times) <= CALIBRATION_STEPS and sum(times) + times[-1] <= allowance):
+        if spent + 2 * estimate > allowance:
+            return estimate, spent
+    while len(times) < 2 or (len(times) <= CALIBRATION_STEPS and spent + times[-1] <= allowance):
         step = len(times) % trainer.plan.steps_per_epoch
         times.append(_seconds_of(trainer, partial(trainer.train_step, step, size)))
-    return float(np.median(times[1:]))
+        spent += times[-1]
+    return float(np.median(times[1:])), spent
 
 
 def _seconds_from_parts(trainer: Trainer, size: int, allowance: float) -> tuple[float, float]:

@@ -53,6 +53,7 @@ def pretrain(
     deterministic: bool = False,
     quiet: bool = False,
     allow_skipped: bool = False,
+    began: float | None = None,
 ) -> Run:
     """Pretrains an encoder without labels and leaves a run directory.
 
@@ -79,6 +80,7 @@ def pretrain(
             slower on CUDA.
         quiet: show no progress.
         allow_skipped: train although more than 5 % of the files cannot be used.
+        began: `time.perf_counter()` from which `max_minutes` counts; None for now.
 
     Returns:
         The finished Run.
@@ -95,7 +97,7 @@ def pretrain(
         asked = recipe.override(overrides) if overrides else recipe
     elif recipe is not None or not resume:
         asked = Recipe.load(recipe or DEFAULT, overrides)
-    directory, clock = run_directory(out, asked.name if asked else DEFAULT), Clock()
+    directory, clock = run_directory(out, asked.name if asked else DEFAULT), Clock(began=began)
     options = RunOptions(
         device,
         fused,
@@ -204,8 +206,9 @@ class _Run:
 def _pace(trainer: Trainer, estimate: Estimate | None, clock: Clock) -> Pace | None:
     if clock.limit is None or estimate is None:
         return None
-    most = trainer.recipe.train.epochs * trainer.plan.steps_per_epoch
-    return Pace(clock, trainer.plan, trainer.step, estimate.seconds_per_step, max(most, trainer.plan.total_steps))
+    resumed, plan = trainer.step > 0, trainer.plan  # the rest of a resumed run is never made longer
+    most = plan.total_steps if resumed else trainer.recipe.train.epochs * plan.steps_per_epoch
+    return Pace(clock, plan, trainer.step, estimate.seconds_per_step, most)
 
 
 def _train(trainer: Trainer, recording: Recording, run: _Run) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import click
 
 from .options import parse_overrides, print_json, selected, selection_options
@@ -131,6 +133,7 @@ def command(
     torchrun --nproc-per-node 2 -m simclr_engine pretrain --data digits      (also without CUDA)
     simclr-engine pretrain --resume runs/cifar10
     """
+    began = time.perf_counter()  # before PyTorch is imported: the user waits for that too
     from ..errors import UsageError
     from ..recipe import DEFAULT, Recipe
 
@@ -206,6 +209,7 @@ def command(
             overwrite=overwrite,
             deterministic=deterministic,
             allow_skipped=allow_skipped,
+            began=began,
         )
     except (PeerFailed, Interrupted) as error:
         if is_main():

@@ -17,6 +17,7 @@ from fixtures.disturbed_runs import narrow, store, trainer_of
 from simclr_engine import planning
 from simclr_engine.budget import CHECKPOINTS, Clock, Pace, rest_within, seconds_after
 from simclr_engine.checkpoint import load_checkpoint
+from simclr_engine.cli.pretrain import command
 from simclr_engine.device import Platform
 from simclr_engine.distributed import World
 from simclr_engine.errors import UsageError
@@ -298,7 +299,7 @@ def test_packing_is_not_counted_and_the_time_before_it_is(tmp_path: Path, monkey
 
     def images(*args: object) -> Any:
         machine.now += 500.0
-        return store(), None
+        return store(), {}
 
     def limited(*args: object) -> None:
         machine.now += 10.0
@@ -308,3 +309,23 @@ def test_packing_is_not_counted_and_the_time_before_it_is(tmp_path: Path, monkey
     run = paced(tmp_path / "run", max_minutes=1)
     assert run.environment["uncounted_seconds"] == 500.0
     assert 0.9 * 60 <= machine.now - 500 <= 1.1 * 60
+
+
+def test_the_command_s_minutes_count_from_before_pytorch_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine, told = Machine(monkeypatch, lambda step: 1.0), list[float | None]()
+    made, machine.now = recipe(), 42.0
+
+    def pretrain(*args: object, began: float | None = None, **options: object) -> None:
+        told.append(began)
+        raise Interrupted("enough")
+
+    def load(*args: object, **options: object) -> Recipe:
+        machine.now += 7.0  # what imports take
+        return made
+
+    monkeypatch.setattr("simclr_engine.pretraining.pretrain", pretrain)
+    monkeypatch.setattr(Recipe, "load", load)
+    with pytest.raises(Interrupted):
+        command.main(["--max-minutes", "1"], standalone_mode=False)
+    assert told == [42.0]
+    assert Clock(1, 42.0).left() == 0.96 * 60 - 7.0
