@@ -92,7 +92,7 @@ def choose_platform(
     Raises:
         PlatformError: the requested device is not available.
     """
-    picked, deterministic = _pick_device(device), torch.are_deterministic_algorithms_enabled()
+    picked, deterministic = pick_device(device), torch.are_deterministic_algorithms_enabled()
     notes: list[str] = []
     available = precisions(picked)
     if precision != "auto" and precision not in available:
@@ -186,7 +186,8 @@ def precisions(device: torch.device) -> list[str]:
     return ["fp32"]
 
 
-def _pick_device(device: str) -> torch.device:
+def pick_device(device: str) -> torch.device:
+    """The device of this name; for auto, the first of CUDA, MPS and CPU that is there. PlatformError if it is not."""
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if device == "auto":
         return torch.device(next(name for name, found in there.items() if found))

@@ -6,11 +6,15 @@ counted: they take less than 1 %.
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import replace
 from functools import cache
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from .budget import mean_cost
+from .errors import UsageError
 from .model import SimCLR
 from .optim import build_optimizer
 from .recipe import HeadSpec, ModelSpec, OptimizerSpec, Recipe
@@ -53,9 +57,23 @@ def flops_per_step(recipe: Recipe, size: int) -> float:
 
 def flops_of(plan: Plan, steps: int | None = None) -> float:
     """Of the first `steps` steps of `plan`; of all by default."""
-    last, total, begin = plan.total_steps if steps is None else steps, 0.0, 0
-    for end, size in plan.phases():
-        until = min(round(end * plan.total_steps), last)
-        total += max(0, until - begin) * flops_per_step(plan.recipe, size)
-        begin = max(begin, until)
-    return total
+    sizes = Counter(plan.view_size(step) for step in range(plan.total_steps if steps is None else steps))
+    return sum(count * flops_per_step(plan.recipe, size) for size, count in sizes.items())
+
+
+def within_compute(plan: Plan, pflop: float | None) -> Plan:
+    """`plan`, shortened to at most so much compute; None sets no limit.
+
+    Raises:
+        UsageError: it is less than one step takes.
+    """
+    if pflop is None:
+        return plan
+    mean = mean_cost(plan, {size: flops_per_step(plan.recipe, size) for _, size in plan.phases()}) / 1e15
+    if pflop < mean:
+        raise UsageError(
+            "the compute is too little for one step",
+            saw=f"--max-pflop {pflop:g}, {mean:.2g} PFLOP a step",
+            fix="use a larger --max-pflop or a smaller batch",
+        )
+    return replace(plan, total_steps=min(plan.total_steps, int(pflop / mean)))

@@ -377,17 +377,18 @@ def warmup_steps(spec: ScheduleSpec, total_steps: int, steps_per_epoch: int) -> 
     return min(asked, int(WARMUP_SHARE * total_steps)), asked
 
 
-def lr_factor(spec: ScheduleSpec, step: int, total_steps: int, steps_per_epoch: int) -> float:
-    """The learning rate of `step` (0-based) as a fraction of the peak.
+def lr_factor(spec: ScheduleSpec, step: int | Fraction, total_steps: int, steps_per_epoch: int) -> float:
+    """The learning rate of `step` (0-based) as a fraction of the peak. In a plan whose length was changed on the way,
+    `step` is a fraction.
 
     Warm-up is linear from peak/w to the peak over w steps. The schedule covers the remaining steps.
     """
     warmup, _ = warmup_steps(spec, total_steps, steps_per_epoch)
     if step < warmup:
-        return (step + 1) / warmup
-    epoch = step / steps_per_epoch
+        return float((step + 1) / warmup)
+    epoch = float(step / steps_per_epoch)
     if spec.name == "cosine":
-        progress = (step - warmup) / max(1, total_steps - warmup)
+        progress = float((step - warmup) / max(1, total_steps - warmup))
         return spec.lr_min + (1 - spec.lr_min) * 0.5 * (1 + math.cos(math.pi * progress))
     if spec.name == "step":
         # As the decimal that the recipe says: in binary, 0.3 epochs are less than three times 0.1.

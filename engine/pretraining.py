@@ -6,23 +6,27 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from threading import Event
 from typing import Any
 
+from .budget import Clock, Pace
 from .command_line import resume_command
 from .data.datasets import NamedSource
 from .data.folder import FolderSource
 from .data.left_out import check_left_out
+from .data.levels import as_levels
+from .data.listing import LARGEST_CHOICE
 from .data.sources import PRETRAINING, Data, Selection, load_data, open_source
 from .data.store import ImageStore
-from .device import deterministic_algorithms
+from .device import deterministic_algorithms, pick_device
 from .distributed import World, check_shares, restarts, run_id, start_world
 from .errors import DataError
+from .fitting import LARGEST_ON_CPU
 from .monitor import OnlineMonitor
-from .planning import RunOptions, describe, memory_errors, prepare
+from .planning import Estimate, RunOptions, describe, memory_errors, prepare
 from .progress import Progress, say
 from .recipe import DEFAULT, Recipe
 from .recording import Recording, environment_of
@@ -55,6 +59,7 @@ def pretrain(
     weights: str | Path | None = None,
     stem_padding: int | None = None,
     stem_pool: str | None = None,
+    began: float | None = None,
 ) -> Run:
     """Pretrains an encoder without labels and leaves a run directory.
 
@@ -89,6 +94,7 @@ def pretrain(
         weights: a run directory or a file of weights (as `evaluate` takes them) that the encoder starts from, with its
             architecture, stem and normalisation; None for random weights.
         stem_padding, stem_pool: what that file does not say of its network, as `load_foreign` takes them.
+        began: `time.perf_counter()` from which `max_minutes` counts; None for now.
 
     Returns:
         The finished Run.
@@ -105,7 +111,7 @@ def pretrain(
         asked = recipe.override(overrides) if overrides else recipe
     elif recipe is not None or not resume:
         asked = Recipe.load(recipe or DEFAULT, overrides)
-    directory = run_directory(out, asked.name if asked else DEFAULT)
+    directory, clock = run_directory(out, asked.name if asked else DEFAULT), Clock(began=began)
     options = RunOptions(
         device=device,
         fused=fused,
@@ -139,7 +145,7 @@ def pretrain(
         start = start_of(world, asked, options)
         asked = start.recipe if start is not None and asked is not None else asked
         stopped = _stopped(world, directory, asked, options, start)
-        return _pretrain(world, lock, asked, data, options, stopped or start)
+        return _pretrain(world, lock, asked, data, options, stopped or start, clock)
 
 
 def start_of(world: World, recipe: Recipe | None, options: RunOptions) -> Start | None:
@@ -186,9 +192,9 @@ def _pretrain(
     data: ImageStore | Data | None,
     options: RunOptions,
     before: Stopped | Start | None,
+    clock: Clock,
 ) -> Run:
     """`pretrain` on each rank. Rank 0 does what changes the run directory while the others wait."""
-    began = time.perf_counter()
     stopped = before if isinstance(before, Stopped) else None
     start = before if isinstance(before, Start) else None
     if stopped is not None:
@@ -197,16 +203,18 @@ def _pretrain(
         assert asked is not None
         recipe = asked
 
-    store, place = world.leaders_first(lambda: _images(recipe, data, options, stopped))
+    with clock.paused():
+        store, place = world.leaders_first(lambda: _images(recipe, data, options, stopped))
     # One name on all ranks; the paths may differ.
     store = replace(store, name=world.same(store.name))
     if stopped is not None:
         stopped = _lengthened(world, stopped, options, len(store))
         recipe = stopped.recipe
     minutes = options.max_minutes if stopped is None else stopped.minutes_left(options.max_minutes)
+    clock.limit = None if minutes is None else 60 * minutes
     saved = None if stopped is None else stopped.state
     recipe = trained_on(recipe, store.name, store.image_size)
-    trainer, estimate = prepare(recipe, store, replace(options, max_minutes=minutes), world, saved=saved)
+    trainer, estimate = prepare(recipe, store, options, world, saved=saved, clock=clock)
 
     with world.fail_together():
         if world.main:
@@ -226,43 +234,84 @@ def _pretrain(
         go_on = f"pretrain(data=…, out={str(lock.directory)!r}, resume=True)"
 
     with (
-        Recording(lock, trainer, environment, began, anew=stopped is not None and stopped.longer) as recording,
+        Recording(lock, trainer, environment, clock, anew=stopped is not None and stopped.longer) as recording,
         stop_requests(partial(give_up, lock.directory, go_on)) as stop,
         Progress(trainer.plan.total_steps, "starting", done=trainer.step, show=not options.quiet) as bar,
     ):
-        _train(trainer, recording, stop, bar, go_on)
+        _train(trainer, recording, _Run(stop, bar, go_on, _pace(trainer, estimate, clock)))
     return recording.finish()
 
 
-def _train(trainer: Trainer, recording: Recording, stop: Event, bar: Progress, go_on: str) -> None:
+@dataclass(frozen=True)
+class _Run:
+    """What the training loop listens to and shows.
+
+    Attributes:
+        stop: set by a signal.
+        bar: its progress.
+        go_on: the command that continues it.
+        pace: keeps it within its limit; None without one.
+    """
+
+    stop: Event
+    bar: Progress
+    go_on: str
+    pace: Pace | None
+
+
+def _pace(trainer: Trainer, estimate: Estimate | None, clock: Clock) -> Pace | None:
+    if clock.limit is None or estimate is None:
+        return None
+    resumed, plan = trainer.step > 0, trainer.plan  # the rest of a resumed run is never made longer
+    most = plan.total_steps if resumed else trainer.recipe.train.epochs * plan.steps_per_epoch
+    return Pace(clock, plan, trainer.step, estimate.seconds_per_step, most)
+
+
+def _train(trainer: Trainer, recording: Recording, run: _Run) -> None:
     """The training loop on every rank. A reason to save or stop on one rank (a signal, its clock) holds for all."""
-    world, plan, monitor = trainer.world, trainer.plan, OnlineMonitor.of(trainer)
+    world, monitor, stop, pace = trainer.world, OnlineMonitor.of(trainer), run.stop, run.pace
     meter, knn = Meter(trainer), ""
     for step in trainer.remaining():
         with memory_errors(trainer):
             row = meter.row(*trainer.train_step(step))  # whose similarities take memory too
         if row:
             recording.log("train", row)
-            bar.update(trainer.step, _in_words(row) + knn)
+            run.bar.update(trainer.step, _in_words(row) + knn)
         slow = time.perf_counter() - trainer.began
 
-        if monitor is not None and monitor.due(trainer.step, plan):
+        if monitor is not None and monitor.due(trainer.step, trainer.plan):
             if world.any(stop.is_set())[0]:
                 recording.save()  # first, because the monitor may exceed the deadline
             row = monitor(trainer.model)
-            recording.log("knn", {"epoch": trainer.step / plan.steps_per_epoch, **row})
+            recording.log("knn", {"epoch": trainer.step / trainer.plan.steps_per_epoch, **row})
             knn = f"  kNN {100 * row['accuracy']:.1f}%" if "accuracy" in row else ""
 
-        asked, due = world.any(stop.is_set(), recording.save_due(slow))
-        ends = trainer.step == plan.total_steps
-        if asked or due or ends or recording.lasting_name():
+        paced = pace is not None and world.main and pace.due(trainer.step, trainer.plan)
+        asked, due, paced = world.any(stop.is_set(), recording.save_due(slow), paced)
+        if pace is not None and paced:
+            _follow(trainer, recording, run.bar, pace)
+        ends = trainer.step == trainer.plan.total_steps
+        if asked or due or paced or ends or recording.lasting_name():
             recording.save()
         if asked and not ends:
             raise Interrupted(
                 "stopped; the run is saved",
-                saw=f"step {trainer.step} of {plan.total_steps}",
-                fix=f"continue with: {go_on}",
+                saw=f"step {trainer.step} of {trainer.plan.total_steps}",
+                fix=f"continue with: {run.go_on}",
             )
+
+
+def _follow(trainer: Trainer, recording: Recording, bar: Progress, pace: Pace) -> None:
+    """Lays the rest of the plan anew where the machine became slower or faster; rank 0's clock decides for all."""
+    before, now = trainer.plan, trainer.world.same(pace.follow(trainer.step, trainer.plan).total_steps)
+    if now == before.total_steps:
+        return
+    trainer.relay(before.relay(trainer.step, now))
+    bar.total = now
+    speed = "slower" if now < before.total_steps else "faster"
+    note = f"from step {trainer.step:,} on {before.total_steps:,} → {now:,} steps, since the machine is {speed} now"
+    recording.note_plan(note)
+    bar.say(note)
 
 
 def _in_words(row: Mapping[str, float]) -> str:
@@ -295,7 +344,8 @@ def open_data(
 ) -> tuple[ImageStore, dict[str, str]]:
     """The images to train on, and the absolute paths of their folder or archive (`path`), table and list, if any.
 
-    Labels are used by the monitors only. The name of the store is what the user gave, without an absolute path.
+    Where the recipe has no size, large images are taken smaller on a CPU. Labels are used by the monitors only. The
+    name of the store is what the user gave, without an absolute path.
 
     Raises:
         DataError: more than a few per cent of the files are left out, and this is not allowed; what `load_data` raises.
@@ -305,12 +355,14 @@ def open_data(
         store = data
     else:
         source = recipe.data.source if data is None else data
-        store = load_data(source, split=split, size=recipe.data.size or None, progress=not options.quiet)
+        largest = LARGEST_ON_CPU if pick_device(options.device).type == "cpu" else LARGEST_CHOICE
+        size, levels = recipe.data.size or None, as_levels(recipe.data.levels)
+        store = load_data(source, split, size, not options.quiet, largest, levels)
         if isinstance(source, str | Path | Selection):
             place = _place(source, options)
             if not options.allow_skipped:
                 check_left_out(store.name, store.skipped, len(store))
-    return replace(store, name=public_name(store.name)).limit(options.limit), place
+    return replace(store.limit(options.limit), name=public_name(store.name), notes=store.notes), place
 
 
 def _place(source: str | Path | Selection, options: RunOptions) -> dict[str, str]:

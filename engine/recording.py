@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from . import __version__, stopping
+from .budget import Clock
 from .checkpoint import LAST, encoder_metadata, keep_last_as, pack_weights, save_last
 from .command_line import PROGRAM, shell_command
 from .distributed import run_id
@@ -28,7 +29,7 @@ from .model import parameter_count
 from .planning import Estimate, RunOptions, peak_memory
 from .resuming import Stopped
 from .run import Run, RunLock
-from .training import Trainer
+from .training import Plan, Trainer
 
 SAVE_SECONDS = 120.0  # at most this much training is lost in a crash
 WEIGHTS = ("model.safetensors", "encoder.safetensors")
@@ -44,15 +45,16 @@ class Recording:
         lock: lock of the directory, taken by rank 0.
         trainer: the trainer.
         environment: contents of environment.json.
-        began: `time.perf_counter()` when this part of the run began.
+        clock: of this part of the run.
         anew: whether a resumed run has a longer plan. It is saved at once, so that a later resume goes on with it.
     """
 
     def __init__(
-        self, lock: RunLock, trainer: Trainer, environment: dict[str, Any], began: float, anew: bool = False
+        self, lock: RunLock, trainer: Trainer, environment: dict[str, Any], clock: Clock, anew: bool = False
     ) -> None:
         self._lock, self._trainer, self._world, self._environment = lock, trainer, trainer.world, environment
-        self._began, self._spent = began, float(environment["seconds"])
+        self._clock = clock
+        self._spent, self._uncounted = float(environment["seconds"]), float(environment["uncounted_seconds"])
         self._saved_at = time.monotonic()
         with self._world.fail_together():
             if self._world.main:
@@ -110,6 +112,13 @@ class Recording:
         if name := self.lasting_name():
             keep_last_as(self._checkpoints, name)
 
+    def note_plan(self, why: str) -> None:
+        """Records a plan that was relaid, and why; the checkpoint holds it from the next `save` on."""
+        if self._world.main:
+            self._environment["notes"].append(why)
+            self._environment["plan"] |= length_of(self._trainer.plan)
+            self._write_environment()
+
     def finish(self) -> Run:
         """Writes the weights and marks the run as finished."""
         trainer, folder = self._trainer, self._lock.folder if self._world.main else None
@@ -126,8 +135,10 @@ class Recording:
         return Run.open(directory) if folder is not None else Run(directory, trainer.recipe, environment)
 
     def _tell_time(self) -> None:
-        seconds = self._spent + time.perf_counter() - self._began
-        self._environment.update(seconds=seconds, peak_bytes=peak_memory(self._trainer.platform))
+        seconds = self._spent + time.perf_counter() - self._clock.began
+        uncounted = self._uncounted + self._clock.uncounted
+        peak = peak_memory(self._trainer.platform)
+        self._environment.update(seconds=seconds, uncounted_seconds=uncounted, peak_bytes=peak)
         self._write_environment()
 
     def _write_environment(self) -> None:
@@ -176,26 +187,26 @@ def environment_of(
             "class_names": list(store.class_names),
         },
         "plan": {
-            "total_steps": plan.total_steps,
+            **length_of(plan),
             "steps_per_epoch": plan.steps_per_epoch,
-            "epochs": plan.total_steps / plan.steps_per_epoch,
             "peak_lr": plan.peak_lr,
-            "pflop": flops_of(plan) / 1e15,
             "max_minutes": options.max_minutes,
             "estimated_seconds": estimate.seconds if estimate else None,
         },
         "seconds": 0.0,
+        "uncounted_seconds": 0.0,
     }
     if stopped is not None:
         earlier = stopped.run.environment
         environment |= {"seconds": stopped.seconds, "command": earlier.get("command")}
         environment |= {"weights": earlier["weights"]} if "weights" in earlier else {}
+        environment["uncounted_seconds"] = stopped.uncounted_seconds
         before = earlier.get("plan")
         before = before if isinstance(before, dict) else {}
-        if estimate is None and before.get("total_steps") == plan.total_steps:  # else a kill came between two files
-            environment["plan"] = before
-        elif estimate is not None:
+        if estimate is not None:
             environment["plan"] |= {"estimated_seconds": stopped.seconds + estimate.seconds}
+        elif not stopped.longer:  # the plan is that of the checkpoint
+            environment["plan"] |= before | length_of(plan)
         changes = before.get("lengthened")
         changes = changes if isinstance(changes, list) else []
         if stopped.longer:
@@ -203,6 +214,16 @@ def environment_of(
         if changes:
             environment["plan"] |= {"lengthened": changes}
     return environment
+
+
+def length_of(plan: Plan) -> dict[str, Any]:
+    """The entries of environment.json about the length of a plan, which may change on the way."""
+    return {
+        "total_steps": plan.total_steps,
+        "epochs": plan.total_steps / plan.steps_per_epoch,
+        "pflop": flops_of(plan) / 1e15,
+        "relaid": [list(change) for change in plan.relaid],
+    }
 
 
 def save_view_samples(at: Folder, trainer: Trainer) -> None:

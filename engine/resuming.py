@@ -12,6 +12,7 @@ from .checkpoint import newest_checkpoint
 from .data.decode import MAX_SIZE, MIN_SIZE
 from .data.store import ImageStore
 from .errors import DataError, UsageError
+from .fitting import FITTED
 from .recipe import Recipe, leaves
 from .run import Run, public_name
 
@@ -52,6 +53,11 @@ class Stopped:
         """The time that it has taken so far, seconds."""
         return float(self.run.environment.get("seconds") or 0.0)
 
+    @property
+    def uncounted_seconds(self) -> float:
+        """Seconds of it that no limit counts: packing and compilation."""
+        return float(self.run.environment.get("uncounted_seconds") or 0.0)
+
     def check_settings(self, asked: Recipe | None, overrides: Mapping[str, Any], limit: int | None) -> None:
         """Refuses settings that differ from those of the run.
 
@@ -67,7 +73,7 @@ class Stopped:
         if limit is not None and limit != self.limit:
             differing.append(f"--limit {limit}, the run has {self.limit or 'no limit'}")
         # The path of the images is not compared, but their fingerprint is.
-        named = {key for key in overrides if key in ("data.source", "data.size")}
+        named = {key for key in overrides if key in ("data.source", "data.size", "data.levels")}
         asked = (self.recipe if asked is None else asked).override(overrides)
         if "train.epochs" in overrides:
             asked = asked.replace(train__epochs=self.recipe.train.epochs)
@@ -106,7 +112,7 @@ class Stopped:
                 saw=f"--epochs {epochs}, the run has {planned / per_epoch:.4g}",
                 fix="leave it out, name more epochs, or use --max-minutes",
             )
-        state = self.state | {"recipe": recipe.to_toml(), "total_steps": epochs * per_epoch}
+        state = self.state | {"recipe": recipe.to_toml(), "total_steps": epochs * per_epoch, "relaid": []}
         return replace(self, recipe=recipe, state=state, longer=True)
 
     def check_start(self, about: Mapping[str, str]) -> None:
@@ -142,7 +148,7 @@ class Stopped:
         """
         if asked is None or (asked == self.max_minutes and not self.longer):
             return None
-        spent = self.seconds / 60
+        spent = (self.seconds - self.uncounted_seconds) / 60
         if spent >= asked:
             raise UsageError(
                 "the run has already taken longer; --max-minutes counts the whole run",
@@ -170,10 +176,8 @@ def read_stopped(directory: Path) -> Stopped:
 
 def trained_on(recipe: Recipe, name: str, size: int) -> Recipe:
     """The recipe with the name that the user gave the images, and with their side in pixels."""
-    tree = recipe.to_tree()
     # 0 (as they are) if the size is possible in Python only.
-    tree["data"] |= {"source": name, "size": size if MIN_SIZE <= size <= MAX_SIZE else 0}
-    return Recipe.from_tree(tree)
+    return recipe.fitted({"data.source": name, "data.size": size if MIN_SIZE <= size <= MAX_SIZE else 0})
 
 
 def _started_from(weights: object) -> str:
@@ -181,10 +185,13 @@ def _started_from(weights: object) -> str:
 
 
 def _differences(asked: Recipe, recipe: Recipe, named: set[str]) -> list[str]:
-    """`train.seed = 1, the run has 0` for every setting that differs; for `[data]`, only those that were given."""
+    """`train.seed = 1, the run has 0` for every setting that differs; for `[data]`, only those that were given.
+
+    What the run fitted to its images and its machine counts only where the user set it.
+    """
     has = dict(leaves({room: table for room, table in recipe.to_tree().items() if isinstance(table, dict)}))
     return [
         f"{key} = {value}, the run has {has.get(key)}"
         for key, value in asked.differences(recipe).items()
-        if not key.startswith("data.") or key in named
+        if (key in named if key.startswith("data.") else key not in FITTED or asked.names(key))
     ]

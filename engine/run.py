@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, TypeGuard
 
+from .data.levels import Levels, as_levels
 from .errors import DataError, PlatformError, UsageError
 from .files import Folder, is_plain_name, named_path
 from .layout import LOCK, check_removable, empty, holds_a_lock, is_free, mark, remove_torn
@@ -114,6 +115,11 @@ class Run:
         if not is_number(done):  # of an older version
             done = max((row["step"] for row in self.metrics if is_number(row.get("step"))), default=0)
         return f"{int(done):,} of {int(total):,} steps" if is_number(total) else f"{int(done):,} steps"
+
+    @property
+    def levels(self) -> Levels:
+        """The values of 16-bit gray images that became 0 and 255."""
+        return as_levels(self.recipe.data.levels)
 
     @property
     def data(self) -> dict[str, Any]:

@@ -21,8 +21,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -51,6 +53,7 @@ class Plan:
         total_steps: number of steps of the run.
         peak_lr: learning rate after the warm-up, including the scaling by batch size.
         image_size: side of the stored images, pixels.
+        relaid: how its length was changed on the way: (steps done at the time, the length until then), in order.
     """
 
     recipe: Recipe
@@ -59,9 +62,16 @@ class Plan:
     total_steps: int
     peak_lr: float
     image_size: int
+    relaid: tuple[tuple[int, int], ...] = ()
 
     @classmethod
-    def of(cls, recipe: Recipe, store: ImageStore, total_steps: int | None = None) -> Plan:
+    def of(
+        cls,
+        recipe: Recipe,
+        store: ImageStore,
+        total_steps: int | None = None,
+        relaid: Sequence[Sequence[int]] = (),
+    ) -> Plan:
         """The plan of `recipe` for the images of `store`, over its epochs or over `total_steps`.
 
         Raises:
@@ -73,16 +83,46 @@ class Plan:
             raise DataError("the batch is larger than the data", saw=f"batch {batch}, {len(store)} images", fix=fix)
         per_epoch = len(store) // batch
         total = total_steps or recipe.train.epochs * per_epoch
-        return cls(recipe, len(store), per_epoch, total, recipe.learning_rate(), store.image_size)
+        earlier = tuple((int(step), int(length)) for step, length in relaid)
+        return cls(recipe, len(store), per_epoch, total, recipe.learning_rate(), store.image_size, earlier)
+
+    def relay(self, step: int, total_steps: int) -> Plan:
+        """The plan with another length from `step` on, the number of steps that are done.
+
+        The rest of the schedule, from where it stands, is stretched or compressed over the remaining steps.
+        """
+        if total_steps == self.total_steps:
+            return self
+        return replace(self, total_steps=total_steps, relaid=(*self.relaid, (step, self.total_steps)))
+
+    @property
+    def first_length(self) -> int:
+        """The steps that were planned at first; the schedule is laid over them."""
+        return self.relaid[0][1] if self.relaid else self.total_steps
+
+    def planned(self, step: int) -> Fraction:
+        """The step of the first plan whose learning rate and view size `step` has: `step` itself before any relaying.
+
+        It is exact, so that every rank and a resumed run find the same.
+        """
+        at, planned = 0, Fraction(0)
+        for relaid_at, length in self.relaid:
+            if step < relaid_at:
+                return planned + (self.first_length - planned) * Fraction(step - at, length - at)
+            planned += (self.first_length - planned) * Fraction(relaid_at - at, length - at)
+            at = relaid_at
+        return planned + (self.first_length - planned) * Fraction(step - at, self.total_steps - at)
 
     def lr(self, step: int) -> float:
         """Learning rate of `step` (0-based)."""
-        return self.peak_lr * lr_factor(self.recipe.schedule, step, self.total_steps, self.steps_per_epoch)
+        factor = lr_factor(self.recipe.schedule, self.planned(step), self.first_length, self.steps_per_epoch)
+        return self.peak_lr * factor
 
     def view_size(self, step: int) -> int:
         """Side of the views at `step`, pixels: from progressive resolution, or the size of the images."""
+        planned = self.planned(step)
         for end, size in self.phases():
-            if step < round(end * self.total_steps):
+            if planned < round(end * self.first_length):
                 return size
         return self.phases()[-1][1]
 
@@ -92,7 +132,7 @@ class Plan:
 
     def notes(self) -> list[str]:
         """Where the plan differs from the recipe, one sentence each."""
-        taken, asked = warmup_steps(self.recipe.schedule, self.total_steps, self.steps_per_epoch)
+        taken, asked = warmup_steps(self.recipe.schedule, self.first_length, self.steps_per_epoch)
         if taken == asked:
             return []
         epochs = taken / self.steps_per_epoch
@@ -147,15 +187,12 @@ class Trainer:
         self.forward: Callable[[Tensor], Tensor] = (
             torch.compile(self.model, dynamic=False) if platform.compile else self.model
         )
-        self.optimizer = build_optimizer(self.model, recipe.optimizer, plan.peak_lr)
         self._key: Tensor | None = None
         self._rate: Tensor | None = None
         if platform.device.type == "cuda":
             self._keep_numbers_on(platform.device)
-        self.scaler = torch.amp.GradScaler(platform.device.type, enabled=platform.precision == "fp16")
-        self.step = 0  # steps done
+        self._start()
         self.began = time.perf_counter()  # of the current step
-        self.finite = torch.ones((), dtype=torch.bool, device=platform.device)  # all gradients so far
         self.spec: AugmentSpec = replace(recipe.augment, image_size=store.image_size)
         self.streamed = stays_in_files(store, platform.device)
         # The loader refers to the function, not to the trainer, so that the memory of a dropped trainer is freed.
@@ -176,6 +213,31 @@ class Trainer:
         """
         self._key = torch.tensor([self.recipe.train.seed, 0], device=device)
         self._rate = torch.zeros((), device=device)
+
+    def _start(self) -> None:
+        """What changes with the steps, other than the model, as it is before the first one."""
+        self.optimizer = build_optimizer(self.model, self.recipe.optimizer, self.plan.peak_lr)
+        self.scaler = torch.amp.GradScaler(self.platform.device.type, enabled=self.platform.precision == "fp16")
+        self.step = 0  # steps done
+        self.finite = torch.ones((), dtype=torch.bool, device=self.platform.device)  # all gradients so far
+
+    @contextmanager
+    def undone(self) -> Iterator[None]:
+        """A context whose steps are undone at its end, bitwise. It may be used before the first step only."""
+        weights = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+        cpu, own = torch.get_rng_state(), self._generator_state()
+        try:
+            yield
+        finally:
+            self.model.load_state_dict(weights)
+            self.optimizer.zero_grad(set_to_none=True)
+            torch.set_rng_state(cpu)
+            self._set_generator_state(own)
+            self._start()
+
+    def relay(self, plan: Plan) -> None:
+        """Takes a plan that differs from its own in length only."""
+        self.plan, self._loader.steps = plan, plan.total_steps
 
     def views(self, ids: Tensor, epoch: int, size: int) -> Tensor:
         """Views `[V·B, 3, size, size]` of the images `ids`; row v·B + i is view v of sample i."""
@@ -308,6 +370,7 @@ class Trainer:
         state: dict[str, Any] = {
             "step": self.step,
             "total_steps": self.plan.total_steps,
+            "relaid": [list(change) for change in self.plan.relaid],
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),

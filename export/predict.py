@@ -219,7 +219,7 @@ def sample_test_images(
     Raises:
         DataError: the probe knows other classes than the data has (the error names both); what `load_splits` raises.
     """
-    _, test = load_splits(data, embedder.image_size, progress)
+    _, test = load_splits(data, embedder.image_size, progress, embedder.levels)
     if embedder.predict is not None:
         about = embedder.about or cast(ModelMetadata, SimpleNamespace(class_names=embedder.class_names))
         check_class_names(about, test.class_names, test.name)

@@ -13,6 +13,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from simclr_engine.data.levels import Levels, as_levels
 from simclr_engine.data.store import ImageStore, Pixels, ShardedImages
 from simclr_engine.errors import DataError, PlatformError, UsageError
 
@@ -197,6 +198,11 @@ class OnnxEncoder:
     def image_size(self) -> int:
         """Side S of the images it takes, pixels."""
         return self.metadata.image_size
+
+    @property
+    def levels(self) -> Levels:
+        """The values of 16-bit gray images that become 0 and 255."""
+        return as_levels(self.metadata.levels)
 
     @property
     def feature_dim(self) -> int:

@@ -79,10 +79,10 @@ def images_of(run: Run, data: str | Path | Selection | None = None) -> Images | 
     if data is None:
         return _cached(run)
     try:
-        train, test = load_splits(data, run.image_size)
+        train, test = load_splits(data, run.image_size, levels=run.levels)
         return Images(train, test, f"training images of {Path(train.name).name}")
     except DataError:  # without labels, or too few to hold any out: enough to calibrate on
-        train = load_data(data, PRETRAINING, run.image_size)
+        train = load_data(data, PRETRAINING, run.image_size, levels=run.levels)
         return Images(replace(train, labels=None), None, f"images of {Path(train.name).name}")
 
 

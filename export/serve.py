@@ -128,7 +128,7 @@ class Service:
                 f"the file has {count / (1 << 20):.1f} MB; at most {MAX_BYTES >> 20} MB are taken",
                 fix="shrink the image first",
             )
-        pixels = decode_image(source, self.embedder.image_size)
+        pixels = decode_image(source, self.embedder.image_size, self.embedder.levels)
         classes: dict[str, float] = {}
         if self.embedder.predict is not None:
             row = self.embedder.predict(pixels[None])[0]

@@ -421,6 +421,7 @@ def _metadata(source: _Source, parity: Parity) -> ModelMetadata:
         precision="fp32",
         probe=probe.about() if probe else {},
         unfinished=run.unfinished,
+        levels=run.recipe.data.levels,
     )
 
 

@@ -121,6 +121,13 @@ def _show(row: dict[str, Any]) -> None:
         click.echo(f"  {len(names)} classes: {', '.join(plain(name) for name in names[:12])}{more}")
     for alike in row.get("look_alikes", ())[:SHOWN_SKIPPED]:
         click.echo(f"  classes that look alike: {', '.join(ascii(name) for name in alike)}")
+    if "levels" in row:
+        from ..data.levels import narrow_levels
+
+        low, high = row["levels"]
+        click.echo(f"  16-bit gray images: values {low:,} to {high:,}")
+        if note := narrow_levels((low, high), row["source"]):
+            click.echo(f"  note: {plain(note)}")
     if "pretraining" in row:
         pool = row["pretraining"]
         click.echo(f"  pretraining takes {pool['images']:,} images ({' + '.join(pool['splits']) or 'none'})")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import click
 
 from .options import parse_overrides, print_json, selected, selection_options, stem_options
@@ -162,6 +164,7 @@ def command(
     simclr-engine pretrain --resume runs/cifar10 --epochs 400
     simclr-engine pretrain --weights resnet18.pth --data photos/
     """
+    began = time.perf_counter()  # before PyTorch is imported: the user waits for that too
     from ..errors import UsageError
     from ..recipe import DEFAULT, Recipe
 
@@ -251,6 +254,7 @@ def command(
             weights=weights,
             stem_padding=stem_padding,
             stem_pool=stem_pool,
+            began=began,
         )
     except (PeerFailed, Interrupted) as error:
         if is_main():

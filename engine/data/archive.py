@@ -22,6 +22,7 @@ from ..files import MARKER
 from ..progress import progress_bar
 from . import cache
 from .decode import HEAD_BYTES, MAX_FILE_BYTES, image_format, unread_picture
+from .levels import FULL_LEVELS, Levels, levels_key
 from .listing import HOLDS_RUN, LAYOUTS, Blob, has_image_ending, is_hidden, is_label_file
 from .tables import LabelTable
 from .zip_names import member_names
@@ -45,12 +46,14 @@ class ArchiveSource:
         path, name: of the file, and what the user called it.
         labels: the class of each image, from a table; None where folders are classes.
         listed: the members to take; None for all of them.
+        levels: how 16-bit images become 8 bits, see `decode_image`.
     """
 
     path: Path
     name: str
     labels: LabelTable | None = None
     listed: tuple[str, ...] | None = None
+    levels: Levels = FULL_LEVELS
     kind: ClassVar[str] = "archive"
 
     def content(self, progress: bool = False) -> str:
@@ -62,7 +65,7 @@ class ArchiveSource:
         about = f" labels {self.labels.digest}" if self.labels is not None else ""
         if self.listed is not None:
             about += f" listed {hashlib.sha256(repr(self.listed).encode('utf-8', 'replace')).hexdigest()}"
-        return f"archive {self._digest(progress)}{about}"
+        return f"archive {self._digest(progress)}{about}{levels_key(self.levels)}"
 
     def old_content(self) -> str:
         """What `content` was in versions that relied on path, size and modification time."""

@@ -83,6 +83,7 @@ class Meta:
         skipped: `(path, reason)` of what was left out.
         tree: see `Listing`; empty for a named source.
         arranged: by which version of the rules of `arrange`; 0 for the first.
+        levels: the lowest and highest value of its 16-bit gray images; None without any.
     """
 
     source: str
@@ -94,6 +95,7 @@ class Meta:
     tree: tuple[tuple[str, str, str, int], ...] = ()
     arranged: int = 0
     format: int = FORMAT
+    levels: tuple[int, int] | None = None
 
 
 def cache_root() -> Path:
@@ -127,7 +129,11 @@ def read_meta(entry: Path) -> Meta | None:
         skipped = tuple((str(path), str(reason)) for path, reason in fields.pop("skipped"))
         names = tuple(str(name) for name in fields.pop("class_names"))
         tree = tuple((str(a), str(b), str(c), int(n)) for a, b, c, n in fields.pop("tree", ()))
-        meta = Meta(**fields, splits=splits, skipped=skipped, class_names=names, tree=tree)
+        levels = fields.pop("levels", None)
+        if levels is not None:
+            low, high = levels
+            levels = (int(low), int(high))
+        meta = Meta(**fields, splits=splits, skipped=skipped, class_names=names, tree=tree, levels=levels)
         if not isinstance(meta.arranged, int):
             raise ValueError("arranged is no number")
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from ..errors import DataError
+from .levels import FULL_LEVELS, Levels
 
 # Pillow's name of each format that is read → the module that reads it. Each is imported when a file of its format is
 # met, and Image.open is told to try no other: some of Pillow's readers start programs (EPS) or draw by instructions
@@ -62,12 +63,14 @@ DRAWN = "a picture that simclr-engine drew"
 _METADATA = frozenset(("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"))  # where Pillow looks for it
 
 
-def decode_image(source: bytes | Path, size: int) -> NDArray[np.uint8]:
+def decode_image(
+    source: bytes | Path, size: int, levels: Levels = FULL_LEVELS, measured: list[Levels] | None = None
+) -> NDArray[np.uint8]:
     """Decode one image into a square RGB array. Its format is told by its first bytes, and must be one of `FORMATS`.
 
-    The EXIF orientation is applied. Transparency is composited over white. 16-bit gray is scaled to 8 bits
-    (`round(v · 255 / 65535)`). Of an animation or a file of
-    several pages the first one counts. Colour profiles are not applied.
+    The EXIF orientation is applied. Transparency is composited over white. 16-bit gray is scaled to 8 bits:
+    `round((v − low) · 255 / (high − low))`. Of an animation or a file of several pages the first one counts. Colour
+    profiles are not applied.
     Resize rule: the shorter side becomes `size` with antialiased bilinear filtering, then the centre is cropped (both
     in one step: only the centred square is computed); an image that is `size × size` keeps its pixels. JPEGs at least
     six times larger are decoded at a reduced scale that leaves no less than three times `size`.
@@ -75,6 +78,8 @@ def decode_image(source: bytes | Path, size: int) -> NDArray[np.uint8]:
     Args:
         source: the encoded bytes, or the file that holds them.
         size: side S of the result in pixels.
+        levels: the values of 16-bit gray images that become 0 and 255; what lies outside is clipped.
+        measured: takes the lowest and highest value of a 16-bit gray image.
 
     Returns:
         uint8 `[S, S, 3]`, RGB, C-contiguous, writable.
@@ -87,7 +92,7 @@ def decode_image(source: bytes | Path, size: int) -> NDArray[np.uint8]:
         with _open(source) as image:
             image.draft("RGB", (_DRAFT_MARGIN * size, _DRAFT_MARGIN * size))
             with _one_at_a_time if image.width * image.height > LARGE_PIXELS else nullcontext():
-                return np.array(_square(_rgb(_upright(image)), size), dtype=np.uint8)
+                return np.array(_square(_rgb(_upright(image), levels, measured), size), dtype=np.uint8)
     except DataError:
         raise
     except Exception as error:  # Pillow's readers raise a dozen kinds for damaged files; all mean the same here
@@ -215,13 +220,16 @@ def _check_pixels(dimensions: tuple[int, int]) -> None:
         raise DataError(f"the image has {width} × {height} pixels", fix="replace the file")
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def _rgb(image: Image.Image, levels: Levels, measured: list[Levels] | None) -> Image.Image:
     """Any mode to RGB; transparency over white; 16-bit gray scaled, where Pillow's own convert would clip at 255."""
     if image.mode == "F":  # of no known range: Pillow would clip it at 255
         raise DataError("an image of floating-point values, which is not read", fix="save it with 8 or 16 bits")
     if image.mode.startswith("I"):
         values = np.asarray(image).astype(np.uint32)
-        gray = ((values * 255 + 32767) // 65535).clip(0, 255).astype(np.uint8)
+        low, high = levels
+        if measured is not None:
+            measured.append((int(values.min()), int(values.max())))
+        gray = (((values.clip(low, high) - low) * 255 + (high - low) // 2) // (high - low)).astype(np.uint8)
         transparent = image.info.get("transparency")
         if isinstance(transparent, int):
             gray[values == transparent] = 255

@@ -18,6 +18,7 @@ from ..progress import progress_bar
 from . import cache
 from .archive import unread
 from .decode import HEAD_BYTES, image_format
+from .levels import FULL_LEVELS, Levels, levels_key
 from .listing import LAYOUTS, Blob, has_image_ending, is_hidden, is_label_file
 from .pack import KEEP_BYTES, in_threads
 from .tables import LabelTable
@@ -61,12 +62,14 @@ class FolderSource:
         path, name: of the folder, and what the user called it.
         labels: the class of each image, from a table; None where folders are classes.
         listed: the images, relative to the folder; None for all that are in it.
+        levels: how 16-bit images become 8 bits, see `decode_image`.
     """
 
     path: Path
     name: str
     labels: LabelTable | None = None
     listed: tuple[str, ...] | None = None
+    levels: Levels = FULL_LEVELS
     kind: ClassVar[str] = "folder"
 
     @cached_property
@@ -118,7 +121,7 @@ class FolderSource:
         if not self._found:
             self._found["images"] = self._recall() or self._look(progress)
         about = f" labels {self.labels.digest}" if self.labels is not None else ""
-        return f"folder {self._found['images'][0]}{about}"
+        return f"folder {self._found['images'][0]}{about}{levels_key(self.levels)}"
 
     @property
     def runs(self) -> list[str]:

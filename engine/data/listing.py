@@ -69,7 +69,8 @@ def is_label_file(name: str) -> bool:
 def choose_size(dimensions: Counter[tuple[int, int]]) -> tuple[int, str]:
     """The side all images of a source get, and why: empty where they already are squares of that size.
 
-    Images that are squares of one size keep it. Otherwise it is the median of the shorter sides, kept within 16 to 224.
+    Images that are squares of one size up to 224 keep it. Otherwise it is the median of the shorter sides, kept within
+    16 to 224.
 
     Args:
         dimensions: how often each (width, height) occurs.
@@ -85,7 +86,8 @@ def choose_size(dimensions: Counter[tuple[int, int]]) -> tuple[int, str]:
                     saw=f"{width} × {height}",
                     fix="name a larger size, which enlarges them (`simclr-engine data pack SOURCE --size 32`)",
                 )
-            return width, ""
+            if width <= LARGEST_CHOICE:
+                return width, ""
     shorter = np.array([min(shape) for shape in dimensions])
     order = np.argsort(shorter)
     counts = np.array(list(dimensions.values()))[order].cumsum()

@@ -22,7 +22,8 @@ from .datasets import DESCRIPTIONS, NamedSource
 from .decode import MAX_SIZE, MIN_SIZE
 from .folder import FolderSource
 from .left_out import rows_left_out, words_left_out
-from .listing import HOLDS_RUN, choose_size, held_out_rows
+from .levels import FULL_LEVELS, Levels, narrow_levels
+from .listing import HOLDS_RUN, LARGEST_CHOICE, choose_size, held_out_rows
 from .pack import Survey, pack_arrays, pack_files, survey
 from .store import ImageStore, ShardedImages, copy_numbers, fingerprint, image_hashes
 from .tables import read_labels, read_list
@@ -54,7 +55,14 @@ def source_names() -> dict[str, str]:
     return dict(DESCRIPTIONS)
 
 
-def load_data(source: Data, split: str = "train", size: int | None = None, progress: bool = False) -> ImageStore:
+def load_data(
+    source: Data,
+    split: str = "train",
+    size: int | None = None,
+    progress: bool = False,
+    largest: int = LARGEST_CHOICE,
+    levels: Levels = FULL_LEVELS,
+) -> ImageStore:
     """The images of a source as an ImageStore; packed into the cache the first time, read from there afterwards.
 
     Args:
@@ -64,8 +72,11 @@ def load_data(source: Data, split: str = "train", size: int | None = None, progr
         split: `train`, `test`, `val`, `unlabeled`, `all`, or `pretraining`: all that belongs to no test or validation
             split. A source without split folders is one split, `all`, which `train` also names.
         size: side of the images in pixels, 8 to 1024. None: squares of one size keep it, anything else becomes the
-            median of the shorter sides, kept within 16 to 224 (said on stderr). The resize rule is `decode_image`'s.
+            median of the shorter sides, kept within 16 to `largest` (said on stderr). The resize rule is
+            `decode_image`'s.
         progress: show a bar while packing, if stderr is a terminal.
+        largest: the largest size that is chosen where `size` is None, at most 224.
+        levels: the values of 16-bit gray images that become 0 and 255; a note of the store says so if theirs are few.
 
     Returns:
         ImageStore: uint8 `[N, S, S, 3]`, sorted by path; memory-mapped read-only above 512 MB. Of `pretraining` the
@@ -78,14 +89,19 @@ def load_data(source: Data, split: str = "train", size: int | None = None, progr
     """
     if not isinstance(source, str | Path | Selection):
         return store_of(source, size)
-    opened = open_source(source)
-    entry, meta = packed(opened, size, progress)
+    opened = _with_levels(open_source(source), levels)
+    entry, meta = packed(opened, size, progress, largest)
     if split == PRETRAINING:
-        return _pool(opened, entry, meta, progress)
-    return _read(opened, split, entry, meta, progress=progress)
+        store = _pool(opened, entry, meta, progress)
+    else:
+        store = _read(opened, split, entry, meta, progress=progress)
+    note = narrow_levels(meta.levels, opened.name) if meta.levels is not None and levels == FULL_LEVELS else ""
+    return replace(store, notes=(*store.notes, note)) if note else store
 
 
-def load_splits(source: Data, size: int | None = None, progress: bool = False) -> tuple[ImageStore, ImageStore]:
+def load_splits(
+    source: Data, size: int | None = None, progress: bool = False, levels: Levels = FULL_LEVELS
+) -> tuple[ImageStore, ImageStore]:
     """Labelled training and test images.
 
     The test images are the split `test`, else `val`, whichever has labels. Without either the same 20 % of every class
@@ -93,14 +109,14 @@ def load_splits(source: Data, size: int | None = None, progress: bool = False) -
     `held-out 20 %`. The `notes` of the second say what is not plain.
 
     Args:
-        source, size, progress: as of `load_data`.
+        source, size, progress, levels: as of `load_data`.
 
     Raises:
         DataError: the images have no labels, or there are too few to hold any out; and all that `load_data` raises.
     """
     if not isinstance(source, str | Path | Selection):
         return _hold_out(_labelled(store_of(source, size)), "")
-    opened = open_source(source)
+    opened = _with_levels(open_source(source), levels)
     entry, meta = packed(opened, size, progress)
     name = "all" if "all" in meta.splits else "train"
     if name in meta.splits and not meta.splits[name].labelled:
@@ -237,7 +253,8 @@ def overview(source: str | Path | Selection, size: int | None = None) -> dict[st
         class_names, look_alikes (groups of them), splits {name: {images, labelled, fingerprint}} (None for a named
         source before packing; no fingerprint before packing), tree [[split, folder, class, images]], skipped [[path,
         reason]], left_out [{folder, ending, reason, files}], runs (folders), pretraining {splits, images}, evaluation
-        (a sentence), cache (folder) and bytes of the packed copy.
+        (a sentence), cache (folder) and bytes of the packed copy, levels [low, high] (the values of its 16-bit gray
+        images, if it has any).
 
     Raises:
         UsageError, DataError: as `load_data`.
@@ -264,6 +281,7 @@ def overview(source: str | Path | Selection, size: int | None = None) -> dict[st
             row |= {"packed": True, "image_size": meta.image_size, "class_names": list(meta.class_names)}
             row["look_alikes"] = _look_alikes(meta.class_names)
             row |= _decided(opened, splits, meta.tree, meta.skipped)
+            row |= {"levels": list(meta.levels)} if meta.levels is not None else {}
             return row | {"cache": str(entry), "bytes": nbytes}
     if isinstance(opened, NamedSource):
         return row | {"class_names": [], "splits": None, "skipped": []}
@@ -347,6 +365,11 @@ def open_source(source: str | Path | Selection) -> Source:
     )
 
 
+def _with_levels(source: Source, levels: Levels) -> Source:
+    """The source, whose 16-bit images have these levels; a data set by name has none of them."""
+    return source if isinstance(source, NamedSource) or levels == FULL_LEVELS else replace(source, levels=levels)
+
+
 def _open_selection(selection: Selection) -> Source:
     table, names = (None if one is None else Path(one).expanduser() for one in (selection.labels, selection.files))
     beside = names or table
@@ -371,7 +394,9 @@ def _open_selection(selection: Selection) -> Source:
     )
 
 
-def packed(source: Source, size: int | None, progress: bool = False) -> tuple[Path, Meta]:
+def packed(
+    source: Source, size: int | None, progress: bool = False, largest: int = LARGEST_CHOICE
+) -> tuple[Path, Meta]:
     """The cache entry of a source and its description; packed now if it is missing or its description is damaged."""
     if size is not None and not MIN_SIZE <= size <= MAX_SIZE:
         raise UsageError("the image size is out of range", saw=size, fix=f"{MIN_SIZE} to {MAX_SIZE} pixels")
@@ -384,7 +409,12 @@ def packed(source: Source, size: int | None, progress: bool = False) -> tuple[Pa
         side = source.native_size()
     else:
         surveyed = survey(source.blobs(contents=True, progress=progress), measure=True, labels=source.labels)
-        side = _own_size(source, surveyed)
+        side = _own_size(source, surveyed, largest)
+    own = side
+    if size is None and side > largest:  # also a size that an earlier version noted
+        side = largest
+        larger = f"--set data.size={min(own, MAX_SIZE)} for larger ones"
+        say(f"{source.name}: images are taken at {side} × {side}, which suits this device ({larger})")
     entry = cache.entry_path(content, side)
     try:
         meta = _current(source, entry)
@@ -395,8 +425,8 @@ def packed(source: Source, size: int | None, progress: bool = False) -> tuple[Pa
         entry, meta = _pack(source, content, side, surveyed, progress)
     elif surveyed is not None:
         _check_unchanged(source, content)
-    if side != known:
-        cache.remember("size", {"content": content}, side)
+    if own != known:
+        cache.remember("size", {"content": content}, own)
     return entry, meta
 
 
@@ -430,15 +460,15 @@ def _current(source: Source, entry: Path) -> Meta | None:
     return meta
 
 
-def _own_size(source: Source, surveyed: Survey) -> int:
-    """The size that all images have, or the one chosen for them; a choice is said on stderr."""
+def _own_size(source: Source, surveyed: Survey, largest: int) -> int:
+    """The size that all images have, or the one chosen for them; a choice up to `largest` is said on stderr."""
     try:
         size, why = choose_size(surveyed.dimensions)
     except DataError as error:
         splits = surveyed.listing.splits.values()
         first = next((f"{len(split.paths):,} files, the first {split.paths[0]}" for split in splits), None)
         raise DataError(f"{error.cause} in {source.name}", saw=error.saw or first, fix=error.fix) from None
-    if why:
+    if why and size <= largest:
         say(f"{source.name}: {why}")
     return size
 
@@ -471,7 +501,7 @@ def _pack_into(folder: Path, source: Source, size: int, surveyed: Survey | None,
     if surveyed is None:
         surveyed = survey(source.blobs(contents=False, progress=progress), measure=False, labels=source.labels)
     blobs = source.blobs() if surveyed.blobs is None else surveyed.blobs
-    splits, skipped = pack_files(surveyed.listing, blobs, folder, size, progress)
+    splits, skipped, levels = pack_files(surveyed.listing, blobs, folder, size, progress, source.levels)
     if not splits:
         raise DataError(
             f"none of the {len(skipped):,} images of {source.name} can be read",
@@ -482,7 +512,8 @@ def _pack_into(folder: Path, source: Source, size: int, surveyed: Survey | None,
         total = len(skipped) + sum(split.images for split in splits.values())
         say(f"{source.name}: {len(skipped):,} of {total:,} files skipped: {words_left_out(skipped)}")
     listing = surveyed.listing
-    return Meta(source.name, source.kind, size, listing.class_names, splits, skipped, listing.tree, RULES)
+    about = (source.name, source.kind, size, listing.class_names)
+    return Meta(*about, splits, skipped, listing.tree, RULES, levels=levels)
 
 
 def _check_unchanged(source: Source, content: str) -> None:

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data.cache import cache_root, cached_features
+from ..data.levels import FULL_LEVELS, Levels
 from ..data.store import ImageStore
 from ..errors import PlatformError, UsageError
 from ..files import Folder
@@ -249,6 +250,7 @@ class Target:
     Attributes:
         path: the run directory, the .onnx file or the file of weights.
         image_size: side in pixels of the images it takes; None for any.
+        levels: the values of 16-bit gray images that become 0 and 255.
         recipe: opens the one whose settings the methods that train take; a file is evaluated without it.
         encoders: by init.
         pretrained_on: fingerprint of those images, "" if unknown.
@@ -262,6 +264,7 @@ class Target:
     recipe: Callable[[], Recipe]
     encoders: Mapping[str, Encoder]
     pretrained_on: str = ""
+    levels: Levels = FULL_LEVELS
     seconds: float = 0.0
     run: Run | None = None
     notes: tuple[str, ...] = ()
@@ -321,6 +324,7 @@ def _open_run(run: Run) -> Target:
             "scratch": ScratchEncoder(model.arch, model.stem, colours.mean, colours.std),
         },
         pretrained_on=str(run.data.get("fingerprint") or ""),
+        levels=run.levels,
         seconds=float(run.environment.get("seconds") or 0.0),
         run=run,
         notes=unfinished_notes(run.unfinished),
@@ -339,6 +343,7 @@ def _open_file(path: Path) -> Target:
         recipe=lambda: _recipe(about.recipe),
         encoders={"pretrained": FileEncoder(onnx, path)},
         pretrained_on=about.data_fingerprint,
+        levels=onnx.levels,
         notes=(difference_to_pytorch(about), *unfinished_notes(about.unfinished)),
     )
 

@@ -243,9 +243,9 @@ def _load(target: Target, data: Data | Stores | None, progress: bool) -> tuple[S
         if data is None and run is None:
             raise UsageError("which images to evaluate on?", fix="name them: --data NAME|PATH")
         source: Data = data if data is not None or run is None else run.locate_data()  # type: ignore[assignment]
-        train, test = load_splits(source, size=target.image_size, progress=progress)
+        train, test = load_splits(source, target.image_size, progress, target.levels)
         if run is not None:
-            everything = load_data(source, PRETRAINING, size=target.image_size, progress=progress)
+            everything = load_data(source, PRETRAINING, size=target.image_size, progress=progress, levels=target.levels)
             of_the_run = everything.limit(run.data.get("limit"))
             if of_the_run.fingerprint == target.pretrained_on or data is None:  # wherever they are now
                 name = str(run.data.get("name"))

@@ -68,7 +68,7 @@ def test_what_depends_on_measured_times_is_refused_beside_deterministic(option: 
 def test_on_cuda_deterministic_neither_compiles_nor_tries_out_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
     from simclr_engine import device
 
-    monkeypatch.setattr(device, "_pick_device", lambda name: torch.device("cuda"))
+    monkeypatch.setattr(device, "pick_device", lambda name: torch.device("cuda"))
     monkeypatch.setattr(device, "precisions", lambda picked: ["bf16", "fp32"])
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
     monkeypatch.setattr(torch, "set_float32_matmul_precision", lambda name: None)

@@ -10,8 +10,8 @@ import pytest
 from simclr_engine import pretrain
 from simclr_engine.data.store import ImageStore
 from simclr_engine.errors import UsageError
-from simclr_engine.flops import flops_of, flops_per_step, flops_per_update, flops_per_view
-from simclr_engine.planning import RunOptions, within_compute
+from simclr_engine.flops import flops_of, flops_per_step, flops_per_update, flops_per_view, within_compute
+from simclr_engine.planning import RunOptions
 from simclr_engine.recipe import HeadSpec, ModelSpec, OptimizerSpec, Recipe
 from simclr_engine.training import Plan
 

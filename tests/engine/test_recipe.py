@@ -57,7 +57,7 @@ def _without(text: str, lost: str) -> str:
 
 def test_a_run_recipe_that_lost_a_key_is_refused() -> None:
     text = Recipe.load("cifar10", {"optimizer.name": "muon"}).to_toml()
-    for key in set(known_keys()) - {"train.micro_batch", "published"}:
+    for key in set(known_keys()) - {"train.micro_batch", "published", "data.levels"}:
         with pytest.raises(UsageError, match=f"incomplete\n.*no {re.escape(key)}"):
             Recipe.from_toml(_without(text, f"{key} ="))
 
@@ -227,6 +227,7 @@ LABELLED = {
     "gamma_late": 1.5,
 }
 BEYOND: dict[str, object] = {
+    "data.levels": [5, 5],
     "data.size": 1025,
     "model.arch": "resnet101",
     "model.stem": "large",

@@ -20,6 +20,7 @@ from fixtures.disturbed_runs import at_step, interrupted, narrow, newest_step, s
 from fixtures.image_files import class_tree, write_tree
 from fixtures.synthetic_run import write_run
 from simclr_engine import planning, stopping
+from simclr_engine.budget import rest_within, seconds_after
 from simclr_engine.checkpoint import load_checkpoint, save_checkpoint
 from simclr_engine.cli.main import main
 from simclr_engine.command_line import launch_command, resume_command, shell_command
@@ -28,7 +29,6 @@ from simclr_engine.distributed import check_gpus
 from simclr_engine.errors import DataError, UsageError
 from simclr_engine.evaluation.encoders import open_target
 from simclr_engine.export.probe import choose_probe
-from simclr_engine.planning import rest_within, seconds_after
 from simclr_engine.pretraining import Interrupted, pretrain
 from simclr_engine.recipe import Recipe
 from simclr_engine.report.comparison import notes, open_runs
@@ -337,19 +337,20 @@ def test_a_rest_is_shortened_to_fit_and_never_lengthened() -> None:
 
 def test_the_minutes_of_a_run_count_what_it_has_taken(home: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     timed: list[int] = []
-    monkeypatch.setattr(planning, "calibrate", lambda trainer: (timed.append(1), {16: 60.0})[1])
+    monkeypatch.setattr(planning, "calibrate", lambda trainer, allowance: (timed.append(1), {16: 60.0})[1])
     given = ["pretrain", "--data", "photos", "--out", "run", "--device", "cpu", *GIVEN, "--max-minutes", "8.4"]
     assert call(*given, cwd=home, stop=3).code == 130
     run, file = home / "run", home / "run" / "environment.json"
     environment = json.loads(file.read_text())
     assert environment["plan"]["total_steps"] == 8  # 96 % of 8.4 minutes, less what the timing took
-    file.write_text(json.dumps(environment | {"seconds": 180.0}))
+    packed = {"uncounted_seconds": 60.0}  # of which nothing counts
+    file.write_text(json.dumps(environment | packed | {"seconds": 240.0}))
     refused = call("pretrain", "--resume", "run", "--max-minutes", "3", cwd=home)
     assert refused.code == 2 and "--max-minutes 3, 3.0 minutes so far" in refused.err
     timed.clear()
     done = call("pretrain", "--resume", "run", "--max-minutes", "8.4", "--device", "cpu", cwd=home, stop=4)
     assert done.code == 130 and timed == []  # its own minutes: its own plan
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"seconds": 240.0}))
+    file.write_text(json.dumps(json.loads(file.read_text()) | packed | {"seconds": 300.0}))
     done = call("pretrain", "--resume", "run", "--max-minutes", "6.2", "--device", "cpu", cwd=home)
     assert done.code == 0, done.err
     plan = Run.open(run).environment["plan"]  # 96 % of 2.2 minutes are two steps

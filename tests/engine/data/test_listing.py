@@ -18,7 +18,9 @@ from simclr_engine.errors import DataError
     [
         ({(32, 32): 60_000}, 32),
         ({(8, 8): 3}, 8),
-        ({(300, 300): 3}, 300),  # one size is kept, also above what would be chosen
+        ({(224, 224): 3}, 224),
+        ({(2048, 2048): 12}, 224),  # as 2048 × 2047 are
+        ({(2048, 2047): 12}, 224),
         ({(40, 30): 5}, 30),  # one shape, but no square
         ({(50, 60): 1, (70, 90): 1, (200, 100): 1}, 70),  # the median of 50, 70, 100
         ({(50, 50): 9, (20, 90): 1}, 50),  # counted by image, not by shape

@@ -526,3 +526,13 @@ def test_the_real_images_are_all_there(shared_data: Path) -> None:
     assert test.labels is not None and np.bincount(test.labels).tolist() == [100] * 10
     assert train.class_names[0] == "airplane" and train.class_names[9] == "truck" and train.skipped == ()
     assert 100 < train.images.mean() < 140 and train.images.std() > 50
+
+
+def test_a_size_is_chosen_up_to_the_largest_that_suits_a_device(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_tree(tmp_path, {f"{n}.png": encode(noise(n, 160, 160)) for n in range(3)})
+    assert load_data(tmp_path, largest=128).image_size == 128
+    assert "taken at 128 × 128, which suits this device (--set data.size=160" in capsys.readouterr().err
+    assert load_data(tmp_path).image_size == 160 and load_data(tmp_path, size=144, largest=128).image_size == 144
+    assert capsys.readouterr().err == "" and load_data(tmp_path, largest=128).image_size == 128
