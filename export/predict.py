@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simclr_engine.command_line import command_here
+from simclr_engine.data.decode import FORMAT_NAMES
 from simclr_engine.data.sources import Selection, load_splits
 from simclr_engine.data.stream import Pictures, windows
 from simclr_engine.errors import DataError, UsageError
@@ -148,7 +149,7 @@ def predict_pictures(
         raise DataError(
             "none of the images can be read" if skipped else "there are no images to predict",
             saw=f"{skipped[0][0]}: {skipped[0][1]}" if skipped else "0 images",
-            fix="give PNG, JPEG, WebP or BMP images",
+            fix=f"give {FORMAT_NAMES} images",
         )
     return Predicted(
         tuple(predictions),
