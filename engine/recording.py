@@ -108,7 +108,7 @@ class Recording:
     def _save(self) -> None:
         save_last(self._checkpoints, self._trainer.state_dict())
         self._environment["step"] = self._trainer.step
-        self._tell_time()
+        self._write_environment()
         if name := self.lasting_name():
             keep_last_as(self._checkpoints, name)
 
