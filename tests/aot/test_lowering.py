@@ -46,7 +46,7 @@ def test_the_step_is_one_graph_without_layout_copies_or_waiting(
 
 def test_a_layout_copy_a_wait_and_every_byte_are_counted() -> None:
     code = """
-a = async_compile.triton('triton_poi_fused_convolution_3', '''x 'signature': {'in_ptr0': '*bf16', 'out_ptr0': '*bf16'} ''')
+a = async_compile.triton('triton_poi_fused_convolution_3', '''x 'signature': {'x': '*bf16', 'y': '*bf16'} ''')
 b = async_compile.triton('triton_poi_fused_add_relu_4', '''x 'signature': {'in_out_ptr0': '*fp32', 'n': 'i32'} ''')
     def call(self, args):
         assert_size_stride(p, (2, 3, 4, 5), (60, 1, 15, 3))
