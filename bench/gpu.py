@@ -29,6 +29,7 @@ from .gpu_report import report
 GRACE = 10  # seconds between SIGINT and SIGKILL
 AT_ONCE = 4  # files of tests: most of their time is compilation on the host
 DONE = "done"
+_running: set[subprocess.Popen[str]] = set()  # to be stopped if this process is
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ def run_part(
         errors="replace",
         start_new_session=True,
     )
+    _running.add(process)
     listener = threading.Thread(target=_listen, args=(process, part.log, say), daemon=True)
     listener.start()
     try:
@@ -87,6 +89,8 @@ def run_part(
     except BaseException:
         _stop(process, grace)
         raise
+    finally:
+        _running.discard(process)
     listener.join(timeout=grace)
     return {"status": status, "seconds": round(time.perf_counter() - start, 1), "rows": RowFile(part.rows).read()}
 
@@ -177,6 +181,21 @@ def batches(names: list[str]) -> Iterator[list[str]]:
         yield files
 
 
+def run_all(run: Callable[[str], None], names: list[str], at_once: int) -> None:
+    """Runs parts, some at once. If this process is interrupted, what runs is stopped, and noted with its rows."""
+    pool = ThreadPoolExecutor(at_once)
+    try:
+        for future in [pool.submit(run, name) for name in names]:
+            future.result()
+    except KeyboardInterrupt:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in list(_running):
+            _stop(process, GRACE)
+        raise
+    finally:
+        pool.shutdown()
+
+
 @click.command()
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=Path("build/gpu"), show_default=True)
 @click.option("--data", help="What is raced on.  [default: glyphs; digits with --dry]")
@@ -195,6 +214,7 @@ def main(
 
     if not dry and not torch.cuda.is_available():
         raise click.ClickException("no CUDA device here; to see every line of this run at tiny sizes: make gpu DRY=1")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     known = gpu_parts.parts(tests)
     if unknown := [name for name in only if not any(one.startswith(name) for one in known)]:
         raise click.ClickException(f"no part {unknown[0]!r}; there are {', '.join(known)}")
@@ -221,8 +241,7 @@ def main(
 
     wanted = [n for n in known if session.open(n) and (not only or any(n.startswith(o) for o in only))]
     for names in batches(wanted):
-        with ThreadPoolExecutor(1 if together else AT_ONCE) as pool:
-            list(pool.map(run, names))
+        run_all(run, names, 1 if together else AT_ONCE)
     click.echo((out / "gpu.md").read_text())
     if any(found["status"] != DONE for found in session.document["parts"].values()):
         sys.exit(1)

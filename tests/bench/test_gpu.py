@@ -20,7 +20,7 @@ from click.testing import CliRunner
 from fixtures import ROOT
 from fixtures.disturbed_runs import narrow
 from simclr_engine.bench import gpu, gpu_parts
-from simclr_engine.bench.gpu import Part, Session, batches, run_part
+from simclr_engine.bench.gpu import Part, Session, batches, run_all, run_part
 from simclr_engine.bench.gpu_report import report
 from simclr_engine.bench.row_file import RowFile
 
@@ -38,7 +38,8 @@ if kind == "child":
     print("child", child.pid, flush=True)
 rows = RowFile(path)
 for number in range(10_000):
-    rows.add({{"name": "stub", "contender": str(number), "median": number, "unit": "x", "padding": "y" * 5000}})
+    figures = dict(median=number, p20=0, p80=0, padding="y" * 5000)
+    rows.add(dict(name="stub", contender=str(number), unit="x", **figures))
     print("row", number, flush=True)
     if kind == "memory" and number == 3:
         os.kill(os.getpid(), signal.SIGKILL)  # as the kernel does when memory is over
@@ -109,6 +110,25 @@ def test_what_a_part_started_ends_with_it(tmp_path: Path) -> None:
         except FileNotFoundError:
             return
     raise AssertionError("the child lives on")
+
+
+def test_an_interrupt_of_the_whole_stops_what_runs_and_notes_its_rows(tmp_path: Path) -> None:
+    lines: list[str] = []
+    session, part = Session(tmp_path, dry=True), stub(tmp_path, "hang")
+    say, seen = started(lines, "row 2")
+
+    def run(name: str) -> None:
+        session.note(name, run_part(part, 120, say))
+
+    def interrupt() -> None:
+        seen.wait(60)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
+    with pytest.raises(KeyboardInterrupt):
+        run_all(run, ["hang", "never"], 1)
+    found = Session(tmp_path, dry=True).document["parts"]
+    assert list(found) == ["hang"] and found["hang"]["status"] != "done" and len(found["hang"]["rows"]) == 3
 
 
 def test_a_part_without_memory_is_named_and_keeps_its_rows(tmp_path: Path) -> None:

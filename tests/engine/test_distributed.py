@@ -269,6 +269,20 @@ def test_shares_that_do_not_work_out_are_refused(batch: int, micro: int, ranks: 
         check_shares(train, ranks)
 
 
+def test_gradients_are_sent_in_order_in_messages_of_one_dtype_and_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "BUCKET_BYTES", 100)
+    tensors = [torch.zeros(n) for n in (5, 20, 1, 1, 30, 2)] + [torch.zeros(3, dtype=torch.float64)]
+    sent = list(distributed._buckets(tensors))
+    assert [[len(t) for t in bucket] for bucket in sent] == [[5, 20], [1, 1, 30], [2], [3]]
+    assert [id(t) for bucket in sent for t in bucket] == [id(t) for t in tensors]
+    assert list(distributed._buckets([])) == []
+
+
+def test_the_command_that_resumes_names_the_choice_of_batch_norm() -> None:
+    assert RunOptions(batch_norm="sync").words() == ["--batch-norm", "sync"]
+    assert RunOptions().words() == []
+
+
 def test_a_world_of_one_does_nothing() -> None:
     world, tensor = World(), torch.randn(6, 2)
     assert world.main and world.group is None
