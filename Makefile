@@ -56,12 +56,13 @@ bench: $(READY)
 	$(BIN)/simclr-engine bench evaluate --check
 	$(BIN)/simclr-engine bench export --check
 
-# Everything that only a CUDA device can say, in nine minutes: gpu.json, gpu.md and pictures under OUT.
+# Everything that only a CUDA device can say, part by part, each in a process of its own: gpu.json, gpu.md, rows and logs
+# under OUT. Started again it goes on with what is missing.
 #   make gpu                      in the virtual environment        make gpu DRY=1    every line at tiny sizes, on the CPU
 #   make gpu PYTHON=python3       offline, with the packages of that Python       make gpu DATA=FOLDER-OR-ARCHIVE
-#   make gpu ONLY="bench augment"
+#   make gpu ONLY=core            the parts whose names begin so                  make gpu MINUTES=9
 OUT ?= build/gpu
-GPU_FLAGS := --out $(OUT) $(if $(DRY),--dry) $(if $(DATA),--data '$(DATA)') $(if $(ONLY),--only '$(ONLY)')
+GPU_FLAGS := --out $(OUT) $(if $(DRY),--dry) $(if $(DATA),--data '$(DATA)') $(if $(ONLY),--only '$(ONLY)') $(if $(MINUTES),--minutes $(MINUTES))
 ifeq ($(origin PYTHON),command line)
 gpu:
 	$(LINKED)

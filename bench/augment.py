@@ -39,7 +39,7 @@ def floors() -> tuple[Floor, ...]:
     return CUDA_FLOORS if choose_platform().device.type == "cuda" else FLOORS
 
 
-def rows(repeats: int = 7, views: int | None = None, size: int = 32) -> list[Row]:
+def rows(repeats: int = 7, views: int | None = None, size: int = 32, only: str | None = None) -> list[Row]:
     """Views per second of drawing and applying, contenders interleaved; images are resident.
 
     Peers run on the CPU, in this process, with torch's number of threads. A contender that cannot run gets a row that
@@ -50,6 +50,7 @@ def rows(repeats: int = 7, views: int | None = None, size: int = 32) -> list[Row
         repeats: timed calls per contender.
         views: views per call, V·B with V = 2; by default what suits the device.
         size: side of images and views, pixels.
+        only: a backend on the device, alone; "peers" for all that runs on the CPU.
     """
     device = choose_platform().device
     cuda = device.type == "cuda"
@@ -58,13 +59,20 @@ def rows(repeats: int = 7, views: int | None = None, size: int = 32) -> list[Row
     name = NAME.format(size)
     measured: list[Row] = []
     for kind in dict.fromkeys((device.type, "cpu")):
+        if only is not None and (kind == "cpu") != (only == "peers" or not cuda):
+            continue
         batch = (views or (65536 if kind == "cuda" else 512)) // VIEWS
         images = _pictures(batch, size)
         contenders, missing = _ours(images, spec, torch.device(kind))
-        more = {name: _quality(name, images, spec, torch.device(kind)) for name in contenders}
-        if kind == "cpu":
+        if only not in (None, "peers"):
+            label = f"ours ({only}) on {kind}"
+            contenders = {k: v for k, v in contenders.items() if k == label}
+            missing = {k: v for k, v in missing.items() if k == label}
+        elif kind == "cpu":
             peers, absent = _peers(images, spec)
             contenders, missing = contenders | peers, missing | absent
+        ours = [c for c in contenders if c.startswith("ours")]
+        more = {c: _quality(c, images, spec, torch.device(kind)) for c in ours}
         synchronize = torch.cuda.synchronize if cuda else None
         timings = interleave(contenders, repeats, warmup=2, synchronize=synchronize)
         for contender, timing in timings.items():

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from simclr_engine.data.store import ImageStore
 from simclr_engine.device import Platform, choose_platform, keep_freed_memory
+from simclr_engine.flops import flops_per_step
 from simclr_engine.kernels import contrastive_metrics
 from simclr_engine.model import SimCLR
 from simclr_engine.monitor import OnlineMonitor
@@ -34,7 +34,13 @@ EPOCH_VIEWS = 2 * 50_000  # of CIFAR-10
 
 def floors() -> tuple[Floor, ...]:
     """What must hold on this machine's device."""
-    return FLOORS
+    device = choose_platform().device
+    return tuple(replace(floor, of=_multiplied_as(floor.of, device)) if floor.of else floor for floor in FLOORS)
+
+
+def _multiplied_as(contender: str, device: torch.device) -> str:
+    """On CUDA "fp32" is TF32: matrix products and convolutions of float32 are rounded to ten bits there."""
+    return contender.replace("fp32", "TF32") if device.type == "cuda" else contender
 
 
 def rows(repeats: int = 7, views: int | None = None, size: int = 32, monitored: int | None = None) -> list[Row]:
@@ -61,7 +67,8 @@ def rows(repeats: int = 7, views: int | None = None, size: int = 32, monitored: 
     calls: dict[str, Callable[[], object]] = {}
     first: dict[str, float] = {}
     missing: dict[str, str] = {}
-    for name, build in _contenders(recipe, store, best, size).items():
+    for plain, build in _contenders(recipe, store, best, size).items():
+        name = _multiplied_as(plain, best.device)
         try:
             step = build()
             start = time.perf_counter()
@@ -78,11 +85,11 @@ def rows(repeats: int = 7, views: int | None = None, size: int = 32, monitored: 
 
         calls[name] = call
     timings = interleave(calls, repeats, warmup=2, synchronize=best.synchronize)
-    flops, peaks = flops_per_view(recipe, size), {p: matmul_tflops(best, p) for p in (best.precision, "fp32")}
+    flops, peaks = flops_per_step(recipe, size) / views, {p: matmul_tflops(best, p) for p in (best.precision, "fp32")}
     measured: list[Row] = []
     for name, timing in timings.items():
         row = rate_row(NAME, name, views * steps_per_call, timing, UNIT, views=views, size=size)
-        rate, precision = row["median"], "fp32" if "fp32" in name else best.precision
+        rate, precision = row["median"], "fp32" if "fp32" in name or "TF32" in name else best.precision
         more: dict[str, Any] = {
             "precision": precision,
             "seconds_per_epoch": EPOCH_VIEWS / rate,
@@ -173,14 +180,6 @@ def _contenders(recipe: Recipe, store: ImageStore, best: Platform, size: int) ->
         measured["ours, fp32"] = ours(replace(best, precision="fp32"))
     measured[PLAIN] = plain
     return measured
-
-
-def flops_per_view(recipe: Recipe, size: int) -> float:
-    """Floating-point operations of convolutions and matrix products, forward and backward, of one view."""
-    model, views = SimCLR(recipe.model, recipe.head).to("meta"), 4
-    with FlopCounterMode(display=False) as counter:
-        model(torch.empty(views, 3, size, size, device="meta")).sum().backward()
-    return counter.get_total_flops() / views
 
 
 def matmul_tflops(platform: Platform, precision: str) -> float:

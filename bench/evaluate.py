@@ -138,7 +138,7 @@ from simclr_engine.evaluation.metrics import feature_statistics
 from simclr_engine.evaluation.splits import check_splits
 from simclr_engine.evaluation.encoders import open_target
 subject = open_target(sys.argv[1])
-train, test = load_splits(subject.run.locate_data(), size=subject.image_size)
+train, test = load_splits(subject.run.locate_data(), subject.image_size, levels=subject.levels)
 check_splits(train, test)
 for init in ("pretrained", "scratch"):
     encoder = subject.encoder(init, False)

@@ -1,8 +1,9 @@
 """Everything that only a CUDA device can say, in one command: `make gpu`, or `python -m simclr_engine.bench.gpu`.
 
-Tests marked `gpu` → the benches → a short pretraining with kNN, each in a process of its own with a limit of time; the
-failure of one does not stop the next. Leaves gpu.json, gpu.md and each part's log. With `--dry` the same lines run on
-the CPU at tiny sizes, to be right the first time they meet a device.
+Each part of `gpu_parts` runs in a process of its own with a limit of time: our compiled step first, the tests last, all
+their files at once. A part is asked to stop (SIGINT) before it is killed; its rows are on disk one by one, and the
+report is written after each part, so whatever ends this leaves what was measured. Started again with the same folder,
+it goes on with what is missing. With `--dry` the same parts run on the CPU at tiny sizes.
 """
 
 from __future__ import annotations
@@ -12,82 +13,111 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import click
 
-from simclr_engine.errors import EngineError, PlatformError, UsageError, nearest
+from simclr_engine.errors import EngineError, PlatformError, UsageError, counted, nearest
 from simclr_engine.terminal import prepare_streams, say, say_error, tell
 
-CLI = [sys.executable, "-c", "from simclr_engine.cli.main import main; main()"]
-SECONDS = 540  # for everything: a part gets at most what the others have left
+from .gpu_report import report
+
+GRACE = 10  # seconds between SIGINT and SIGKILL
+AT_ONCE = 4  # files of tests: most of their time is compilation on the host
+DONE = "done"
+_running: set[subprocess.Popen[str]] = set()  # to be stopped if this process is
 
 
 @dataclass(frozen=True)
 class Part:
-    """One process: what it runs, how many seconds it may take, and which file of its own holds its figures."""
+    """One process: what it runs, how many seconds it may take, and the file of its rows."""
 
+    name: str
     command: list[str]
-    seconds: int
-    document: Path | None = None
+    seconds: float
+    rows: Path
+
+    @property
+    def log(self) -> Path:
+        """What it printed."""
+        return self.rows.with_suffix(".log")
 
 
-def parts(out: Path, data: str, tests: Path, dry: bool) -> dict[str, Part]:
-    """Name → part, in the order of worth. On a device all limits together are less than nine minutes."""
-    small = ["--small", "--repeats", "1"] if dry else []
-    pytest = [sys.executable, "-m", "pytest", "-q", "-ra", "-m", "gpu", str(tests)]
-    found = {"tests": Part([*pytest, "--collect-only"] if dry else pytest, 150)}
-    limits = {"augment": 50, "nt-xent": 70, "optimizer": 20, "epoch": 110}
-    for name, seconds in limits.items():
-        file = out / f"bench-{name}.json"
-        pictures = ["--plot", str(out / f"bench-{name}.png")]
-        if name == "augment":
-            pictures += ["--sheet", str(out / "backends.png")]
-        limit = 3 * seconds if dry else seconds  # without a device it runs beside other tests, on what they leave
-        found[f"bench {name}"] = Part([*CLI, "bench", name, *small, "--out", str(file), *pictures], limit, file)
-    run = out / "run"
-    short = ["--epochs", "1", "--limit", "128", "--batch-size", "64"] if dry else ["--max-minutes", "0.8"]
-    options = ["--recipe", "cifar10-sgd", "--data", data, "--out", str(run), "--fused", "--overwrite", "--json", *short]
-    found["pretrain"] = Part([*CLI, "pretrain", *options], 90)
-    few = ["--limit", "64"] if dry else []
-    found["evaluate"] = Part([*CLI, "evaluate", str(run), "--data", data, "--method", "knn", "--json", *few], 45)
-    return found
+def run_part(
+    part: Part, left: float, say: Callable[[str], object] = lambda line: None, grace: float = GRACE
+) -> dict[str, Any]:
+    """Runs a part to its end, to its limit, or as long as there is time `left` (seconds).
 
+    Args:
+        part: what to run. What it prints goes to its log, and line by line to `say`.
+        left: seconds until everything has to end.
+        say: called with each line.
+        grace: seconds that it has after SIGINT.
 
-def run_part(part: Part, log: Path, left: float) -> dict[str, Any]:
-    """Runs it to its end, to its limit, or as long as there is time `left`; what it printed goes to `log`, its figures
-    into the answer."""
-    start, limit = time.perf_counter(), min(part.seconds, round(left))
+    Returns:
+        `status` (`done`, or why not), `seconds` and `rows`: all rows that it finished, whatever its end.
+    """
+    from .row_file import RowFile
+
+    start, limit = time.perf_counter(), min(part.seconds, left)
     if limit <= 0:
-        return {"status": f"not run: the {SECONDS} s were over", "seconds": 0.0, "log": None}
-    if "pytest" in part.command and find_spec("pytest") is None:
-        return {"status": "absent: pytest is not installed", "seconds": 0.0, "log": None}
-    with log.open("w") as errors:
-        # A session of its own, so that what it started (compilers, workers) ends with it.
-        process = subprocess.Popen(
-            part.command, stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True
+        return {"status": "not run: the time was over", "seconds": 0.0, "rows": RowFile(part.rows).read()}
+    # A session of its own, so that what it started (compilers, workers) ends with it.
+    process = subprocess.Popen(
+        part.command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    )
+    _running.add(process)
+    listener = threading.Thread(target=_listen, args=(process, part.log, say), daemon=True)
+    listener.start()
+    try:
+        code = process.wait(limit)
+        status = (
+            DONE if code == 0 else f"failed (exit {code})" if code > 0 else f"killed by {signal.Signals(-code).name}"
         )
-        try:
-            printed, _ = process.communicate(timeout=limit)
-            status = "done" if process.returncode == 0 else f"failed (exit {process.returncode})"
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            printed, _ = process.communicate()
-            status = f"stopped after {limit} s"
-    with log.open("a") as whole:
-        whole.write(printed)
-    found: dict[str, Any] = {"status": status, "seconds": round(time.perf_counter() - start, 1), "log": log.name}
-    if part.document is not None and part.document.is_file():
-        found["rows"] = json.loads(part.document.read_text())["rows"]
-    elif "--json" in part.command and printed.strip().startswith("{"):
-        found["result"] = json.loads(printed)
-    elif printed.strip():
-        found["summary"] = printed.strip().splitlines()[-1]
-    return found
+    except subprocess.TimeoutExpired:
+        asked = _stop(process, grace)
+        status = f"stopped after {limit:.3g} s" + ("" if asked else ", killed: SIGINT did not end it")
+    except BaseException:
+        _stop(process, grace)
+        raise
+    finally:
+        _running.discard(process)
+    listener.join(timeout=grace)
+    return {"status": status, "seconds": round(time.perf_counter() - start, 1), "rows": RowFile(part.rows).read()}
+
+
+def _listen(process: subprocess.Popen[str], log: Path, say: Callable[[str], object]) -> None:
+    assert process.stdout is not None
+    with log.open("w") as file:
+        for line in process.stdout:
+            file.write(line)
+            file.flush()
+            say(line.rstrip("\n"))
+
+
+def _stop(process: subprocess.Popen[str], grace: float) -> bool:
+    """Ends a process and all that it started; returns whether SIGINT was enough."""
+    for number, wait in ((signal.SIGINT, grace), (signal.SIGKILL, None)):
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(wait)
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # what is left of its group
+            return number == signal.SIGINT
+    return False
 
 
 def about() -> dict[str, Any]:
@@ -104,6 +134,8 @@ def about() -> dict[str, Any]:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             versions[package] = "absent"
+    if cuda:
+        versions["cudnn"] = str(torch.backends.cudnn.version())
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
     return {
         "device": torch.cuda.get_device_name() if cuda else "no CUDA device",
@@ -115,37 +147,56 @@ def about() -> dict[str, Any]:
     }
 
 
-def table(document: dict[str, Any]) -> str:
-    """The document as Markdown."""
-    versions = ", ".join(f"{name} {version}" for name, version in document["versions"].items())
-    lines = [f"# {document['device']}", "", f"{versions}; commit {document['commit']}", ""]
-    if document["dry"]:
-        lines += ["**A dry run at tiny sizes: no figure here means anything.**", ""]
-    lines += ["| part | status | seconds | |", "|---|---|---|---|"]
-    for name, part in document["parts"].items():
-        said = part.get("summary", "")
-        result = part.get("result", {})
-        if "images_per_second" in result:
-            said = (
-                f"{result['epochs']:.3g} epochs, {result['images_per_second']:,.0f} images/s, loss {result['loss']:.3f}"
-            )
-        elif "results" in result:
-            said = ", ".join(f"{r['method']} {r['init']} {100 * r['accuracy']:.2f} %" for r in result["results"])
-        lines.append(f"| {name} | {part['status']} | {part['seconds']} | {said} |")
-    for name, part in document["parts"].items():
-        if "rows" in part:
-            lines += ["", f"## {name}", "", "| measured | contender | median | p20 | p80 | unit | also |"]
-            lines += ["|---|---|---|---|---|---|---|", *(_line(row) for row in part["rows"])]
-    return "\n".join(lines) + "\n"
+class Session:
+    """A folder with the document of what was measured so far; parts that were done there are not repeated."""
+
+    def __init__(self, out: Path, dry: bool) -> None:
+        self.out = out
+        out.mkdir(parents=True, exist_ok=True)
+        self.document: dict[str, Any] = {**about(), "dry": dry, "parts": {}}
+        with suppress(OSError, ValueError):
+            before = json.loads((out / "gpu.json").read_text())
+            if all(before.get(key) == self.document[key] for key in ("device", "commit", "dry")):
+                self.document["parts"] = before["parts"]
+            else:
+                for file in out.glob("*.rows"):
+                    file.unlink()  # of another device, commit or size
+
+    def open(self, name: str) -> bool:
+        """Whether this part is still to be run."""
+        found: dict[str, Any] = self.document["parts"].get(name, {})
+        return found.get("status") != DONE
+
+    def note(self, name: str, found: dict[str, Any]) -> None:
+        """Writes document and report with what a part gave."""
+        self.document["parts"][name] = found
+        for file, text in (("gpu.json", json.dumps(self.document, indent=2)), ("gpu.md", report(self.document))):
+            fresh = self.out / f".{file}"
+            fresh.write_text(text + "\n")
+            fresh.replace(self.out / file)
 
 
-def _line(row: dict[str, Any]) -> str:
-    if row["median"] is None:
-        return f"| {row['name']} | {row['contender']} | not measured | | | | {row.get('note', '')} |"
-    known = ("name", "contender", "median", "p20", "p80", "unit", "repeats", "rows", "dtype", "views", "size")
-    also = ", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items() if k not in known)
-    figures = " | ".join(f"{row[k]:,.4g}" for k in ("median", "p20", "p80"))
-    return f"| {row['name']} | {row['contender']} | {figures} | {row['unit']} | {also} |"
+def batches(names: list[str]) -> Iterator[list[str]]:
+    """One part at a time; files of tests all at once, at the end."""
+    files = [name for name in names if name.startswith("tests: ")]
+    yield from ([name] for name in names if name not in files)
+    if files:
+        yield files
+
+
+def run_all(run: Callable[[str], None], names: list[str], at_once: int) -> None:
+    """Runs parts, some at once. If this process is interrupted, what runs is stopped, and noted with its rows."""
+    pool = ThreadPoolExecutor(at_once)
+    try:
+        for future in [pool.submit(run, name) for name in names]:
+            future.result()
+    except KeyboardInterrupt:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in list(_running):
+            _stop(process, GRACE)
+        raise
+    finally:
+        pool.shutdown()
 
 
 @click.command()
@@ -157,7 +208,7 @@ def _line(row: dict[str, Any]) -> str:
     metavar="DIR",
     help="Directory for the figures and logs.",
 )
-@click.option("--data", metavar="NAME|PATH", help="Images to pretrain on.  [default: glyphs; digits with --dry]")
+@click.option("--data", metavar="NAME|PATH", help="What is raced on.  [default: glyphs; digits with --dry]")
 @click.option(
     "--tests",
     type=click.Path(path_type=Path),
@@ -166,35 +217,67 @@ def _line(row: dict[str, Any]) -> str:
     metavar="PATH",
     help="Tests that need a device.",
 )
-@click.option("--only", multiple=True, metavar="PART", help="This part alone; may be repeated.")
+@click.option("--only", multiple=True, metavar="PART", help="Parts whose name begins so; may be repeated.")
+@click.option(
+    "--minutes", type=float, default=30.0, show_default=True, metavar="M", help="No part is started after this time."
+)
 @click.option("--dry", is_flag=True, help="Tiny sizes, on the CPU if need be.")
-def main(out: Path, data: str | None, tests: Path, only: tuple[str, ...], dry: bool) -> None:
-    """Measure a CUDA device from end to end in less than nine minutes."""
+@click.option("--together", is_flag=True, help="All parts in this process: quicker, but none can be stopped.")
+def main(
+    out: Path, data: str | None, tests: Path, only: tuple[str, ...], minutes: float, dry: bool, together: bool
+) -> None:
+    """Measure a CUDA device from end to end. Started again, it goes on with what is missing."""
     import torch
+
+    from . import gpu_parts
 
     if not dry and not torch.cuda.is_available():
         raise PlatformError(
             "there is no CUDA device", fix="to see every line of this run at tiny sizes: make gpu DRY=1"
         )
-    started = time.perf_counter()
-    out.mkdir(parents=True, exist_ok=True)
-    known = parts(out, data or ("digits" if dry else "glyphs"), tests, dry)
-    if unknown := [name for name in only if name not in known]:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    known = gpu_parts.parts(tests)
+    if unknown := [name for name in only if not any(one.startswith(name) for one in known)]:
         raise UsageError("there is no such part", saw=unknown[0], fix=nearest(unknown[0], known))
-    document: dict[str, Any] = {**about(), "dry": dry, "parts": {}}
-    for name, part in known.items():
-        if only and name not in only:
-            continue
-        say(f"{name} …")
-        document["parts"][name] = found = run_part(
-            part, out / f"{name.replace(' ', '-')}.log", SECONDS - (time.perf_counter() - started)
-        )
-        say(f"{name}: {found['status']}, {found['seconds']} s")
-        (out / "gpu.json").write_text(json.dumps(document, indent=2) + "\n")  # whatever happens to the next part
-        (out / "gpu.md").write_text(table(document))
+    started, session = time.perf_counter(), Session(out, dry)
+    data = data or ("digits" if dry else "glyphs")
+
+    def part(name: str) -> Part:
+        rows = out / f"{''.join(c if c.isalnum() else '-' for c in name)}.rows"
+        options = ["--rows", rows, "--out", out, "--tests", tests, "--data", data, *(["--dry"] if dry else [])]
+        command = [sys.executable, "-m", "simclr_engine.bench.gpu_parts", name, *map(str, options)]
+        return Part(name, command, known[name][1] * (3 if dry else 1), rows)
+
+    def run(name: str) -> None:
+        aloud = (lambda line: say(f"  {name}: {line}")) if name.startswith("tests") else (lambda line: None)
+        left = 60 * minutes - (time.perf_counter() - started)
+        one = part(name)
+        found = _here(gpu_parts, one, data, out, tests, dry) if together else run_part(one, left, aloud)
+        session.note(name, found)
+        say(f"{name}: {found['status']}, {found['seconds']} s, {counted(len(found['rows']), 'row')}")
+
+    wanted = [n for n in known if session.open(n) and (not only or any(n.startswith(o) for o in only))]
+    for names in batches(wanted):
+        run_all(run, names, 1 if together else AT_ONCE)
     tell(*(out / "gpu.md").read_text().rstrip("\n").split("\n"))
-    if any(part["status"] != "done" and not part["status"].startswith("absent") for part in document["parts"].values()):
+    if any(found["status"] != DONE for found in session.document["parts"].values()):
         sys.exit(1)
+
+
+def _here(gpu_parts: Any, part: Part, data: str, out: Path, tests: Path, dry: bool) -> dict[str, Any]:
+    """As `run_part`, in this process."""
+    from .row_file import RowFile
+    from .rows import first_line
+
+    start, rows = time.perf_counter(), RowFile(part.rows)
+    try:
+        gpu_parts.measure(part.name, gpu_parts.Setting(rows, dry, data, out, tests))
+        status = DONE
+    except SystemExit as ended:
+        status = f"failed (exit {ended.code})"
+    except Exception as error:
+        status = f"failed: {first_line(error)}"
+    return {"status": status, "seconds": round(time.perf_counter() - start, 1), "rows": rows.read()}
 
 
 if __name__ == "__main__":

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from simclr_engine.device import choose_platform
+from simclr_engine.device import Platform, choose_platform
 from simclr_engine.kernels import nt_xent, pick_nt_xent
 from simclr_engine.timing import interleave
 
@@ -34,6 +34,8 @@ CUDA_FLOORS = (
     Floor(_BF16.format(1024), "ours (triton)", of="torch.compile", most=1),
 )
 
+CONTENDERS = ("ours (triton)", "ours (torch)", "eager", "boolean-mask eager", "torch.compile")
+
 Loss = Callable[[Tensor], Tensor]
 
 
@@ -43,6 +45,11 @@ def floors() -> tuple[Floor, ...]:
 
 
 def rows(repeats: int = 7, sizes: Sequence[int] | None = None) -> list[Row]:
+    """`each_row`, all at once."""
+    return list(each_row(repeats, sizes))
+
+
+def each_row(repeats: int = 7, sizes: Sequence[int] | None = None, only: str | None = None) -> Iterator[Row]:
     """Milliseconds of forward and of forward + backward, contenders interleaved, for each number of rows M.
 
     Each row also holds `peak_bytes` (allocated beyond z), `loss_error` and `gradient_error` (relative, norm) against
@@ -52,6 +59,7 @@ def rows(repeats: int = 7, sizes: Sequence[int] | None = None) -> list[Row]:
     Args:
         repeats: timed calls per contender.
         sizes: numbers of rows M = V·B; by default what the device can hold.
+        only: one of CONTENDERS, to be measured alone.
     """
     platform = choose_platform()
     device = platform.device
@@ -59,26 +67,22 @@ def rows(repeats: int = 7, sizes: Sequence[int] | None = None) -> list[Row]:
     if sizes is None:
         sizes = (256, 1024, 2048, 4096, 8192, 16384, 32768) if cuda else (1024, 4096, 16384)
     dtypes = (torch.bfloat16, torch.float32) if cuda else (torch.float32,)
-    measured: list[Row] = []
     for dtype in dtypes:
         for total in sizes:
-            measured += _rows_of(total, dtype, device, repeats, platform.synchronize)
-    return measured
+            yield from _rows_of(total, dtype, platform, repeats, only)
 
 
-def _rows_of(
-    total: int, dtype: torch.dtype, device: torch.device, repeats: int, wait: Callable[[], object]
-) -> list[Row]:
+def _rows_of(total: int, dtype: torch.dtype, platform: Platform, repeats: int, only: str | None) -> Iterator[Row]:
+    device = platform.device
     generator = torch.Generator().manual_seed(total)
     sample = torch.randn(total // VIEWS, DIMENSION, generator=generator).repeat(VIEWS, 1)
     z = (sample + torch.randn(total, DIMENSION, generator=generator)).to(device, dtype)
     truth, true_gradient = _with_gradient(lambda x: nt_xent(x, VIEWS, TEMPERATURE, backend="torch"), z.double())
     title = f"NT-Xent M = {total}, D = {DIMENSION}, {str(dtype).removeprefix('torch.')}"
-    contenders, missing = _contenders(total, z)
-    measured: list[Row] = []
+    contenders, missing = _contenders(total, z, only)
     for mode, factor in (("forward", 1), ("forward + backward", 3)):
         calls = {name: _call(loss, z, mode) for name, loss in contenders.items()}
-        timings = interleave(calls, repeats, warmup=2, synchronize=wait)
+        timings = interleave(calls, repeats, warmup=2, synchronize=platform.synchronize)
         for name, timing in timings.items():
             loss, gradient = _with_gradient(contenders[name], z)
             more: dict[str, Any] = {
@@ -89,12 +93,21 @@ def _rows_of(
                 "gradient_error": float((gradient.double() - true_gradient).norm() / true_gradient.norm()),
                 "tflops": factor * 2 * total**2 * DIMENSION / timing.median / 1e12,
             }
-            measured.append(time_row(f"{title}, {mode}", name, timing, **more))
-        measured += [missing_row(f"{title}, {mode}", name, "ms", note) for name, note in missing.items()]
-    return measured
+            yield time_row(f"{title}, {mode}", name, timing, **more)
+        yield from (missing_row(f"{title}, {mode}", name, "ms", note) for name, note in missing.items())
 
 
-def _contenders(total: int, z: Tensor) -> tuple[dict[str, Loss], dict[str, str]]:
+def compiled(loss: Loss, backend: str | Callable[..., Any] = "inductor") -> Loss:
+    """The loss, compiled anew for each of few shapes.
+
+    torch keeps at most eight versions of a function and runs it eagerly from then on, silently: what was compiled
+    before is forgotten first, and a whole graph is asked for, which raises where there would be none.
+    """
+    torch.compiler.reset()
+    return torch.compile(loss, fullgraph=True, dynamic=False, backend=backend)
+
+
+def _contenders(total: int, z: Tensor, only: str | None) -> tuple[dict[str, Loss], dict[str, str]]:
     """The losses that run, and the reason for each that does not."""
     running: dict[str, Loss] = {}
     missing: dict[str, str] = {}
@@ -110,7 +123,7 @@ def _contenders(total: int, z: Tensor) -> tuple[dict[str, Loss], dict[str, str]]
         "boolean-mask eager": lambda x: nt_xent_boolean_mask(x, TEMPERATURE),
     }
     if z.is_cuda:  # on the CPU compiling takes a minute for each shape and gains nothing that is claimed
-        usual["torch.compile"] = torch.compile(lambda x: nt_xent_eager(x, TEMPERATURE), dynamic=False)
+        usual["torch.compile"] = compiled(lambda x: nt_xent_eager(x, TEMPERATURE))
     else:
         missing["torch.compile"] = "compared on CUDA alone"
     matrix = total**2 * z.element_size()
@@ -119,7 +132,11 @@ def _contenders(total: int, z: Tensor) -> tuple[dict[str, Loss], dict[str, str]]
         if matrix > largest.get(z.device.type, 2**28):
             missing[name] = f"left out: {total} × {total} matrices are too much for it here"
             del usual[name]
-    return running | usual, missing
+    found = running | usual
+    if only is not None:
+        found = {k: v for k, v in found.items() if k == only}
+        missing = {k: v for k, v in missing.items() if k == only}
+    return found, missing
 
 
 def _call(loss: Loss, z: Tensor, mode: str) -> Callable[[], object]:

@@ -20,7 +20,7 @@ from safetensors.torch import save
 from torch import nn
 
 from .errors import DataError, UsageError
-from .files import Folder, write_atomic
+from .files import Folder, in_fixed_order, write_atomic
 from .model import build_encoder, own_encoder
 from .recipe import Recipe
 
@@ -150,8 +150,9 @@ def save_weights(path: Path, module: nn.Module, metadata: dict[str, str]) -> Non
 
 
 def pack_weights(module: nn.Module, metadata: dict[str, str]) -> bytes:
-    """The bytes of `save_weights`."""
-    return save({k: v.detach().to("cpu").contiguous() for k, v in module.state_dict().items()}, metadata)
+    """The bytes of `save_weights`: the same for the same tensors and metadata."""
+    tensors = {k: v.detach().to("cpu").contiguous() for k, v in module.state_dict().items()}
+    return in_fixed_order(save(tensors, metadata))
 
 
 def read_tensors(path: Path, cause: str, fix: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:

@@ -92,12 +92,14 @@ def choose_platform(
     Raises:
         PlatformError: the requested device is not available.
     """
-    picked, deterministic = _pick_device(device), torch.are_deterministic_algorithms_enabled()
+    picked, deterministic = pick_device(device), torch.are_deterministic_algorithms_enabled()
     notes: list[str] = []
     available = precisions(picked)
     if precision != "auto" and precision not in available:
         kind = "CPU" if picked.type == "cpu" else f"{picked.type} device"
         notes.append(f"{precision} is not supported on this {kind}; using {available[0]}")
+    elif precision == "fp16" and available[0] == "bf16":
+        notes.append("fp16 is used as asked; this device has bf16, which needs no loss scaling: --precision bf16")
     chosen = precision if precision in available else available[0]
     # channels_last backward of convolutions is 12 to 30 times slower on MPS (pytorch #192551, #193349).
     channels_last = picked.type != "mps"
@@ -184,7 +186,8 @@ def precisions(device: torch.device) -> list[str]:
     return ["fp32"]
 
 
-def _pick_device(device: str) -> torch.device:
+def pick_device(device: str) -> torch.device:
+    """The device of this name; for auto, the first of CUDA, MPS and CPU that is there. PlatformError if it is not."""
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if device == "auto":
         return torch.device(next(name for name, found in there.items() if found))
@@ -195,8 +198,17 @@ def _pick_device(device: str) -> torch.device:
     return torch.device(device)
 
 
+# Limits of oneDNN below which it computes bf16 without instructions for it.
+_WITHOUT_BF16 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI")
+
+
 def _cpu_has_bf16() -> bool:
-    """Whether the CPU has AVX512-BF16 or AMX-BF16; without them bf16 convolutions are slower than fp32."""
+    """Whether the CPU has AVX512-BF16 or AMX-BF16, and oneDNN may use it.
+
+    Without them bf16 convolutions are slower than fp32, up to ten times.
+    """
+    if os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() in _WITHOUT_BF16:
+        return False
     probe = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
     if probe is not None:
         return bool(probe())

@@ -19,10 +19,11 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from .command_line import launch_command
-from .errors import CheckFailed, EngineError, PlatformError, UsageError
+from .errors import EngineError, PlatformError, UsageError
+from .flat import flattened, unflattened
 from .recipe import TrainSpec
 
 T = TypeVar("T")
@@ -30,6 +31,7 @@ T = TypeVar("T")
 # The other ranks give up on a rank that hangs after this time. One that dies is noticed immediately, by gloo or the
 # launcher.
 TIMEOUT = timedelta(minutes=10)
+BUCKET_BYTES = 16 * 2**20  # of gradients in one message
 # One process per machine packs a large data set while the others wait.
 DATA_TIMEOUT = timedelta(hours=12)
 
@@ -76,12 +78,20 @@ class World:
 
     @torch.no_grad()
     def average_(self, tensors: Sequence[Tensor]) -> None:
-        """Replaces each tensor by its mean over the ranks, bitwise the same on every rank, in one message."""
+        """Replaces each tensor by its mean over the ranks, bitwise the same on every rank.
+
+        In messages of BUCKET_BYTES, each as the tensors lie in memory: while one is under way, the next is gathered.
+        All ranks must have the same tensors in the same order and memory format.
+        """
         if self.size == 1:
             return
-        flat = torch.cat([t.reshape(-1) for t in tensors])
-        dist.all_reduce(flat)
-        _unflatten_(tensors, flat.div_(self.size))
+        sent = []
+        for bucket in _buckets(tensors):
+            vector = flattened(bucket)
+            sent.append((bucket, vector, dist.all_reduce(vector, async_op=True)))
+        for bucket, vector, message in sent:
+            message.wait()
+            torch._foreach_copy_(bucket, unflattened(vector.div_(self.size), bucket))
 
     @torch.no_grad()
     def broadcast_(self, tensors: Sequence[Tensor]) -> None:
@@ -90,9 +100,9 @@ class World:
             return
         for dtype in dict.fromkeys(t.dtype for t in tensors):
             same = [t for t in tensors if t.dtype == dtype]
-            flat = torch.cat([t.reshape(-1) for t in same])
-            dist.broadcast(flat, 0)
-            _unflatten_(same, flat)
+            vector = flattened(same)
+            dist.broadcast(vector, 0)
+            torch._foreach_copy_(same, unflattened(vector, same))
 
     @torch.no_grad()
     def gather(self, mine: Tensor) -> Tensor:
@@ -215,20 +225,6 @@ def check_shares(train: TrainSpec, ranks: int) -> int:
             fix=f"--set train.micro_batch={near}",
         )
     return share
-
-
-def synchronise_batch_norm(model: nn.Module) -> nn.Module:
-    """Makes every batch norm of the model compute its statistics over all ranks. Parameter names do not change.
-
-    Raises:
-        CheckFailed: a batch norm was not converted.
-    """
-    converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    kinds = [type(m) for m in converted.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    left = [kind.__name__ for kind in kinds if kind is not nn.SyncBatchNorm]
-    if left or not kinds:
-        raise CheckFailed("batch norm is not synchronised", saw=", ".join(left) or "no batch norm", fix="report this")
-    return converted
 
 
 @contextmanager
@@ -411,6 +407,13 @@ def _report(rank: int, error: Exception | None) -> tuple[int, str, int] | None:
     return rank, message, getattr(error, "exit_code", 1)
 
 
-def _unflatten_(tensors: Sequence[Tensor], flat: Tensor) -> None:
-    parts = flat.split([t.numel() for t in tensors])
-    torch._foreach_copy_(list(tensors), [part.view(t.shape) for part, t in zip(parts, tensors, strict=True)])
+def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """The tensors in order, in lists of about BUCKET_BYTES and of one dtype."""
+    bucket: list[Tensor] = []
+    for tensor in tensors:
+        if bucket and (tensor.dtype != bucket[0].dtype or sum(t.nbytes for t in bucket) >= BUCKET_BYTES):
+            yield bucket
+            bucket = []
+        bucket.append(tensor)
+    if bucket:
+        yield bucket

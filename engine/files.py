@@ -4,6 +4,7 @@ and NumPy only where arrays are read."""
 from __future__ import annotations
 
 import errno
+import json
 import os
 import stat
 from collections.abc import Iterator
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 LARGEST_NPZ = 1 << 30  # bytes of the arrays in an .npz file: of the most images that are kept, 0.1 GiB
+MARKER = ".simclr-engine-run"  # the file by which a folder is known as a run
+
 # Whether names can be looked up in an open directory. If not (Windows), paths are joined and checked before each use.
 RELATIVE = {os.open, os.mkdir, os.stat, os.unlink, os.rmdir, os.rename, os.link} <= os.supports_dir_fd
 _NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
@@ -345,3 +348,17 @@ def check_output(path: Path, mark: bytes, overwrite: bool = False) -> None:
             saw=path,
             fix="choose another name, or replace it with --overwrite",
         )
+
+
+def in_fixed_order(packed: bytes) -> bytes:
+    """A safetensors file with the keys of its metadata sorted: the library writes them in an order of chance.
+
+    The file begins with the length of its JSON header in eight bytes; the header may be padded with spaces
+    (https://huggingface.co/docs/safetensors).
+    """
+    end = 8 + int.from_bytes(packed[:8], "little")
+    header = json.loads(packed[8:end])
+    header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + packed[end:]

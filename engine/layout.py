@@ -11,10 +11,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from .errors import EngineError, UsageError
-from .files import Folder
+from .files import MARKER, Folder
 from .terminal import say
 
-MARKER, LOCK = ".simclr-engine-run", ".lock"
+LOCK = ".lock"
 FORMAT = "simclr-engine run 1"
 _MOST_BYTES = 1 << 20  # limit for the small files by which a run is recognised
 

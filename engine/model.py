@@ -12,21 +12,22 @@ from torch import Tensor, nn
 from simclr_engine.kernels.convolution import SMALL, convolve
 
 from .errors import UsageError
+from .stem import ALLOWED, Stem, is_stem
 
 if TYPE_CHECKING:
     from .recipe import HeadSpec, ModelSpec
 
 
 class Convolution(nn.Conv2d):
-    """3×3, padding 1, no bias; in CPU training, small maps take `kernels.convolution`."""
+    """3×3, no bias; in CPU training, small maps with padding 1 take `kernels.convolution`."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
-        super().__init__(inputs, outputs, kernel_size=3, stride=stride, padding=1, bias=False)
+    def __init__(self, inputs: int, outputs: int, stride: int, padding: int = 1) -> None:
+        super().__init__(inputs, outputs, kernel_size=3, stride=stride, padding=padding, bias=False)
 
     def forward(self, input: Tensor) -> Tensor:
         """`[B, C, H, W]` → `[B, K, H', W']`."""
         stride = self.stride[0]
-        small = max(input.shape[2:]) <= SMALL * stride
+        small = max(input.shape[2:]) <= SMALL * stride and self.padding == (1, 1)
         if not (small and self.training and input.device.type == "cpu" and torch.is_grad_enabled()):
             return super().forward(input)
         weight = self.weight
@@ -100,12 +101,12 @@ ARCHITECTURES: dict[str, tuple[type[BasicBlock | Bottleneck], tuple[int, ...]]] 
 class ResNet(nn.Module):
     """ResNet (He et al., 2015) without the classifier. Parameter names and seeded weights equal torchvision's."""
 
-    def __init__(self, block: type[BasicBlock | Bottleneck], blocks: Sequence[int], stem: str) -> None:
+    def __init__(self, block: type[BasicBlock | Bottleneck], blocks: Sequence[int], stem: Stem) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(3, 64, kernel_size=7, stride=2, padding=3, bias=False)
+        self.conv1 = nn.Conv2d(3, 64, kernel_size=7, stride=2, padding=stem.padding, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
         self.relu = nn.ReLU(inplace=True)
-        self.maxpool: nn.Module = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
+        self.maxpool: nn.Module = nn.MaxPool2d(kernel_size=3, stride=2, padding=1) if stem.pool else nn.Identity()
         inputs, stages = 64, []
         for i, (width, count) in enumerate(zip((64, 128, 256, 512), blocks, strict=True)):
             strides = (1 if i == 0 else 2, *(1 for _ in range(count - 1)))
@@ -122,10 +123,9 @@ class ResNet(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 _initialise(module)
-        if stem == "small":
-            self.conv1 = Convolution(3, 64, stride=1)
+        if stem.small:
+            self.conv1 = Convolution(3, 64, 1, stem.padding)
             _initialise(self.conv1)
-            self.maxpool = nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalised images `[B, 3, S, S]` → features `[B, feature_dim]`."""
@@ -143,8 +143,8 @@ def build_encoder(arch: str, stem: str) -> ResNet:
 
     Args:
         arch: `resnet18`, `resnet34` or `resnet50`; UsageError for `own`.
-        stem: `small` (3×3 convolution of stride 1, no max-pool: for images up to about 96 px, SimCLR paper B.9) or
-            `imagenet` (7×7 of stride 2 and max-pool).
+        stem: `small` (3×3 convolution of stride 1, no max-pool: for images up to about 96 px, SimCLR paper B.9),
+            `imagenet` (7×7 of stride 2 and max-pool), or a variant that `Stem.of` knows.
 
     Returns:
         A module from normalised images `[B, 3, S, S]` to features `[B, feature_dim]`, with `feature_dim` (512, or 2048
@@ -156,9 +156,9 @@ def build_encoder(arch: str, stem: str) -> ResNet:
             saw="model.arch = own",
             fix="pass it from Python: pretrain(…, encoder=MODULE), evaluate(open_target(RUN, MODULE))",
         )
-    if arch not in ARCHITECTURES or stem not in ("small", "imagenet"):
-        raise ValueError(f"arch {arch!r}, stem {stem!r}: expected {(*ARCHITECTURES,)} and ('small', 'imagenet')")
-    return ResNet(*ARCHITECTURES[arch], stem)
+    if arch not in ARCHITECTURES or not is_stem(stem):
+        raise ValueError(f"arch {arch!r}, stem {stem!r}: expected {(*ARCHITECTURES,)} and {ALLOWED}")
+    return ResNet(*ARCHITECTURES[arch], Stem.of(stem))
 
 
 def build_head(feature_dim: int, spec: HeadSpec) -> nn.Sequential:

@@ -6,16 +6,13 @@ from typing import cast
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from torch import Tensor
 
 from simclr_engine.kernels import AugmentSpec
 
 from .data.store import ImageStore
 from .device import Platform
 from .distributed import World
-from .evaluation.features import normalised_batches
-from .evaluation.knn import classify_knn
-from .evaluation.metrics import feature_statistics
 from .model import SimCLR
 from .training import Plan, Trainer
 
@@ -40,12 +37,22 @@ class OnlineMonitor:
         epochs: int = 1,
     ) -> None:
         self._epochs = epochs
+        if store.labels is not None and (store.labels < 0).any():  # images without a class tell nothing
+            store = store.subset(np.flatnonzero(store.labels >= 0))
         sample = store.limit(images)
         order = np.random.default_rng(0).permutation(len(sample))
-        self._images, self._platform, self._world = sample.images[order], platform, world
-        self._labels = None if sample.labels is None else sample.labels[order]
+        self._count, self._platform, self._world = len(sample), platform, world
+        self._share = -(-len(sample) // world.size)
+        mine = order[world.rank * self._share : (world.rank + 1) * self._share]
+        # On the device from the start: a measurement then waits for it once, at its end.
+        self._images = torch.from_numpy(np.array(sample.images[mine])).to(platform.device)
+        self._labels: Tensor | None = None
+        if sample.labels is not None:
+            self._labels = torch.from_numpy(np.array(sample.labels[order])).to(platform.device)
+            self._classes = int(sample.labels.max()) + 1
         self._queries = max(1, len(sample) // 5)
-        self._mean, self._std = spec.mean, spec.std
+        mean, std = (torch.tensor(list(v), device=platform.device).view(1, 3, 1, 1) for v in (spec.mean, spec.std))
+        self._mean, self._std = mean, std
 
     @classmethod
     def of(cls, trainer: Trainer) -> OnlineMonitor | None:
@@ -61,34 +68,68 @@ class OnlineMonitor:
         return step == plan.total_steps or (into == 0 and epoch % self._epochs == 0)
 
     def __call__(self, model: SimCLR) -> dict[str, float]:
-        """`accuracy` (kNN, k = 10, cosine; only with labels), `feature_std`, `rankme`, `images`; {} off rank 0."""
+        """`accuracy` (kNN, k = 10, cosine; only with labels), `feature_std`, `rankme`, `images`; {} off rank 0.
+
+        Computed on the device; the host waits for it once, for the numbers of the row.
+        """
         features = self._features(model)
         if not self._world.main:
             return {}
-        statistics = feature_statistics(features)
-        row = {"feature_std": statistics.std, "rankme": statistics.effective_rank, "images": float(len(features))}
+        names, numbers = ["feature_std"], [spread_of_unit_rows(features)]
         if self._labels is not None and len(features) > self._queries:
-            bank, labels = features[self._queries :], self._labels[self._queries :]
-            classes = int(self._labels.max()) + 1
-            vote = classify_knn(bank, labels, features[: self._queries], classes, k=NEIGHBOURS)
-            row["accuracy"] = float((vote.majority == self._labels[: self._queries]).mean())
-        return row
+            names.append("accuracy")
+            numbers.append(self._accuracy(features, self._labels))
+        names.append("rankme")
+        numbers.append(effective_rank(features))  # the last, for its solver waits for the device
+        values = torch.stack([n.to(numbers[0].device, torch.float64) for n in numbers]).tolist()
+        return {"images": float(len(features)), **dict(zip(names, values, strict=True))}
+
+    def _accuracy(self, features: Tensor, labels: Tensor) -> Tensor:
+        """Share of the queries whose class is the most frequent of their nearest; ties go to the nearest of the tied,
+        as in `classify_knn`."""
+        unit = torch.nn.functional.normalize(features)
+        similarity = unit[: self._queries] @ unit[self._queries :].T
+        nearest = similarity.sort(dim=1, descending=True, stable=True).indices[:, :NEIGHBOURS]
+        votes = labels[self._queries :][nearest]
+        counts = torch.zeros(len(votes), self._classes, device=votes.device)
+        counts = counts.scatter_add_(1, votes, torch.ones_like(votes, dtype=counts.dtype))
+        among_best = counts.gather(1, votes) == counts.amax(1, keepdim=True)
+        first = (among_best * torch.arange(votes.shape[1], 0, -1, device=votes.device)).argmax(1, keepdim=True)
+        return (votes.gather(1, first)[:, 0] == labels[: self._queries]).float().mean()
 
     @torch.no_grad()
-    def _features(self, model: SimCLR) -> NDArray[np.float32]:
+    def _features(self, model: SimCLR) -> Tensor:
+        """float32 `[N, D]` of the whole sample, on the device."""
         was_training, world, dtype = model.training, self._world, next(model.parameters()).dtype
         model.eval()
         # Local batch norm has running statistics that differ between ranks; those of rank 0 are saved.
         world.broadcast_(list(model.buffers()))
-        each = -(-len(self._images) // world.size)
-        mine = self._images[world.rank * each : (world.rank + 1) * each]
-        chunks = [torch.empty(0, int(cast(int, model.encoder.feature_dim)))]
-        for batch in normalised_batches(mine, self._mean, self._std, CHUNK, self._platform.device):
+        # The last ranks' shares are padded: all send the same number of rows.
+        everyone = torch.zeros(self._share, int(cast(int, model.encoder.feature_dim)), device=self._platform.device)
+        for start in range(0, len(self._images), CHUNK):
+            batch = self._images[start : start + CHUNK].permute(0, 3, 1, 2).float() / 255
+            batch = ((batch - self._mean) / self._std).to(dtype)
             with self._platform.autocast():
-                features = model.encoder(batch.to(dtype).contiguous(memory_format=self._platform.memory_format))
-            chunks.append(cast(torch.Tensor, features).float().cpu())
+                features = model.encoder(batch.contiguous(memory_format=self._platform.memory_format))
+            everyone[start : start + len(batch)] = features
         model.train(was_training)
-        features = torch.cat(chunks)
-        missing = each - len(features)  # padding of the last ranks, so that all send the same number of rows
-        everyone = world.gather(torch.nn.functional.pad(features, (0, 0, 0, missing)))
-        return np.ascontiguousarray(everyone[: len(self._images)].numpy())
+        return world.gather(everyone)[: self._count]
+
+
+def spread_of_unit_rows(features: Tensor) -> Tensor:
+    """Mean over dimensions of the standard deviation of features `[N, D]` of length 1, as `feature_statistics`."""
+    return torch.nn.functional.normalize(_exact(features)).std(0, correction=0).mean()
+
+
+def effective_rank(features: Tensor) -> Tensor:
+    """RankMe of features `[N, D]` (Garrido et al. 2023): exp of the entropy of their singular values, which come from
+    the D × D Gram matrix, as `feature_statistics`."""
+    rows = _exact(features)
+    singular = torch.linalg.eigvalsh(rows.T @ rows).clamp_min(0).sqrt()
+    share = singular / singular.sum().clamp_min(1e-300) + 1e-12
+    return (-(share * share.log()).sum()).exp()
+
+
+def _exact(features: Tensor) -> Tensor:
+    """In float64; MPS has none, so on the host there."""
+    return (features.cpu() if features.device.type == "mps" else features).double()

@@ -4,17 +4,37 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from fractions import Fraction
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .device import precisions
+from .flat import flattened, unflattened
 from .recipe import OptimizerSpec, ScheduleSpec
 
 
 class _Foreach(torch.optim.Optimizer):
-    """An optimizer whose `_update` moves all parameters of a group together."""
+    """An optimizer whose `_update` moves all parameters of a group together, and never waits for the device.
+
+    Under a `torch.amp.GradScaler` gradients are divided by the scale here; where one is not finite, parameters and
+    momentum stay as they are. A learning rate may be a tensor on the device.
+    """
+
+    _step_supports_amp_scaling = True  # GradScaler then sets `grad_scale` and `found_inf`, and does not ask the device
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As torch's.
+
+        Raises:
+            ValueError: a rate of the group is negative, infinite or NaN.
+        """
+        super().add_param_group(param_group)
+        for name in ("lr", "momentum", "weight_decay", "trust_coefficient", "lr_scale"):
+            value = self.param_groups[-1].get(name, 0.0)
+            if not 0 <= float(value) < math.inf:
+                raise ValueError(f"{name} must be at least 0 and finite, got {float(value)}")
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -23,14 +43,54 @@ class _Foreach(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        found_inf, scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
+        keep = None if found_inf is None else found_inf == 0
+        inverse = None if scale is None else scale.double().reciprocal().float()  # as GradScaler does it
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
-            if params:
-                self._update(params, group)
+            if not params:
+                continue
+            grads = [p.grad for p in params]
+            if keep is not None:
+                grads = _unscaled(grads, inverse, keep)
+            self._update(params, grads, _momentum_buffers(self.state, params), group, keep)
         return loss
 
-    def _update(self, params: list[Tensor], group: dict[str, Any]) -> None:
+    def _update(
+        self,
+        params: list[Tensor],
+        grads: list[Tensor],
+        buffers: list[Tensor],
+        group: dict[str, Any],
+        keep: Tensor | None,
+    ) -> None:
+        """keep: under a GradScaler, bool scalar: false where nothing may change, and all gradients are zero."""
         raise NotImplementedError
+
+
+def _unscaled(grads: list[Tensor], inverse: Tensor | None, keep: Tensor) -> list[Tensor]:
+    """The gradients times the inverse of the scale, or zeros."""
+    vector = flattened(grads)
+    if inverse is not None:
+        vector.mul_(inverse)
+    return unflattened(torch.where(keep, vector, 0.0), grads)
+
+
+def _accumulate(buffers: list[Tensor], update: list[Tensor], momentum: float, keep: Tensor | None) -> None:
+    """v ← m·v + update; v itself where nothing is kept, and the update is zero."""
+    if keep is None:
+        torch._foreach_mul_(buffers, momentum)
+    else:
+        torch._foreach_mul_(buffers, torch.where(keep, momentum, 1.0).to(buffers[0].dtype))
+    torch._foreach_add_(buffers, update)
+
+
+def _multiplied(tensors: list[Tensor], factors: Tensor) -> list[Tensor]:
+    """Each tensor times its factor `[K]`. On a device in few launches: torch has none for a factor per tensor."""
+    if tensors[0].device.type == "cpu" or torch.compiler.is_compiling():
+        return list(torch._foreach_mul(tensors, list(factors.unbind())))
+    spread = torch.cat([f.expand(t.numel()) for f, t in zip(factors.unbind(), tensors, strict=True)])
+    return unflattened(spread.mul_(flattened(tensors)), tensors)
 
 
 class LARS(_Foreach):
@@ -42,8 +102,13 @@ class LARS(_Foreach):
     - `paper`: λ = η‖w‖ / (‖g‖ + β‖w‖), u = g + βw (You, Gitman, Ginsburg 2017, algorithm 1).
     - `google`: λ = η‖w‖ / ‖g + βw‖, u = g + βw (google-research/simclr: the decay is inside the norm).
 
-    λ is 1 where either norm is zero. Parameters of at most one dimension (batch norm, bias) have neither trust
-    ratio nor weight decay: `parameter_groups` puts them into a group with `adapt=False`.
+    λ is 1 where the weight is zero, or in `google` the norm below. In `paper` a weight whose gradient is zero gets no
+    update, decay included (λ would be η/β: a layer without signal would shrink); as in lightly, solo-learn and bolts.
+    Parameters of at most one dimension (batch norm, bias) have neither trust ratio nor weight decay:
+    `parameter_groups` puts them into a group with `adapt=False`.
+
+    Raises:
+        ValueError: an unknown form, or a rate that is negative, infinite or NaN.
     """
 
     def __init__(
@@ -70,26 +135,37 @@ class LARS(_Foreach):
             },
         )
 
-    def _update(self, params: list[Tensor], group: dict[str, Any]) -> None:
-        grads = [p.grad for p in params if p.grad is not None]
-        decay, eta = group["weight_decay"], group["trust_coefficient"]
-        update = list(torch._foreach_add(grads, params, alpha=decay)) if decay else [g.clone() for g in grads]
+    def _update(
+        self,
+        params: list[Tensor],
+        grads: list[Tensor],
+        buffers: list[Tensor],
+        group: dict[str, Any],
+        keep: Tensor | None,
+    ) -> None:
+        lr = group["lr"] if keep is None else torch.where(keep, group["lr"], 0.0)
+        decay = group["weight_decay"]
+        update = list(torch._foreach_add(grads, params, alpha=decay)) if decay else grads
         if group["adapt"]:
-            weight_norm = torch.stack(torch._foreach_norm(params))
-            if group["form"] == "google":
-                denominator = torch.stack(torch._foreach_norm(update))
-            else:
-                denominator = torch.stack(torch._foreach_norm(grads)) + decay * weight_norm
-            usable = (weight_norm > 0) & (denominator > 0)
-            # The inner `where` avoids 0/0 in the branch that is not selected.
-            ratio = torch.where(usable, eta * weight_norm / torch.where(usable, denominator, 1.0), 1.0)
-            torch._foreach_mul_(update, list((ratio * group["lr"]).to(update[0].dtype).unbind()))
+            update = _multiplied(update, (self._trust(params, grads, update, group) * lr).to(update[0].dtype))
         else:
-            torch._foreach_mul_(update, group["lr"])
-        buffers = _momentum_buffers(self.state, params)
-        torch._foreach_mul_(buffers, group["momentum"])
-        torch._foreach_add_(buffers, update)
-        torch._foreach_sub_(params, buffers)
+            update = list(torch._foreach_mul(update, lr))
+        _accumulate(buffers, update, group["momentum"], keep)
+        torch._foreach_sub_(params, buffers if keep is None else torch._foreach_mul(buffers, keep.to(buffers[0].dtype)))
+
+    @staticmethod
+    def _trust(params: list[Tensor], grads: list[Tensor], update: list[Tensor], group: dict[str, Any]) -> Tensor:
+        """λ of each tensor `[K]`; 0 where there is to be no update."""
+        eta, weight_norm = group["trust_coefficient"], torch.stack(torch._foreach_norm(params))
+        if group["form"] == "google":
+            gradient_norm = denominator = torch.stack(torch._foreach_norm(update))
+        else:
+            gradient_norm = torch.stack(torch._foreach_norm(grads))
+            denominator = gradient_norm + group["weight_decay"] * weight_norm
+        usable = (weight_norm > 0) & (denominator > 0)
+        # The inner `where` avoids 0/0 in the branch that is not selected.
+        ratio = torch.where(usable, eta * weight_norm / torch.where(usable, denominator, 1.0), 1.0)
+        return torch.where(gradient_norm == 0, 0.0, ratio)
 
 
 # One Newton–Schulz step maps each singular value σ to aσ + bσ³ + cσ⁵ (K. Jordan et al., "Muon: An optimizer for hidden
@@ -127,14 +203,14 @@ def orthogonalise(matrices: Tensor, steps: int = 5, dtype: torch.dtype | None = 
     m, n = x.shape[1:]
     in_pairs = 2 * n > 3 * m
     while steps > 0:
-        gram = x @ x.mT
+        gram = torch.bmm(x, x.mT)
         r = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
         if in_pairs and steps >= 2:
             first = r.clone()
             first.diagonal(dim1=1, dim2=2).add_(a)
-            gram = first @ gram @ first.mT
+            gram = torch.bmm(torch.bmm(first, gram), first.mT)
             r = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-            x = torch.baddbmm(first, r, first, beta=a) @ x
+            x = torch.bmm(torch.baddbmm(first, r, first, beta=a), x)
             steps -= 2
         else:
             x = torch.baddbmm(x, r, x, beta=a)
@@ -166,7 +242,8 @@ class Muon(_Foreach):
         lr_scale: what the group multiplies `lr` by.
 
     Raises:
-        ValueError: a parameter to be orthogonalised has fewer than two dimensions, or there is none at all.
+        ValueError: a parameter to be orthogonalised has fewer than two dimensions, or there is none at all; a rate
+            that is negative, infinite or NaN.
     """
 
     def __init__(
@@ -196,33 +273,44 @@ class Muon(_Foreach):
         if flat := [tuple(p.shape) for p in matrices if p.ndim < 2]:
             raise ValueError(f"Muon needs two or more dimensions, got {flat[0]}; use a group with orthogonal=False")
 
-    def _update(self, params: list[Tensor], group: dict[str, Any]) -> None:
-        grads = [p.grad for p in params if p.grad is not None]
-        buffers = _momentum_buffers(self.state, params)
-        torch._foreach_mul_(buffers, group["momentum"])
-        torch._foreach_add_(buffers, grads)
+    def _update(
+        self,
+        params: list[Tensor],
+        grads: list[Tensor],
+        buffers: list[Tensor],
+        group: dict[str, Any],
+        keep: Tensor | None,
+    ) -> None:
+        _accumulate(buffers, grads, group["momentum"], keep)
         update = list(torch._foreach_add(grads, buffers, alpha=group["momentum"]))
         lr = group["lr"] * group["lr_scale"]
+        if keep is not None:
+            lr = torch.where(keep, lr, 0.0)
         if group["weight_decay"]:
             torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
         if group["orthogonal"]:
-            _orthogonalise_each(update, group["steps"])
-        torch._foreach_mul_(update, lr)
-        torch._foreach_sub_(params, update)
+            update = _orthogonalised(update, group["steps"])
+        torch._foreach_sub_(params, torch._foreach_mul(update, lr))
 
 
-def _orthogonalise_each(updates: list[Tensor], steps: int) -> None:
-    """In place, with the factor √max(1, rows/columns); matrices of one shape share their products."""
-    by_shape: dict[tuple[Any, ...], list[Tensor]] = {}
-    for u in updates:
-        by_shape.setdefault((u.size(0), u[0].numel(), u.dtype, u.device), []).append(u)
-    for (rows, columns, dtype, device), same in by_shape.items():
-        stack = torch.stack([u.flatten(1) for u in same])
-        result = orthogonalise(stack, steps, _products_in(dtype, device))
-        for u, o in zip(same, result.unbind(), strict=True):
-            u.copy_(o.reshape(u.shape))
+def _orthogonalised(updates: list[Tensor], steps: int) -> list[Tensor]:
+    """Each with the factor √max(1, rows/columns); matrices of one shape share their products.
+
+    A row of a matrix is taken as it lies in memory: the order of columns does not matter.
+    """
+    by_shape: dict[tuple[Any, ...], list[int]] = {}
+    for i, u in enumerate(updates):
+        by_shape.setdefault((len(u), u.numel() // len(u), u.dtype, u.device), []).append(i)
+    results = list(updates)
+    for (rows, columns, dtype, device), places in by_shape.items():
+        same = [updates[i] for i in places]
+        stack = flattened(same).view(len(same), rows, columns)
+        found = orthogonalise(stack, steps, _products_in(dtype, device)).to(dtype)
         if rows > columns:
-            torch._foreach_mul_(same, math.sqrt(rows / columns))
+            found = found * math.sqrt(rows / columns)
+        for i, result in zip(places, unflattened(found.reshape(-1), same), strict=True):
+            results[i] = result
+    return results
 
 
 def _momentum_buffers(state: dict[Tensor, Any], params: list[Tensor]) -> list[Tensor]:
@@ -283,20 +371,28 @@ def build_optimizer(module: nn.Module, spec: OptimizerSpec, lr: float) -> torch.
 WARMUP_SHARE = 0.1
 
 
-def lr_factor(spec: ScheduleSpec, step: int, total_steps: int, steps_per_epoch: int) -> float:
-    """The learning rate of `step` (0-based) as a fraction of the peak.
+def warmup_steps(spec: ScheduleSpec, total_steps: int, steps_per_epoch: int) -> tuple[int, int]:
+    """Steps of warm-up, and how many the recipe asks for."""
+    asked = round(spec.warmup_epochs * steps_per_epoch)
+    return min(asked, int(WARMUP_SHARE * total_steps)), asked
+
+
+def lr_factor(spec: ScheduleSpec, step: int | Fraction, total_steps: int, steps_per_epoch: int) -> float:
+    """The learning rate of `step` (0-based) as a fraction of the peak. In a plan whose length was changed on the way,
+    `step` is a fraction.
 
     Warm-up is linear from peak/w to the peak over w steps. The schedule covers the remaining steps.
     """
-    warmup = min(round(spec.warmup_epochs * steps_per_epoch), int(WARMUP_SHARE * total_steps))
+    warmup, _ = warmup_steps(spec, total_steps, steps_per_epoch)
     if step < warmup:
-        return (step + 1) / warmup
-    epoch = step / steps_per_epoch
+        return float((step + 1) / warmup)
+    epoch = float(step / steps_per_epoch)
     if spec.name == "cosine":
-        progress = (step - warmup) / max(1, total_steps - warmup)
+        progress = float((step - warmup) / max(1, total_steps - warmup))
         return spec.lr_min + (1 - spec.lr_min) * 0.5 * (1 + math.cos(math.pi * progress))
     if spec.name == "step":
-        return spec.gamma ** math.floor(epoch / spec.step_epochs)
+        # As the decimal that the recipe says: in binary, 0.3 epochs are less than three times 0.1.
+        return float(spec.gamma ** (step // (steps_per_epoch * Fraction(str(spec.step_epochs)))))
     if spec.name == "exponential":
         whole = math.floor(epoch)
         late = max(0.0, whole - spec.phase_epochs)

@@ -8,10 +8,11 @@ import resource
 import sys
 import time
 import traceback
-from bisect import bisect_right
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,18 +20,22 @@ import torch
 
 from simclr_engine.kernels import pick_augment, pick_nt_xent
 
+from .budget import CALIBRATION_SHARE, Clock, mean_cost, rest_within, seconds_after, steps_within
+from .data.loader import stays_in_files
 from .data.store import ImageStore
 from .device import Platform, choose_platform, keep_freed_memory
 from .distributed import World
 from .errors import PlatformError, UsageError, counted
+from .fitting import FEWEST_STEPS, SMALLEST_BATCH, fit_to_images, shrink_batch
+from .flops import flops_of, within_compute
 from .loggers import Listener
+from .memory import free_memory, step_memory
 from .model import parameter_count
 from .recipe import Recipe
+from .terminal import say
 from .training import Backends, Own, Plan, Trainer
 
 CALIBRATION_STEPS = 4  # timed steps per view size, after an untimed one
-# Share of a time budget that is planned for steps; start-up, monitors, checkpoints and noise take the rest.
-BUDGET_SHARE = 0.96
 # Share of the device's memory that a step may use; the allocator cannot fill all of it.
 USABLE = 0.9
 _SAID = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed")
@@ -45,7 +50,9 @@ class RunOptions:
         fused: True and None use the best backend of each kernel, False uses plain PyTorch.
         augment: auto, or the name of an augmentation backend.
         compile: whether to use torch.compile; None decides by device and length of the run.
+        batch_norm: sync | local: statistics over all ranks or over those of each; None: sync on CUDA.
         max_minutes: time limit of the whole run.
+        max_pflop: limit of its compute, 10^15 operations of the network and the optimizer.
         limit: number of images to train on.
         resume, overwrite: continue or replace an existing run.
         deterministic: use deterministic algorithms.
@@ -54,10 +61,13 @@ class RunOptions:
         own: an encoder and a view function of the caller's.
         log: names of loggers beside TensorBoard.
         listeners: what else is called while the run trains.
+        allow_skipped: train although more than a few per cent of the files are left out.
+        weights: a run or a file of weights that the encoder starts from; None for random weights.
+        stem_padding, stem_pool: of the network of those weights, as `load_foreign` takes them.
 
     Raises:
-        UsageError: `max_minutes` is not above 0, or `deterministic` is combined with an option that depends on
-            measured times.
+        UsageError: a limit of time or compute is not above 0, compute is limited for a resumed run, or `deterministic`
+            is combined with an option that depends on measured times.
     """
 
     device: str = "auto"
@@ -65,6 +75,7 @@ class RunOptions:
     augment: str = "auto"
     compile: bool | None = None
     max_minutes: float | None = None
+    max_pflop: float | None = None
     limit: int | None = None
     resume: bool = False
     overwrite: bool = False
@@ -74,11 +85,23 @@ class RunOptions:
     own: Own = field(default_factory=Own)
     log: tuple[str, ...] = ()
     listeners: tuple[Listener, ...] = ()
+    allow_skipped: bool = False
+    weights: str | Path | None = None
+    stem_padding: int | None = None
+    stem_pool: str | None = None
+    batch_norm: str | None = None
 
     def __post_init__(self) -> None:
-        if self.max_minutes is not None and not self.max_minutes > 0:
+        for name, unit in (("max_minutes", "minutes"), ("max_pflop", "PFLOP")):
+            limit = getattr(self, name)
+            if limit is not None and not limit > 0:
+                option = "--" + name.replace("_", "-")
+                raise UsageError(f"{option} must be above 0", saw=limit, fix=f"give a number of {unit} above 0")
+        if self.resume and self.max_pflop is not None:
             raise UsageError(
-                "--max-minutes must be above 0", saw=self.max_minutes, fix="give a number of minutes above 0"
+                "a resumed run keeps its compute",
+                saw=f"--max-pflop {self.max_pflop:g} with --resume",
+                fix="leave --max-pflop out, or start another run with --out",
             )
         if self.deterministic and (self.compile or self.max_minutes is not None):
             raise UsageError(
@@ -86,12 +109,19 @@ class RunOptions:
                 saw="--compile" if self.compile else "--max-minutes",
                 fix="leave it out; --epochs sets the length",
             )
+        if self.weights is None and (self.stem_padding is not None or self.stem_pool is not None):
+            raise UsageError(
+                "--stem-padding and --stem-pool are of the network of --weights",
+                saw="no --weights",
+                fix="leave them out; --set model.stem=NAME chooses the stem of a new network",
+            )
 
     def words(self) -> list[str]:
         """The options that say how to compute, as command-line words, for the command that resumes the run."""
         words = list[str]()
-        for name, text in (("device", self.device), ("augment", self.augment)):
-            words += [] if text == "auto" else [f"--{name}", text]
+        named = (("device", self.device), ("augment", self.augment), ("batch-norm", self.batch_norm))
+        for name, text in named:
+            words += [] if text in ("auto", None) else [f"--{name}", text]
         words += [word for name in self.log for word in ("--log", name)]
         choices = (("fused", self.fused), ("compile", self.compile), ("deterministic", self.deterministic or None))
         for name, value in choices:
@@ -122,153 +152,284 @@ def prepare(
     *,
     saved: dict[str, Any] | None = None,
     measure: bool = False,
+    clock: Clock | None = None,
 ) -> tuple[Trainer, Estimate | None]:
     """The trainer with its final recipe and plan.
 
-    With `options.max_minutes` or `measure`, some steps are timed first, on another trainer. If the run turns out short,
-    it uses the recipe's settings for short runs and is timed again with them. A resumed run (`saved`) keeps its
-    settings, and its plan unless `max_minutes` limit the rest of it. The times of rank 0 hold for all ranks.
+    What the recipe leaves open is fitted to the images and to the memory of the device. With a time limit (that of
+    `clock`) or `measure`, some steps are timed first, on another trainer. If the run turns out short, it uses the
+    recipe's settings for short runs and a batch of which enough steps fit, and is timed again with them. A resumed run
+    (`saved`) keeps its settings, and its plan unless there is a limit for the rest of it. The times of rank 0 hold for
+    all ranks.
     """
-    making = _Making(recipe, store, options, world, saved)
+    clock = clock or Clock(options.max_minutes)
     if saved is not None:
-        return making.resumed(saved)
-    plan, per_step = making.plan, dict[int, float]()
-    if options.max_minutes is not None:
-        plan, per_step = making.timed(plan)
-    adapted = recipe.for_epochs(plan.total_steps / plan.steps_per_epoch)
-    if adapted != plan.recipe:
-        plan, per_step = Plan.of(adapted, store), {}
-    if not per_step and (options.max_minutes is not None or measure):
-        plan, per_step = making.timed(plan)
-    changes = adapted.differences(recipe)
-    taken = ", ".join(f"{key} = {value}" for key, value in changes.items())
-    notes = [f"a run this short uses {taken} (short_runs of the recipe; values from --set are kept)"] if changes else []
-    trainer = making.trainer(plan, *notes)
-    if not per_step:
-        return trainer, None
-    return trainer, Estimate(seconds_after(plan, 0, per_step), per_step, peak_memory(trainer.platform))
+        plan = Plan.of(Recipe.from_toml(saved["recipe"]), store, int(saved["total_steps"]), saved.get("relaid", ()))
+        making = _Making(plan, store, options, world, clock)
+        making.step = int(saved["step"])
+        return making.resumed()
+    recipe, notes = fit_to_images(recipe, len(store), store.image_size, world.size)
+    platform = choose_platform(options.device, recipe.train.precision, compile=bool(options.compile))
+    recipe, more = fit_to_memory(recipe, store, platform, world)
+    plan = within_compute(Plan.of(recipe.for_epochs(math.inf), store), options.max_pflop)
+    making = _Making(plan, store, options, world, clock)
+    making.notes += [*store.notes, *notes, *more]
+    return making.planned(recipe, measure=measure)
 
 
 class _Making:
-    """The parts of a trainer: the platform is chosen; the kernels depend on the recipe of the plan."""
+    """What a trainer is made of while its plan is found; the kernels depend on the recipe of the plan."""
 
-    def __init__(
-        self, recipe: Recipe, store: ImageStore, options: RunOptions, world: World, saved: dict[str, Any] | None
-    ) -> None:
-        self._store, self._options, self._world = store, options, world
-        if saved is not None:
-            self.plan = Plan.of(Recipe.from_toml(saved["recipe"]), store, int(saved["total_steps"]))
-        else:
-            self.plan = Plan.of(recipe.for_epochs(math.inf), store)
-        # With several ranks only on request: synchronised batch norm breaks the graph at every layer.
-        compile = bool(options.compile) if world.size > 1 else options.compile
-        precision = recipe.train.precision
-        self._platform = choose_platform(options.device, precision, compile, self.plan.total_steps)
-        if self._platform.device.type == "cpu":
+    def __init__(self, plan: Plan, store: ImageStore, options: RunOptions, world: World, clock: Clock) -> None:
+        self._store, self._options, self._world, self._clock = store, options, world, clock
+        self.plan, self.notes, self.step = plan, list[str](), 0
+        self._for_timing = math.inf if clock.limit is None else CALIBRATION_SHARE * clock.limit  # seconds
+        platform = self._platform()
+        if platform.device.type == "cpu":
             keep_freed_memory()
         world.agree(
             {
                 "the images": store.fingerprint,
-                "the recipe": self.plan.recipe.hash(),
-                "precision": self._platform.precision,
+                "the recipe": plan.recipe.hash(),
+                "the number of steps": plan.total_steps,
+                "precision": platform.precision,
                 "the version of torch": torch.__version__,
             }
         )
-        self._began = time.perf_counter()
 
-    def trainer(self, plan: Plan, *notes: str) -> Trainer:
-        """The trainer with the kernels for this recipe; a short run may have another temperature."""
-        backends, why = _backends(self._platform, plan.recipe, self._options)
-        platform = replace(self._platform, notes=(*self._platform.notes, *notes, *why, *self._options.own.notes()))
+    def planned(self, recipe: Recipe, *, measure: bool) -> tuple[Trainer, Estimate | None]:
+        """The trainer of a new run of `recipe`; its plan and recipe follow from the limit and the speed."""
+        per_step = dict[int, float]()
+        if self._clock.limit is not None:
+            per_step = self._timed()
+        epochs = self.plan.total_steps / self.plan.steps_per_epoch
+        for _ in range(2):  # the second time for what the settings of short runs cost
+            if self._clock.limit is not None:
+                recipe = self._enough_steps(recipe, per_step)
+            adapted = recipe.for_epochs(epochs)
+            if adapted == self.plan.recipe:
+                break
+            self.plan = within_compute(Plan.of(adapted, self._store), self._options.max_pflop)
+            per_step = self._timed() if self._clock.limit is not None else {}
+        if not per_step and measure:
+            per_step = self._timed()
+        if self._clock.limit is not None:
+            # A busy machine may look too slow, so that one step is always tried that the whole limit has time for.
+            steps_within(self.plan, max(self._clock.left(), self._clock.limit), per_step)
+        changes = self.plan.recipe.differences(recipe)
+        taken = ", ".join(f"{key} = {value}" for key, value in changes.items())
+        if changes:
+            self.notes.append(f"a run this short uses {taken} (short_runs of the recipe; values from --set are kept)")
+        return self._made(per_step)
+
+    def resumed(self) -> tuple[Trainer, Estimate | None]:
+        """The trainer with the saved plan or, within a limit, with the rest of it shortened to fit."""
+        if self._clock.limit is None:
+            return self._made({})
+        per_step = self._calibrated(self._trainer(compile=False))
+        self.plan = rest_within(self.plan, self.step, self._world.same(self._clock.left()), per_step)
+        return self._made(per_step)
+
+    def _made(self, per_step: dict[int, float]) -> tuple[Trainer, Estimate | None]:
+        """The trainer of the plan. Where its model is compiled, that is done, and its steps are timed anew."""
+        trainer = self._trainer(self._options.compile)
+        if trainer.platform.compile:
+            self._compile(trainer)
+            if per_step:
+                with trainer.undone():
+                    per_step = self._calibrated(trainer)
+                if self._clock.limit is not None and self.step == 0:
+                    self._shorten(per_step)
+                    trainer.relay(self.plan)
+        if not per_step:
+            return trainer, None
+        return trainer, Estimate(seconds_after(self.plan, self.step, per_step), per_step, peak_memory(trainer.platform))
+
+    def _trainer(self, compile: bool | None) -> Trainer:
+        """A trainer of the plan with the kernels for its recipe; a short run may have another temperature."""
+        platform = self._platform(compile)
+        backends, why = _backends(platform, self.plan.recipe, self._options)
+        platform = replace(
+            platform, notes=(*platform.notes, *self.notes, *why, *self.plan.notes(), *self._options.own.notes())
+        )
         with loading_errors(self._store, platform.device):
-            return Trainer(plan, platform, self._store, backends, self._world, self._options.own)
+            return Trainer(
+                self.plan,
+                platform,
+                self._store,
+                backends,
+                self._world,
+                batch_norm=self._options.batch_norm,
+                own=self._options.own,
+            )
 
-    def timed(self, plan: Plan) -> tuple[Plan, dict[int, float]]:
-        """The plan, shortened to the remaining time, and view size → seconds per step."""
-        per_step = self._world.same(calibrate(self.trainer(plan)))
-        if self._options.max_minutes is not None:
-            steps = steps_within(plan, self._seconds_left(), per_step)
-            plan = replace(plan, total_steps=min(plan.total_steps, steps))
-        return plan, per_step
+    def _platform(self, compile: bool | None = False) -> Platform:
+        """The platform; for None, whether it compiles depends on the remaining steps of the plan."""
+        steps = self.plan.total_steps - self.step
+        return choose_platform(self._options.device, self.plan.recipe.train.precision, compile, steps)
 
-    def resumed(self, saved: dict[str, Any]) -> tuple[Trainer, Estimate | None]:
-        """The trainer with the saved plan, or with the rest of it shortened to fit into `max_minutes`."""
-        if self._options.max_minutes is None:
-            return self.trainer(self.plan), None
-        step, per_step = int(saved["step"]), self._world.same(calibrate(self.trainer(self.plan)))
-        plan = rest_within(self.plan, step, self._seconds_left(), per_step)
-        trainer = self.trainer(plan)
-        return trainer, Estimate(seconds_after(plan, step, per_step), per_step, peak_memory(trainer.platform))
-
-    def _seconds_left(self) -> float:
-        minutes = self._options.max_minutes
-        assert minutes is not None
-        return self._world.same(minutes * 60 * BUDGET_SHARE - (time.perf_counter() - self._began))
-
-
-def calibrate(trainer: Trainer) -> dict[int, float]:
-    """View size → median seconds per step, timed on real steps, which spoil the trainer's weights."""
-    sizes = {size for _, size in trainer.plan.phases()}
-    trainer.model.train()
-    seconds = {}
-    for size in sorted(sizes):
-        times = []
-        for i in range(CALIBRATION_STEPS + 1):
+    def _compile(self, trainer: Trainer) -> None:
+        """Compiles the model for every view size, which takes no time of the limit; says so before and after."""
+        sizes = sorted({size for _, size in trainer.plan.phases()})
+        self._say(
+            f"compiling the encoder for views of {' and '.join(f'{size} px' for size in sizes)}, about a minute for "
+            "each; --max-minutes does not count it"
+        )
+        before = self._clock.uncounted
+        with self._clock.paused(), trainer.undone():
+            trainer.model.train()
+            for size in sizes:
+                with memory_errors(trainer):
+                    trainer.train_step(0, size)
             trainer.platform.synchronize()
-            start = time.perf_counter()
-            with memory_errors(trainer):
-                trainer.train_step(i % trainer.plan.steps_per_epoch, size)
-            trainer.platform.synchronize()
-            times.append(time.perf_counter() - start)
-        seconds[size] = float(np.median(times[1:]))
-    return seconds
+        self._say(f"compiled in {self._clock.uncounted - before:.0f} s")
+
+    def _timed(self) -> dict[int, float]:
+        """View size → seconds per step of the plan, which is shortened to the remaining time."""
+        per_step = self._calibrated(self._trainer(compile=False))
+        if self._clock.limit is not None:
+            self._shorten(per_step)
+        return per_step
+
+    def _shorten(self, per_step: dict[int, float]) -> None:
+        steps = self._world.same(int(self._clock.left() / mean_cost(self.plan, per_step)))
+        self.plan = replace(self.plan, total_steps=min(self.plan.total_steps, max(1, steps)))
+
+    def _calibrated(self, trainer: Trainer) -> dict[int, float]:
+        """View size → seconds per step, on the clock of rank 0; half of what is left for timing at a time."""
+        allowance, began = self._for_timing / 2, self._clock.seconds()
+        self._say("timing some steps" + (f", for at most {allowance:.0f} s" if allowance < math.inf else ""))
+        per_step = self._world.same(calibrate(trainer, allowance))
+        self._for_timing -= self._world.same(self._clock.seconds() - began)
+        return per_step
+
+    def _enough_steps(self, recipe: Recipe, per_step: dict[int, float]) -> Recipe:
+        """The recipe with a batch of which enough steps fit into the limit, if they do and the user set none."""
+        batch, left = recipe.train.batch_size, self._world.same(self._clock.left())
+        steps = left / mean_cost(self.plan, per_step)
+        if steps >= min(FEWEST_STEPS, Plan.of(self.plan.recipe, self._store).total_steps):
+            return recipe
+        why = f"{steps:.0f} steps of {batch} images would fit into the time"
+        most = max(SMALLEST_BATCH, int(batch * steps / FEWEST_STEPS))
+        recipe, notes = shrink_batch(recipe, most, why, self._world.size)
+        self.notes += notes
+        return recipe
+
+    def _say(self, line: str) -> None:
+        if not self._options.quiet:
+            say(line)
 
 
-def steps_within(plan: Plan, seconds: float, per_step: dict[int, float]) -> int:
-    """Number of steps that fit into `seconds`, with the phases of progressive resolution weighted by their cost."""
-    previous, mean = 0.0, 0.0
-    for end, size in plan.phases():
-        mean += (end - previous) * per_step[size]
-        previous = end
-    if seconds < mean:
-        raise _too_short(mean)
-    return int(seconds / mean)
-
-
-def seconds_after(plan: Plan, step: int, per_step: dict[int, float]) -> float:
-    """Seconds that the steps of `plan` take after the first `step`."""
-    seconds, begin = 0.0, step
-    for end, size in plan.phases():
-        until = max(begin, round(end * plan.total_steps))
-        seconds, begin = seconds + (until - begin) * per_step[size], until
-    return seconds
-
-
-def rest_within(plan: Plan, step: int, seconds: float, per_step: dict[int, float]) -> Plan:
-    """`plan`, shortened so that the steps after the first `step` ones take at most `seconds`.
-
-    The schedule then decays over fewer steps. A plan that fits is not changed.
+def fit_to_memory(recipe: Recipe, store: ImageStore, platform: Platform, world: World) -> tuple[Recipe, list[str]]:
+    """The recipe with a batch whose step is estimated to fit into the free memory, and the notes that say so.
 
     Raises:
-        UsageError: the time is too short for one step.
+        PlatformError: on a CPU, where the system would kill the process, the user's batch cannot fit.
     """
-    totals = range(step + 1, plan.total_steps + 1)
-
-    def cost(total: int) -> float:
-        return seconds_after(replace(plan, total_steps=total), step, per_step)
-
-    fitting = bisect_right(totals, seconds, key=cost)
-    if totals and not fitting:
-        raise _too_short(per_step[plan.view_size(step)])
-    return replace(plan, total_steps=step + fitting)
-
-
-def _too_short(seconds: float) -> UsageError:
-    return UsageError(
-        "the time is too short for one step",
-        saw=f"{seconds:.1f} s a step",
-        fix="use a longer --max-minutes or a smaller batch",
+    free = free_memory(platform)
+    if free is not None and platform.device.type == "cuda" and not stays_in_files(store, platform.device):
+        free -= store.images.nbytes
+    free = world.same(free)
+    if free is None:
+        return recipe, []
+    views, size, variant = max(
+        (
+            (variant.train.views, max(size or store.image_size for _, size in _stages(variant)), variant)
+            for variant in recipe.variants()
+        ),
+        key=lambda found: found[0] * found[1] ** 2,
     )
+    memory = step_memory(variant.model, variant.head, size, platform.precision)
+    fits = memory.views_within(int(USABLE * free)) // views
+    share = recipe.train.batch_size // world.size
+    images = recipe.train.micro_batch or share
+    if images <= fits:
+        return recipe, []
+    needs = f"a step of {images} images ({views} views of {size} px) takes about "
+    needs += f"{memory.likely(images * views) / 1e9:.1f} GB of memory (an estimate) and {free / 1e9:.1f} GB are free"
+    recipe, notes = shrink_batch(recipe, fits * world.size, needs, world.size)
+    images = recipe.train.micro_batch or recipe.train.batch_size // world.size
+    if platform.device.type == "cpu" and memory.least(images * views) > free:
+        micro = largest_divisor(share, fits)
+        part = f"use --set train.micro_batch={micro} (same batch in parts)"
+        fix = part if micro else "use --set data.size=PIXELS with fewer pixels"
+        raise PlatformError("there is not enough memory for a training step", saw=needs, fix=fix)
+    return recipe, notes
+
+
+def _stages(recipe: Recipe) -> Sequence[tuple[float, int]]:
+    return recipe.train.resolution or ((1.0, 0),)
+
+
+def calibrate(trainer: Trainer, allowance: float = math.inf) -> dict[int, float]:
+    """View size → median seconds per step, timed on real steps, which spoil the trainer's weights.
+
+    Args:
+        trainer: of the plan whose steps are timed.
+        allowance: seconds that it may take. Where whole steps would take longer, parts of a batch are timed, and the
+            time of a step is extrapolated from the largest of them, which is rather too long than too short.
+    """
+    sizes = sorted({size for _, size in trainer.plan.phases()})
+    trainer.model.train()
+    seconds = dict[int, float]()
+    for number, size in enumerate(sizes):
+        share = size**2 / sum(other**2 for other in sizes[number:])
+        seconds[size], spent = _seconds_per_step(trainer, size, share * allowance)
+        allowance -= spent
+    return seconds
+
+
+def _seconds_per_step(trainer: Trainer, size: int, allowance: float) -> tuple[float, float]:
+    """Seconds of a step with views of `size` pixels, timed within `allowance` seconds if two images can be; and the
+    seconds that this took. Both are of rank 0, so that all ranks make the same steps."""
+    spent, times = 0.0, list[float]()
+    if allowance < math.inf:
+        estimate, spent = _seconds_from_parts(trainer, size, allowance)
+        if spent + 2 * estimate > allowance:
+            return estimate, spent
+    while len(times) < 2 or (len(times) <= CALIBRATION_STEPS and spent + times[-1] <= allowance):
+        step = len(times) % trainer.plan.steps_per_epoch
+        times.append(_seconds_of(trainer, partial(trainer.train_step, step, size)))
+        spent += times[-1]
+    return float(np.median(times[1:])), spent
+
+
+def _seconds_from_parts(trainer: Trainer, size: int, allowance: float) -> tuple[float, float]:
+    """Seconds of a step, extrapolated from growing parts of a batch until two whole steps fit into what is left of
+    `allowance` or a larger part does not; and the seconds that this took."""
+    most = trainer.micro_batch
+    parts = trainer.recipe.train.batch_size / trainer.world.size * (4 / 3 if trainer.two_passes else 1)
+    images = min(2, most)
+    spent = _seconds_of(trainer, partial(_run_part, trainer, images, size))  # used only if there is no time for another
+    if 2 * spent > allowance:
+        return spent / images * parts, spent
+    while True:
+        seconds = _seconds_of(trainer, partial(_run_part, trainer, images, size))
+        spent, estimate = spent + seconds, seconds / images * parts
+        larger = min(most, 4 * images)
+        if images == most or spent + 2 * estimate <= allowance or spent + seconds / images * larger > allowance:
+            return estimate, spent
+        images = larger
+
+
+def _seconds_of(trainer: Trainer, work: Callable[[], object]) -> float:
+    """Seconds that `work` takes on rank 0."""
+    trainer.platform.synchronize()
+    start = time.perf_counter()
+    with memory_errors(trainer):
+        work()
+    trainer.platform.synchronize()
+    return trainer.world.same(time.perf_counter() - start)
+
+
+def _run_part(trainer: Trainer, images: int, size: int) -> None:
+    """A forward and backward pass of so many images; the plain model, since a compiled one is compiled for a batch."""
+    trainer.optimizer.zero_grad(set_to_none=True)
+    views = trainer.views(trainer.sample_ids(trainer.step)[:images], 0, size)
+    with trainer.platform.autocast():
+        z = trainer.model(views)
+    z.float().square().sum().backward()
+    trainer.optimizer.zero_grad(set_to_none=True)
 
 
 def describe(trainer: Trainer, estimate: Estimate | None) -> list[str]:
@@ -287,10 +448,11 @@ def describe(trainer: Trainer, estimate: Estimate | None) -> list[str]:
         f"{r.train.views} views at {sizes}",
         *([f"files    {held:.1f} GiB of images stay there, read a step ahead"] if trainer.streamed else []),
         f"plan     {counted(plan.total_steps, 'step')} of {counted(r.train.batch_size, 'image')} = {epochs}; "
-        f"{r.optimizer.name}, peak lr {plan.peak_lr:.4g}{scaled}, {r.schedule.name}",
+        f"{r.optimizer.name}, peak lr {plan.peak_lr:.4g}{scaled}, {r.schedule.name}; {flops_of(plan) / 1e15:.3g} PFLOP",
         *([f"resumes  after step {trainer.step:,}"] if trainer.step else []),
         f"device   {p.device} ({p.describe()['device_name']}), {p.precision}, {layout}, compile {compiled}",
         f"kernels  augmentation: {trainer.backends.augment}; NT-Xent: {trainer.backends.nt_xent}",
+        f"memory   {_memory(trainer)}",
     ]
     lines += [f"spread   {row}" for row in spread(trainer)]
     lines += [f"note     {note}" for note in p.notes]
@@ -299,6 +461,17 @@ def describe(trainer: Trainer, estimate: Estimate | None) -> list[str]:
         minutes, peak = estimate.seconds / 60, estimate.peak_bytes / 2**30
         lines.append(f"estimate {minutes:.1f} min of training ({per} a step), peak memory {peak:.2f} GiB so far")
     return lines
+
+
+def _memory(trainer: Trainer) -> str:
+    """What a step is estimated to take, and what is free."""
+    recipe, size = trainer.recipe, max(size for _, size in trainer.plan.phases())
+    memory = step_memory(recipe.model, recipe.head, size, trainer.platform.precision)
+    free = free_memory(trainer.platform)
+    there = "" if free is None else f", {free / 1e9:.1f} GB are free"
+    return (
+        f"about {memory.likely(trainer.micro_batch * recipe.train.views) / 1e9:.1f} GB for a step (an estimate){there}"
+    )
 
 
 def spread(trainer: Trainer) -> list[str]:
@@ -438,14 +611,9 @@ def _measured_fit(trainer: Trainer, now: int) -> tuple[int, str]:
 def _peak_bytes(trainer: Trainer, images: int) -> int:
     """The peak memory of the device in one forward and backward pass of this many images, at the largest view size."""
     device = trainer.platform.device
-    trainer.optimizer.zero_grad(set_to_none=True)
+    trainer.optimizer.zero_grad(set_to_none=True)  # of the step that failed
     gc.collect()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)
-    ids = trainer.sample_ids(trainer.step)[:images]
-    views = trainer.views(ids, 0, max(size for _, size in trainer.plan.phases()))
-    with trainer.platform.autocast():
-        z = trainer.forward(views)
-    z.float().square().sum().backward()
-    trainer.optimizer.zero_grad(set_to_none=True)
+    _run_part(trainer, images, max(size for _, size in trainer.plan.phases()))
     return torch.cuda.max_memory_allocated(device)

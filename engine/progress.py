@@ -67,6 +67,11 @@ class Progress:
             left = f"  {(self.total - done) / rate:.0f} s left" if rate > 0 else ""
             say(f"[{100 * done // max(1, self.total):3d}%] {text}{left}")
 
+    def say(self, line: str) -> None:
+        """Prints a line above the bar or among the lines, if they are shown."""
+        if self._bar is not None or self._lines:
+            say(line)
+
     def __enter__(self) -> Progress:
         return self
 

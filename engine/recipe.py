@@ -23,6 +23,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PrivateAttr,
     SerializerFunctionWrapHandler,
     ValidationError,
     ValidationInfo,
@@ -33,7 +34,9 @@ from pydantic import (
 
 from simclr_engine.kernels.augmentation.spec import AugmentSpec
 
+from .data.levels import are_levels
 from .errors import UsageError, cut, nearest, shown
+from .stem import ALLOWED, is_stem
 
 DEFAULT = "cifar10"
 LARGEST_FILE = 1 << 20  # bytes; the recipes of the package have about 2,000
@@ -89,6 +92,11 @@ Stages = Annotated[
     _only(_rising, "pairs (fraction, side), fractions rising to 1"),
 ]
 Shares = Annotated[tuple[float, float], LIST, _only(lambda s: 0 < s[0] <= s[1] <= 1, "two shares, 0 < low ≤ high ≤ 1")]
+Range16 = Annotated[
+    tuple[int, ...],
+    LIST,
+    _only(lambda levels: not levels or are_levels(levels), "[low, high], 0 ≤ low < high ≤ 65535, or [] for all values"),
+]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -120,15 +128,22 @@ class DataSpec(Table):
     """The images to train on."""
 
     source: Text = Field(description="the name of a dataset, a folder or an archive")
-    size: Side = Field(default=0, description="side in pixels; 0: the images as they are")
+    size: Side = Field(default=0, description="side in pixels; 0: the images as they are, large ones smaller")
+    levels: Range16 = Field(default=(), description="values of 16-bit gray images that become 0 and 255")
+
+    @model_serializer(mode="wrap")
+    def _without_full_levels(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """They came later: the text of other recipes, which their hash is of, does not have them."""
+        written: dict[str, Any] = write(self)
+        return {key: value for key, value in written.items() if key != "levels" or value}
 
 
 class ModelSpec(Table):
-    """The encoder: a ResNet with a `small` (3×3, no max-pool) or `imagenet` (7×7, max-pool) stem; or, of runs from
-    Python, the caller's `own` module, of which the stem says nothing."""
+    """The encoder: a ResNet with a `small` (3×3, no max-pool) or `imagenet` (7×7, max-pool) stem or a variant; or, of
+    runs from Python, the caller's `own` module, of which the stem says nothing."""
 
     arch: Literal["resnet18", "resnet34", "resnet50", "own"] = "resnet18"
-    stem: Literal["small", "imagenet"] = "small"
+    stem: Annotated[str, _only(is_stem, ALLOWED)] = "small"
 
 
 class HeadSpec(Table):
@@ -332,6 +347,20 @@ class Recipe(Table):
     monitor: MonitorSpec = MonitorSpec()
     evaluation: EvaluationSpec = EvaluationSpec()
     short_runs: Annotated[tuple[ShortRun, ...], LIST] = ()
+    _named: frozenset[str] | None = PrivateAttr(default=None)  # None: every key
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Recipe) and self.__dict__ == other.__dict__
+
+    __hash__ = Table.__hash__
+
+    def names(self, key: str) -> bool:
+        """Whether the user set `key`: by an override, in a file, or because the recipe was made from all its values.
+
+        What a recipe of the package says may be fitted to the images and the machine (`fitting`); what a user says
+        stays.
+        """
+        return self._named is None or key in self._named
 
     @model_validator(mode="after")
     def _short_runs_can_be_meant(self) -> Recipe:
@@ -346,9 +375,9 @@ class Recipe(Table):
         Raises:
             UsageError: unknown recipe, unknown or missing key (with the nearest name), wrong type, value out of range.
         """
-        tree = _read(str(name_or_file))
+        tree, named = _read(str(name_or_file))
         _override(tree, overrides or {})
-        return cls.from_tree(tree)
+        return cls.from_tree(tree, named | frozenset(overrides or ()))
 
     @classmethod
     def from_toml(cls, text: str) -> Recipe:
@@ -367,12 +396,14 @@ class Recipe(Table):
         return recipe
 
     @classmethod
-    def from_tree(cls, tree: Mapping[str, Any]) -> Recipe:
-        """A recipe from nested plain values; raises the errors of `load`."""
+    def from_tree(cls, tree: Mapping[str, Any], named: frozenset[str] | None = None) -> Recipe:
+        """A recipe from nested plain values; the user set those in `named` (None: all). Raises the errors of `load`."""
         try:
-            return cls.model_validate(tree)
+            recipe = cls.model_validate(tree)
         except ValidationError as error:
             raise _refusal(error) from error
+        recipe._named = named
+        return recipe
 
     def replace(self, **overrides: Any) -> Recipe:
         """A copy with overrides, with dots written as double underscores: `replace(train__epochs=2)`."""
@@ -382,7 +413,14 @@ class Recipe(Table):
         """A copy with overrides such as `{"train.epochs": 200}`; raises the errors of `load`."""
         tree = self.to_tree()
         _override(tree, values)
-        return Recipe.from_tree(tree)
+        return Recipe.from_tree(tree, None if self._named is None else self._named | frozenset(values))
+
+    def fitted(self, values: Mapping[str, Any]) -> Recipe:
+        """A copy with values that the user did not set, as `override` takes them; `short_runs` may be among them."""
+        tree = self.to_tree()
+        for key, value in values.items():
+            _set_key(tree, key, value)
+        return Recipe.from_tree(tree, self._named)
 
     def to_tree(self) -> dict[str, Any]:
         """All values as nested plain values (str, int, float, bool, list, dict)."""
@@ -408,7 +446,7 @@ class Recipe(Table):
         for short in sorted(self.short_runs, key=lambda s: -s.epochs):
             if epochs <= short.epochs:
                 _override(tree, short.settings)
-        return Recipe.from_tree(tree)
+        return Recipe.from_tree(tree, self._named)
 
     def variants(self) -> list[Recipe]:
         """The recipes that `for_epochs` can return, for any length of a run."""
@@ -458,9 +496,10 @@ def read_value(text: str) -> Any:
             return text
 
 
-def _read(name: str) -> dict[str, Any]:
-    """The tree of a named recipe or a file, merged into its `base`."""
-    if name in recipe_names():
+def _read(name: str) -> tuple[dict[str, Any], frozenset[str]]:
+    """The tree of a named recipe or a file, merged into its `base`, and the keys that a user's file sets."""
+    ours = name in recipe_names()
+    if ours:
         text, where = resources.files("simclr_engine").joinpath("recipes", f"{name}.toml").read_text("utf-8"), name
     elif name.endswith(".toml") or Path(name).is_file():
         try:
@@ -471,18 +510,19 @@ def _read(name: str) -> dict[str, Any]:
         raise UsageError("there is no recipe of this name", saw=name, fix=nearest(name, recipe_names()))
     tree = _parse(text, f"{where}: ")
     base = tree.pop("base", None)
+    named = frozenset(() if ours else (key for key, _ in leaves(tree)))
     if base is None:
-        return tree
+        return tree, named
     if base not in recipe_names():
         fix = nearest(shown(base), recipe_names())
         raise UsageError("`base` must name a recipe of the package", saw=shown(base), fix=fix)
-    merged = _read(base)
+    merged, _ = _read(base)
     published = tree.pop("published", {})
     there = [key for key, _ in leaves(merged)]
     # A table that says nothing leaves the one of `base` as it is.
     said = {key: v for key, v in leaves(tree) if v != {} or not any(k.startswith(f"{key}.") for k in there)}
     _lay(merged, said)
-    return merged | {"published": published}
+    return merged | {"published": published}, named
 
 
 def _read_text(path: Path) -> str:

@@ -7,6 +7,7 @@ import platform as host
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -16,21 +17,24 @@ import numpy as np
 import torch
 
 from . import __version__, stopping
+from .budget import Clock
 from .checkpoint import LAST, encoder_metadata, keep_last_as, pack_weights, save_last
 from .command_line import PROGRAM, shell_command
 from .distributed import run_id
 from .errors import PlatformError
 from .event_log import RunLog
 from .files import Folder
+from .flops import flops_of
 from .loggers import Listener, open_logger
 from .model import parameter_count
 from .planning import Estimate, RunOptions, peak_memory
 from .recipe import leaves
 from .resuming import Stopped
 from .run import Run, RunLock
-from .training import Trainer
+from .training import Plan, Trainer
 
 SAVE_SECONDS = 120.0  # at most this much training is lost in a crash
+WEIGHTS = ("model.safetensors", "encoder.safetensors")
 VIEWS_SHOWN, IMAGES_SHOWN = 16, 4  # in views.npz, for the augmentation sheet of the report
 
 
@@ -43,15 +47,23 @@ class Recording:
         lock: lock of the directory, taken by rank 0.
         trainer: the trainer.
         environment: contents of environment.json.
-        began: `time.perf_counter()` when this part of the run began.
+        clock: of this part of the run.
         options: name the loggers beside metrics.jsonl and TensorBoard, and hold the caller's listeners.
+        anew: whether a resumed run has a longer plan. It is saved at once, so that a later resume goes on with it.
     """
 
     def __init__(
-        self, lock: RunLock, trainer: Trainer, environment: dict[str, Any], began: float, options: RunOptions
+        self,
+        lock: RunLock,
+        trainer: Trainer,
+        environment: dict[str, Any],
+        clock: Clock,
+        options: RunOptions,
+        anew: bool = False,
     ) -> None:
         self._lock, self._trainer, self._world, self._environment = lock, trainer, trainer.world, environment
-        self._began, self._spent = began, float(environment["seconds"])
+        self._clock = clock
+        self._spent, self._uncounted = float(environment["seconds"]), float(environment["uncounted_seconds"])
         self._saved_at = time.monotonic()
         self._listeners: list[Listener] = []
         with self._world.fail_together():
@@ -63,6 +75,12 @@ class Recording:
                 save_view_samples(lock.folder, trainer)
                 self._checkpoints = lock.folder.folder("checkpoints")
                 self._mend_names()
+                if anew:  # what was reached so far stays
+                    keep_last_as(self._checkpoints, f"epoch_{trainer.step // trainer.plan.steps_per_epoch:04d}.pt")
+                    self._save()
+                if trainer.step < trainer.plan.total_steps:
+                    for name in WEIGHTS:  # of a shorter plan; the checkpoint has them too
+                        lock.folder.remove(name)
 
     def _listen(self, options: RunOptions) -> None:
         """Starts the loggers; their IDs go into environment.json, so that a resumed run goes on with them."""
@@ -113,10 +131,19 @@ class Recording:
 
     def _save(self) -> None:
         save_last(self._checkpoints, self._trainer.state_dict())
+        self._environment["step"] = self._trainer.step
+        self._write_environment()
         if name := self.lasting_name():
             keep_last_as(self._checkpoints, name)
         for listener in self._listeners:
             listener.on_checkpoint(self._checkpoints.path / (name or LAST))
+
+    def note_plan(self, why: str) -> None:
+        """Records a plan that was relaid, and why; the checkpoint holds it from the next `save` on."""
+        if self._world.main:
+            self._environment["notes"].append(why)
+            self._environment["plan"] |= length_of(self._trainer.plan)
+            self._write_environment()
 
     def finish(self) -> Run:
         """Writes the weights and marks the run as finished."""
@@ -124,8 +151,8 @@ class Recording:
         with self._world.fail_together():
             if folder is not None:
                 metadata = encoder_metadata(trainer.recipe, trainer.store.image_size)
-                folder.write("model.safetensors", pack_weights(trainer.model, metadata))
-                folder.write("encoder.safetensors", pack_weights(trainer.model.encoder, metadata))
+                for name, part in zip(WEIGHTS, (trainer.model, trainer.model.encoder), strict=True):
+                    folder.write(name, pack_weights(part, metadata))
                 self._environment.update(finished=True, ended=time.time())
                 self._tell_time()
         environment = self._world.same(self._environment)
@@ -134,8 +161,10 @@ class Recording:
         return Run.open(directory) if folder is not None else Run(directory, trainer.recipe, environment)
 
     def _tell_time(self) -> None:
-        seconds = self._spent + time.perf_counter() - self._began
-        self._environment.update(seconds=seconds, peak_bytes=peak_memory(self._trainer.platform))
+        seconds = self._spent + time.perf_counter() - self._clock.began
+        uncounted = self._uncounted + self._clock.uncounted
+        peak = peak_memory(self._trainer.platform)
+        self._environment.update(seconds=seconds, uncounted_seconds=uncounted, peak_bytes=peak)
         self._write_environment()
 
     def _write_environment(self) -> None:
@@ -149,11 +178,11 @@ class Recording:
 
 
 def environment_of(
-    trainer: Trainer, options: RunOptions, place: str | None, estimate: Estimate | None, stopped: Stopped | None
+    trainer: Trainer, options: RunOptions, place: Mapping[str, str], estimate: Estimate | None, stopped: Stopped | None
 ) -> dict[str, Any]:
     """The contents of environment.json when a run begins or resumes.
 
-    No other file holds `place`, the absolute path of the images.
+    No other file holds `place`: the absolute path of the images, and of their table and list if they have them.
     """
     plan, store, started = trainer.plan, trainer.store, Path(sys.argv[0]).name == PROGRAM
     environment: dict[str, Any] = {
@@ -173,9 +202,11 @@ def environment_of(
         "batch_norm": "synchronised" if trainer.synchronised else "local",
         "images_in_files": trainer.streamed,
         "launch": run_id(),
+        "step": trainer.step,
         "data": {
             "name": store.name,
-            "path": place,
+            "path": None,
+            **place,
             "split": store.split,
             "fingerprint": store.fingerprint,
             "images": len(store),
@@ -184,24 +215,44 @@ def environment_of(
             "class_names": list(store.class_names),
         },
         "plan": {
-            "total_steps": plan.total_steps,
+            **length_of(plan),
             "steps_per_epoch": plan.steps_per_epoch,
-            "epochs": plan.total_steps / plan.steps_per_epoch,
             "peak_lr": plan.peak_lr,
             "max_minutes": options.max_minutes,
             "estimated_seconds": estimate.seconds if estimate else None,
         },
         "seconds": 0.0,
+        "uncounted_seconds": 0.0,
     }
     if stopped is not None:
         earlier = stopped.run.environment
         environment |= {"seconds": stopped.seconds, "command": earlier.get("command")}
         environment |= {"loggers": dict(earlier.get("loggers") or {})}
-        if estimate is None:  # the plan is unchanged
-            environment["plan"] = earlier.get("plan", environment["plan"])
-        else:
+        environment |= {"weights": earlier["weights"]} if "weights" in earlier else {}
+        environment["uncounted_seconds"] = stopped.uncounted_seconds
+        before = earlier.get("plan")
+        before = before if isinstance(before, dict) else {}
+        if estimate is not None:
             environment["plan"] |= {"estimated_seconds": stopped.seconds + estimate.seconds}
+        elif not stopped.longer:  # the plan is that of the checkpoint
+            environment["plan"] |= before | length_of(plan)
+        changes = before.get("lengthened")
+        changes = changes if isinstance(changes, list) else []
+        if stopped.longer:
+            changes = [*changes, {"after_step": trainer.step, "from_steps": before.get("total_steps")}]
+        if changes:
+            environment["plan"] |= {"lengthened": changes}
     return environment
+
+
+def length_of(plan: Plan) -> dict[str, Any]:
+    """The entries of environment.json about the length of a plan, which may change on the way."""
+    return {
+        "total_steps": plan.total_steps,
+        "epochs": plan.total_steps / plan.steps_per_epoch,
+        "pflop": flops_of(plan) / 1e15,
+        "relaid": [list(change) for change in plan.relaid],
+    }
 
 
 def save_view_samples(at: Folder, trainer: Trainer) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from .checkpoint import newest_checkpoint
 from .data.decode import MAX_SIZE, MIN_SIZE
 from .data.store import ImageStore
 from .errors import DataError, UsageError, counted
+from .fitting import FITTED
 from .recipe import Recipe, leaves
 from .run import Run, public_name
 from .terminal import say
@@ -27,11 +28,13 @@ class Stopped:
         run: the run in its directory.
         recipe: recipe of its newest checkpoint, with the data that it was trained on.
         state: contents of that checkpoint.
+        longer: whether its plan was made longer; recipe and state have the new length.
     """
 
     run: Run
     recipe: Recipe
     state: dict[str, Any]
+    longer: bool = False
 
     @property
     def limit(self) -> int | None:
@@ -51,12 +54,17 @@ class Stopped:
         """The time that it has taken so far, seconds."""
         return float(self.run.environment.get("seconds") or 0.0)
 
+    @property
+    def uncounted_seconds(self) -> float:
+        """Seconds of it that no limit counts: packing and compilation."""
+        return float(self.run.environment.get("uncounted_seconds") or 0.0)
+
     def check_settings(self, asked: Recipe | None, overrides: Mapping[str, Any], limit: int | None) -> None:
         """Refuses settings that differ from those of the run.
 
         Args:
             asked: a recipe, which may equal that of the run only for its length; None for that of the run.
-            overrides: settings that override `asked`.
+            overrides: settings that override `asked`; `train.epochs` may be more than the run has: see `lengthened`.
             limit: number of images; None for that of the run.
 
         Raises:
@@ -66,8 +74,10 @@ class Stopped:
         if limit is not None and limit != self.limit:
             differing.append(f"--limit {limit}, the run has {self.limit or 'no limit'}")
         # The path of the images is not compared, but their fingerprint is.
-        named = {key for key in overrides if key in ("data.source", "data.size")}
+        named = {key for key in overrides if key in ("data.source", "data.size", "data.levels")}
         asked = (self.recipe if asked is None else asked).override(overrides)
+        if "train.epochs" in overrides:
+            asked = asked.replace(train__epochs=self.recipe.train.epochs)
         asked = trained_on(asked, public_name(asked.data.source), asked.data.size)
         variants = [_differences(one, self.recipe, named) for one in asked.variants()]
         closest = min(variants, key=len)
@@ -91,6 +101,41 @@ class Stopped:
                 fix="resume from Python, as it was started: pretrain(out=RUN, resume=True, encoder=…, view=…)",
             )
 
+    def lengthened(self, overrides: Mapping[str, Any], max_minutes: float | None, images: int) -> Stopped:
+        """The run with as many epochs as `overrides` name in `train.epochs`, if these are more than its plan has.
+
+        The schedule is laid anew over the longer run, from the step that is done. The command that the run was started
+        with changes nothing: its plan may have been shortened to `max_minutes`.
+
+        Raises:
+            UsageError: the plan has more epochs.
+        """
+        if "train.epochs" not in overrides:
+            return self
+        recipe = self.recipe.override({"train.epochs": overrides["train.epochs"]})
+        epochs, per_epoch = recipe.train.epochs, images // recipe.train.batch_size
+        planned = int(self.state["total_steps"])
+        if epochs * per_epoch == planned or (recipe == self.recipe and max_minutes == self.max_minutes):
+            return self
+        if epochs * per_epoch < planned:
+            raise UsageError(
+                "a resumed run can be made longer, not shorter",
+                saw=f"--epochs {epochs}, the run has {planned / per_epoch:.4g}",
+                fix="leave it out, name more epochs, or use --max-minutes",
+            )
+        state = self.state | {"recipe": recipe.to_toml(), "total_steps": epochs * per_epoch, "relaid": []}
+        return replace(self, recipe=recipe, state=state, longer=True)
+
+    def check_start(self, about: Mapping[str, str]) -> None:
+        """Raises a UsageError for other weights to start from than those that the run started from."""
+        ours = self.run.environment.get("weights")
+        if not isinstance(ours, dict) or ours.get("sha256") != about["sha256"]:
+            raise UsageError(
+                "a resumed run goes on with its own weights, and others were given",
+                saw=f"--weights {about['name']}; the run started from {_started_from(ours)}",
+                fix="leave out --weights, or start another run with --out",
+            )
+
     def check_images(self, store: ImageStore) -> None:
         """Raises a DataError for images that are not those of the run."""
         ours = str(self.state["data"])
@@ -112,9 +157,9 @@ class Stopped:
         Raises:
             UsageError: the run has already taken longer.
         """
-        if asked is None or asked == self.max_minutes:
+        if asked is None or (asked == self.max_minutes and not self.longer):
             return None
-        spent = self.seconds / 60
+        spent = (self.seconds - self.uncounted_seconds) / 60
         if spent >= asked:
             raise UsageError(
                 "the run has already taken longer; --max-minutes counts the whole run",
@@ -142,17 +187,22 @@ def read_stopped(directory: Path) -> Stopped:
 
 def trained_on(recipe: Recipe, name: str, size: int) -> Recipe:
     """The recipe with the name that the user gave the images, and with their side in pixels."""
-    tree = recipe.to_tree()
     # 0 (as they are) if the size is possible in Python only.
-    tree["data"] |= {"source": name, "size": size if MIN_SIZE <= size <= MAX_SIZE else 0}
-    return Recipe.from_tree(tree)
+    return recipe.fitted({"data.source": name, "data.size": size if MIN_SIZE <= size <= MAX_SIZE else 0})
+
+
+def _started_from(weights: object) -> str:
+    return str(weights.get("name"))[:200] if isinstance(weights, dict) else "random weights"
 
 
 def _differences(asked: Recipe, recipe: Recipe, named: set[str]) -> list[str]:
-    """`train.seed = 1, the run has 0` for every setting that differs; for `[data]`, only those that were given."""
+    """`train.seed = 1, the run has 0` for every setting that differs; for `[data]`, only those that were given.
+
+    What the run fitted to its images and its machine counts only where the user set it.
+    """
     has = dict(leaves({room: table for room, table in recipe.to_tree().items() if isinstance(table, dict)}))
     return [
         f"{key} = {value}, the run has {has.get(key)}"
         for key, value in asked.differences(recipe).items()
-        if not key.startswith("data.") or key in named
+        if (key in named if key.startswith("data.") else key not in FITTED or asked.names(key))
     ]

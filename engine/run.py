@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, TypeGuard
 
+from .data.levels import Levels, as_levels
 from .errors import DataError, PlatformError, UsageError, plain
 from .files import Folder, is_plain_name, named_path
 from .layout import LOCK, check_removable, empty, holds_a_lock, is_free, mark, remove_torn
@@ -26,6 +27,7 @@ except ImportError:  # not a POSIX system: a second process in the directory is 
 if TYPE_CHECKING:
     from torch import nn
 
+    from .data import Selection
     from .recipe import Recipe
 
 RUNS = Path("runs")
@@ -104,30 +106,54 @@ class Run:
         return size
 
     @property
+    def unfinished(self) -> str:
+        """How far a run that has not ended has been saved: `46 of 380 steps`; "" for a finished one."""
+        if self.environment.get("finished"):
+            return ""
+        plan, done = self.environment.get("plan"), self.environment.get("step")
+        total = plan.get("total_steps") if isinstance(plan, dict) else None
+        if not is_number(done):  # of an older version
+            done = max((row["step"] for row in self.metrics if is_number(row.get("step"))), default=0)
+        return f"{int(done):,} of {int(total):,} steps" if is_number(total) else f"{int(done):,} steps"
+
+    @property
+    def levels(self) -> Levels:
+        """The values of 16-bit gray images that became 0 and 255."""
+        return as_levels(self.recipe.data.levels)
+
+    @property
     def data(self) -> dict[str, Any]:
         """The entry of environment.json about the images that it was trained on; empty if there is none."""
         about = self.environment.get("data")
         return about if isinstance(about, dict) else {}
 
-    def locate_data(self) -> str:
-        """The argument of `load_data` that reads those images again: the name of a data set, or an absolute path.
+    @property
+    def place(self) -> dict[str, str]:
+        """The absolute paths of the images (`path`), of their table (`labels`) and list (`files`), where there are."""
+        return {name: path for name in ("path", "labels", "files") if isinstance(path := self.data.get(name), str)}
+
+    def locate_data(self) -> str | Selection:
+        """The argument of `load_data` that reads those images again: the name of a data set, an absolute path, or a
+        selection of absolute paths.
 
         Runs of older versions have the path that the user typed, relative to the working directory of the time.
 
         Raises:
             DataError: the images are no longer there, or were passed from Python.
         """
-        from .data import source_names
+        from .data import Selection, source_names
 
-        name, path = str(self.data.get("name", "")), self.data.get("path")
-        if isinstance(path, str):
+        name, place = str(self.data.get("name", "")), self.place
+        for what, path in place.items():
             if not Path(path).exists():
                 raise DataError(
                     "the images that the run was trained on are no longer there",
                     saw=path,
-                    fix="give their new path: --data PATH",
+                    fix="give their new path: --data PATH" + ("" if what == "path" else ", with --labels and --list"),
                 )
-            return path
+        if "path" in place:
+            tables = place.get("labels"), place.get("files")
+            return Selection(place["path"], *tables) if any(tables) else place["path"]
         if not name or ("path" in self.data and name not in source_names()):
             raise DataError(
                 "the images of the run were passed from Python",
@@ -149,6 +175,11 @@ class Run:
         from .checkpoint import load_encoder
 
         return load_encoder(self.directory, own)
+
+
+def unfinished_notes(how_far: str) -> tuple[str, ...]:
+    """What is said wherever the encoder of a run is used that has not ended; nothing of a finished one (`""`)."""
+    return (f"the run of this encoder has not ended: {how_far[:80]} are done",) if how_far else ()
 
 
 def public_name(name: str) -> str:

@@ -21,8 +21,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -31,13 +33,14 @@ from torch.nn import functional
 
 from simclr_engine.kernels import AugmentSpec, augment, contrastive_metrics, draw_params, nt_xent
 
+from .batch_norm import synchronise_batch_norm
 from .data.loader import Batch, Loader, Prefetched, Resident, stays_in_files
 from .data.store import ImageStore
 from .device import Platform
-from .distributed import World, check_shares, synchronise_batch_norm
+from .distributed import World, check_shares
 from .errors import CheckFailed, DataError, UsageError, counted
 from .model import SimCLR, own_encoder
-from .optim import build_optimizer, lr_factor
+from .optim import WARMUP_SHARE, build_optimizer, lr_factor, warmup_steps
 from .recipe import Recipe
 
 
@@ -51,6 +54,7 @@ class Plan:
         total_steps: number of steps of the run.
         peak_lr: learning rate after the warm-up, including the scaling by batch size.
         image_size: side of the stored images, pixels.
+        relaid: how its length was changed on the way: (steps done at the time, the length until then), in order.
     """
 
     recipe: Recipe
@@ -59,9 +63,16 @@ class Plan:
     total_steps: int
     peak_lr: float
     image_size: int
+    relaid: tuple[tuple[int, int], ...] = ()
 
     @classmethod
-    def of(cls, recipe: Recipe, store: ImageStore, total_steps: int | None = None) -> Plan:
+    def of(
+        cls,
+        recipe: Recipe,
+        store: ImageStore,
+        total_steps: int | None = None,
+        relaid: Sequence[Sequence[int]] = (),
+    ) -> Plan:
         """The plan of `recipe` for the images of `store`, over its epochs or over `total_steps`.
 
         Raises:
@@ -74,22 +85,63 @@ class Plan:
             raise DataError("the batch is larger than the data", saw=saw, fix=fix)
         per_epoch = len(store) // batch
         total = total_steps or recipe.train.epochs * per_epoch
-        return cls(recipe, len(store), per_epoch, total, recipe.learning_rate(), store.image_size)
+        earlier = tuple((int(step), int(length)) for step, length in relaid)
+        return cls(recipe, len(store), per_epoch, total, recipe.learning_rate(), store.image_size, earlier)
+
+    def relay(self, step: int, total_steps: int) -> Plan:
+        """The plan with another length from `step` on, the number of steps that are done.
+
+        The rest of the schedule, from where it stands, is stretched or compressed over the remaining steps.
+        """
+        if total_steps == self.total_steps:
+            return self
+        return replace(self, total_steps=total_steps, relaid=(*self.relaid, (step, self.total_steps)))
+
+    @property
+    def first_length(self) -> int:
+        """The steps that were planned at first; the schedule is laid over them."""
+        return self.relaid[0][1] if self.relaid else self.total_steps
+
+    def planned(self, step: int) -> Fraction:
+        """The step of the first plan whose learning rate and view size `step` has: `step` itself before any relaying.
+
+        It is exact, so that every rank and a resumed run find the same.
+        """
+        at, planned = 0, Fraction(0)
+        for relaid_at, length in self.relaid:
+            if step < relaid_at:
+                return planned + (self.first_length - planned) * Fraction(step - at, length - at)
+            planned += (self.first_length - planned) * Fraction(relaid_at - at, length - at)
+            at = relaid_at
+        return planned + (self.first_length - planned) * Fraction(step - at, self.total_steps - at)
 
     def lr(self, step: int) -> float:
         """Learning rate of `step` (0-based)."""
-        return self.peak_lr * lr_factor(self.recipe.schedule, step, self.total_steps, self.steps_per_epoch)
+        factor = lr_factor(self.recipe.schedule, self.planned(step), self.first_length, self.steps_per_epoch)
+        return self.peak_lr * factor
 
     def view_size(self, step: int) -> int:
         """Side of the views at `step`, pixels: from progressive resolution, or the size of the images."""
+        planned = self.planned(step)
         for end, size in self.phases():
-            if step < round(end * self.total_steps):
+            if planned < round(end * self.first_length):
                 return size
         return self.phases()[-1][1]
 
     def phases(self) -> list[tuple[float, int]]:
         """(end as a fraction of the run, side of the views in pixels) of each phase of progressive resolution."""
         return [(end, size or self.image_size) for end, size in self.recipe.train.resolution or ((1.0, 0),)]
+
+    def notes(self) -> list[str]:
+        """Where the plan differs from the recipe, one sentence each."""
+        taken, asked = warmup_steps(self.recipe.schedule, self.first_length, self.steps_per_epoch)
+        if taken == asked:
+            return []
+        epochs = taken / self.steps_per_epoch
+        return [
+            f"the warm-up is cut from {self.recipe.schedule.warmup_epochs:g} to {epochs:.3g} epochs, "
+            f"{100 * WARMUP_SHARE:.0f} % of the run"
+        ]
 
     def chance_loss(self) -> float:
         """Loss of uninformative projections: ln(V·B − 1)."""
@@ -148,8 +200,10 @@ class Trainer:
         store: ImageStore,
         backends: Backends,
         world: World = World(),  # noqa: B008  # frozen
+        batch_norm: str | None = None,
         own: Own = Own(),  # frozen
     ) -> None:
+        """batch_norm: sync | local, over several ranks; None synchronises it on CUDA."""
         recipe = plan.recipe
         self.own = own
         torch.manual_seed(recipe.train.seed)
@@ -162,7 +216,8 @@ class Trainer:
         model: Any = SimCLR(recipe.model, recipe.head, encoder).to(platform.device)
         if platform.precision == "fp64":
             model = model.double()
-        self.synchronised = world.size > 1 and platform.device.type == "cuda"
+        wanted = batch_norm or ("sync" if platform.device.type == "cuda" else "local")
+        self.synchronised = world.size > 1 and wanted == "sync"
         if self.synchronised:
             model = synchronise_batch_norm(model)
         self.model: SimCLR = model.to(memory_format=platform.memory_format)
@@ -171,17 +226,57 @@ class Trainer:
         self.forward: Callable[[Tensor], Tensor] = (
             torch.compile(self.model, dynamic=False) if platform.compile else self.model
         )
-        self.optimizer = build_optimizer(self.model, recipe.optimizer, plan.peak_lr)
-        self.scaler = torch.amp.GradScaler(platform.device.type, enabled=platform.precision == "fp16")
-        self.step = 0  # steps done
+        self._key: Tensor | None = None
+        self._rate: Tensor | None = None
+        if platform.device.type == "cuda":
+            self._keep_numbers_on(platform.device)
+        self._start()
         self.began = time.perf_counter()  # of the current step
-        self.finite = torch.ones((), dtype=torch.bool, device=platform.device)  # all gradients so far
         self.spec: AugmentSpec = replace(recipe.augment, image_size=store.image_size)
         self.streamed = stays_in_files(store, platform.device)
         # The loader refers to the function, not to the trainer, so that the memory of a dropped trainer is freed.
         self.sample_ids = SampleOrder(plan, world, torch.device("cpu") if self.streamed else platform.device)
         loader = Prefetched if self.streamed else Resident
         self._loader: Loader = loader(store, platform.device, self.sample_ids, plan.total_steps)
+
+    def start_from(self, encoder: nn.Module | None) -> None:
+        """Gives the encoder the weights of rank 0's `encoder`, which is None on all other ranks."""
+        if encoder is not None:
+            self.model.encoder.load_state_dict(encoder.state_dict())
+        self.world.broadcast_([*self.model.encoder.parameters(), *self.model.encoder.buffers()])
+
+    def _keep_numbers_on(self, device: torch.device) -> None:
+        """Lets kernels and optimizer read seed, epoch and learning rate on the device, where each step writes them.
+
+        A step that is captured in a CUDA graph would replay numbers of the host for ever.
+        """
+        self._key = torch.tensor([self.recipe.train.seed, 0], device=device)
+        self._rate = torch.zeros((), device=device)
+
+    def _start(self) -> None:
+        """What changes with the steps, other than the model, as it is before the first one."""
+        self.optimizer = build_optimizer(self.model, self.recipe.optimizer, self.plan.peak_lr)
+        self.scaler = torch.amp.GradScaler(self.platform.device.type, enabled=self.platform.precision == "fp16")
+        self.step = 0  # steps done
+        self.finite = torch.ones((), dtype=torch.bool, device=self.platform.device)  # all gradients so far
+
+    @contextmanager
+    def undone(self) -> Iterator[None]:
+        """A context whose steps are undone at its end, bitwise. It may be used before the first step only."""
+        weights = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+        cpu, own = torch.get_rng_state(), self._generator_state()
+        try:
+            yield
+        finally:
+            self.model.load_state_dict(weights)
+            self.optimizer.zero_grad(set_to_none=True)
+            torch.set_rng_state(cpu)
+            self._set_generator_state(own)
+            self._start()
+
+    def relay(self, plan: Plan) -> None:
+        """Takes a plan that differs from its own in length only."""
+        self.plan, self._loader.steps = plan, plan.total_steps
 
     def views(self, ids: Tensor, epoch: int, size: int) -> Tensor:
         """Views `[V·B, 3, size, size]` of the images `ids`; row v·B + i is view v of sample i."""
@@ -191,7 +286,12 @@ class Trainer:
         train = self.recipe.train
         if self.own.view is not None:
             return self._own_views(self.own.view, batch, epoch, size)
-        params = draw_params(self.spec, seed=train.seed, epoch=epoch, sample_ids=batch.ids, views=train.views)
+        seed: int | Tensor = train.seed
+        now: int | Tensor = epoch
+        if self._key is not None:
+            self._key[1].fill_(epoch)
+            seed, now = self._key.unbind()
+        params = draw_params(self.spec, seed=seed, epoch=now, sample_ids=batch.ids, views=train.views)
         # The dtype that autocast would cast to: the first convolution sees the same numbers, with half the traffic.
         dtype = self.platform.dtype if self.platform.precision != "fp64" else torch.float32
         views = augment(batch.images, params, self.spec, size=size, dtype=dtype, backend=self.backends.augment)
@@ -215,7 +315,9 @@ class Trainer:
     def train_step(self, step: int, size: int | None = None) -> tuple[Tensor, Tensor]:
         """One update; returns the loss (fp32 scalar) and this process's projections `[V·b, D]`, both on the device."""
         loss, z = self.gradients(step, size)
-        lr = self.plan.lr(step)
+        lr: float | Tensor = self.plan.lr(step)
+        if self._rate is not None:
+            lr = self._rate.fill_(lr)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         if not self.scaler.is_enabled():  # the scaler skips such a step
@@ -325,6 +427,7 @@ class Trainer:
         state: dict[str, Any] = {
             "step": self.step,
             "total_steps": self.plan.total_steps,
+            "relaid": [list(change) for change in self.plan.relaid],
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
@@ -332,6 +435,8 @@ class Trainer:
             "recipe": self.recipe.to_toml(),
             "data": self.store.fingerprint,
         }
+        for group in state["optimizer"]["param_groups"]:
+            group["lr"] = self.plan.lr(max(0, self.step - 1))  # a number, whatever the device
         if self.platform.device.type == "cuda":
             state["cuda_rng"] = torch.cuda.get_rng_state(self.platform.device)
         return state

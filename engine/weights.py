@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 import re
-import warnings
+from collections import deque
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from .checkpoint import FOOTER, FOOTER_BYTES, load_checkpoint, read_tensors, refuse_bomb
-from .errors import DataError
-from .model import build_encoder
+from .checkpoint import FOOTER, FOOTER_BYTES, encoder_metadata, load_checkpoint, read_tensors, refuse_bomb
+from .errors import DataError, UsageError
+from .model import ResNet, build_encoder
+from .origins import Origin, Place, recognise
+from .recipe import Recipe
+from .smoothing import KINDS, smooth
+from .stem import Stem
+from .unpickling import StandIn, read_checkpoint
 
 Triple = tuple[float, float, float]
 # The normalisation of the pretrained ResNets of torchvision and timm, and of lightly's transforms.
@@ -35,7 +40,11 @@ _NAMED = re.compile(r"^((?:.*\.)?)layer1\.0\.conv1\.weight$")
 _NUMBERED = re.compile(r"^((?:.*\.)?)([234])\.0\.conv1\.weight$")
 # Names of the network itself: if a plain ResNet lacks such a tensor, the file holds another network.
 _NETWORK = re.compile(r"^(conv|bn|norm|layer)\d*\.")
+# Hugging Face's names of a ResNet, in torchvision's.
+_STAGE = r"encoder\.stages\.(\d)\.layers\.(\d+)\."
+_HUGGING_FACE = re.compile(rf"{_STAGE}(?:layer\.(\d)|shortcut)\.(convolution|normalization)\.")
 _SHOWN = 5  # names in a message
+_DEEPEST = 64  # levels of mappings or modules in a file
 _MOST_VALUES = 1 << 22  # in one tensor; the largest of a ResNet-50 has 2,359,296
 
 
@@ -47,6 +56,7 @@ class ForeignEncoder:
         path: the file.
         encoder: in eval mode on the CPU, normalised `[B, 3, S, S]` → `[B, feature_dim]`, float32.
         arch, stem: as `build_encoder` takes them.
+        assumed: what of the stem the file does not say, in words; "" if it says everything or the user did.
         feature_dim: 512, or 2048 for `resnet50`.
         image_size: side of the images in pixels if the file states it (only files of this project do), else None.
         mean, std: per channel, on the scale where white is 1.
@@ -55,13 +65,15 @@ class ForeignEncoder:
         unmatched: tensors of the file that were not used: a classifier, a projection head, a momentum copy.
         missing: tensors of the encoder that the file lacks; only batch norm counters (`num_batches_tracked`) may be.
         origin: whose names the tensors have, and their place in the file, in words.
-        left_out: modules of the ResNet that this network lacks (`relu`, `maxpool`): see `adapt`.
+        left_out: modules of the ResNet that this network lacks (`relu`): see `adapt`.
+        smoothing: how it smooths before it strides, one of `smoothing.KINDS`; "" if it does not.
     """
 
     path: Path
     encoder: nn.Module
     arch: str
     stem: str
+    assumed: str
     feature_dim: int
     image_size: int | None
     mean: Triple
@@ -72,20 +84,25 @@ class ForeignEncoder:
     missing: tuple[str, ...]
     origin: str
     left_out: tuple[str, ...]
+    smoothing: str = ""
 
     def adapt(self, encoder: nn.Module) -> nn.Module:
         """`encoder`, built by `build_encoder(arch, stem)`, made the same network, for example with random weights."""
-        return _without(encoder, self.left_out)
+        return _adapted(encoder, self.left_out, self.smoothing)
 
     def sentence(self) -> str:
         """The description of the encoder for a protocol."""
-        stem = "3×3 stem of stride 1 without max-pool" if self.stem == "small" else "7×7 stem"
+        stem = Stem.of(self.stem).sentence()
         if self.left_out:
             stem += f", no {' and no '.join(self.left_out)} after the first batch norm"
+        if self.smoothing:
+            stem += f", which {KINDS[self.smoothing]}"
+        if self.assumed:
+            stem += f" (assumed, as the file does not say: {self.assumed}; --stem-padding and --stem-pool set them)"
         words = f"{self.arch} with a {stem} from {self.path.name} ({self.origin})"
         if self.normalisation_known:
             return f"{words}, normalised as in its training"
-        usual = "CIFAR-10" if self.stem == "small" else "ImageNet"
+        usual = "CIFAR-10" if Stem.of(self.stem).small else "ImageNet"
         return f"{words}, normalised with the mean and std of {usual} (assumed: the file does not state them)"
 
     def notes(self) -> tuple[str, ...]:
@@ -93,30 +110,42 @@ class ForeignEncoder:
         return (f"not used from {self.path.name}: {_list(self.unmatched)}",) if self.unmatched else ()
 
 
-def load_foreign(path: str | Path) -> ForeignEncoder:
+def load_foreign(path: str | Path, stem_padding: int | None = None, stem_pool: str | None = None) -> ForeignEncoder:
     """The ResNet-18, -34 or -50 in a checkpoint file.
 
     Args:
-        path: `.pt`, `.pth`, `.ckpt`, `.bin` (read with `weights_only=True`: no code of the file is run) or
-            `.safetensors`; the weights may be nested (`state_dict`, `model`, …) and have prefixes (`module.`,
-            `backbone.`, …) of any depth.
+        path: `.pt`, `.pth`, `.ckpt`, `.bin` (read by `unpickling`: nothing in the file is run) or `.safetensors`; the
+            weights may be nested (`state_dict`, `model`, …) and have prefixes (`module.`, `backbone.`, …) of any
+            depth, or be those of a pickled module.
+        stem_padding: of the first convolution, pixels; None for what the file says, or else the usual one.
+        stem_pool: what follows it: `max`, `none`, or one of `smoothing.KINDS`, which smooth at all strides; None
+            likewise.
 
     Raises:
-        DataError: the file is unreadable, not a checkpoint, or would run code; it holds no such ResNet or several; or
-            tensors are missing, have other shapes, or are not finite.
+        DataError: the file is unreadable or not a checkpoint; it holds no such ResNet or several; or tensors are
+            missing, have other shapes, or are not finite.
+        UsageError: the padding is not 0 to 9, or the pooling is unknown.
     """
+    if stem_pool not in (None, "max", "none", *KINDS):
+        raise UsageError("the pooling of the stem is unknown", saw=stem_pool, fix="max, none, blur or average")
+    if stem_padding is not None and not 0 <= stem_padding <= 9:
+        raise UsageError("the padding of the stem must be 0 to 9 pixels", saw=stem_padding, fix="leave it out")
     path = Path(path)
     state, metadata = _read(path)
     groups = list(_groups(state))
-    found = _choose(path, [one for where, tensors in groups for one in _candidates(where, tensors)], groups)
-    arch, stem = _architecture(path, found.tensors)
-    encoder, missing = _filled(path, arch, stem, found.tensors)
-    mean, std, image_size = _normalisation(path, metadata, stem)
+    found = _choose(path, [one for group in groups for one in _candidates(group)], groups)
+    arch, small = _architecture(path, found.tensors)
+    origin = _origin(path, state, metadata, found, small)
+    stem, assumed = _stem(origin, small, stem_padding, stem_pool)
+    smoothing = origin.smoothing if stem_pool is None else stem_pool if stem_pool in KINDS else ""
+    encoder, missing = _filled(path, arch, stem.name, found.tensors)
+    mean, std, image_size = _normalisation(path, metadata, small)
     return ForeignEncoder(
         path=path,
-        encoder=_without(encoder, found.left_out(stem)).eval(),
+        encoder=_adapted(encoder, found.left_out, smoothing).eval(),
         arch=arch,
-        stem=stem,
+        stem=stem.name,
+        assumed=assumed,
         feature_dim=int(cast(int, encoder.feature_dim)),
         image_size=image_size,
         mean=mean,
@@ -125,9 +154,36 @@ def load_foreign(path: str | Path) -> ForeignEncoder:
         matched=len(encoder.state_dict()) - len(missing),
         unmatched=tuple(_unused(groups, found, encoder.state_dict())),
         missing=missing,
-        origin=found.words(own=image_size is not None),
-        left_out=found.left_out(stem),
+        origin=found.placed(origin.whose),
+        left_out=found.left_out,
+        smoothing=smoothing,
     )
+
+
+def _origin(path: Path, state: object, metadata: Mapping[str, str], found: _Found, small: bool) -> Origin:
+    """Whose checkpoint it is, and what that says of the stem."""
+    if _is_own(metadata):
+        try:
+            stem = Stem.of(metadata["stem"])
+        except (KeyError, ValueError):
+            stem = Stem.usual(small)
+        return Origin("an encoder of simclr-engine", stem.padding, stem.pool)
+    used = frozenset(found.sources.values())
+    names = frozenset(found.group.tensors)
+    return recognise(path, Place(state, names, used, found.prefix, found.first, found.group.layers), small)
+
+
+def _stem(origin: Origin, small: bool, padding: int | None, asked: str | None) -> tuple[Stem, str]:
+    """The stem as asked, else as known, else as usual; and what of it is only assumed."""
+    padding = origin.padding if padding is None else padding
+    pool = origin.pool if asked is None else asked != "none"
+    usual = Stem.usual(small)
+    assumed = ["padding"] if padding is None else []
+    if pool is None:
+        # timm's networks that blur have the plain names too, and the large stem.
+        assumed += ["no max-pool"] if small else ["max-pool", "no blur"]
+    stem = Stem(small, usual.padding if padding is None else padding, usual.pool if pool is None else pool)
+    return stem, ", ".join(assumed)
 
 
 def _read(path: Path) -> tuple[object, Mapping[str, str]]:
@@ -141,30 +197,36 @@ def _read(path: Path) -> tuple[object, Mapping[str, str]]:
     except OSError as error:
         raise DataError("the weights cannot be read", saw=f"{path}: {error.strerror}", fix="check the path") from error
     if tail == FOOTER:
-        return load_checkpoint(path), {}
+        state = load_checkpoint(path)
+        return state, _metadata_of_run(state)
     # The format starts with the length of its JSON header in 8 bytes; a pickle or zip file has no brace there.
     if path.suffix.lower() == ".safetensors" or head[8:] == b"{":
         return read_tensors(path, "the safetensors file cannot be read", "it is damaged: download it again")
     with path.open("rb") as file:
         refuse_bomb(path, file)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about TorchScript: the errors below cover it
-            return torch.load(path, map_location="cpu", weights_only=True), {}
+        return read_checkpoint(path), {}
     except Exception as error:  # a damaged pickle may raise anything: KeyError, struct.error, UnicodeDecodeError, …
         raise _unreadable(path, error) from error
 
 
+def _metadata_of_run(state: Mapping[str, object]) -> Mapping[str, str]:
+    """What `encoder.safetensors` would say of the encoder in a checkpoint of a run, as far as the checkpoint knows."""
+    try:
+        recipe = Recipe.from_toml(str(state.get("recipe", "")))
+    except UsageError:
+        return {}
+    return encoder_metadata(recipe, recipe.data.size) if recipe.data.size else {}
+
+
 def _unreadable(path: Path, error: Exception) -> DataError:
-    """The reason why torch did not load the file, without its advice to load it unsafely."""
+    """The reason why the file was not read."""
     text = str(error)
-    code = re.search(r"GLOBAL ([\w.]+)", text)
-    if code or "TorchScript" in text:
-        what = code[1] if code else "a TorchScript archive"
+    if "TorchScript" in text:
         return DataError(
-            "the file holds more than weights: loading it would run its code, so it is not loaded",
-            saw=f"{what[:100]} in {path}",
-            fix="if you trust the file, save only its weights: torch.save(model.state_dict(), 'weights.pt')",
+            "the file is a TorchScript program, not a checkpoint",
+            saw=path,
+            fix="save its weights: torch.save(torch.jit.load(FILE).state_dict(), 'weights.pt')",
         )
     return DataError(
         "the file is not a checkpoint, or it is damaged",
@@ -173,24 +235,62 @@ def _unreadable(path: Path, error: Exception) -> DataError:
     )
 
 
-def _groups(state: object) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """Every mapping of names to tensors in `state` with its dotted place: `("model.encoder", {…})`.
+@dataclass(frozen=True, eq=False)
+class _Group:
+    """Tensors by name in one mapping of the file, or of one pickled module.
+
+    Attributes:
+        where: dotted place in the file, such as `model.encoder`.
+        layers: the module's own modules by name; empty for a mapping.
+    """
+
+    where: str
+    tensors: dict[str, Tensor]
+    layers: dict[str, StandIn] = field(default_factory=dict)
+
+
+def _groups(state: object) -> Iterator[_Group]:
+    """Every mapping of names to tensors in `state`, and every pickled module.
 
     Optimizer states are skipped: they are lists, or mappings with numbers as keys. Each mapping is visited once, so one
     that contains itself is harmless.
     """
     seen: set[int] = set()
-    left: list[tuple[str, object]] = [("", state)]
+    left: deque[tuple[str, int, object]] = deque([("", 0, state)])
     while left:
-        where, item = left.pop(0)
-        if not isinstance(item, Mapping) or id(item) in seen:
+        where, depth, item = left.popleft()
+        if not isinstance(item, Mapping | StandIn) or id(item) in seen or depth > _DEEPEST:
             continue
         seen.add(id(item))
-        entries = {key: value for key, value in item.items() if isinstance(key, str)}
+        if isinstance(item, StandIn) and isinstance(item.entries.get("_modules"), Mapping):
+            yield _module(where, item, seen)
+            continue
+        entries = item.entries if isinstance(item, StandIn) else item
+        entries = {key: value for key, value in entries.items() if isinstance(key, str)}
         tensors = {key: value.detach() for key, value in entries.items() if isinstance(value, Tensor)}
         if tensors:
-            yield where, tensors
-        left += [(f"{where}.{key}" if where else key, value) for key, value in entries.items()]
+            yield _Group(where, tensors)
+        left += [(f"{where}.{key}" if where else key, depth + 1, value) for key, value in entries.items()]
+
+
+def _module(where: str, module: StandIn, seen: set[int]) -> _Group:
+    """The tensors of a pickled module by the names of its state dict, each of its modules visited once."""
+    group = _Group(where, {})
+    left: deque[tuple[str, int, StandIn]] = deque([("", 0, module)])
+    while left:
+        prefix, depth, item = left.popleft()
+        for kind in ("_parameters", "_buffers"):
+            tensors = item.entries.get(kind)
+            for name, tensor in tensors.items() if isinstance(tensors, Mapping) else ():
+                if isinstance(name, str) and isinstance(tensor, Tensor):
+                    group.tensors[prefix + name] = tensor.detach()
+        modules = item.entries.get("_modules")
+        for name, inner in modules.items() if isinstance(modules, Mapping) else ():
+            if isinstance(name, str) and isinstance(inner, StandIn) and id(inner) not in seen and depth < _DEEPEST:
+                seen.add(id(inner))
+                group.layers[prefix + name] = inner
+                left.append((f"{prefix}{name}.", depth + 1, inner))
+    return group
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,40 +298,31 @@ class _Found:
     """A ResNet in a group of tensors.
 
     Attributes:
-        where: place of the group in the file.
+        group: the group.
         prefix: prefix of its names in the group.
         first: number of its first stage if it is an nn.Sequential, else None.
         tensors: the tensors by torchvision's names.
         sources: torchvision's name → the name in the group.
     """
 
-    where: str
+    group: _Group
     prefix: str
     first: int | None
     tensors: dict[str, Tensor]
     sources: dict[str, str]
 
-    def left_out(self, stem: str) -> tuple[str, ...]:
-        """Modules that an nn.Sequential over a ResNet lacks, according to the number of its first stage.
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Modules that an nn.Sequential over a ResNet lacks besides max-pool, by the number of its first stage.
 
         torchvision: 0 conv1, 1 bn1, 2 relu, 3 maxpool, 4 layer1; without max-pool 3 is layer1. lightly's own
         ResNet calls its ReLU as a function, so that `nn.Sequential(*resnet.children())` runs without it: 2 is layer1.
         """
-        lost = {3: ("maxpool",), 2: ("relu", "maxpool")}.get(self.first or 0, ())
-        return tuple(name for name in lost if not (name == "maxpool" and stem == "small"))
+        return ("relu",) if self.first == 2 else ()
 
-    def words(self, own: bool) -> str:
-        """Whose names the tensors have, and their place in the file."""
-        if own:
-            whose = "an encoder of simclr-engine"
-        elif self.first is not None:
-            whose = "lightly's ResNet" if self.first == 2 else "a torchvision ResNet"
-            whose += " as an nn.Sequential"
-        elif any(".shortcut." in name for name in self.sources.values()):
-            whose = "names of lightly's ResNet"
-        else:
-            whose = "names of torchvision and timm"
-        place = ".".join(part for part in (self.where, self.prefix.rstrip(".")) if part)
+    def placed(self, whose: str) -> str:
+        """`whose` with the place of the tensors in the file."""
+        place = ".".join(part for part in (self.group.where, self.prefix.rstrip(".")) if part)
         return f"{whose}, under {place[:80]}" if place else whose
 
     def is_copy_of(self, other: _Found) -> bool:
@@ -250,21 +341,38 @@ def _is_same(one: Tensor, other: Tensor) -> bool:
     return one.numel() <= _MOST_VALUES and torch.equal(one, other)
 
 
-def _candidates(where: str, tensors: dict[str, Tensor]) -> Iterator[_Found]:
+def _candidates(group: _Group) -> Iterator[_Found]:
     """Every ResNet in one group, found by the first convolution of its first stage."""
-    plain = {name.replace("_orig_mod.", ""): name for name in tensors}  # torch.compile adds it anywhere in a name
+    plain = {_plain(name): name for name in group.tensors}
     for name in plain:
         if match := _NAMED.match(name):
-            yield _renamed(where, match[1], None, tensors, plain)
+            yield _renamed(group, match[1], None, plain)
         # Four consecutive stages and a convolution at 0, which no projection head has.
         elif match := _NUMBERED.match(name):
             prefix, first = match[1], int(match[2])
             stages = all(f"{prefix}{first + i}.0.conv1.weight" in plain for i in range(4))
             if stages and f"{prefix}0.weight" in plain and f"{prefix}{first - 1}.0.conv1.weight" not in plain:
-                yield _renamed(where, prefix, first, tensors, plain)
+                yield _renamed(group, prefix, first, plain)
 
 
-def _renamed(where: str, prefix: str, first: int | None, tensors: dict[str, Tensor], plain: dict[str, str]) -> _Found:
+def _plain(name: str) -> str:
+    """The name without torch.compile's mark, which may be anywhere in it; Hugging Face's in torchvision's words."""
+    name = name.replace("_orig_mod.", "")
+    if "embedder.embedder." in name:
+        name = name.replace("embedder.embedder.convolution.", "conv1.")
+        return name.replace("embedder.embedder.normalization.", "bn1.")
+    return _HUGGING_FACE.sub(_in_torchvisions_words, name)
+
+
+def _in_torchvisions_words(match: re.Match[str]) -> str:
+    stage, block, layer, kind = match.groups()
+    place = f"layer{int(stage) + 1}.{block}"
+    if layer is None:
+        return f"{place}.downsample.{int(kind == 'normalization')}."
+    return f"{place}.{'conv' if kind == 'convolution' else 'bn'}{int(layer) + 1}."
+
+
+def _renamed(group: _Group, prefix: str, first: int | None, plain: dict[str, str]) -> _Found:
     """The tensors under `prefix`, by torchvision's names."""
     numbers = {"0": "conv1", "1": "bn1", "2": "bn2", "3": "bn3"}  # 2 and 3 have weights only in another network
     numbers = {} if first is None else numbers | {str(first + i): f"layer{i + 1}" for i in range(4)}
@@ -276,22 +384,23 @@ def _renamed(where: str, prefix: str, first: int | None, tensors: dict[str, Tens
         theirs = numbers.get(module, module) + dot + rest
         ours = re.sub(r"^(layer\d\.\d+)\.shortcut\.", r"\1.downsample.", theirs)
         sources[theirs if ours in sources else ours] = source
-    return _Found(where, prefix, first, {ours: tensors[source] for ours, source in sources.items()}, sources)
+    tensors = {ours: group.tensors[source] for ours, source in sources.items()}
+    return _Found(group, prefix, first, tensors, sources)
 
 
-def _choose(path: Path, found: list[_Found], groups: list[tuple[str, dict[str, Tensor]]]) -> _Found:
+def _choose(path: Path, found: list[_Found], groups: list[_Group]) -> _Found:
     """The ResNet to load: the trained one, if the file also holds a slow copy of it."""
     if not found:
-        names = [f"{where}.{name}" if where else name for where, tensors in groups for name in tensors]
+        names = [f"{group.where}.{name}" if group.where else name for group in groups for name in group.tensors]
         raise DataError(
             "there is no ResNet in this file",
             saw=f"{path}: {_list(names)}" if names else f"{path}: no tensors under names",
             fix="name weights of a ResNet-18, -34 or -50 of torchvision, timm or lightly",
         )
-    trained = [one for one in found if not _SHADOW.search(f"{one.where}.{one.prefix}")] or found
+    trained = [one for one in found if not _SHADOW.search(f"{one.group.where}.{one.prefix}")] or found
     others = [one for one in trained[1:] if not one.is_copy_of(trained[0])]
     if others:
-        places = [f"{one.where}.{one.prefix}".strip(".") or "the top" for one in (trained[0], *others)]
+        places = [f"{one.group.where}.{one.prefix}".strip(".") or "the top" for one in (trained[0], *others)]
         raise DataError(
             "there are several ResNets in this file",
             saw=f"under {_list(places)} in {path}",
@@ -300,8 +409,8 @@ def _choose(path: Path, found: list[_Found], groups: list[tuple[str, dict[str, T
     return trained[0]
 
 
-def _architecture(path: Path, tensors: dict[str, Tensor]) -> tuple[str, str]:
-    """`arch` from the blocks of each stage, `stem` from the size of the first convolution."""
+def _architecture(path: Path, tensors: dict[str, Tensor]) -> tuple[str, bool]:
+    """`arch` from the blocks of each stage, and whether the stem is a small one, from the first convolution."""
     blocks = tuple(len({n.split(".")[1] for n in tensors if n.startswith(f"layer{i}.")}) for i in range(1, 5))
     bottleneck = "layer1.0.conv3.weight" in tensors
     arch = _ARCHITECTURES.get((bottleneck, blocks))
@@ -312,7 +421,7 @@ def _architecture(path: Path, tensors: dict[str, Tensor]) -> tuple[str, str]:
             fix="name weights of a ResNet-18, -34 or -50",
         )
     first = tensors.get("conv1.weight")
-    return arch, "small" if first is not None and first.shape[2:] == (3, 3) else "imagenet"
+    return arch, first is not None and first.shape[2:] == (3, 3)
 
 
 def _filled(path: Path, arch: str, stem: str, tensors: dict[str, Tensor]) -> tuple[nn.Module, tuple[str, ...]]:
@@ -376,10 +485,15 @@ def _check_values(path: Path, name: str, tensor: Tensor) -> None:
         raise DataError("a variance is negative", saw=f"{name} in {path}", fix="the file is damaged: download it again")
 
 
-def _normalisation(path: Path, metadata: Mapping[str, Any], stem: str) -> tuple[Triple, Triple, int | None]:
+def _is_own(metadata: Mapping[str, str]) -> bool:
+    """Whether the file is one of this project."""
+    return metadata.get("format", "").startswith("simclr-engine")
+
+
+def _normalisation(path: Path, metadata: Mapping[str, str], small: bool) -> tuple[Triple, Triple, int | None]:
     """Mean, std and image size: those that a file of this project states, else the usual ones for the stem and None."""
-    if not str(metadata.get("format", "")).startswith("simclr-engine"):
-        return *(CIFAR10 if stem == "small" else IMAGENET), None
+    if not _is_own(metadata):
+        return *(CIFAR10 if small else IMAGENET), None
     try:
         mean, std = _triple(metadata["mean"]), _triple(metadata["std"])
         size = int(metadata["image_size"])
@@ -412,20 +526,20 @@ class _LeftOut(nn.Identity):
         self.register_buffer("left_out", torch.ones(1), persistent=False)
 
 
-def _without(encoder: nn.Module, modules: tuple[str, ...]) -> nn.Module:
-    """The encoder with these modules of its stem replaced by the identity."""
-    for name in modules:
+def _adapted(encoder: nn.Module, left_out: tuple[str, ...], smoothing: str) -> nn.Module:
+    """The encoder with modules of its stem replaced by the identity, and made to smooth."""
+    for name in left_out:
         setattr(encoder, name, _LeftOut())
-    return encoder
+    return smooth(cast(ResNet, encoder), smoothing) if smoothing else encoder
 
 
-def _unused(groups: list[tuple[str, dict[str, Tensor]]], found: _Found, ours: Mapping[str, Tensor]) -> Iterator[str]:
+def _unused(groups: list[_Group], found: _Found, ours: Mapping[str, Tensor]) -> Iterator[str]:
     """Names that were not used; outside the group of the encoder, with their place in the file."""
     taken = {source for name, source in found.sources.items() if name in ours}
-    for where, tensors in groups:
-        for name in tensors:
-            if where != found.where:
-                yield f"{where}.{name}" if where else name
+    for group in groups:
+        for name in group.tensors:
+            if group is not found.group:
+                yield f"{group.where}.{name}" if group.where else name
             elif name not in taken:
                 yield name
 

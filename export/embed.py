@@ -50,6 +50,7 @@ class EmbedResult:
         skipped: `(path, reason)` of what could not be read.
         seconds: this call took.
         embedded: images that this call embedded; fewer than `images` where it went on with an unfinished index.
+        unfinished: how far the run of the encoder had come, if that has not ended, else "".
     """
 
     out: Path
@@ -59,6 +60,7 @@ class EmbedResult:
     skipped: tuple[tuple[str, str], ...]
     seconds: float
     embedded: int
+    unfinished: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for `--json`."""
@@ -71,6 +73,7 @@ class EmbedResult:
             "seconds": round(self.seconds, 3),
             "embedded": self.embedded,
             "images_per_second": round(self.embedded / self.seconds, 1) if self.embedded else None,
+            **({"unfinished": self.unfinished} if self.unfinished else {}),
         }
 
 
@@ -262,6 +265,7 @@ class UnfinishedIndex:
             "images" in self._arrays,
         )
         skipped = [*(refusal for part in parts for refusal in part.refused), *self.skipped()]
+        about |= {"unfinished": self.embedder.unfinished} if self.embedder.unfinished else {}
         write_manifest(self._at("manifest.json"), about | {"plan": plan, "skipped": skipped})
 
     def publish(self) -> None:
@@ -392,5 +396,12 @@ def _result(files: IndexFiles, began: float, embedded: int) -> EmbedResult:
     about = json.loads(files.manifest.read_text("utf-8"))
     skipped = tuple((str(path), str(why)) for path, why in about.get("skipped", ()))
     return EmbedResult(
-        files.vectors, files.table, about["images"], about["dim"], skipped, time.perf_counter() - began, embedded
+        files.vectors,
+        files.table,
+        about["images"],
+        about["dim"],
+        skipped,
+        time.perf_counter() - began,
+        embedded,
+        str(about.get("unfinished", "")),
     )

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from simclr_engine.data.levels import Levels
 from simclr_engine.errors import UsageError
 
 from .metadata import INTERPOLATION, ModelMetadata
@@ -37,6 +38,7 @@ class Embedder:
         path: the run or the file.
         identity: sha256 that changes with the encoder: of the file, or of a run's weights and normalisation.
         image_size: side S of the images it takes.
+        levels: the values of 16-bit gray images that become 0 and 255.
         feature_dim: D.
         class_names: those its probe tells apart, in label order; those of its data where it has no probe.
         probe: in words, what its classes come from; "" where it has no probe.
@@ -44,11 +46,13 @@ class Embedder:
         predict: the same images to probabilities float32 `[N, C]`; None without a probe.
         check: raises DataError, which names the expected shape, for an array that is no such images.
         about: an exported file's own words; None for a run.
+        unfinished: how far its run had come (`46 of 380 steps`), if that has not ended, else "".
     """
 
     path: Path
     identity: str
     image_size: int
+    levels: Levels
     feature_dim: int
     class_names: tuple[str, ...]
     probe: str
@@ -56,6 +60,7 @@ class Embedder:
     predict: Callable[[Images], Vectors] | None
     check: Callable[[object], None]
     about: ModelMetadata | None
+    unfinished: str = ""
 
 
 def open_embedder(target: str | Path) -> Embedder:
@@ -83,6 +88,7 @@ def open_embedder(target: str | Path) -> Embedder:
         path=path,
         identity=encoder.sha256,
         image_size=encoder.image_size,
+        levels=encoder.levels,
         feature_dim=encoder.feature_dim,
         class_names=encoder.class_names,
         probe=probe,
@@ -90,6 +96,7 @@ def open_embedder(target: str | Path) -> Embedder:
         predict=predict if encoder.has_probe else None,
         check=encoder._check_images,
         about=encoder.metadata,
+        unfinished=encoder.metadata.unfinished,
     )
 
 
@@ -117,6 +124,7 @@ def _run_embedder(run: Run) -> Embedder:
         path=run.directory,
         identity=hashlib.sha256(f"{weights} mean {augment.mean} std {augment.std}".encode()).hexdigest(),
         image_size=run.image_size,
+        levels=run.levels,
         feature_dim=width,
         class_names=chosen.class_names if chosen else tuple(run.environment["data"].get("class_names") or ()),
         probe=chosen.id if chosen else "",
@@ -124,4 +132,5 @@ def _run_embedder(run: Run) -> Embedder:
         predict=predict if chosen else None,
         check=lambda images: OnnxEncoder._check_images(cast(OnnxEncoder, shape), images),
         about=None,
+        unfinished=run.unfinished,
     )

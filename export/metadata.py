@@ -19,11 +19,14 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from simclr_engine.data.levels import are_levels
 from simclr_engine.errors import DataError, PlatformError
 
 SCHEMA = 2
 PRECISIONS = ("fp32", "fp16", "int8")
 ADDED_LATER: Mapping[str, tuple[int, Any]] = {"precision": (2, "fp32"), "probe": (2, {})}  # schema, value before it
+# Fields that are written only where they say something, and their values where they are not.
+OPTIONAL: Mapping[str, Any] = {"unfinished": "", "levels": ()}
 PREFIX = "simclr_engine."
 DIGEST = PREFIX + "content_sha256"
 # https://github.com/onnx/onnx/blob/main/docs/MetadataProps.md
@@ -76,8 +79,11 @@ class ModelMetadata:
             same bytes: `max_abs`, `max_relative`, `min_cosine`; then the number of `images` and the `batches`. With a
             probe also `max_probability`; of an int8 or fp16 file also what its gate found (see `parity.py`).
         precision: of the convolutions: `fp32`, `fp16` or `int8` (since schema 2; earlier files are fp32).
+        unfinished: how far the run had come, `46 of 380 steps`, if it had not ended; the file says nothing of it if
+            it had.
         probe: of a file with the outputs `probabilities` and `label`: `id`, `data`, `accuracy`, `train_images`,
             `test_images`, `class_names`, and `data_fingerprint` if known; empty without (since schema 2).
+        levels: the values of 16-bit gray images that became 0 and 255; absent for all of 0 to 65,535.
     """
 
     schema: int
@@ -96,10 +102,13 @@ class ModelMetadata:
     parity: Mapping[str, Any]
     precision: str = "fp32"
     probe: Mapping[str, Any] = field(default_factory=dict)
+    unfinished: str = ""
+    levels: tuple[int, ...] = ()
 
     def to_properties(self) -> dict[str, str]:
         """Key and text of every property but the digest, in a fixed order."""
         ours = {f.name: getattr(self, f.name) for f in fields(self)}
+        ours = {name: value for name, value in ours.items() if OPTIONAL.get(name) != value}
         return {PREFIX + k: _json(v) for k, v in ours.items()} | IMAGE_PROPERTIES
 
     @classmethod
@@ -118,6 +127,9 @@ class ModelMetadata:
             if values.get("schema", SCHEMA) < since:
                 values[each.name] = before
                 continue
+            if each.name in OPTIONAL and PREFIX + each.name not in properties:
+                values[each.name] = OPTIONAL[each.name]
+                continue
             values[each.name] = _read_field(each.name, hints[each.name], properties, where)
             if each.name == "schema" and values["schema"] < 1:
                 raise _field_error(where, PREFIX + "schema", values["schema"], f"1 to {SCHEMA}")
@@ -132,6 +144,8 @@ class ModelMetadata:
                 raise _field_error(where, key, properties.get(key), expected)
         if values["precision"] not in PRECISIONS:
             raise _field_error(where, PREFIX + "precision", values["precision"], " or ".join(PRECISIONS))
+        if values["levels"] and not are_levels(values["levels"]):
+            raise _field_error(where, f"{PREFIX}levels", values["levels"], "[low, high]")
         for name in ("max_abs", "min_cosine", "images"):  # every file has them, and sentences are made of them
             if not _is_number(values["parity"].get(name)):
                 raise _field_error(where, f"{PREFIX}parity", f"{name} {values['parity'].get(name)}", "a number")

@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simclr_engine.command_line import command_here
-from simclr_engine.data.sources import load_splits
+from simclr_engine.data.decode import FORMAT_NAMES
+from simclr_engine.data.sources import Selection, load_splits
 from simclr_engine.data.stream import Pictures, Window, windows
 from simclr_engine.errors import DataError, UsageError
 from simclr_engine.files import occupied, write_atomic
@@ -153,7 +154,7 @@ def predict_pictures(
         raise DataError(
             "none of the images can be read" if skipped else "there are no images to predict",
             saw=f"{skipped[0][0]}: {skipped[0][1]}" if skipped else "0 images",
-            fix="give PNG, JPEG, WebP or BMP images",
+            fix=f"give {FORMAT_NAMES} images",
         )
     return Predicted(
         tuple(predictions),
@@ -216,16 +217,18 @@ def open_index(embedder: Embedder, path: str | Path | None) -> EmbeddingIndex:
     return EmbeddingIndex.load(where, encoder=embedder.identity, dim=embedder.feature_dim)
 
 
-def sample_test_images(embedder: Embedder, data: str, count: int, seed: int, progress: bool = False) -> Pictures:
+def sample_test_images(
+    embedder: Embedder, data: str | Selection, count: int, seed: int, progress: bool = False
+) -> Pictures:
     """`count` random test images of a data set, the same for the same seed, with their classes.
 
     Raises:
         DataError: the probe knows other classes than the data has (the error names both); what `load_splits` raises.
     """
-    _, test = load_splits(data, embedder.image_size, progress)
+    _, test = load_splits(data, embedder.image_size, progress, embedder.levels)
     if embedder.predict is not None:
         about = embedder.about or cast(ModelMetadata, SimpleNamespace(class_names=embedder.class_names))
-        check_class_names(about, test.class_names, data)
+        check_class_names(about, test.class_names, test.name)
     assert test.labels is not None  # load_splits refuses images without
     rows = np.random.default_rng(seed).permutation(len(test))[:count]
     images = test.images

@@ -13,6 +13,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from simclr_engine.data.levels import Levels, as_levels
 from simclr_engine.data.store import ImageStore, Pixels, ShardedImages
 from simclr_engine.errors import DataError, PlatformError, UsageError
 
@@ -175,6 +176,7 @@ class OnnxEncoder:
             raise UsageError("threads must be at least 1", saw=threads, fix="leave it out to use all processors")
         file = read_model(path)
         self.path, self.sha256, self.metadata = file.path, file.sha256, file.metadata
+        self._opened_with = providers, threads, spin
         try:
             self._session = open_session(file.data, providers, threads, spin)
         except (PlatformError, UsageError):
@@ -188,10 +190,19 @@ class OnnxEncoder:
         _check_graph(file, self._session)
         self._run = runner(self._session)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled as its path and options: the process that unpickles it opens the file again."""
+        return _reopened, (self.path.absolute(), self.sha256, *self._opened_with)
+
     @property
     def image_size(self) -> int:
         """Side S of the images it takes, pixels."""
         return self.metadata.image_size
+
+    @property
+    def levels(self) -> Levels:
+        """The values of 16-bit gray images that become 0 and 255."""
+        return as_levels(self.metadata.levels)
 
     @property
     def feature_dim(self) -> int:
@@ -326,6 +337,22 @@ class OnnxEncoder:
         else:
             return
         raise DataError(f"images do not fit this encoder: {expected}", saw=saw, fix=fix)
+
+
+def _reopened(path: Path, sha256: str, *options: Any) -> OnnxEncoder:
+    """The encoder that was pickled.
+
+    Raises:
+        DataError: the file at its path is another one now.
+    """
+    encoder = OnnxEncoder(path, *options)
+    if encoder.sha256 != sha256:
+        raise DataError(
+            "the file is not the one that the encoder was opened from",
+            saw=f"{path}: sha256 {encoder.sha256[:16]}…, it was {sha256[:16]}…",
+            fix="open it again: OnnxEncoder(path)",
+        )
+    return encoder
 
 
 def _check_graph(file: ModelFile, session: onnxruntime.InferenceSession) -> None:

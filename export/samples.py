@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from simclr_engine.data import load_data, load_splits
+from simclr_engine.data import Selection, load_data, load_splits
 from simclr_engine.data.cache import DamagedError, Meta, cache_root, read_meta, read_split
+from simclr_engine.data.sources import PRETRAINING, pretraining_images, pretraining_splits
 from simclr_engine.data.store import ImageStore
 from simclr_engine.errors import DataError, EngineError
 from simclr_engine.run import Run
@@ -68,7 +70,7 @@ def even_rows(total: int, count: int) -> NDArray[np.int64]:
     return np.linspace(0, total - 1, count).round().astype(np.int64)
 
 
-def images_of(run: Run, data: str | Path | None = None) -> Images | None:
+def images_of(run: Run, data: str | Path | Selection | None = None) -> Images | None:
     """The images of `data`, or the very ones that the run was trained on: from the cache, or packed again from where
     they were. Without `data` nothing is downloaded: None where they are neither here nor there, or were changed.
 
@@ -77,12 +79,12 @@ def images_of(run: Run, data: str | Path | None = None) -> Images | None:
     """
     if data is None:
         return _cached(run) or _packed_again(run)
-    name = data if isinstance(data, str) else str(data)
     try:
-        train, test = load_splits(data, run.image_size)
-        return Images(train, test, f"training images of {Path(name).name}")
+        train, test = load_splits(data, run.image_size, levels=run.levels)
+        return Images(train, test, f"training images of {Path(train.name).name}")
     except DataError:  # without labels, or too few to hold any out: enough to calibrate on
-        return Images(load_data(data, "train", run.image_size), None, f"images of {Path(name).name}")
+        train = load_data(data, PRETRAINING, run.image_size, levels=run.levels)
+        return Images(replace(train, labels=None), None, f"images of {Path(train.name).name}")
 
 
 def parity_samples(run: Run, count: int, images: Images | None) -> Samples:
@@ -99,19 +101,18 @@ def parity_samples(run: Run, count: int, images: Images | None) -> Samples:
 def _cached(run: Run) -> Images | None:
     """The training images in the cache, found by their fingerprint, and the test images beside them."""
     stated = run.environment["data"]
-    wanted, limit = stated["fingerprint"], stated.get("limit")
     for entry in sorted((cache_root() / "data").glob("[0-9a-f]*")):
         try:
             meta = read_meta(entry)
             if meta is None:
                 continue
-            for split, about in meta.splits.items():
-                a_subset = limit is not None and about.images > limit and meta.image_size == run.image_size
-                if about.fingerprint != wanted and not a_subset:
-                    continue
-                store = read_split(entry, meta, split, stated["name"]).limit(limit)
-                if store.fingerprint == wanted and store.image_size == run.image_size:
+            for splits in ([split] for split in meta.splits):
+                store = _matching(entry, meta, splits, run)
+                if store is not None:
                     return Images(store, _test_split(entry, meta, stated["name"]), "images that it was trained on")
+            if len(pool := pretraining_splits(meta)) > 1 and (store := _matching(entry, meta, pool, run)) is not None:
+                test = _test_split(entry, meta, stated["name"])
+                return Images(replace(store, labels=None), test, "images that it was trained on")
         except DamagedError:
             continue
     return None
@@ -122,10 +123,23 @@ def _packed_again(run: Run) -> Images | None:
     if not isinstance(run.data.get("path"), str) and run.data.get("name") not in DRAWN:
         return None
     try:
-        load_data(run.locate_data(), "train", run.image_size)
+        load_data(run.locate_data(), PRETRAINING, run.image_size, levels=run.levels)
     except EngineError:
         return None
     return _cached(run)
+
+
+def _matching(entry: Path, meta: Meta, splits: list[str], run: Run) -> ImageStore | None:
+    """The images of some splits if they are those that the run was trained on."""
+    stated = run.environment["data"]
+    wanted, limit = stated["fingerprint"], stated.get("limit")
+    about = [meta.splits[split] for split in splits]
+    a_subset = limit is not None and sum(one.images for one in about) > limit
+    if meta.image_size != run.image_size or not (a_subset or len(about) > 1 or about[0].fingerprint == wanted):
+        return None
+    read = partial(read_split, entry, meta, name=stated["name"])
+    store = (pretraining_images(meta, read) if len(splits) > 1 else read(splits[0])).limit(limit)
+    return store if store.fingerprint == wanted else None
 
 
 def _test_split(entry: Path, meta: Meta, name: str) -> ImageStore | None:

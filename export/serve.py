@@ -26,6 +26,7 @@ from simclr_engine.command_line import command_here
 from simclr_engine.data.decode import decode_image
 from simclr_engine.errors import DataError, EngineError, PlatformError, UsageError, counted, plain
 from simclr_engine.evaluation.metrics import one_thread
+from simclr_engine.run import unfinished_notes
 
 from .embedder import Embedder
 from .index import NO_CLASS, EmbeddingIndex, default_index, without_itself
@@ -134,7 +135,7 @@ class Service:
                 f"the file has {count / (1 << 20):.1f} MiB; at most {MAX_BYTES >> 20} MiB are taken",
                 fix="shrink the image first",
             )
-        pixels = decode_image(source, self.embedder.image_size)
+        pixels = decode_image(source, self.embedder.image_size, self.embedder.levels)
         classes: dict[str, float] = {}
         if self.embedder.predict is not None:
             row = self.embedder.predict(pixels[None])[0]
@@ -243,6 +244,7 @@ def headline(embedder: Embedder, index: EmbeddingIndex | None) -> str:
         facts.append(f"{len(embedder.class_names):,} classes" + _stated_accuracy(embedder))
     if index is not None:
         facts.append(f"{counted(len(index), 'image')} to compare with")
+    facts += unfinished_notes(embedder.unfinished)
     return (
         f"<header><h1>{_text(embedder.path.name)}</h1><p>{escape(' · '.join(facts))}</p>"
         f"<p>{FORMATS}, up to {MAX_BYTES >> 20} MiB. What you drop here stays on this machine.</p></header>"

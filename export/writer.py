@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from simclr_engine.checkpoint import load_encoder
+from simclr_engine.data.sources import Selection
 from simclr_engine.data.store import ImageStore
 from simclr_engine.device import keep_freed_memory
 from simclr_engine.errors import CheckFailed, DataError, EngineError, PlatformError, UsageError
@@ -107,8 +108,10 @@ class ExportResult:
         of_variant |= {"speed": self.speed.to_json()} if self.speed else {}
         limit = {"limit": limits.absolute} if m.precision == "fp32" else {}
         limit = {"relative_limit": limits.relative} if m.precision == "fp16" else limit
+        unfinished = {"unfinished": m.unfinished} if m.unfinished else {}
         return {
             "file": str(self.file),
+            **unfinished,
             "sha256": self.sha256,
             "bytes": self.bytes,
             "precision": m.precision,
@@ -131,7 +134,7 @@ def export_onnx(
     opset: int = OPSET,
     probe: bool | str | None = None,
     precision: str | Sequence[str] = "fp32",
-    data: str | Path | None = None,
+    data: str | Path | Selection | None = None,
     overwrite: bool = False,
     encoder: nn.Module | None = None,
 ) -> ExportResult:
@@ -241,7 +244,12 @@ class _Source:
 
     @classmethod
     def of(
-        cls, run: Run, wanted: bool | str | None, calibrated: bool, data: str | Path | None, own: nn.Module | None
+        cls,
+        run: Run,
+        wanted: bool | str | None,
+        calibrated: bool,
+        data: str | Path | Selection | None,
+        own: nn.Module | None,
     ) -> _Source:
         """Loads everything, and refuses what can be refused before the slow work begins."""
         with ThreadPoolExecutor(1) as beside:  # verifying the images is hashing, which leaves the interpreter free
@@ -428,6 +436,8 @@ def _metadata(source: _Source, parity: Parity) -> ModelMetadata:
         parity=parity.bounds(),
         precision="fp32",
         probe=probe.about() if probe else {},
+        unfinished=run.unfinished,
+        levels=run.recipe.data.levels,
     )
 
 

@@ -20,12 +20,13 @@ _WEYL = (0x9E3779B9, 0xBB67AE85)  # what the two key words grow by, round by rou
 _MASK = 0xFFFFFFFF
 
 
-def philox(counter: Tensor, seed: int) -> Tensor:
+def philox(counter: Tensor, seed: int | Tensor) -> Tensor:
     """Four random words for every counter.
 
     Args:
         counter: int64 `[4, n]`, each entry an unsigned 32-bit word (higher bits are ignored), on any device.
-        seed: the 64-bit key; its low word is the first key word. Taken modulo 2**64.
+        seed: the 64-bit key; its low word is the first key word. Taken modulo 2**64. A number, or an int64 scalar on
+            the counter's device.
 
     Returns:
         int64 `[4, n]` on the counter's device, each entry in [0, 2**32).
@@ -33,7 +34,7 @@ def philox(counter: Tensor, seed: int) -> Tensor:
     if counter.dtype != torch.int64 or counter.ndim != 2 or counter.shape[0] != 4:
         raise ValueError(f"counter must be int64 [4, n], not {counter.dtype} {list(counter.shape)}")
     if _native is not None and counter.device.type == "cpu":
-        return philox_native(counter, seed)
+        return philox_native(counter, int(seed))
     return philox_torch(counter, seed)
 
 
@@ -44,7 +45,7 @@ def philox_native(counter: Tensor, seed: int) -> Tensor:
     return words
 
 
-def philox_torch(counter: Tensor, seed: int) -> Tensor:
+def philox_torch(counter: Tensor, seed: int | Tensor) -> Tensor:
     """`philox` in torch int64 arithmetic, for any device; constants are Python numbers, so nothing is copied to it."""
     key0, key1 = seed & _MASK, (seed >> 32) & _MASK
     c0, c1, c2, c3 = (counter & _MASK).unbind()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,116 +17,192 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MADE_BY = b"simclr-engine bench"  # stands in a picture, which the next one may replace
-# Each name is a module of bench/ with `rows(repeats, …)` and `floors()`; the arguments are the sizes of `--small`.
-BENCHES: dict[str, dict[str, Any]] = {
-    "epoch": {"views": 8, "size": 16, "monitored": 40},
-    "nt-xent": {"sizes": (64, 128)},
-    "augment": {"views": 32, "size": 16},
-    "optimizer": {"shape": (2, 16, 48), "narrow": True},
-    "evaluate": {"train": 300, "test": 100, "dim": 16},
-    "store": {"gigabytes": 0.02, "size": 16, "batch": 8},
-    "scaling": {"images": 4, "size": 16, "sleep": 0.01},
-    "export": {"size": 16, "batches": (1, 4), "compile": False, "processes": 1},
-}
+PATH = click.Path(dir_okay=False, path_type=Path)
 
 
-@click.command(name="bench")
-@click.argument("name", metavar="NAME", type=click.Choice(list(BENCHES)))
+@click.group(name="bench")
+def command() -> None:
+    """Benchmark one part of the engine on this machine against alternatives."""
+
+
+def _outputs(function: Callable[..., None]) -> Callable[..., None]:
+    """The options of every benchmark about what it writes."""
+    for option in (
+        click.option("--json", "as_json", is_flag=True, help="Print one JSON document to stdout instead of text."),
+        click.option("--overwrite", is_flag=True, help="Replace files of these names that `bench` did not write."),
+        click.option("--plot", type=PATH, metavar="PATH", help="Draw the rows as a picture, such as rows.png."),
+        click.option("--out", type=PATH, metavar="PATH", help="Also write the JSON document to this file."),
+    ):
+        function = option(function)
+    return function
+
+
+def _add(name: str, words: str, small: dict[str, Any], *further: Callable[..., Any]) -> None:
+    """Adds the command of the module of bench/ of this name; `small` are the sizes of `--small`."""
+
+    @click.option(
+        "--repeats",
+        type=click.IntRange(min=1),
+        default=7,
+        show_default=True,
+        metavar="N",
+        help="Number of timed calls of each contender.",
+    )
+    @click.option(
+        "--small", is_flag=True, help="Use tiny sizes, to test that the benchmark runs. The figures mean nothing."
+    )
+    @click.option("--check", is_flag=True, help="Exit with 1 if a figure misses its floor.")
+    @_outputs
+    def run(**options: Any) -> None:
+        _measure(name, small if options.pop("small") else None, **options)
+
+    for option in further:
+        run = option(run)
+    text = f"Measure {words}.\n\nThe calls of the contenders are interleaved. The table shows median, p20 and p80."
+    command.command(name, help=text, short_help=words)(run)
+
+
+_RUN = click.option("--run", metavar="RUN", help="The run directory to measure.  [default: a synthetic run]")
+_SHEET = click.option(
+    "--sheet", type=PATH, metavar="PATH", help="Draw one image and 16 of its views, one row per backend, as a picture."
+)
+_COMPILE = click.option("--compile/--no-compile", default=None, help="Also measure torch.compile.  [default: compile]")
+
+_add(
+    "epoch",
+    "a training step: ours, ours with one part switched off at a time, and a plain one",
+    {"views": 8, "size": 16, "monitored": 40},
+)
+_add("nt-xent", "time, memory and error of the loss, compared with common implementations", {"sizes": (64, 128)})
+_add("augment", "views per second of each backend, compared with other libraries", {"views": 32, "size": 16}, _SHEET)
+_add(
+    "optimizer",
+    "an update of LARS and of Muon, compared with a plain loop and torch's Muon",
+    {"shape": (2, 16, 48), "narrow": True},
+)
+_add(
+    "store",
+    "reading images from files larger than memory, compared with images in memory",
+    {"gigabytes": 0.02, "size": 16, "batch": 8},
+)
+_add("scaling", "the data path in one process and in two", {"images": 4, "size": 16, "sleep": 0.01})
+_add(
+    "evaluate",
+    "probe, kNN and maps over 50,000 x 512 features, compared with scikit-learn",
+    {"train": 300, "test": 100, "dim": 16},
+    _RUN,
+)
+_add(
+    "export",
+    "speed, memory, size and start-up of the exported files, compared with PyTorch",
+    {"size": 16, "batches": (1, 4), "compile": False, "processes": 1},
+    _RUN,
+    _COMPILE,
+)
+
+
+@command.command("race", short_help="accuracy of recipes that had the same time or compute")
+@click.option("--data", required=True, metavar="NAME|PATH", help="The labelled images, as for `pretrain`.")
+@click.option("--minutes", type=click.FloatRange(min=0, min_open=True), metavar="M", help="Time limit of each entry.")
 @click.option(
-    "--repeats",
-    type=click.IntRange(min=1),
-    default=7,
+    "--pflop",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="P",
+    help="Limit of compute of each entry, in 10^15 operations of the network and the optimizer.",
+)
+@click.option(
+    "--contender",
+    "contenders",
+    multiple=True,
+    metavar="NAME|FILE",
+    help="A recipe, or `lightly` for that library's own loop; may be repeated.  [default: cifar10-sgd, cifar10-fast]",
+)
+@click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, metavar="N", help="Runs of each.")
+@click.option("--held-out", is_flag=True, help="Train on 9/10 of train and score on the rest; test stays unseen.")
+@click.option(
+    "--together", is_flag=True, help="Run the contenders of a seed side by side, each on a share of the cores."
+)
+@click.option(
+    "--runs",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("runs/race"),
     show_default=True,
-    metavar="N",
-    help="Number of timed calls of each contender.",
+    metavar="FOLDER",
+    help="Where the runs are kept; the same command continues a race that was stopped.",
 )
-@click.option(
-    "--small", is_flag=True, help="Use tiny sizes, to test that the benchmark runs. The figures mean nothing."
-)
-@click.option("--check", is_flag=True, help="Exit with 1 if a figure misses its floor.")
-@click.option(
-    "--out",
-    type=click.Path(dir_okay=False, path_type=Path),
-    metavar="PATH",
-    help="Also write the JSON document to this file.",
-)
-@click.option(
-    "--plot",
-    type=click.Path(dir_okay=False, path_type=Path),
-    metavar="PATH",
-    help="Draw the rows as a picture, such as rows.png.",
-)
-@click.option(
-    "--sheet",
-    type=click.Path(dir_okay=False, path_type=Path),
-    metavar="PATH",
-    help="augment only: draw one image and 16 of its views, one row per backend, as a picture.",
-)
-@click.option(
-    "--run", metavar="RUN", help="export and evaluate only: the run directory to measure.  [default: a synthetic run]"
-)
-@click.option(
-    "--compile/--no-compile", default=None, help="export only: also measure torch.compile.  [default: compile]"
-)
-@click.option("--overwrite", is_flag=True, help="Replace files of these names that `bench` did not write.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document to stdout instead of text.")
-def command(
+@_outputs
+def race(
+    out: Path | None, plot: Path | None, overwrite: bool, as_json: bool, runs: Path, contenders: tuple[str, ...],
+    **options: Any,
+) -> None:  # fmt: skip
+    """Train several recipes with the same limit of time or compute and compare their accuracies.
+
+    Each entry is scored by linear probe and kNN (cosine, k = 10) at its last epoch. Without --together, entries run one
+    after another on all cores, seed by seed.
+    """
+    from simclr_engine.bench import race as racing
+    from simclr_engine.bench.rows import bench_document
+
+    _check_outputs(overwrite, (out, b'"device"'), (plot, MADE_BY))
+    rows = racing.race(folder=runs, contenders=contenders or racing.CONTENDERS, **options)
+    _publish(bench_document(rows), racing.draw, out, plot, as_json)
+
+
+def _measure(
     name: str,
+    small: dict[str, Any] | None,
     repeats: int,
-    small: bool,
     check: bool,
     out: Path | None,
     plot: Path | None,
-    sheet: Path | None,
-    run: str | None,
-    compile: bool | None,
     overwrite: bool,
     as_json: bool,
+    sheet: Path | None = None,
+    **given: Any,
 ) -> None:
-    """Benchmark one part of the engine on this machine against alternatives.
-
-    The calls of the contenders are interleaved. The table shows the median, p20 and p80 of each one.
-
-    \b
-    epoch      a training step: ours, ours with one part switched off at a time, and a plain one
-    nt-xent    time, memory and error of the loss, compared with common implementations
-    augment    views per second of each backend, compared with other libraries
-    optimizer  an update of LARS and of Muon, compared with a plain loop and torch's Muon
-    store      reading images from files larger than memory, compared with images in memory
-    scaling    the data path in one process and in two
-    evaluate   probe, kNN and maps over 50,000 x 512 features, compared with scikit-learn
-    export     speed, memory, size and start-up of the exported files, compared with PyTorch
-    """
     # Set before torch is loaded: its profiler logs every start and stop to stderr.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
-    from simclr_engine.bench.rows import bench_document
+    from simclr_engine.bench.rows import bench_document, draw
     from simclr_engine.bench.rows import check as check_floors
 
     from ..errors import UsageError
-    from ..files import check_output
 
-    if sheet is not None and name != "augment":
-        raise UsageError(
-            "--sheet is an option of bench augment", saw=name, fix="simclr-engine bench augment --sheet PATH"
-        )
-    given = {k: v for k, v in (("run", run), ("compile", compile)) if v is not None}
-    for option, belongs_to in (("run", ("export", "evaluate")), ("compile", ("export",))):
-        if option in given and name not in belongs_to:
-            fix = f"simclr-engine bench {belongs_to[0]}"
-            raise UsageError(f"--{option} is an option of bench {' and bench '.join(belongs_to)}", saw=name, fix=fix)
-    if small and check:
+    if small is not None and check:
         raise UsageError("--check cannot be used with --small", fix="give one of them")
-    for path, mark in ((out, b'"device"'), (plot, MADE_BY), (sheet, MADE_BY)):
-        if path is not None:
-            check_output(path, mark, overwrite)
+    _check_outputs(overwrite, (out, b'"device"'), (plot, MADE_BY), (sheet, MADE_BY))
     module = import_module(f"simclr_engine.bench.{name.replace('-', '_')}")
-    floors = () if small else module.floors(run) if name == "export" else module.floors()
-    sizes = (BENCHES[name] if small else {}) | given
-    document = bench_document(module.rows(repeats=repeats, **sizes), floors)
+    given = {key: value for key, value in given.items() if value is not None}
+    floors = () if small is not None else module.floors(given.get("run")) if name == "export" else module.floors()
+    document = bench_document(module.rows(repeats=repeats, **(small or {}) | given), floors)
     if name == "export":
         document |= module.about()
+    _publish(document, draw, out, plot, as_json)
+    if sheet is not None:
+        from ..data import load_data
+
+        _write_picture(module.sheet(load_data("glyphs", split="test").images[7], 16), sheet)
+    if check:
+        for line in check_floors(document["rows"], floors):
+            say(line)
+
+
+def _check_outputs(overwrite: bool, *files: tuple[Path | None, bytes]) -> None:
+    from ..files import check_output
+
+    for path, mark in files:
+        if path is not None:
+            check_output(path, mark, overwrite)
+
+
+def _publish(
+    document: dict[str, Any],
+    draw: Callable[[dict[str, Any]], Figure],
+    out: Path | None,
+    plot: Path | None,
+    as_json: bool,
+) -> None:
     if out is not None:
         import json
 
@@ -133,20 +210,11 @@ def command(
 
         write_text_atomic(out, json.dumps(document, indent=2) + "\n")
     if plot is not None:
-        from simclr_engine.bench.rows import draw
-
         _write_picture(draw(document), plot)
-    if sheet is not None:
-        from ..data import load_data
-
-        _write_picture(module.sheet(load_data("glyphs", split="test").images[7], 16), sheet)
     if as_json:
         print_json(document)
     else:
         _table(document)
-    if check:
-        for line in check_floors(document["rows"], floors):
-            say(line)
 
 
 def _write_picture(figure: Figure, path: Path) -> None:
@@ -191,6 +259,11 @@ def _also(row: dict[str, Any]) -> str:
         "lowest": lambda v: f"singular values from {v:.2f}",
         "highest": lambda v: f"to {v:.2f}",
         "cosine": lambda v: f"cosine with the exact factor {v:.3f}",
+        "sd": lambda v: f"sd {v:.1f}",
+        "ahead": lambda v: f"{v:+.1f} points against the first",
+        "pflop": lambda v: f"{v:.3g} PFLOP",
+        "views_per_image": lambda v: f"{v:.3g} views per image",
+        "seconds": lambda v: f"{v / 60:.1f} min",
         "lost_points": lambda v: f"{v:.2f} points lost",
     }
     return ", ".join(show(row[key]) for key, show in shown.items() if key in row)

@@ -89,18 +89,20 @@ def _accuracy(pair: Comparison | None) -> str:
 
 
 def _methods_table(runs: Sequence[ComparedRun]) -> Table:
-    from ..report.comparison import method_rows
+    from ..report.comparison import baseline_cell, method_rows
     from ..report.content import short_name
 
     rows = method_rows(runs)
     names = [f">{run.name}" for run in runs]
     data = len({short_name(row.data) for row in rows}) > 1
-    caption = "test accuracy of the pretrained encoder (points ahead of the random one)"
-    made = table("method", *(["data"] if data else []), ">train / test", *names, caption=caption)
+    caption = (
+        "test accuracy of the pretrained encoder (points ahead of the random one); largest class: naming it always"
+    )
+    made = table("method", *(["data"] if data else []), ">train / test", *names, ">largest class", caption=caption)
     for row in rows:
         where = [short_name(row.data)] if data else []
         size = f"{row.train_images:,} / {row.test_images:,}"
-        add(made, row.name, *where, size, *map(_accuracy, row.cells))
+        add(made, row.name, *where, size, *map(_accuracy, row.cells), baseline_cell(row))
     return made
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import click
 
-from ..errors import counted
+from ..errors import UsageError, counted
 from ..terminal import say, tell
-from .options import print_json
+from .options import print_json, selected, selection_options
 
 if TYPE_CHECKING:
+    from simclr_engine.data import Selection
     from simclr_engine.export.embed import EmbedResult
 
 SHOWN_SKIPPED = 10
@@ -18,7 +20,8 @@ SHOWN_SKIPPED = 10
 
 @click.command(name="embed")
 @click.argument("target", metavar="RUN|FILE.onnx")
-@click.argument("sources", metavar="NAME|PATH...", nargs=-1, required=True)
+@click.argument("sources", metavar="NAME|PATH...", nargs=-1)
+@selection_options
 @click.option(
     "--out",
     required=True,
@@ -41,7 +44,15 @@ SHOWN_SKIPPED = 10
 @click.option("--overwrite", is_flag=True, help="Replace NAME.npy if it is another index or another file.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document to stdout instead of text.")
 def command(
-    target: str, sources: tuple[str, ...], out: str, split: str, images: bool, overwrite: bool, as_json: bool
+    target: str,
+    sources: tuple[str, ...],
+    labels: str | None,
+    files: str | None,
+    out: str,
+    split: str,
+    images: bool,
+    overwrite: bool,
+    as_json: bool,
 ) -> None:
     """Compute the features of images and write them as a searchable index.
 
@@ -58,9 +69,12 @@ def command(
     from simclr_engine.export.embedder import open_embedder
 
     from ..progress import progress_bar
+    from ..run import unfinished_notes
 
     embedder = open_embedder(target)
-    parts = find_images(embedder, sources, split, progress=True)
+    for note in unfinished_notes(embedder.unfinished):
+        say(f"note: {note}")
+    parts = find_images(embedder, _named(sources, labels, files), split, progress=True)
     total = sum(len(part) for part in parts)
     done = 0
     try:
@@ -79,6 +93,16 @@ def command(
         print_json(result.to_json())
     else:
         _show(result, total)
+
+
+def _named(sources: tuple[str, ...], labels: str | None, files: str | None) -> Sequence[str | Selection]:
+    if labels is None and files is None:
+        return sources
+    if len(sources) > 1:
+        raise UsageError("--labels and --list belong to one source", saw=", ".join(sources), fix="name one")
+    chosen = selected(sources[0] if sources else None, labels, files)
+    assert chosen is not None
+    return [chosen]
 
 
 def _show(result: EmbedResult, total: int) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ..terminal import add, show, styled, table, tell
-from .options import parse_overrides, print_json
+from .options import parse_overrides, print_json, selected, selection_options, stem_options
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,6 +29,7 @@ FULL_TABLE = 30  # classes; with more, the five best and the five worst are list
     metavar="NAME|PATH",
     help="Labelled images: a data set, a folder or an archive.  [default: those of the run]",
 )
+@selection_options
 @click.option(
     "--method",
     "methods",
@@ -65,6 +66,11 @@ FULL_TABLE = 30  # classes; with more, the five best and the five worst are list
     help="Use at most N images of each split, balanced over classes.  [default: all]",
 )
 @click.option(
+    "--allow-overlap",
+    is_flag=True,
+    help="Evaluate although more than 1 % of the test images are in train too; the results are marked.",
+)
+@click.option(
     "--set",
     "settings",
     multiple=True,
@@ -80,19 +86,25 @@ FULL_TABLE = 30  # classes; with more, the five best and the five worst are list
     metavar="N",
     help="Seed of the label fraction, the folds, and of what is trained.",
 )
+@stem_options
 @click.option("--out", metavar="DIR", help="Directory for results and pictures.  [default: the run directory]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document to stdout instead of text.")
 def command(
     target: str,
     data: str | None,
+    labels: str | None,
+    files: str | None,
     methods: tuple[str, ...],
     inits: tuple[str, ...],
     fraction: float,
     folds: int | None,
     limit: int | None,
+    allow_overlap: bool,
     settings: tuple[str, ...],
     device: str,
     seed: int,
+    stem_padding: int | None,
+    stem_pool: str | None,
     out: str | None,
     as_json: bool,
 ) -> None:
@@ -121,15 +133,16 @@ def command(
     from ..evaluation.encoders import open_target
     from ..evaluation.result import compare
 
-    subject = open_target(target)
+    subject = open_target(target, stem_padding=stem_padding, stem_pool=stem_pool)
     results = evaluate_all(
         subject,
-        data,
+        selected(data, labels, files),
         list(methods or ("linear",)),
         list(inits or subject.encoders),
         label_fraction=fraction,
         folds=folds or 0,
         limit=limit,
+        allow_overlap=allow_overlap,
         overrides=parse_overrides(settings),
         out=out,
         progress=True,
@@ -174,10 +187,10 @@ def _print(target: str, results: Sequence[EvaluationResult], comparisons: Sequen
 def _methods_table(comparisons: Sequence[Comparison]) -> Table:
     from ..evaluation.result import percent, points, standard_error
 
-    figures = ("pretrained", "random", "difference", "±", "loss", "macro F1", "mean IoU", "ECE")
+    figures = ("pretrained", "random", "largest", "difference", "±", "loss", "macro F1", "mean IoU", "ECE")
     caption = (
-        "accuracy on the test split, or on the held-out folds; ± one standard error; loss in nats; "
-        "ECE: expected calibration error"
+        "accuracy on the test split, or on the held-out folds; largest: of always naming the largest class; "
+        "± one standard error; loss in nats; ECE: expected calibration error"
     )
     made = table("method", *(f"#{name}" for name in figures), caption=caption)
     for one in comparisons:
@@ -187,7 +200,7 @@ def _methods_table(comparisons: Sequence[Comparison]) -> Table:
         error = f"{100 * standard_error(shown):.1f}"
         loss = f"{shown.loss:.3f}" if shown.loss is not None else "–"
         scores = (loss, f"{shown.f1_macro:.4f}", f"{shown.mean_iou:.4f}", f"{shown.ece:.3f}")
-        add(made, one.name, *accuracies, gain, error, *scores)
+        add(made, one.name, *accuracies, percent(one.chance, n), gain, error, *scores)
         if shown.folds:
             spreads = [_mean_and_spread(r) for r in one.both]
             add(made, "  mean ± sd of the folds", *spreads, style="dim")

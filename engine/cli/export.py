@@ -9,8 +9,8 @@ import click
 
 from ..command_line import command_here
 from ..errors import UsageError, counted
-from ..terminal import add, say, show, table, tell
-from .options import print_json
+from ..terminal import add, show, table, tell
+from .options import print_json, selected, selection_options
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     metavar="NAME|PATH",
     help="Images to check and calibrate with: a data set, a folder or an archive.  [default: those of the run]",
 )
+@selection_options
 @click.option(
     "--opset",
     type=int,
@@ -58,6 +59,8 @@ def command(
     int8: bool,
     fp16: bool,
     data: str | None,
+    labels: str | None,
+    files: str | None,
     opset: int,
     overwrite: bool,
     card: bool,
@@ -72,17 +75,20 @@ def command(
     simclr-engine export encoder.onnx
     simclr-engine export encoder.onnx --run runs/first --probe --int8
     """
-    from ..run import Run
+    from ..run import Run, unfinished_notes
 
     wanted = _wanted(probe, no_probe)
     precision = [name for name, asked in (("int8", int8), ("fp16", fp16)) if asked] or "fp32"
     run = Run.newest() if run_path is None else Run.open(run_path)
     say(f"run: {run.directory}" + (" (the newest finished one)" if run_path is None else ""))
+    for note in unfinished_notes(run.unfinished):
+        say(f"note: {note}")
 
     from simclr_engine.export import export_onnx
     from simclr_engine.export.samples import SYNTHETIC
 
-    result = export_onnx(run, file, opset=opset, probe=wanted, precision=precision, data=data, overwrite=overwrite)
+    images = selected(data, labels, files)
+    result = export_onnx(run, file, opset=opset, probe=wanted, precision=precision, data=images, overwrite=overwrite)
     if result.parity.image_source == SYNTHETIC:
         say("note: the images of the run are gone, so the file was checked on noise; --data NAME|PATH names real ones")
     document = result.to_json()

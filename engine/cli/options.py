@@ -3,11 +3,34 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
 
 from ..errors import UsageError
 from ..terminal import tell
+
+if TYPE_CHECKING:
+    from ..data import Selection
+
+
+def stem_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """`--stem-padding` and `--stem-pool`: what a file of weights from elsewhere does not say of the network."""
+    pool = click.option(
+        "--stem-pool",
+        type=click.Choice(["max", "none", "blur", "average"]),
+        help="For weights from elsewhere: the pooling after the first convolution; blur and average smooth at all "
+        "strides (timm's resnetblur, resnetaa).  [default: as the file says, else none after 3×3 and max after 7×7]",
+    )
+    padding = click.option(
+        "--stem-padding",
+        type=click.IntRange(0, 9),
+        metavar="P",
+        help="For weights from elsewhere: padding of the first convolution in pixels.  "
+        "[default: as the file says, else 1 for 3×3 and 3 for 7×7]",
+    )
+    return padding(pool(command))
 
 
 def parse_overrides(pairs: Sequence[str]) -> dict[str, str]:
@@ -19,6 +42,31 @@ def parse_overrides(pairs: Sequence[str]) -> dict[str, str]:
             raise UsageError("--set takes KEY=VALUE", saw=pair, fix="for example --set train.epochs=200")
         overrides[key.strip()] = value.strip()
     return overrides
+
+
+def selection_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Adds `--labels` and `--list` to a command that takes images; `selected` makes one of the three."""
+    labels = click.option(
+        "--labels",
+        metavar="FILE.csv",
+        help="Table of the classes: a column of files and a column of labels. Folders are then no classes.",
+    )
+    files = click.option(
+        "--list",
+        "files",
+        metavar="FILE",
+        help="Use the images that this file lists, one path on each line, relative to the data or else to the file.",
+    )
+    return labels(files(command))
+
+
+def selected(data: str | None, labels: str | None, files: str | None) -> str | Selection | None:
+    """The images that a user named by `--data`, `--labels` and `--list`; None for none."""
+    if labels is None and files is None:
+        return data
+    from ..data import Selection
+
+    return Selection(data, labels, files)
 
 
 def print_json(document: dict[str, Any]) -> None:

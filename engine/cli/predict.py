@@ -9,7 +9,7 @@ import click
 
 from ..errors import UsageError
 from ..terminal import add, say, show, styled, table, tell
-from .options import print_json
+from .options import print_json, selected, selection_options
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -29,6 +29,7 @@ SHOWN_NEIGHBOURS = 3
     metavar="NAME|PATH",
     help="Predict random test images of this data set, folder or archive instead of IMAGES.",
 )
+@selection_options
 @click.option(
     "--n",
     "count",
@@ -77,6 +78,8 @@ def command(
     target: str,
     images: tuple[str, ...],
     data: str | None,
+    labels: str | None,
+    files: str | None,
     count: int,
     seed: int,
     neighbours: int | None,
@@ -97,25 +100,31 @@ def command(
     simclr-engine predict encoder.onnx --data cifar10 --n 16 --seed 1 --save sheet.png
     simclr-engine predict encoder.onnx cat.png --neighbours 5 --index encoder.index.npy
     """
-    if bool(images) == (data is not None):
+    if bool(images) == (data is not None) and not (files and not images):
         raise UsageError("name either images or --data", saw=data or "neither", fix="give one of the two")
+    from simclr_engine.data import Selection
     from simclr_engine.data.stream import find_images
     from simclr_engine.export import predict as of
     from simclr_engine.export.embedder import open_embedder
 
     from ..progress import progress_bar
+    from ..run import unfinished_notes
 
     of.check_outputs(csv_path, save, overwrite)
     embedder = open_embedder(target)
+    for note in unfinished_notes(embedder.unfinished):
+        say(f"note: {note}")
     if embedder.predict is None and not neighbours:
         raise of.no_probe(embedder)
     index = of.open_index(embedder, index_path) if neighbours else None
     if save is not None and embedder.predict is None and (index is None or index.images is None):
         raise of.no_probe(embedder, of.WITH_PICTURES)
     if data is not None:
-        parts = [of.sample_test_images(embedder, data, count, seed, progress=True)]
+        chosen = selected(data, labels, files) or data
+        parts = [of.sample_test_images(embedder, chosen, count, seed, progress=True)]
     else:
-        parts = find_images(embedder, images, progress=True)
+        listed = [] if files is None else [Selection(None, None, files)]
+        parts = find_images(embedder, [*images, *listed], progress=True)
     total = sum(len(part) for part in parts)
     with progress_bar("predicting", total, "images", show=total > of.BATCH) as advance:
         predicted = of.predict_pictures(
@@ -144,6 +153,7 @@ def _document(target: str, embedder: Embedder, predicted: Predicted) -> dict[str
         "images": [p.to_json() for p in predicted.predictions],
         "accuracy": predicted.accuracy,
         "skipped": [{"path": path, "reason": reason} for path, reason in predicted.skipped],
+        **({"unfinished": embedder.unfinished} if embedder.unfinished else {}),
     }
 
 

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import time
+
 import click
 
 from ..terminal import tell
-from .options import parse_overrides, print_json
+from .options import parse_overrides, print_json, selected, selection_options, stem_options
 
 
 @click.command(name="pretrain")
 @click.option("--recipe", metavar="NAME|PATH", help="A named recipe or a TOML file.  [default: cifar10]")
 @click.option(
     "--data", metavar="NAME|PATH", help="Images: a data set, a folder or an archive.  [default: those of the recipe]"
+)
+@selection_options
+@click.option(
+    "--allow-skipped",
+    is_flag=True,
+    help="Train although more than a few per cent of the files cannot be used; they are said.",
 )
 @click.option("--out", metavar="DIR", help="Run directory.  [default: runs/RECIPE]")
 @click.option(
@@ -45,7 +53,12 @@ from .options import parse_overrides, print_json
     help="Compile the encoder with torch.compile.  [default: if it saves time over the whole run]",
 )
 @click.option("--device", default="auto", show_default=True, metavar="auto|cuda|mps|cpu", help="Device.")
-@click.option("--epochs", type=int, metavar="N", help="Number of epochs.  [default: the recipe's]")
+@click.option(
+    "--epochs",
+    type=int,
+    metavar="N",
+    help="Number of epochs; with --resume, more make the run longer.  [default: the recipe's]",
+)
 @click.option(
     "--batch-size",
     type=int,
@@ -61,12 +74,24 @@ from .options import parse_overrides, print_json
     metavar="MINUTES",
     help="Shorten the run so that it ends within this time.  [default: no limit]",
 )
+@click.option(
+    "--max-pflop",
+    type=float,
+    metavar="P",
+    help="Shorten the run to P PFLOP: 10^15 operations of the network and the optimizer.  [default: no limit]",
+)
 @click.option("--seed", type=int, metavar="N", help="Seed of all random numbers of the run.  [default: the recipe's]")
 @click.option(
     "--gpus",
     type=int,
     metavar="N",
     help="Train on N CUDA devices of this machine, with one process per device.  [default: one process]",
+)
+@click.option(
+    "--batch-norm",
+    type=click.Choice(["sync", "local"]),
+    help="With several processes: batch norm statistics over all of them, or over each one's share of the batch.  "
+    "[default: sync on CUDA, local on the CPU]",
 )
 @click.option(
     "--resume",
@@ -78,6 +103,13 @@ from .options import parse_overrides, print_json
     help="Continue the run in RUN (or in --out) from its newest good checkpoint. Recipe, images and limit are those "
     "of the run.",
 )
+@click.option(
+    "--weights",
+    metavar="RUN|FILE",
+    help="Start from this encoder: a run, or weights of torchvision, timm, lightly and others. Architecture, stem and "
+    "normalisation are those of the weights.  [default: random weights]",
+)
+@stem_options
 @click.option(
     "--overwrite", is_flag=True, help="Delete the run that is in --out and start a new one. Only a run is ever deleted."
 )
@@ -99,6 +131,9 @@ from .options import parse_overrides, print_json
 def command(
     recipe: str | None,
     data: str | None,
+    labels: str | None,
+    files: str | None,
+    allow_skipped: bool,
     out: str | None,
     settings: tuple[str, ...],
     fused: bool | None,
@@ -110,9 +145,14 @@ def command(
     batch_size: int | None,
     limit: int | None,
     max_minutes: float | None,
+    max_pflop: float | None,
     seed: int | None,
     gpus: int | None,
+    batch_norm: str | None,
     resume: str | bool | None,
+    weights: str | None,
+    stem_padding: int | None,
+    stem_pool: str | None,
     overwrite: bool,
     deterministic: bool,
     dry_run: bool,
@@ -129,7 +169,10 @@ def command(
     simclr-engine pretrain --gpus 4 --batch-size 2048
     torchrun --nproc-per-node 2 -m simclr_engine pretrain --data digits      (also without CUDA)
     simclr-engine pretrain --resume runs/cifar10
+    simclr-engine pretrain --resume runs/cifar10 --epochs 400
+    simclr-engine pretrain --weights resnet18.pth --data photos/
     """
+    began = time.perf_counter()  # before PyTorch is imported: the user waits for that too
     from ..errors import UsageError
     from ..recipe import DEFAULT, Recipe
 
@@ -149,18 +192,36 @@ def command(
     from ..device import deterministic_algorithms
     from ..distributed import PeerFailed, is_main, start_world
     from ..planning import RunOptions, describe, prepare
-    from ..pretraining import Interrupted, open_data, pretrain
+    from ..pretraining import Interrupted, open_data, pretrain, start_of
     from ..resuming import trained_on
 
+    images = selected(data, labels, files)
     if gpus is not None and _launched(gpus, device):
         return
 
     if dry_run and resolved is not None:
-        options = RunOptions(device, fused, augment, compile, max_minutes, limit, deterministic=deterministic)
+        options = RunOptions(
+            device=device,
+            fused=fused,
+            augment=augment,
+            compile=compile,
+            batch_norm=batch_norm,
+            max_minutes=max_minutes,
+            max_pflop=max_pflop,
+            limit=limit,
+            deterministic=deterministic,
+            overrides=overrides,
+            allow_skipped=allow_skipped,
+            weights=weights,
+            stem_padding=stem_padding,
+            stem_pool=stem_pool,
+        )
         with deterministic_algorithms(deterministic), start_world(device) as world:
             options = replace(options, device=world.device, quiet=as_json or not world.main)
-            store, _ = world.leaders_first(lambda: open_data(resolved, data, options))
-            trained = trained_on(resolved, world.same(store.name), store.image_size)
+            start = start_of(world, resolved, options)
+            recipe_of_start = resolved if start is None else start.recipe
+            store, _ = world.leaders_first(lambda: open_data(recipe_of_start, images, options))
+            trained = trained_on(recipe_of_start, world.same(store.name), store.image_size)
             trainer, estimate = prepare(trained, store, options, world, measure=True)
         if not world.main:
             return
@@ -176,25 +237,32 @@ def command(
                 }
             )
         else:
-            tell(*describe(trainer, estimate))
+            tell(*describe(trainer, estimate), *(start.lines() if start is not None else ()))
         return
 
     try:
         run = pretrain(
             resolved,
-            data,
+            images,
             out,
             overrides=overrides,
             device=device,
             fused=fused,
             augment=augment,
             compile=compile,
+            batch_norm=batch_norm,
             max_minutes=max_minutes,
+            max_pflop=max_pflop,
             limit=limit,
             resume=resume is not None,
             overwrite=overwrite,
             deterministic=deterministic,
             log=log,
+            allow_skipped=allow_skipped,
+            weights=weights,
+            stem_padding=stem_padding,
+            stem_pool=stem_pool,
+            began=began,
         )
     except (PeerFailed, Interrupted) as error:
         if is_main():

@@ -36,8 +36,12 @@ def command(file: str, index_path: str | None, port: int, host: str) -> None:
     from simclr_engine.export.predict import open_index
     from simclr_engine.export.serve import LOOPBACK, Service, require_gradio, start_page
 
+    from ..run import unfinished_notes
+
     require_gradio()
     embedder = open_embedder(file)
+    for note in unfinished_notes(embedder.unfinished):
+        say(f"note: {note}")
     wanted = index_path is not None or default_index(embedder.path).exists()
     index = open_index(embedder, index_path) if wanted else None
     if index is None:

@@ -8,14 +8,15 @@ from ..package import lazy_names
 
 if TYPE_CHECKING:
     from .decode import decode_image
-    from .sources import load_data, load_splits, source_names
+    from .sources import Selection, load_data, load_splits, source_names
     from .store import ImageStore
 
-__all__ = ["ImageStore", "decode_image", "load_data", "load_splits", "source_names"]
+__all__ = ["ImageStore", "Selection", "decode_image", "load_data", "load_splits", "source_names"]
 
 _HOMES = {
     "ImageStore": "store",
     "decode_image": "decode",
+    "Selection": "sources",
     "load_data": "sources",
     "load_splits": "sources",
     "source_names": "sources",

@@ -18,15 +18,20 @@ from pathlib import Path
 from typing import IO, ClassVar, cast
 
 from ..errors import DataError, EngineError, PlatformError
+from ..files import MARKER
 from ..progress import progress_bar
 from . import cache
-from .decode import MAX_FILE_BYTES
-from .listing import LAYOUTS, Blob, is_image_path
+from .decode import HEAD_BYTES, MAX_FILE_BYTES, image_format, unread_picture
+from .levels import FULL_LEVELS, Levels, levels_key
+from .listing import HOLDS_RUN, LAYOUTS, Blob, has_image_ending, is_hidden, is_label_file
+from .tables import LabelTable
+from .zip_names import member_names
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.zst", ".tzst", ".zip")
 # Against decompression bombs: images hardly compress, so a hundredfold growth beyond this much is no data set.
 MAX_GROWTH, GROWTH_FREE_BYTES = 100, 4 << 30
 MAX_HEADER_BYTES = 1 << 20
+_NEVER_READ = (".rar", ".7z")
 MAX_READS_PAST_END = 1000
 
 _ZIP, _GZIP, _XZ, _ZSTD = (b"PK\x03\x04", b"PK\x05\x06"), b"\x1f\x8b", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd"
@@ -35,10 +40,20 @@ _BLOCK, _CHUNK = tarfile.BLOCKSIZE, 1 << 20
 
 @dataclass(frozen=True)
 class ArchiveSource:
-    """Images in a tar (plain, gzip, xz, zstd) or zip file; links, devices and unsafe paths in it are refused."""
+    """Images in a tar (plain, gzip, xz, zstd) or zip file; links, devices and unsafe paths in it are refused.
+
+    Attributes:
+        path, name: of the file, and what the user called it.
+        labels: the class of each image, from a table; None where folders are classes.
+        listed: the members to take; None for all of them.
+        levels: how 16-bit images become 8 bits, see `decode_image`.
+    """
 
     path: Path
     name: str
+    labels: LabelTable | None = None
+    listed: tuple[str, ...] | None = None
+    levels: Levels = FULL_LEVELS
     kind: ClassVar[str] = "archive"
 
     def content(self, progress: bool = False) -> str:
@@ -47,7 +62,10 @@ class ArchiveSource:
         Args:
             progress: whether a bar shows how much has been hashed.
         """
-        return f"archive {self._digest(progress)}"
+        about = f" labels {self.labels.digest}" if self.labels is not None else ""
+        if self.listed is not None:
+            about += f" listed {hashlib.sha256(repr(self.listed).encode('utf-8', 'replace')).hexdigest()}"
+        return f"archive {self._digest(progress)}{about}{levels_key(self.levels)}"
 
     def old_content(self) -> str:
         """What `content` was in versions that relied on path, size and modification time."""
@@ -59,7 +77,7 @@ class ArchiveSource:
             state = cache.file_state(status)
             known = cache.recall_digest(self.path, state)
             if known is not None:
-                return known
+                return known[0]
             hasher = hashlib.sha256()
             with (
                 self.path.open("rb", buffering=0) as file,
@@ -71,7 +89,7 @@ class ArchiveSource:
         except OSError as error:
             raise _unopenable(self.path, error) from error
         digest = hasher.hexdigest()
-        cache.remember_digest(self.path, state, digest, changed_ns=max(state[3:]), looked_ns=looked_ns)
+        cache.remember_digest(self.path, state, (digest, []), changed_ns=max(state[3:]), looked_ns=looked_ns)
         return digest
 
     def blobs(self, contents: bool = True, progress: bool = False) -> Iterator[Blob]:
@@ -93,8 +111,11 @@ class ArchiveSource:
                     members = _zip_members(file, total, contents, advance)
                 else:
                     members = _tar_members(file, magic, total, contents, advance)
+                wanted = None if self.listed is None else frozenset(self.listed)
                 for blob in members:
-                    images += not blob.refused
+                    if wanted is not None and blob.path not in wanted:
+                        continue
+                    images += not blob.refused and not is_label_file(blob.path)
                     first_refused = first_refused or (f"{blob.path}: {blob.refused}" if blob.refused else "")
                     yield blob
         except EngineError:
@@ -116,6 +137,14 @@ class ArchiveSource:
 def is_archive_path(path: Path) -> bool:
     """Whether the name is one of an archive that can be read."""
     return path.name.lower().endswith(SUFFIXES)
+
+
+def unread(path: str) -> str:
+    """Why a file is not read although it is or may hold pictures, by its ending; empty for any other."""
+    lower = path.lower()
+    if lower.endswith(SUFFIXES + _NEVER_READ):
+        return "an archive among the images, which is not read; unpack it, or give it by itself"
+    return unread_picture(lower)
 
 
 def member_path(name: str) -> str | None:
@@ -204,12 +233,13 @@ def _tar_members(
             path, refused = _judge(member.name, member.isreg() and not member.issparse(), member.size)
             if member.isdir() or not path:
                 continue
-            content = b""
-            if contents and not refused:
+            content: bytes | None = b""
+            if not refused and (contents or not has_image_ending(path)):
                 data = tar.extractfile(member)
                 assert data is not None  # only links and devices give none
-                content = data.read()
-            yield Blob(path, None if refused else content, refused)
+                content = _wanted(path, data.read, contents)
+            if content is not None:
+                yield Blob(path, None if refused else content, refused)
         # tarfile takes any unreadable header for the end; only a block of zeros is one.
         if stream.block_at(tar.offset) != bytes(_BLOCK):
             raise tarfile.ReadError(f"it breaks off after {tar.offset:,} bytes")
@@ -221,31 +251,51 @@ def _zip_members(file: IO[bytes], total: int, contents: bool, advance: Callable[
     with zipfile.ZipFile(file) as archive:
         members = [member for member in archive.infolist() if not member.is_dir()]
         _check_growth(sum(member.file_size for member in members), total)
-        for member in members:
+        for member, name in zip(members, member_names(members), strict=True):
             advance(member.compress_size)
             plain = stat.S_IFMT(member.external_attr >> 16) in (0, stat.S_IFREG)
-            path, refused = _judge(member.filename, plain, member.file_size)
+            path, refused = _judge(name, plain, member.file_size)
             if not path:
                 continue
-            content, refused = b"", refused or ("encrypted" if member.flag_bits & 1 else "")
-            if contents and not refused:
+            refused = refused or ("encrypted" if member.flag_bits & 1 else "")
+            content: bytes | None = b""
+            if not refused and (contents or not has_image_ending(path)):
                 try:
-                    content = _zip_content(archive, member)
+                    content = _zip_content(archive, member, path, contents)
                 except Exception as error:  # a zip file is not one stream: the other members are still good
-                    refused = f"damaged in the archive ({error})"
-            yield Blob(path, None if refused else content, refused)
+                    refused = f"damaged in the archive ({error})" if has_image_ending(path) else ""
+                    content = b"" if refused else None
+            if content is not None:
+                yield Blob(path, None if refused else content, refused)
 
 
 def _judge(name: str, plain: bool, nbytes: int) -> tuple[str, str]:
-    """The path of an archive's member, empty if it is no image, and why it is refused, empty if it is not."""
+    """The path of an archive's member, empty if it cannot be an image, and why it is refused, empty if it is not."""
     path = member_path(name)
     if path is None:
         return name, "unsafe path in the archive"
-    if not is_image_path(path):
-        return "", ""
+    *folders, last = path.split("/")
+    if any(map(is_hidden, folders)) or is_hidden(last):
+        return ("/".join(folders), HOLDS_RUN) if last == MARKER else ("", "")
+    if not has_image_ending(path):
+        if reason := unread(path):
+            return path, reason
+        return (path, "") if plain and nbytes <= MAX_FILE_BYTES else ("", "")
     if not plain:
         return path, "a link or device in the archive, not a plain file"
     return path, f"{nbytes:,} bytes; at most {MAX_FILE_BYTES:,} are read" if nbytes > MAX_FILE_BYTES else ""
+
+
+def _wanted(path: str, read: Callable[[int], bytes], contents: bool) -> bytes | None:
+    """What is read of a member: all of it where contents are wanted; None if it is neither image nor label."""
+    head = b""
+    if not has_image_ending(path):
+        head = read(HEAD_BYTES)
+        if is_label_file(path):
+            return head
+        if image_format(head) is None:
+            return None
+    return head + read(-1) if contents else b""
 
 
 def _check_growth(grown: int, total: int) -> None:
@@ -258,12 +308,16 @@ def _check_growth(grown: int, total: int) -> None:
         )
 
 
-def _zip_content(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
-    """The bytes of a member, decompressed piece by piece: ZipFile.read takes all that a member holds into memory, even
+def _zip_content(archive: zipfile.ZipFile, member: zipfile.ZipInfo, path: str, contents: bool) -> bytes | None:
+    """`_wanted` of a member, decompressed piece by piece: ZipFile.read takes all that a member holds into memory, even
     where it claims to hold little. Of bzip2 and lzma even a small piece grows, so it is smaller still."""
     step = _CHUNK if member.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) else 4096
     with archive.open(member) as file:
-        return b"".join(iter(partial(file.read, step), b""))
+
+        def read(n: int) -> bytes:
+            return file.read(n) if n >= 0 else b"".join(iter(partial(file.read, step), b""))
+
+        return _wanted(path, read, contents)
 
 
 def _open_zstd(file: IO[bytes]) -> IO[bytes]:

@@ -76,7 +76,15 @@ class SplitMeta:
 
 @dataclass(frozen=True)
 class Meta:
-    """What meta.json says about a packed source."""
+    """What meta.json says about a packed source.
+
+    Attributes:
+        source, kind, image_size, class_names, splits: of it.
+        skipped: `(path, reason)` of what was left out.
+        tree: see `Listing`; empty for a named source.
+        arranged: by which version of the rules of `arrange`; 0 for the first.
+        levels: the lowest and highest value of its 16-bit gray images; None without any.
+    """
 
     source: str
     kind: str
@@ -84,7 +92,10 @@ class Meta:
     class_names: tuple[str, ...]
     splits: dict[str, SplitMeta]
     skipped: tuple[tuple[str, str], ...] = ()
+    tree: tuple[tuple[str, str, str, int], ...] = ()
+    arranged: int = 0
     format: int = FORMAT
+    levels: tuple[int, int] | None = None
 
 
 def cache_root() -> Path:
@@ -117,7 +128,14 @@ def read_meta(entry: Path) -> Meta | None:
         splits = {name: _split_meta(**values) for name, values in fields.pop("splits").items()}
         skipped = tuple((str(path), str(reason)) for path, reason in fields.pop("skipped"))
         names = tuple(str(name) for name in fields.pop("class_names"))
-        meta = Meta(**fields, splits=splits, skipped=skipped, class_names=names)
+        tree = tuple((str(a), str(b), str(c), int(n)) for a, b, c, n in fields.pop("tree", ()))
+        levels = fields.pop("levels", None)
+        if levels is not None:
+            low, high = levels
+            levels = (int(low), int(high))
+        meta = Meta(**fields, splits=splits, skipped=skipped, class_names=names, tree=tree, levels=levels)
+        if not isinstance(meta.arranged, int):
+            raise ValueError("arranged is no number")
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise DamagedError(f"meta.json cannot be understood ({str(error)[:200]})") from error
     if meta.format != FORMAT or not meta.splits or not all(re.fullmatch("[a-z]+", name) for name in meta.splits):
@@ -132,6 +150,21 @@ def _split_meta(bytes: list[int], mtime_ns: list[int], **values: Any) -> SplitMe
 def write_meta(entry: Path, meta: Meta) -> None:
     """Write the description; the last thing that packing does."""
     (entry / "meta.json").write_text(json.dumps(asdict(meta), indent=1) + "\n", encoding="utf-8")
+
+
+def rewrite_meta(entry: Path, meta: Meta) -> None:
+    """Replace the description of an entry by another one of the same files, in one step."""
+    with Folder.open(entry).writing("meta.json") as file:
+        file.write((json.dumps(asdict(meta), indent=1) + "\n").encode())
+
+
+def read_labels(entry: Path, split: str) -> NDArray[np.int64] | None:
+    """The labels int64 `[N]` of a split of an entry; None if they cannot be read."""
+    try:
+        labels: NDArray[np.int64] = np.load(labels_path(entry, split), allow_pickle=False)
+    except Exception:  # `read_split` says what is wrong with them
+        return None
+    return labels
 
 
 def read_split(entry: Path, meta: Meta, split: str, name: str) -> ImageStore:
@@ -184,7 +217,8 @@ def sizes_and_times(paths: list[Path]) -> tuple[tuple[int, ...], tuple[int, ...]
 def publish(entry: Path, build: Callable[[Path], None]) -> None:
     """Let `build` fill an empty folder, then put it in the place of `entry` in one step.
 
-    Processes that publish the same entry at once all succeed: the first one's is kept. A damaged entry is replaced.
+    Processes that publish the same entry at once all succeed: the first one's is kept. A damaged entry is replaced,
+    and one that was arranged by other rules.
     """
     try:
         entry.parent.mkdir(parents=True, exist_ok=True)
@@ -210,7 +244,7 @@ def _replace(partial: Path, entry: Path) -> None:
         except OSError:
             if not entry.exists():
                 raise
-        if _is_whole(entry):
+        if _is_whole(entry, like=partial):
             return
         aside = partial.with_name(f"{partial.name}-damaged")
         with suppress(FileNotFoundError):  # another process replaces it too
@@ -225,10 +259,11 @@ def _replace(partial: Path, entry: Path) -> None:
     raise OSError(f"{entry} cannot be replaced")
 
 
-def _is_whole(entry: Path) -> bool:
+def _is_whole(entry: Path, like: Path) -> bool:
+    """Whether an entry can be read, and was arranged by the rules of the other one."""
     try:
-        meta = read_meta(entry)
-        if meta is None:
+        meta, other = read_meta(entry), read_meta(like)
+        if meta is None or other is None or meta.arranged != other.arranged:
             return False
         for split in meta.splits:
             read_split(entry, meta, split, "")
@@ -267,16 +302,20 @@ def file_state(status: os.stat_result) -> FileState:
     return status.st_dev, status.st_ino, status.st_size, status.st_ctime_ns, status.st_mtime_ns
 
 
-def recall_digest(path: Path, states: object) -> str | None:
-    """The hash that `remember_digest` was told for this path, if its files are still in the same states."""
+def recall_digest(path: Path, states: object) -> tuple[str, list[str]] | None:
+    """What `remember_digest` was told for this path, if its files are still in the same states."""
     note = recall("content", {"path": str(path.resolve())})
     if not isinstance(note, dict) or note.get("states") != _digest_of(states):
         return None
-    digest = note.get("digest")
-    return digest if isinstance(digest, str) and re.fullmatch("[0-9a-f]{64}", digest) else None
+    digest, names = note.get("digest"), note.get("images", [])
+    if not (isinstance(digest, str) and re.fullmatch("[0-9a-f]{64}", digest) and isinstance(names, list)):
+        return None
+    return (digest, names) if all(isinstance(name, str) for name in names) else None
 
 
-def remember_digest(path: Path, states: object, digest: str, *, changed_ns: int, looked_ns: int) -> None:
+def remember_digest(
+    path: Path, states: object, found: tuple[str, list[str]], *, changed_ns: int, looked_ns: int
+) -> None:
     """Note the hash of the files at a path; not if one was changed so recently that its times cannot be relied on.
 
     A file that is written twice within one tick of the file system's clock has equal times both times. So states are
@@ -285,12 +324,14 @@ def remember_digest(path: Path, states: object, digest: str, *, changed_ns: int,
     Args:
         path: of the folder or file.
         states: `file_state` of every file, with its name; anything with a `repr` of its own.
-        digest: sha256 in hexadecimal.
+        found: sha256 in hexadecimal, and the files that are images by their bytes alone.
         changed_ns: the latest ctime or mtime among them.
         looked_ns: when the states were taken, before the files were hashed.
     """
     if changed_ns < looked_ns - _CLOCK_NS:
-        remember("content", {"path": str(path.resolve())}, {"states": _digest_of(states), "digest": digest})
+        digest, names = found
+        note = {"states": _digest_of(states), "digest": digest} | ({"images": names} if names else {})
+        remember("content", {"path": str(path.resolve())}, note)
 
 
 def _digest_of(states: object) -> str:

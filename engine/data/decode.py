@@ -6,26 +6,45 @@ import io
 import stat
 import threading
 from contextlib import nullcontext
+from functools import cache
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-
-# The four plugins are imported here by name: Image.open then finds them without loading all of Pillow's others.
-from PIL import BmpImagePlugin, Image, ImageOps, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
+from PIL import Image, ImageOps
 
 from ..errors import DataError
+from .levels import FULL_LEVELS, Levels
 
-FORMATS = tuple(
-    plugin.format
-    for plugin in (
-        PngImagePlugin.PngImageFile,
-        JpegImagePlugin.JpegImageFile,
-        WebPImagePlugin.WebPImageFile,
-        BmpImagePlugin.BmpImageFile,
-    )
+# Pillow's name of each format that is read → the module that reads it. Each is imported when a file of its format is
+# met, and Image.open is told to try no other: some of Pillow's readers start programs (EPS) or draw by instructions
+# (WMF), and are never wanted.
+FORMATS = {
+    "PNG": "PIL.PngImagePlugin",
+    "JPEG": "PIL.JpegImagePlugin",
+    "WEBP": "PIL.WebPImagePlugin",
+    "BMP": "PIL.BmpImagePlugin",
+    "TIFF": "PIL.TiffImagePlugin",
+    "GIF": "PIL.GifImagePlugin",
+    "AVIF": "PIL.AvifImagePlugin",
+    "JPEG2000": "PIL.Jpeg2KImagePlugin",
+    "HEIF": "pillow_heif",
+}
+FORMAT_NAMES = "PNG, JPEG, WebP, BMP, TIFF, GIF, AVIF or JPEG 2000"
+EXTENSIONS = (
+    *(".png", ".jpg", ".jpeg", ".webp", ".bmp", ".jfif", ".jpe", ".mpo", ".tif", ".tiff", ".gif", ".avif", ".jp2"),
+    *(".j2k", ".jpx", ".heic", ".heif", ".hif"),
 )
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+HEAD_BYTES = 64  # enough to tell the format
+_HEIF = "simclr-engine[heic]"
+# Endings of pictures that are not read: a file of one of them is reported, not passed over like a text file. Camera raw
+# files begin as a TIFF does, whose only picture would be the thumbnail.
+_RAW = (".nef", ".cr2", ".cr3", ".arw", ".dng", ".orf", ".rw2", ".raf", ".pef", ".srw")
+_OTHERS = (
+    *(".svg", ".psd", ".xcf", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".ico", ".icns", ".exr", ".hdr", ".pcx", ".sgi"),
+    *(".dcm", ".nii", ".fits", ".jxl", ".eps", ".wmf", ".emf", ".dds"),
+)
 MIN_SIZE, MAX_SIZE = 8, 1024
 # Pillow's own warning threshold, a quarter of a gigabyte of RGB: beyond it an image is refused, not decoded.
 MAX_PIXELS = 89_478_485
@@ -38,14 +57,20 @@ LARGE_PIXELS = 1 << 24
 _DRAFT_MARGIN = 3
 
 _one_at_a_time = threading.Lock()
+# What the files say that this package draws: reports and plots among the images are no images of the data.
+SOFTWARE = "simclr-engine"
+DRAWN = "a picture that simclr-engine drew"
 _METADATA = frozenset(("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"))  # where Pillow looks for it
 
 
-def decode_image(source: bytes | Path, size: int) -> NDArray[np.uint8]:
-    """Decode one PNG, JPEG, WebP or BMP image into a square RGB array.
+def decode_image(
+    source: bytes | Path, size: int, levels: Levels = FULL_LEVELS, measured: list[Levels] | None = None
+) -> NDArray[np.uint8]:
+    """Decode one image into a square RGB array. Its format is told by its first bytes, and must be one of `FORMATS`.
 
-    The EXIF orientation is applied. Transparency is composited over white. 16-bit gray is scaled to 8 bits
-    (`round(v · 255 / 65535)`). Of an animation the first frame counts. Colour profiles are not applied.
+    The EXIF orientation is applied. Transparency is composited over white. 16-bit gray is scaled to 8 bits:
+    `round((v − low) · 255 / (high − low))`. Of an animation or a file of several pages the first one counts. Colour
+    profiles are not applied.
     Resize rule: the shorter side becomes `size` with antialiased bilinear filtering, then the centre is cropped (both
     in one step: only the centred square is computed); an image that is `size × size` keeps its pixels. JPEGs at least
     six times larger are decoded at a reduced scale that leaves no less than three times `size`.
@@ -53,19 +78,21 @@ def decode_image(source: bytes | Path, size: int) -> NDArray[np.uint8]:
     Args:
         source: the encoded bytes, or the file that holds them.
         size: side S of the result in pixels.
+        levels: the values of 16-bit gray images that become 0 and 255; what lies outside is clipped.
+        measured: takes the lowest and highest value of a 16-bit gray image.
 
     Returns:
         uint8 `[S, S, 3]`, RGB, C-contiguous, writable.
 
     Raises:
-        DataError: not one of the four formats, damaged, or larger than `MAX_PIXELS` pixels or `MAX_FILE_BYTES` bytes.
+        DataError: not one of the formats, damaged, drawn by this package, or larger than `MAX_PIXELS` pixels
+            or `MAX_FILE_BYTES` bytes.
     """
     try:
-        with Image.open(_readable(source), formats=FORMATS) as image:
-            _check_pixels(image.size)
+        with _open(source) as image:
             image.draft("RGB", (_DRAFT_MARGIN * size, _DRAFT_MARGIN * size))
             with _one_at_a_time if image.width * image.height > LARGE_PIXELS else nullcontext():
-                return np.array(_square(_rgb(_upright(image)), size), dtype=np.uint8)
+                return np.array(_square(_rgb(_upright(image), levels, measured), size), dtype=np.uint8)
     except DataError:
         raise
     except Exception as error:  # Pillow's readers raise a dozen kinds for damaged files; all mean the same here
@@ -75,8 +102,7 @@ def decode_image(source: bytes | Path, size: int) -> NDArray[np.uint8]:
 def image_dimensions(source: bytes | Path) -> tuple[int, int]:
     """Width and height in pixels as stored, from the header alone; raises DataError as `decode_image` does."""
     try:
-        with Image.open(_readable(source), formats=FORMATS) as image:
-            _check_pixels(image.size)
+        with _open(source) as image:
             return image.size
     except DataError:
         raise
@@ -94,8 +120,74 @@ def resize_images(images: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     return result
 
 
-def _readable(source: bytes | Path) -> io.BytesIO | Path:
-    """What Pillow opens; a file is checked first, since opening a pipe would wait for ever."""
+def image_format(head: bytes) -> str | None:
+    """Pillow's name of the format of a file that begins with these `HEAD_BYTES` bytes; None if it is none of ours."""
+    for start, name in _STARTS:
+        if head.startswith(start):
+            return name
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return "WEBP"
+    if head[:2] == b"BM" and int.from_bytes(head[14:18], "little") in (12, 16, 40, 52, 56, 64, 108, 124):
+        return "BMP"
+    if head[4:8] == b"ftyp":  # ISO base media: the brand, and the brands that it is compatible with
+        brands = {head[at : at + 4] for at in (8, *range(16, min(len(head), int.from_bytes(head[:4], "big")), 4))}
+        if brands & {b"avif", b"avis"}:
+            return "AVIF"
+        if brands & {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}:
+            return "HEIF"
+    return None
+
+
+_STARTS = (
+    (b"\x89PNG\r\n\x1a\n", "PNG"),
+    (b"\xff\xd8\xff", "JPEG"),
+    (b"GIF87a", "GIF"),
+    (b"GIF89a", "GIF"),
+    *((start, "TIFF") for start in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")),
+    (b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG2000"),
+    (b"\xff\x4f\xff\x51", "JPEG2000"),
+)
+
+
+def unread_picture(name: str) -> str:
+    """Why a file of this name, a picture by its ending, is not read; empty for any other ending."""
+    lower = name.lower()
+    if lower.endswith(_RAW):
+        return "a camera raw file, which is not read; convert it to JPEG or TIFF"
+    return f"a picture that is not {FORMAT_NAMES}" if lower.endswith(_OTHERS) else ""
+
+
+def _open(source: bytes | Path) -> Image.Image:
+    """The image, its pixels not decoded yet, to be closed by the caller. DataError if it must not be decoded."""
+    head = _head(source)
+    form = image_format(head)
+    if form is None:
+        raise _unreadable(ValueError("no such image data"))
+    _import_reader(form)
+    image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=(form,))
+    try:
+        _check_pixels(image.size)
+        if str(image.info.get("Software", "")).startswith(SOFTWARE):
+            raise DataError(DRAWN, fix="leave it out")
+    except BaseException:
+        image.close()
+        raise
+    return image
+
+
+@cache
+def _import_reader(form: str) -> None:
+    try:
+        module = import_module(FORMATS[form])
+    except ImportError:
+        fix = f"pip install '{_HEIF}'" if form == "HEIF" else "pip install --upgrade pillow"
+        raise DataError(f"a {form} image, which this installation cannot read ({fix})", fix=fix) from None
+    if form == "HEIF":
+        module.register_heif_opener()
+
+
+def _head(source: bytes | Path) -> bytes:
+    """The first bytes; a file is checked first, since opening a pipe would wait for ever."""
     if isinstance(source, Path):
         try:
             status = source.stat()
@@ -111,7 +203,10 @@ def _readable(source: bytes | Path) -> io.BytesIO | Path:
             f"the image file has {nbytes:,} bytes; at most {MAX_FILE_BYTES:,} are read",
             fix="shrink the image first",
         )
-    return source if isinstance(source, Path) else io.BytesIO(source)
+    if isinstance(source, bytes):
+        return source[:HEAD_BYTES]
+    with source.open("rb", buffering=0) as file:
+        return file.read(HEAD_BYTES)
 
 
 def _check_pixels(dimensions: tuple[int, int]) -> None:
@@ -125,11 +220,16 @@ def _check_pixels(dimensions: tuple[int, int]) -> None:
         raise DataError(f"the image has {width} × {height} pixels", fix="replace the file")
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def _rgb(image: Image.Image, levels: Levels, measured: list[Levels] | None) -> Image.Image:
     """Any mode to RGB; transparency over white; 16-bit gray scaled, where Pillow's own convert would clip at 255."""
+    if image.mode == "F":  # of no known range: Pillow would clip it at 255
+        raise DataError("an image of floating-point values, which is not read", fix="save it with 8 or 16 bits")
     if image.mode.startswith("I"):
         values = np.asarray(image).astype(np.uint32)
-        gray = ((values * 255 + 32767) // 65535).clip(0, 255).astype(np.uint8)
+        low, high = levels
+        if measured is not None:
+            measured.append((int(values.min()), int(values.max())))
+        gray = (((values.clip(low, high) - low) * 255 + (high - low) // 2) // (high - low)).astype(np.uint8)
         transparent = image.info.get("transparency")
         if isinstance(transparent, int):
             gray[values == transparent] = 255
@@ -167,6 +267,6 @@ def _unreadable(error: Exception) -> DataError:
     if "cannot identify image file" in what:
         what = "no such image data"
     return DataError(
-        f"not a readable PNG, JPEG, WebP or BMP image ({what})",
+        f"not a readable {FORMAT_NAMES} image ({what})",
         fix="open it in an image viewer and save it again, or leave it out",
     )

@@ -35,7 +35,9 @@ class Batch:
 
 
 class Loader(Protocol):
-    """Where a trainer has its images from."""
+    """Where a trainer has its images from; `steps` is the number of steps, which may change."""
+
+    steps: int
 
     def batch(self, step: int) -> Batch:
         """The images that this process trains on in `step`; valid until the next call."""
@@ -55,7 +57,7 @@ class Resident:
     """
 
     def __init__(self, store: ImageStore, device: torch.device, ids_of: Callable[[int], Tensor], steps: int) -> None:
-        self._ids_of = ids_of
+        self._ids_of, self.steps = ids_of, steps
         if device.type == "cpu" and isinstance(store.images, np.ndarray):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # that they may be read-only: nothing writes to them
@@ -91,7 +93,7 @@ class Prefetched:
 
     def __init__(self, store: ImageStore, device: torch.device, ids_of: Callable[[int], Tensor], steps: int) -> None:
         assert isinstance(store.images, ShardedImages)
-        self._files, self._device, self._ids_of, self._steps = store.images, device, ids_of, steps
+        self._files, self._device, self._ids_of, self.steps = store.images, device, ids_of, steps
         self._ahead = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
         self._readers = ThreadPoolExecutor(min(READERS, os.cpu_count() or 1), thread_name_prefix="read")
         self._buffers: list[Tensor | None] = [None, None]
@@ -111,7 +113,7 @@ class Prefetched:
             current.wait_stream(self._stream)
             for tensor in (batch.ids, batch.images):  # their memory is the other stream's
                 tensor.record_stream(current)
-        if step + 1 < self._steps:
+        if step + 1 < self.steps:
             self._start(step + 1)
         return batch
 

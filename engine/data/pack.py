@@ -18,11 +18,14 @@ from numpy.typing import NDArray
 
 from ..errors import DataError
 from ..progress import progress_bar
+from .arrangement import arrange
 from .cache import SplitMeta, images_paths, labels_path, sizes_and_times
 from .datasets import Arrays
-from .decode import decode_image, image_dimensions, resize_images
-from .listing import Blob, Listing, arrange
+from .decode import HEAD_BYTES, decode_image, image_dimensions, resize_images
+from .levels import FULL_LEVELS, Levels
+from .listing import Blob, Listing, is_label_file
 from .store import ShardedImages, fingerprint
+from .tables import LabelTable
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -49,14 +52,24 @@ class Survey:
     blobs: list[Blob] | None
 
 
-def survey(blobs: Iterable[Blob], measure: bool) -> Survey:
-    """One pass over a source, reading image headers only where `measure` asks for the dimensions."""
+def survey(blobs: Iterable[Blob], measure: bool, labels: LabelTable | None = None) -> Survey:
+    """One pass over a source.
+
+    Args:
+        blobs: its files.
+        measure: whether the dimensions are wanted, for which each header is read.
+        labels: the classes of the images, if a table gives them.
+    """
     paths: list[str] = []
     refused: list[tuple[str, str]] = []
+    beside: dict[str, str] = {}  # the class in the .cls file of a WebDataset, by the path that its files share
     dimensions: Counter[tuple[int, int]] = Counter()
     kept: list[Blob] | None = [] if measure else None
     nbytes = 0
     for blob in blobs:
+        if blob.content is not None and is_label_file(blob.path):
+            beside[_sample(blob.path)] = _first_word(blob.content)
+            continue
         if kept is not None:
             kept.append(blob)
             nbytes += len(blob.content) if isinstance(blob.content, bytes) else 0
@@ -71,17 +84,45 @@ def survey(blobs: Iterable[Blob], measure: bool) -> Survey:
                 dimensions[image_dimensions(blob.content)] += 1
             except DataError:
                 continue  # packing reports it
-    return Survey(arrange(paths, refused), dimensions, kept)
+    named = labels.of(paths) if labels is not None else None
+    if beside and named is None:
+        found = {path: name for path in paths if (name := beside.get(_sample(path)))}
+        named = found if 2 * len(found) >= len(paths) else None
+    return Survey(arrange(paths, refused, named), dimensions, kept)
+
+
+def _sample(path: str) -> str:
+    """What the files of one sample of a WebDataset share: the path up to the first dot of the name."""
+    folder, slash, name = path.rpartition("/")
+    return folder + slash + name.split(".")[0]
+
+
+def _first_word(content: bytes | Path) -> str:
+    try:
+        if isinstance(content, Path):
+            with content.open("rb") as file:
+                content = file.read(HEAD_BYTES)
+    except OSError:
+        return ""
+    words = content[:HEAD_BYTES].decode("utf-8", "replace").split()
+    return words[0] if words else ""
 
 
 def pack_files(
-    listing: Listing, blobs: Iterable[Blob], folder: Path, size: int, progress: bool = False
-) -> tuple[dict[str, SplitMeta], tuple[tuple[str, str], ...]]:
+    listing: Listing,
+    blobs: Iterable[Blob],
+    folder: Path,
+    size: int,
+    progress: bool = False,
+    levels: Levels = FULL_LEVELS,
+) -> tuple[dict[str, SplitMeta], tuple[tuple[str, str], ...], Levels | None]:
     """Decode every listed image into `folder`, in several threads, in whatever order the source gives them.
 
     Returns:
-        The splits that have an image that can be read, and sorted `(path, reason)` of everything that was skipped.
+        The splits that have an image that can be read, sorted `(path, reason)` of everything that was skipped, and the
+        lowest and highest value of the 16-bit gray images, None without any.
     """
+    measured: list[Levels] = []
     check_space(folder, sum(len(split.paths) for split in listing.splits.values()), size)
     skipped = list(listing.skipped)
     writers = {name: SplitWriter(folder, name, len(split.paths), size) for name, split in listing.splits.items()}
@@ -89,7 +130,7 @@ def pack_files(
     try:
         with progress_bar("packing", len(places), "images", progress) as advance:
             refused: dict[str, str] = {}
-            for path, decoded in _decoded(blobs, places, refused, size):
+            for path, decoded in _decoded(_batches(blobs, places, refused, size), size, levels, measured):
                 split, row = places.pop(path)
                 if isinstance(decoded, str):
                     skipped.append((path, decoded))
@@ -103,7 +144,8 @@ def pack_files(
     finally:
         for writer in writers.values():
             writer.close()
-    return splits, tuple(sorted(skipped))
+    found = (min(low for low, _ in measured), max(high for _, high in measured)) if measured else None
+    return splits, tuple(sorted(skipped)), found
 
 
 def pack_arrays(
@@ -227,21 +269,21 @@ def check_space(folder: Path, images: int, size: int) -> None:
 
 
 def _decoded(
-    blobs: Iterable[Blob], places: dict[str, tuple[str, int]], refused: dict[str, str], size: int
+    batches: Iterable[list[Blob]], size: int, levels: Levels, measured: list[Levels]
 ) -> Iterator[tuple[str, NDArray[np.uint8] | str]]:
-    """(path, image or reason why there is none) for every blob with content and a place, in the order of the blobs."""
+    """(path, image or reason why there is none) for every blob, in their order; see `decode_image`."""
 
     def decode(batch: list[Blob]) -> list[tuple[str, NDArray[np.uint8] | str]]:
         results: list[tuple[str, NDArray[np.uint8] | str]] = []
         for blob in batch:
             assert blob.content is not None  # _batches passes no other
             try:
-                results.append((blob.path, decode_image(blob.content, size)))
+                results.append((blob.path, decode_image(blob.content, size, levels, measured)))
             except DataError as error:
                 results.append((blob.path, error.cause))
         return results
 
-    for decoded in in_threads(decode, _batches(blobs, places, refused, size)):
+    for decoded in in_threads(decode, batches):
         yield from decoded
 
 

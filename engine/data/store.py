@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import mmap
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, SupportsIndex
 
 import numpy as np
@@ -30,7 +30,7 @@ class ShardedImages:
     Threads may read at the same time.
 
     Args:
-        shards: uint8 arrays `[n, S, S, 3]`, the first ones all of one length: memory maps as `numpy.load` makes them.
+        shards: uint8 arrays `[n, S, S, 3]`: memory maps as `numpy.load` makes them.
         rows: int64 `[N]`, which images of the files these are, and in what order; None for all.
     """
 
@@ -39,11 +39,9 @@ class ShardedImages:
 
     def __init__(self, shards: Sequence[NDArray[np.uint8]], rows: NDArray[np.int64] | None = None) -> None:
         self._shards, self._rows = tuple(shards), rows
-        self._per_shard = len(self._shards[0])
-        if any(len(shard) != self._per_shard for shard in self._shards[:-1]):
-            raise ValueError("all shards but the last must be of one length")
         self._pixels = [shard.view(np.ndarray) for shard in self._shards]  # which numpy indexes faster than its maps
-        self._held = sum(len(shard) for shard in self._shards)
+        self._ends = np.cumsum([len(shard) for shard in self._shards])
+        self._held = int(self._ends[-1])
 
     def __len__(self) -> int:
         return self._held if self._rows is None else len(self._rows)
@@ -108,19 +106,27 @@ class ShardedImages:
             self._copy(rows[start : start + AT_ONCE], out, at[start : start + AT_ONCE])
         return out
 
+    def followed_by(self, other: ShardedImages) -> ShardedImages:
+        """These images and then the others, left where they are."""
+        rows = [np.arange(part._held) if part._rows is None else part._rows for part in (self, other)]
+        both = np.concatenate([rows[0], rows[1] + self._held])
+        whole = self._rows is None and other._rows is None
+        return ShardedImages((*self._shards, *other._shards), None if whole else both)
+
     def select(self, indices: NDArray[np.int64]) -> ShardedImages:
         """The images at `indices` (int64 `[n]`, none negative), left where they are."""
         return ShardedImages(self._shards, indices if self._rows is None else self._rows[indices])
 
     def _copy(self, rows: NDArray[np.int64], out: NDArray[np.uint8], at: NDArray[np.int64]) -> None:
         """`rows` ascend."""
-        files = np.arange(rows[0] // self._per_shard, rows[-1] // self._per_shard + 1)
-        ends = np.searchsorted(rows, (files + 1) * self._per_shard)
+        first, last = np.searchsorted(self._ends, rows[[0, -1]], side="right")
+        files = np.arange(first, last + 1)
+        ends = np.searchsorted(rows, self._ends[files])
         begin = 0
         for number, end in zip(files.tolist(), ends.tolist(), strict=True):
             if begin == end:
                 continue
-            here, into = rows[begin:end] - number * self._per_shard, at[begin:end]
+            here, into = rows[begin:end] - (self._ends[number] - len(self._shards[number])), at[begin:end]
             if _in_a_row(here) and _in_a_row(into):  # read ahead by the system, and copied once
                 out[into[0] : into[-1] + 1] = self._pixels[number][here[0] : here[-1] + 1]
             else:
@@ -155,18 +161,32 @@ def fingerprint(images: Pixels, labels: NDArray[np.int64] | None) -> str:
     return digest.hexdigest()
 
 
+def image_hashes(images: Pixels) -> list[bytes]:
+    """A 16-byte hash of each image's pixels."""
+    return [hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16).digest() for image in images]
+
+
+def copy_numbers(images: Pixels) -> NDArray[np.int64] | None:
+    """int64 `[N]`, the same number for images that are equal pixel for pixel; None if no two are."""
+    numbers: dict[bytes, int] = {}
+    found = np.array([numbers.setdefault(one, len(numbers)) for one in image_hashes(images)], dtype=np.int64)
+    return found if len(numbers) < len(found) else None
+
+
 @dataclass(frozen=True, eq=False)
 class ImageStore:
     """Square RGB images of one size.
 
     Attributes:
         images: uint8 `[N, S, S, 3]`, C-contiguous, RGB; those of large data lie in files and are copied out by index.
-        labels: int64 `[N]`, indices into `class_names`; None where the data has no labels.
+        labels: int64 `[N]`, indices into `class_names`; None where the data has no labels. −1 where one image among
+            labelled ones has none, in the images of pretraining alone.
         class_names: one name per class, in label order; empty without labels.
         fingerprint: sha256 of shape, pixels and labels (64 hex digits): the identity of the data everywhere.
         name: what the user called it (`cifar10`, a path).
         split: `train`, `test`, `unlabeled` or `all`.
         skipped: `(path, reason)` of every file that could not be read.
+        notes: what a reader of results on these images must know of how they were chosen.
     """
 
     images: Pixels
@@ -176,6 +196,7 @@ class ImageStore:
     name: str
     split: str
     skipped: tuple[tuple[str, str], ...] = field(default=())
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         shape = self.images.shape
@@ -227,14 +248,8 @@ class ImageStore:
             images = images if images.nbytes > MAPPED_BYTES else images[:]
         else:
             images = np.ascontiguousarray(self.images[indices])
-        return ImageStore.from_arrays(
-            images,
-            None if self.labels is None else self.labels[indices],
-            self.class_names,
-            name=self.name,
-            split=self.split,
-            skipped=self.skipped,
-        )
+        labels = None if self.labels is None else self.labels[indices]
+        return replace(self, images=images, labels=labels, fingerprint=fingerprint(images, labels))
 
     def limit(self, n: int | None) -> ImageStore:
         """The first `n` images in a class-balanced order (a fixed pseudo-random order without labels); all for None."""

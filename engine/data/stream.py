@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 
 from ..errors import DataError, UsageError
 from .archive import ArchiveSource
-from .decode import EXTENSIONS, decode_image
+from .decode import decode_image
 from .folder import FolderSource
-from .listing import arrange
+from .levels import FULL_LEVELS, Levels, levels_key
+from .listing import has_image_ending
 from .pack import survey, workers
-from .sources import load_data, open_source, packed, source_names
+from .sources import Selection, Source, load_data, open_source, packed, source_names
 
 Images = NDArray[np.uint8]
 WINDOW = 512  # images decoded at once; `embed` logs after each, and hashes a run's encoder once for each
@@ -53,23 +54,29 @@ class Pictures:
 
 
 class Encoder(Protocol):
-    """What `find_images` asks of an encoder: its size, and DataError for an array that is no images of it."""
+    """What `find_images` asks of an encoder: how its images were made, and DataError for an array that is none."""
 
     @property
     def image_size(self) -> int:
         """Side S of the images it takes."""
 
     @property
+    def levels(self) -> Levels:
+        """The values of 16-bit gray images that become 0 and 255."""
+
+    @property
     def check(self) -> Callable[[object], None]:
         """Raises DataError for an array that is not uint8 `[N, S, S, 3]`."""
 
 
-def find_images(encoder: Encoder, sources: Sequence[str], split: str = "all", progress: bool = False) -> list[Pictures]:
+def find_images(
+    encoder: Encoder, sources: Sequence[str | Selection], split: str = "all", progress: bool = False
+) -> list[Pictures]:
     """The images of each source: an image file, a folder, an archive, a data set by name, or an .npy of images.
 
     Args:
         encoder: for what; images are brought to its size by `decode_image`'s rule, but those of an array must have it.
-        sources: as the user named them.
+        sources: as the user named them, or a selection of a folder or archive.
         split: `all`, or one of a source that has splits; a source without any is `train`, as everywhere.
         progress: bars while archives are packed.
 
@@ -79,21 +86,28 @@ def find_images(encoder: Encoder, sources: Sequence[str], split: str = "all", pr
     if not sources:
         raise UsageError("no images were named", fix="name image files, a folder, an archive or a data set")
     found: list[Pictures] = []
-    image_size = encoder.image_size
+    size, levels = encoder.image_size, encoder.levels
     for text in sources:
+        if isinstance(text, Selection):
+            opened = open_source(text)
+            if isinstance(opened, FolderSource):
+                found.append(_folder(replace(opened, levels=levels), size, split))
+            elif isinstance(opened, ArchiveSource):
+                found += _stores(text, replace(opened, levels=levels), size, split, progress)
+            continue
         path = Path(text).expanduser()
         if text in source_names():
-            found += _stores(text, image_size, split, progress)
+            found += _stores(text, open_source(text), size, split, progress)
         elif text and path.is_dir():
-            found.append(_folder(path, text, image_size, split))
-        elif path.suffix.lower() in (".npy", *EXTENSIONS) and not path.exists():
+            found.append(_folder(FolderSource(path, text, levels=levels), size, split))
+        elif (has_image_ending(text) or path.suffix.lower() == ".npy") and not path.exists():
             raise DataError("there is no such file", saw=text, fix="check the path")
         elif path.is_file() and path.suffix.lower() == ".npy":
             found.append(_array(path, text, encoder.check))
         elif isinstance(source := _open(text, path), ArchiveSource):
-            found += _stores(text, image_size, split, progress, source)
+            found += _stores(text, replace(source, levels=levels), size, split, progress)
         else:
-            found.append(_single(path, text, image_size))
+            found.append(_single(path, text, size, levels))
     return found
 
 
@@ -107,8 +121,9 @@ def _open(text: str, path: Path) -> object:
         raise
 
 
-def _single(path: Path, text: str, size: int) -> Pictures:
-    return Pictures([text], [""], (), lambda _: decode_image(path, size), (), f"file {text} {_content(path)}")
+def _single(path: Path, text: str, size: int, levels: Levels) -> Pictures:
+    identity = f"file {text} {_content(path)}{levels_key(levels)}"
+    return Pictures([text], [""], (), lambda _: decode_image(path, size, levels), (), identity)
 
 
 def _content(path: Path) -> str:
@@ -121,22 +136,17 @@ def _content(path: Path) -> str:
         return ""
 
 
-def _folder(folder: Path, text: str, size: int, split: str) -> Pictures:
-    """A folder's images; with `all` also those that lie beside its class folders, without a class."""
-    source = FolderSource(folder, text)
+def _folder(source: FolderSource, size: int, split: str) -> Pictures:
+    """A folder's images; with `all` those of every split, also those without a class."""
+    folder, text = source.path, source.name
     content = source.content()
-    blobs = list(source.blobs(contents=False))
-    refused = [(blob.path, blob.refused) for blob in blobs if blob.content is None]
-    listed = [blob.path for blob in blobs if blob.content is not None]
-    listing = arrange(listed)
+    listing = survey(source.blobs(contents=False), measure=False, labels=source.labels).listing
     known: dict[str, str] = {}
     for name, part in listing.splits.items():
         if split in ("all", name) or (split, name) == ("train", "all"):
             labels = part.labels.tolist() if part.labels is not None else None
             names = [""] * len(part.paths) if labels is None else [listing.class_names[i] for i in labels]
             known |= dict(zip(part.paths, names, strict=True))
-    if split == "all":
-        known |= {path: "" for path in listed if path not in known}
     if not known:
         raise DataError(
             f"{text} has no split {split!r}", saw=f"splits {', '.join(listing.splits)}", fix="name one of them"
@@ -146,8 +156,8 @@ def _folder(folder: Path, text: str, size: int, split: str) -> Pictures:
         [str(Path(text) / path) for path in paths],
         [known[path] for path in paths],
         listing.class_names,
-        lambda row: decode_image(folder / paths[row], size),
-        tuple((str(Path(text) / path), why) for path, why in refused),
+        lambda row: decode_image(folder / paths[row], size, source.levels),
+        tuple((str(Path(text) / path), why) for path, why in listing.skipped),
         f"folder {text} {content} {split}",
     )
 
@@ -170,14 +180,17 @@ def _row(images: Any, row: int) -> Images:
     return np.asarray(images[row])
 
 
-def _stores(text: str, size: int, split: str, progress: bool, archive: ArchiveSource | None = None) -> list[Pictures]:
+def _stores(data: str | Selection, source: Source, size: int, split: str, progress: bool) -> list[Pictures]:
     """The splits of an archive or a named data set, through the cache."""
-    _, meta = packed(archive or open_source(text), size, progress)
+    archive = source if isinstance(source, ArchiveSource) else None
+    text, levels = source.name, FULL_LEVELS if archive is None else archive.levels
+    _, meta = packed(source, size, progress)
     wanted = list(meta.splits) if split == "all" else [split]
-    listing = survey(archive.blobs(contents=False, progress=progress), measure=False).listing if archive else None
+    blobs = archive.blobs(contents=False, progress=progress) if archive else None
+    listing = survey(blobs, measure=False, labels=archive.labels).listing if archive and blobs else None
     found: list[Pictures] = []
     for name in wanted:
-        store = load_data(text, name, size, progress)
+        store = load_data(data, name, size, progress, levels=levels)
         actual = "all" if name == "train" and "all" in meta.splits else name
         lost = {path for path, _ in store.skipped}
         members = [p for p in listing.splits[actual].paths if p not in lost] if listing else []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
+import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -18,11 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data.cache import cache_root, cached_features
+from ..data.levels import FULL_LEVELS, Levels
 from ..data.store import ImageStore
 from ..errors import PlatformError, UsageError
 from ..files import Folder
 from ..progress import Advance, progress_bar
-from ..run import Run
+from ..run import Run, unfinished_notes
+from ..stem import Stem
 from .splits import SEED
 
 if TYPE_CHECKING:
@@ -34,7 +37,7 @@ if TYPE_CHECKING:
     from ..weights import ForeignEncoder
 
 INITS = ("pretrained", "scratch")
-WEIGHTS = (".safetensors", ".pt", ".pth", ".tar", ".ckpt", ".bin")  # .pth.tar is MoCo's
+WEIGHTS = (".safetensors", ".pt", ".pth", ".tar", ".ckpt", ".bin", ".torch")  # .pth.tar is MoCo's, .torch VISSL's
 
 Colour = tuple[float, float, float]
 
@@ -101,7 +104,13 @@ class Encoder(ABC):
 
 
 class TorchEncoder(Encoder):
-    """An encoder that torch runs, where its features are not on disk."""
+    """An encoder that torch runs, where its features are not on disk.
+
+    Attributes:
+        stem: its stem, which its weights do not tell.
+    """
+
+    stem: str
 
     def _compute(self, store: ImageStore, advance: Advance | None) -> NDArray[np.float32]:
         def extract(images: ImageStore) -> NDArray[np.float32]:
@@ -111,7 +120,9 @@ class TorchEncoder(Encoder):
             device = str(choose_platform(self.device, precision="fp32").device)
             return extract_features(self.build(), images.images, self.mean, self.std, device=device, advance=advance)
 
-        return cached_features(f"torch {self.sha256}, mean {self.mean}, std {self.std}, fp32, eval", store, extract)
+        variant = "" if Stem.of(self.stem).is_usual else f", stem {self.stem}"
+        how = f"torch {self.sha256}, mean {self.mean}, std {self.std}, fp32, eval{variant}"
+        return cached_features(how, store, extract)
 
 
 class RunEncoder(TorchEncoder):
@@ -120,7 +131,7 @@ class RunEncoder(TorchEncoder):
     def __init__(self, run: Run, own: nn.Module | None = None) -> None:
         spec = run.recipe.augment
         super().__init__("pretrained", "fp32, eval BN", "the trained encoder", spec.mean, spec.std)
-        self._run, self._own = run, own
+        self._run, self._own, self.stem = run, own, run.recipe.model.stem
 
     @cached_property
     def sha256(self) -> str:
@@ -137,12 +148,12 @@ class ScratchEncoder(TorchEncoder):
     def __init__(self, arch: str, stem: str, mean: Colour, std: Colour) -> None:
         words = f"fp32, eval BN at its initial statistics, random encoder of seed {SEED}"
         super().__init__("scratch", words, f"the random encoder of seed {SEED}", mean, std)
-        self._arch, self._stem = arch, stem
+        self._arch, self.stem = arch, stem
 
     @cached_property
     def sha256(self) -> str:
         """Kept on disk: building the network only to know it takes seconds of `import torch`."""
-        drawn_by = f"{self._arch}-{self._stem}-{SEED}-torch-{version('torch')}-{platform.machine()}"
+        drawn_by = f"{self._arch}-{self.stem}-{SEED}-torch-{version('torch')}-{platform.machine()}"
         path = cache_root() / "features" / f"scratch-{drawn_by}.sha256"
         try:
             sha256 = path.read_text("utf-8").strip()
@@ -156,7 +167,7 @@ class ScratchEncoder(TorchEncoder):
     def build(self) -> nn.Module:
         from .features import scratch_encoder
 
-        return scratch_encoder(self._arch, self._stem, SEED)
+        return scratch_encoder(self._arch, self.stem, SEED)
 
 
 class OwnScratchEncoder(TorchEncoder):
@@ -181,7 +192,7 @@ class WeightsEncoder(TorchEncoder):
     def __init__(self, found: ForeignEncoder, name: str) -> None:
         words = f"fp32, eval BN, {found.sentence()}"
         super().__init__("pretrained", words, f"the encoder of {name}", found.mean, found.std)
-        self._found = found
+        self._found, self.stem = found, found.stem
 
     @cached_property
     def sha256(self) -> str:
@@ -257,6 +268,7 @@ class Target:
     Attributes:
         path: the run directory, the .onnx file or the file of weights.
         image_size: side in pixels of the images it takes; None for any.
+        levels: the values of 16-bit gray images that become 0 and 255.
         recipe: opens the one whose settings the methods that train take; a file is evaluated without it.
         encoders: by init.
         pretrained_on: fingerprint of those images, "" if unknown.
@@ -270,30 +282,45 @@ class Target:
     recipe: Callable[[], Recipe]
     encoders: Mapping[str, Encoder]
     pretrained_on: str = ""
+    levels: Levels = FULL_LEVELS
     seconds: float = 0.0
     run: Run | None = None
     notes: tuple[str, ...] = ()
 
 
-def open_target(target: str | Path | Run | Target, encoder: nn.Module | None = None) -> Target:
+def open_target(
+    target: str | Path | Run | Target,
+    encoder: nn.Module | None = None,
+    *,
+    stem_padding: int | None = None,
+    stem_pool: str | None = None,
+) -> Target:
     """The run directory, .onnx file or file of weights at `target`; one that is open already stays as it is.
 
     `encoder` is the caller's own, with the weights that it was passed to `pretrain` with, of a run that trained it:
-    `evaluate(open_target("runs/mine", encoder))`.
+    `evaluate(open_target("runs/mine", encoder))`. `stem_padding` and `stem_pool` say of weights what their file does
+    not (see `load_foreign`).
 
     Raises:
-        UsageError: it is none of them.
+        UsageError: it is none of them, or the stem of something else than weights is given.
         DataError: it cannot be read, or is not what its name says.
     """
     if isinstance(target, Target):
         return target
-    if isinstance(target, Run) or Path(target).is_dir():
+    path = target.directory if isinstance(target, Run) else Path(target)
+    onnx = path.is_file() and path.suffix.lower() == ".onnx"
+    if (onnx or isinstance(target, Run) or path.is_dir()) and (stem_padding is not None or stem_pool is not None):
+        raise UsageError(
+            "--stem-padding and --stem-pool are for weights from elsewhere; a run and an exported file know their stem",
+            saw=path,
+            fix="leave them out",
+        )
+    if isinstance(target, Run) or path.is_dir():
         return _open_run(target if isinstance(target, Run) else Run.open(target), encoder)
-    path = Path(target)
-    if path.is_file() and path.suffix.lower() == ".onnx":
+    if onnx:
         return _open_file(path)
-    if path.is_file() and path.suffix.lower() in WEIGHTS:
-        return _open_weights(path)
+    if path.is_file() and (path.suffix.lower() in WEIGHTS or _holds_weights(path)):
+        return _open_weights(path, stem_padding, stem_pool)
     raise UsageError(
         "this is neither a run, an .onnx file nor a file of weights"
         if path.exists()
@@ -323,8 +350,10 @@ def _open_run(run: Run, own: nn.Module | None) -> Target:
             else OwnScratchEncoder(own, colours.mean, colours.std),
         },
         pretrained_on=str(run.data.get("fingerprint") or ""),
+        levels=run.levels,
         seconds=float(run.environment.get("seconds") or 0.0),
         run=run,
+        notes=unfinished_notes(run.unfinished),
     )
 
 
@@ -340,14 +369,27 @@ def _open_file(path: Path) -> Target:
         recipe=lambda: _recipe(about.recipe),
         encoders={"pretrained": FileEncoder(onnx, path)},
         pretrained_on=about.data_fingerprint,
-        notes=(difference_to_pytorch(about),),
+        levels=onnx.levels,
+        notes=(difference_to_pytorch(about), *unfinished_notes(about.unfinished)),
     )
 
 
-def _open_weights(path: Path) -> Target:
+def _holds_weights(path: Path) -> bool:
+    """Whether a file of an unknown ending begins as torch.save and safetensors begin theirs: many name none."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(9)
+            if head[:2] == b"PK":
+                return any(name.endswith("/data.pkl") for name in zipfile.ZipFile(file).namelist())
+    except (OSError, ValueError, zipfile.BadZipFile):
+        return False
+    return head[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05") or head[8:] == b"{"
+
+
+def _open_weights(path: Path, stem_padding: int | None, stem_pool: str | None) -> Target:
     from ..weights import load_foreign
 
-    found = load_foreign(path)
+    found = load_foreign(path, stem_padding, stem_pool)
     return Target(
         path=path,
         image_size=found.image_size,

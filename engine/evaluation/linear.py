@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError
-from ..files import write_atomic
+from ..files import in_fixed_order, write_atomic
 from .metrics import one_thread
 from .splits import require_finite
 
@@ -73,7 +73,7 @@ class LinearProbe:
 
         names = ("coef", "intercept", "mean", "scale", "classes")
         metadata = {"C": repr(self.C), "iterations": str(self.iterations), "chosen": str(self.chosen)}
-        return bytes(save({name: np.ascontiguousarray(getattr(self, name)) for name in names}, metadata))
+        return in_fixed_order(save({name: np.ascontiguousarray(getattr(self, name)) for name in names}, metadata))
 
     @classmethod
     def load(cls, path: Path) -> LinearProbe:

@@ -1,8 +1,8 @@
 """Scores of a classifier from its confusion matrix, its calibration, and the spread of features. Imports no torch.
 
-Every degenerate case has a defined value. Definitions are scikit-learn's with `labels=range(C)` and `zero_division=0`:
-a score whose denominator is zero is 0, and a note says for which classes that happened. They are computed here from
-counts, so that kNN and the probe of a file need not wait for `import sklearn`.
+Every degenerate case has a defined value. Definitions are scikit-learn's with `labels` the classes that have test
+images and `zero_division=0`: a score whose denominator is zero is 0, and a note says for which classes that happened.
+They are computed here from counts, so that kNN and the probe of a file need not wait for `import sklearn`.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def _ratio(numerator: NDArray[np.int64], denominator: NDArray[np.int64]) -> NDAr
 def score(confusion: NDArray[np.int64], class_names: Sequence[str]) -> Scores:
     """Every score of a confusion matrix int64 `[C, C]` (row = truth).
 
-    Macro averages run over all C classes, so a class without test images counts as 0 and is named in the notes.
+    Macro averages run over the classes that have test images; the notes name the others.
 
     Raises:
         ValueError: the matrix is not `[C, C]` for the given names, or holds no image.
@@ -90,13 +90,13 @@ def score(confusion: NDArray[np.int64], class_names: Sequence[str]) -> Scores:
     recall, precision = _ratio(hits, support), _ratio(hits, predicted)
     # F1 and IoU from counts, not from recall and precision: one zero case instead of three.
     f1, iou = _ratio(2 * hits, support + predicted), _ratio(hits, support + predicted - hits)
-    accuracy = float(hits.sum() / total)
+    accuracy, present = float(hits.sum() / total), support > 0
     return Scores(
         accuracy=accuracy,
         f1_micro=accuracy,  # one label per image: each miss is one FP and one FN, so micro F1 is the accuracy
-        f1_macro=float(f1.mean()),
+        f1_macro=float(f1[present].mean()),
         f1_weighted=float((f1 * support).sum() / total),
-        mean_iou=float(iou.mean()),
+        mean_iou=float(iou[present].mean()),
         per_class=tuple(
             ClassScores(str(name), int(support[i]), float(recall[i]), float(precision[i]), float(f1[i]), float(iou[i]))
             for i, name in enumerate(class_names)
@@ -106,10 +106,11 @@ def score(confusion: NDArray[np.int64], class_names: Sequence[str]) -> Scores:
 
 
 def _zero_notes(support: NDArray[np.int64], predicted: NDArray[np.int64], names: Sequence[str]) -> tuple[str, ...]:
-    """Which classes got a 0 because nothing was there to divide by."""
-    notes = []
+    """Which classes had nothing to divide by."""
+    notes, present = [], int((support > 0).sum())
+    macro = f"no test images, so macro figures are over the other {present} of {len(names)} classes"
     for what, empty in (
-        ("no test images, so accuracy is set to 0", support == 0),
+        (macro, support == 0),
         ("never predicted, so precision is set to 0", predicted == 0),
     ):
         at = np.flatnonzero(empty)

@@ -13,6 +13,8 @@ from typing import Any, TypedDict, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
+from ..data.arrays import is_pair, store_of
+from ..data.sources import PRETRAINING, Data, Selection, load_data, load_splits
 from ..data.store import ImageStore
 from ..errors import DataError, UsageError
 from ..files import Folder, named_path
@@ -22,7 +24,16 @@ from .methods import Prediction, Training, predict_knn, predict_linear, predict_
 from .metrics import confusion_matrix, expected_calibration_error, feature_statistics, score
 from .records import RESULTS, Outcome, save_features
 from .result import FROZEN, EvaluationResult, FoldScores
-from .splits import SEED, Split, check_pretraining, check_splits, make_splits, require_finite
+from .splits import (
+    OVERLAPS,
+    SEED,
+    Split,
+    check_pretraining,
+    check_splits,
+    copies_in_folds,
+    make_splits,
+    require_finite,
+)
 
 Stores = tuple[ImageStore, ImageStore]
 Method = Callable[[Encoder, Split, Training], Prediction]
@@ -54,6 +65,7 @@ class Options(TypedDict, total=False):
     label_fraction: float
     folds: int
     limit: int | None
+    allow_overlap: bool
     overrides: Mapping[str, Any] | None
     out: str | Path | None
     progress: bool
@@ -77,7 +89,7 @@ class Evaluation:
 
 def evaluate(
     target: str | Path | Run | Target,
-    data: str | Path | Stores | None = None,
+    data: Data | Stores | None = None,
     method: str = "linear",
     init: str = "pretrained",
     **options: Unpack[Options],
@@ -88,8 +100,8 @@ def evaluate(
         target, data: as `evaluate_all` takes them.
         method: `linear`, `knn`, `head`, `finetune`, `supervised`, or `probe` (the one inside a file).
         init: `pretrained`, or `scratch` (the same network with random weights).
-        options: `label_fraction`, `folds`, `limit`, `overrides`, `out`, `progress`, `device` and `seed`, as of
-            `evaluate_all`.
+        options: `label_fraction`, `folds`, `limit`, `allow_overlap`, `overrides`, `out`, `progress`, `device` and
+            `seed`, as of `evaluate_all`.
 
     Returns:
         The result; several at once, on images that are loaded once, are `evaluate_all`'s.
@@ -104,13 +116,14 @@ def evaluate(
 
 def evaluate_all(
     target: str | Path | Run | Target,
-    data: str | Path | Stores | None = None,
+    data: Data | Stores | None = None,
     methods: Sequence[str] = ("linear",),
     inits: Sequence[str] = ("pretrained",),
     *,
     label_fraction: float = 1.0,
     folds: int = 0,
     limit: int | None = None,
+    allow_overlap: bool = False,
     overrides: Mapping[str, Any] | None = None,
     out: str | Path | None = None,
     progress: bool = False,
@@ -122,13 +135,14 @@ def evaluate_all(
     Args:
         target: a run, its directory, an .onnx file that `export` wrote (then no torch is imported by `linear`, `knn`
             and `probe`), or a file of weights of a ResNet from elsewhere.
-        data: a name or path as `load_splits` takes it, or (train, test) stores; default: what the run
-            was pretrained on.
+        data: what `load_splits` takes, or two of them as (train, test), each a store or arrays with labels; default:
+            what the run was pretrained on.
         methods: as `evaluate` takes one.
         inits: as `evaluate` takes one. `supervised` starts from scratch whatever is asked, and is run once.
         label_fraction: learn from this share of the train labels alone, stratified.
         folds: K ≥ 2: cross-validate on the (share of the) train split; the scores are those of the held-out folds.
         limit: at most so many images of each split, class-balanced.
+        allow_overlap: evaluate although more than 1 % of the test images are in train; every result says so.
         overrides: settings of the methods that train, `{"evaluation.finetune.epochs": 3}`, over the recipe's.
         out: where to write the results; default: `evaluation/` of the run (and the features in
             `embeddings/`), nowhere for a file.
@@ -157,11 +171,12 @@ def evaluate_all(
     training = Training(recipe, target.seconds, progress, seed, device)
     _compute_on(target, device)
     (train, test), of_the_run = _load(target, data, progress)
-    notes = check_splits(train, test)
+    notes = test.notes + check_splits(train, test, allow_overlap)
     notes += check_pretraining(target.pretrained_on, target.run, test, of_the_run) + target.notes
     notes += (f"seed {seed} of splits, layers and crops",) if seed != SEED else ()
     train, test = train.limit(limit), test.limit(limit)
     splits = make_splits(train, test, label_fraction, folds, seed)
+    notes += copies_in_folds(splits)
     evaluation = Evaluation(target, train, test, splits, training, label_fraction, limit, notes)
     run = Folder.open(target.path, RESULTS) if target.run is not None and out is None else None
     where, elsewhere = named_path(out) if out is not None else None, None
@@ -238,7 +253,7 @@ def _evaluation_only(overrides: Mapping[str, Any]) -> Mapping[str, Any]:
     return overrides
 
 
-def _load(target: Target, data: str | Path | Stores | None, progress: bool) -> tuple[Stores, ImageStore | None]:
+def _load(target: Target, data: Data | Stores | None, progress: bool) -> tuple[Stores, ImageStore | None]:
     """The two splits, with images of the size that the encoder takes; and what pretraining would take of their source,
     which is not known of splits that are passed."""
     of_the_run: ImageStore | None = None
@@ -248,19 +263,18 @@ def _load(target: Target, data: str | Path | Stores | None, progress: bool) -> t
             saw=f"{data.name}, split {data.split}",
             fix="pass (train, test), or a name or path that `load_splits` takes",
         )
-    if isinstance(data, tuple):
-        train, test = data
+    if isinstance(data, tuple) and not isinstance(data, Selection) and not is_pair(data):
+        train, test = (_split(store, name, target) for store, name in zip(data, ("train", "test"), strict=True))
     else:
         run = target.run
-        if not data and run is None:
+        if data is None and run is None:
             raise UsageError("which images to evaluate on?", fix="name them: --data NAME|PATH")
-        from ..data import load_data, load_splits
-
-        source = str(data) if data or run is None else run.locate_data()
-        train, test = load_splits(source, size=target.image_size, progress=progress)
+        source: Data = data if data is not None or run is None else run.locate_data()  # type: ignore[assignment]
+        train, test = load_splits(source, target.image_size, progress, target.levels)
         if run is not None:
-            of_the_run = load_data(source, size=target.image_size, progress=progress).limit(run.data.get("limit"))
-            if of_the_run.fingerprint == target.pretrained_on or not data:  # wherever they are now
+            everything = load_data(source, PRETRAINING, size=target.image_size, progress=progress, levels=target.levels)
+            of_the_run = everything.limit(run.data.get("limit"))
+            if of_the_run.fingerprint == target.pretrained_on or data is None:  # wherever they are now
                 name = str(run.data.get("name"))
                 train, test, of_the_run = (replace(store, name=name) for store in (train, test, of_the_run))
     for store in (train, test):
@@ -271,6 +285,13 @@ def _load(target: Target, data: str | Path | Stores | None, progress: bool) -> t
                 fix=f"load them with size={target.image_size}, or pretrain at {store.image_size} px",
             )
     return (train, test), of_the_run
+
+
+def _split(images: object, name: str, target: Target) -> ImageStore:
+    """One of two splits that were passed."""
+    if isinstance(images, ImageStore):
+        return images
+    return replace(store_of(images, target.image_size), split=name)  # type: ignore[arg-type]  # it refuses what is none
 
 
 def _run_method(name: str, encoder: Encoder, evaluation: Evaluation, start: float) -> Outcome:
@@ -299,7 +320,7 @@ def _run_method(name: str, encoder: Encoder, evaluation: Evaluation, start: floa
         notes=(*notes, *dict.fromkeys(note for prediction in predictions for note in prediction.notes)),
         method=name,
         init=encoder.init,
-        protocol=f"{first.protocol}; {_counted(evaluation)}, {test.image_size} px, {words}",
+        protocol=f"{first.protocol}; {_counted(evaluation)}, {test.image_size} px, {words}" + _marked(notes),
         confusion=confusion,
         ece=expected_calibration_error(probabilities, truth),
         seconds=round(time.perf_counter() - start, 3),
@@ -357,6 +378,11 @@ def _counted(evaluation: Evaluation) -> str:
             f"model that learnt from the others ({len(split.rows):,})"
         )
     return f"{len(split.rows):,} {train.split}{share} / {len(test):,} {test.split} {where}"
+
+
+def _marked(notes: Sequence[str]) -> str:
+    """What must stand beside the number everywhere."""
+    return "; OVERLAPPING SPLITS" if any(OVERLAPS in note for note in notes) else ""
 
 
 def _fold_scores(split: Split, prediction: Prediction) -> FoldScores:

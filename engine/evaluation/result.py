@@ -124,6 +124,12 @@ class EvaluationResult:
         return tuple(row.name for row in self.per_class)
 
     @property
+    def majority(self) -> float:
+        """Accuracy of always naming the largest class of the test images, 0..1."""
+        support = [row.support for row in self.per_class]
+        return max(support) / sum(support)
+
+    @property
     def fold_spread(self) -> tuple[float, float] | None:
         """Mean and sample standard deviation (n − 1) of the folds' accuracies; None without a cross-validation."""
         if len(self.folds) < 2:
@@ -142,6 +148,7 @@ class EvaluationResult:
             "features": dict(self.features),
             "folds": [asdict(one) for one in self.folds],
             "history": [dict(row) for row in self.history],
+            "majority": self.majority,
         }
 
     def to_json(self) -> str:
@@ -252,8 +259,7 @@ class Comparison:
     @property
     def chance(self) -> float:
         """Accuracy of always naming the largest class, 0..1."""
-        support = [row.support for row in self.shown.per_class]
-        return max(support) / sum(support)
+        return self.shown.majority
 
 
 def compare(results: Iterable[EvaluationResult], own_data: str = "") -> list[Comparison]:

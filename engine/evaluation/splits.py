@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -10,14 +9,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data.store import ImageStore, Pixels
-from ..errors import CheckFailed, DataError, UsageError
+from ..data.arrangement import look_alike
+from ..data.store import ImageStore, copy_numbers, image_hashes
+from ..errors import CheckFailed, DataError, UsageError, shown
 from ..run import public_name
 
 if TYPE_CHECKING:
     from ..run import Run
 
 REFUSED_OVERLAP = 0.01  # of the test images
+OVERLAPS = "allowed by --allow-overlap: the score is in part a memory test"
 SEED = 0  # of every draw of an evaluation: both encoders get the same splits, layers and crops
 
 
@@ -73,7 +74,8 @@ def make_splits(
     Args:
         train, test: splits with labels.
         fraction: share of the train labels, in (0, 1]; stratified, and the smaller shares lie within the larger.
-        folds: K ≥ 2 to cross-validate on the labelled images, each fold held out once, stratified; 0 for none.
+        folds: K ≥ 2 to cross-validate on the labelled images, each fold held out once, stratified; 0 for none. Copies
+            of an image are in one fold.
         seed: of both draws.
 
     Raises:
@@ -89,7 +91,8 @@ def make_splits(
     none = np.empty(0, dtype=np.int64)
     if not folds:
         return [Split(train, test, rows, none)]
-    fold_of = _fold_numbers(train.labels[rows], folds, train.class_names, seed)
+    images = train.images if len(rows) == len(train) else train.images[rows]
+    fold_of = _fold_numbers(train.labels[rows], folds, train.class_names, copy_numbers(images), seed)
     return [Split(train, test, rows[fold_of != k], rows[fold_of == k], k + 1) for k in range(folds)]
 
 
@@ -119,41 +122,58 @@ def labelled_rows(
     return np.sort(np.concatenate(taken))
 
 
-def _fold_numbers(labels: NDArray[np.int64], folds: int, class_names: Sequence[str], seed: int) -> NDArray[np.int64]:
-    """int64 `[n]` in 0..folds-1, every class spread evenly."""
-    from sklearn.model_selection import StratifiedKFold
+def _fold_numbers(
+    labels: NDArray[np.int64],
+    folds: int,
+    class_names: Sequence[str],
+    copies: NDArray[np.int64] | None,
+    seed: int,
+) -> NDArray[np.int64]:
+    """int64 `[n]` in 0..folds-1, every class spread evenly, images of one number in `copies` together."""
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
-    classes, counts = np.unique(labels, return_counts=True)
-    if counts.min() < folds:
-        smallest = int(counts.argmin())
+    classes = np.unique(labels)
+    of_classes = [labels == label for label in classes]
+    counts = [rows.sum() if copies is None else len(np.unique(copies[rows])) for rows in of_classes]
+    if min(counts) < folds:
+        smallest = int(np.argmin(counts))
+        apart = "" if copies is None else " that is no copy"
         raise DataError(
             "a class has fewer images than there are folds",
-            saw=f"{int(counts[smallest])} of {class_names[classes[smallest]]!r}, {folds} folds",
+            saw=f"{int(counts[smallest])} of {class_names[classes[smallest]]!r}{apart}, {folds} folds",
             fix="fewer --folds, a larger --label-fraction, or more images of that class",
         )
     numbers = np.empty(len(labels), dtype=np.int64)
-    split = StratifiedKFold(folds, shuffle=True, random_state=seed).split(np.zeros(len(labels)), labels)
+    kind = StratifiedKFold if copies is None else StratifiedGroupKFold
+    split = kind(folds, shuffle=True, random_state=seed).split(np.zeros(len(labels)), labels, copies)
     for k, (_, held_out) in enumerate(split):
         numbers[held_out] = k
     return numbers
 
 
-def _image_hashes(images: Pixels) -> list[bytes]:
-    """A 16-byte hash of each image's pixels."""
-    return [hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16).digest() for image in images]
-
-
 def overlapping_images(train: ImageStore, test: ImageStore) -> int:
     """How many test images are, pixel for pixel, in train too."""
-    known = set(_image_hashes(train.images))
-    return sum(h in known for h in _image_hashes(test.images))
+    known = set(image_hashes(train.images))
+    return sum(h in known for h in image_hashes(test.images))
 
 
-def check_splits(train: ImageStore, test: ImageStore) -> tuple[str, ...]:
+def copies_in_folds(splits: Sequence[Split]) -> tuple[str, ...]:
+    """A note on the copies that a cross-validation keeps in one fold; none without folds or copies."""
+    if not splits[0].fold:
+        return ()
+    train, rows = splits[0].train, np.concatenate([split.held_out for split in splits])
+    copies = copy_numbers(train.images[rows])
+    if copies is None:
+        return ()
+    count = len(rows) - len(np.unique(copies))
+    return (f"{count:,} of {len(rows):,} images are copies of others; copies are in one fold",)
+
+
+def check_splits(train: ImageStore, test: ImageStore, allow_overlap: bool = False) -> tuple[str, ...]:
     """Refuses splits that no honest probe can use; otherwise what a reader should know about them.
 
     Public data sets hold a handful of true duplicates between their splits, so up to 1 % of the test images may be in
-    train and their number is noted; more than that is a mistake in the data.
+    train and their number is noted; more than that is a mistake in the data, which `allow_overlap` notes as well.
 
     Raises:
         DataError: no labels, one class, different classes or sizes, an empty split, or overlap above 1 %.
@@ -167,6 +187,30 @@ def check_splits(train: ImageStore, test: ImageStore) -> tuple[str, ...]:
             )
         if len(store) == 0:
             raise DataError("a split is empty", saw=f"{store.name}, split {store.split}", fix="name data with images")
+    if train.image_size != test.image_size:
+        raise DataError(
+            "train and test images have different sizes",
+            saw=f"{train.image_size} and {test.image_size} px",
+            fix="load both splits with one size",
+        )
+    notes = _check_classes(train, test)
+    shared = overlapping_images(train, test)
+    if not shared:
+        return notes
+    overlap = f"{shared:,} of {len(test):,} test images are in train too, pixel for pixel"
+    if shared > REFUSED_OVERLAP * len(test):
+        if not allow_overlap:
+            raise DataError(
+                "test images are in the train split: the score would be a memory test",
+                saw=f"{shared:,} of {len(test):,} test images are in train, pixel for pixel",
+                fix="separate the splits, or mark the result with --allow-overlap",
+            )
+        overlap += f" ({OVERLAPS})"
+    return (*notes, overlap)
+
+
+def _check_classes(train: ImageStore, test: ImageStore) -> tuple[str, ...]:
+    """Refuses classes that cannot be those of one task, and notes the classes that only the test split has."""
     if train.class_names != test.class_names:
         odd = sorted(set(train.class_names) ^ set(test.class_names))[:5]
         raise DataError(
@@ -174,29 +218,37 @@ def check_splits(train: ImageStore, test: ImageStore) -> tuple[str, ...]:
             saw=", ".join(odd) or "the same names in another order",
             fix="use one set of class folders in both splits",
         )
-    present = 0 if train.labels is None else len(np.unique(train.labels))
-    if present < 2:
+    learnt, asked = _present(train), _present(test)
+    if len(learnt) < 2:
         raise DataError(
             "a probe needs at least two classes",
-            saw=f"{present} in {train.name}",
+            saw=f"{len(learnt)} in {train.name}",
             fix="name data with two class folders or more",
         )
-    if train.image_size != test.image_size:
+    known = {look_alike(name): name for name in learnt}
+    alike = [(known[key], name) for name in asked if name not in learnt and (key := look_alike(name)) in known]
+    if alike or not set(learnt) & set(asked):
+        pairs = ", ".join(f"{shown(a)} in train, {shown(b)} in {test.split}" for a, b in alike[:5])
+        cause = "train and test have classes whose names look alike" if alike else "train and test share no class"
         raise DataError(
-            "train and test images have different sizes",
-            saw=f"{train.image_size} and {test.image_size} px",
-            fix="load both splits with one size",
+            cause,
+            saw=pairs or f"{', '.join(learnt[:5])} in train, {', '.join(asked[:5])} in {test.split}",
+            fix="give the folders of one class one name (case, spaces and Unicode form count), or name the classes in "
+            "a table: --labels FILE.csv",
         )
-    shared = overlapping_images(train, test)
-    if shared > REFUSED_OVERLAP * len(test):
-        raise DataError(
-            "test images are in the train split: the score would be a memory test",
-            saw=f"{shared:,} of {len(test):,} test images are in train, pixel for pixel",
-            fix="separate the splits",
-        )
-    if shared:
-        return (f"{shared:,} of {len(test):,} test images are in train too, pixel for pixel",)
-    return ()
+    strange = [name for name in asked if name not in learnt]
+    if not strange:
+        return ()
+    assert test.labels is not None
+    images = int(np.isin(test.labels, [test.class_names.index(name) for name in strange]).sum())
+    named = ", ".join(strange[:5]) + (f" and {len(strange) - 5} more" if len(strange) > 5 else "")
+    return (f"{images:,} test images are of classes that train lacks, so none of them can be right: {named}",)
+
+
+def _present(store: ImageStore) -> list[str]:
+    """The classes that have images."""
+    assert store.labels is not None
+    return [store.class_names[label] for label in np.unique(store.labels)]
 
 
 def check_pretraining(was: str, run: Run | None, test: ImageStore, of_the_run: ImageStore | None) -> tuple[str, ...]:
@@ -221,7 +273,7 @@ def check_pretraining(was: str, run: Run | None, test: ImageStore, of_the_run: I
         )
     if run is None:
         return ()
-    about, everything = run.data, run.data.get("split") == "all"
+    about, everything = run.data, str(run.data.get("split")).startswith("all")
     name = str(about.get("name"))
     if of_the_run is None or not was:
         unknown = not was or (everything and name == test.name)

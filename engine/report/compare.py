@@ -9,7 +9,16 @@ from typing import Any
 from .. import __version__
 from ..command_line import shell_command
 from ..files import Folder, check_output
-from .comparison import ComparedRun, differing_keys, method_cell, method_rows, notes, recipe_value, run_cells
+from .comparison import (
+    ComparedRun,
+    baseline_cell,
+    differing_keys,
+    method_cell,
+    method_rows,
+    notes,
+    recipe_value,
+    run_cells,
+)
 from .comparison_figures import accuracy_pictures, curve_pictures
 from .content import beside_published, commands, published_figures, published_source, short_name
 from .page import draw, render, shown_picture
@@ -76,14 +85,15 @@ def _methods_section(runs: Sequence[ComparedRun]) -> Section | None:
     for method in methods:
         place = f"{method.train_images:,} / {method.test_images:,} images" if size else ""
         cells = [Cell(*method_cell(cell), bold=i == method.best) for i, cell in enumerate(method.cells)]
-        rows.append(row(Cell(method.name, method.size if data else place), *cells))
+        rows.append(row(Cell(method.name, method.size if data else place), *cells, baseline_cell(method)))
     alone = "" if size else f" All on {methods[0].size} (train / test)."
     aside = (
         "Test accuracy of each run's pretrained encoder, and below it the points that it is ahead of the same "
         "network with random weights; “random weights”: only those were evaluated. The highest of a row is bold. "
+        "Largest class: the accuracy of always naming it. "
         f"One seed per run.{alone}"
     )
-    table = Table(("method", *(run.name for run in runs)), tuple(rows), aside=aside)
+    table = Table(("method", *(run.name for run in runs), "largest class"), tuple(rows), aside=aside)
     return Section("Methods", tables=(table,), pictures=_drawn(accuracy_pictures(runs)))
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..command_line import shell_command
 from ..errors import UsageError, counted
-from ..evaluation.result import METHOD_NAMES, Comparison, EvaluationResult, points
+from ..evaluation.result import METHOD_NAMES, Comparison, EvaluationResult, percent, points
 from ..run import Run
 from .content import (
     NOTHING,
@@ -32,7 +32,15 @@ from .tables import accuracy, accuracy_text, difference, published_sets
 if TYPE_CHECKING:
     from ..recipe import Recipe
 
-SCORES = ("f1_macro", "mean_iou", "ece", "loss", "protocol", "encoder")  # in the document, besides the accuracy
+SCORES = (
+    "majority",
+    "f1_macro",
+    "mean_iou",
+    "ece",
+    "loss",
+    "protocol",
+    "encoder",
+)  # in the document, besides the accuracy
 
 
 @dataclass(frozen=True, eq=False)
@@ -224,6 +232,12 @@ def method_cell(pair: Comparison | None) -> tuple[str, str]:
     if pair.trained is None:
         return accuracy_text(pair.shown), "random weights"
     return accuracy_text(pair.trained), points(gap, pair.shown.test_images) if gap is not None else ""
+
+
+def baseline_cell(row: MethodRow) -> str:
+    """The accuracy of always naming the largest class of the test images."""
+    shown = {percent(cell.chance, row.test_images) for cell in row.cells if cell}
+    return " to ".join(sorted(shown))
 
 
 def recipe_value(value: Any) -> str:

@@ -108,6 +108,12 @@ class ReportContent:
         return float(self.run.environment.get("plan", {}).get("epochs") or self.run.recipe.train.epochs)
 
     @property
+    def length(self) -> str:
+        """The number of epochs; of a run that has not ended, how many are logged of how many planned."""
+        planned = short(self.epochs)
+        return f"{short(self.trained_epochs)} of {planned}" if self.run.unfinished else planned
+
+    @property
     def trained_epochs(self) -> float:
         """How far the log goes, in epochs; 0 where nothing was logged."""
         return max((row["epoch"] for row in self.metrics if is_number(row.get("epoch"))), default=0.0)
@@ -215,10 +221,21 @@ def in_time(content: ReportContent, epochs: Sequence[float], unit: float) -> lis
     return [float(t) / unit for t in np.interp(epochs, known, [0.0, *seconds_of_training(content)])]
 
 
+def _lengthened(plan: Mapping[str, Any]) -> str:
+    """Where the plan was made longer, in words."""
+    changes = plan.get("lengthened")
+    changes = changes if isinstance(changes, list) else []
+    steps = [change.get("after_step") for change in changes if isinstance(change, dict)]
+    said = ", ".join(f"{step:,}" for step in steps if isinstance(step, int))
+    return f"; the schedule was laid anew over a longer run after step {said}" if said else ""
+
+
 def run_facts(content: ReportContent) -> list[tuple[str, str]]:
     """Recipe, data, machine, backends, versions and time of the run, as (name, value); values may be empty."""
     env, recipe, about = content.run.environment, content.run.recipe, content.data
     plan: Mapping[str, Any] = env.get("plan", {})
+    weights = env.get("weights")
+    weights = weights if isinstance(weights, dict) and "words" in weights else None
     speeds = [row["images_per_second"] for row in content.metrics if "images_per_second" in row]
     parameters = f", {int(env['parameters']):,} parameters with the projection head" if env.get("parameters") else ""
     images = f"{counted(content.images, 'image')} of {about.get('image_size', '?')} px"
@@ -236,9 +253,10 @@ def run_facts(content: ReportContent) -> list[tuple[str, str]]:
     return [
         ("recipe", f"{recipe.name} — {recipe.origin}"),
         ("encoder", encoder + parameters),
+        ("started from", str(weights["words"]) if weights else ""),
         ("images", f"{about.get('name', '?')}, split {about.get('split', '?')}: {images}{limit}"),
         ("fingerprint of the images", f"{str(about.get('fingerprint', 'unknown'))[:16]}…"),
-        ("length", counted(short(content.epochs), "epoch")),
+        ("length", f"{content.length} epochs{_lengthened(plan)}"),
         ("steps", f"{int(plan['total_steps']):,} {batch}" if plan.get("total_steps") else batch),
         ("optimizer", f"{recipe.optimizer.name}, {recipe.schedule.name} schedule{peak}"),
         ("loss", f"NT-Xent, temperature {recipe.loss.temperature:g}"),

@@ -19,7 +19,7 @@ from ..evaluation.result import Comparison, percent, points, standard_error
 from ..files import Folder
 from ..run import Run
 from . import style
-from .content import ReportContent, commands, duration, load_content, other_encoders, run_facts, short
+from .content import ReportContent, commands, duration, load_content, other_encoders, run_facts
 from .feature_figures import feature_pictures
 from .pretraining_figures import pretraining_pictures
 from .result_figures import classifier_pictures, result_pictures
@@ -221,10 +221,10 @@ def _about(content: ReportContent) -> dict[str, Any]:
     """What stands below the name of the run."""
     env, recipe = content.run.environment, content.run.recipe
     return {
-        "finished": bool(env.get("finished")),
+        "unfinished": content.run.unfinished,
         "recipe": recipe.name,
         "arch": "own encoder" if recipe.model.arch == "own" else recipe.model.arch,
-        "epochs": counted(short(content.epochs), "epoch"),
+        "epochs": content.length,
         "images": counted(content.images, "image"),
         "data": content.data_name,
         "image_size": content.data.get("image_size", "?"),

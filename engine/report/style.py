@@ -22,6 +22,8 @@ from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 from numpy.typing import NDArray
 
+from ..data.decode import SOFTWARE
+
 DPI = 180  # twice the size on the page, sharp on dense screens
 LONGEST_NAME = 18  # columns of a terminal: a Chinese letter counts as two
 # Searched first, and in this order, for letters that DejaVu (which comes with matplotlib) does not have; then whatever
@@ -135,7 +137,7 @@ def new_figure(width: float = 5.4, height: float = 3.3) -> tuple[Figure, Axes]:
     return figure, figure.add_subplot()
 
 
-def to_png(figure: Figure, software: str | None = None) -> bytes:
+def to_png(figure: Figure, software: str = SOFTWARE) -> bytes:
     """The figure as PNG; the same figure gives the same bytes. `software` is what the file says that it was made by."""
     buffer, told = io.BytesIO(), logging.getLogger("matplotlib.font_manager")
     before = told.level

@@ -175,7 +175,7 @@ def methods_section(comparisons: Sequence[Comparison]) -> Section | None:
             place += [f"{shown[i].train_images:,} / {shown[i].test_images:,} images"] if size else []
             scores = [column[i] or NOTHING for column in columns.values()]
             rows += _method_rows(comparisons[i], ", ".join(place), scores)
-    head = ("method", "pretrained", "random", "points apart", *columns)
+    head = ("method", "pretrained", "random", "largest class", "points apart", *columns)
     aside = _how_to_read(comparisons, "epochs to the baseline" in columns)
     return Section("Methods", tables=(Table(head, tuple(rows), aside=aside),))
 
@@ -204,12 +204,21 @@ def _method_rows(pair: Comparison, where: str, scores: Sequence[str]) -> list[Ro
     n, gap = pair.shown.test_images, difference(pair)
     trained, scratch = (accuracy_text(result) for result in pair.both)
     apart = Cell(_apart(gap, n), gain=gap) if gap is not None else NOTHING
-    rows = [row(Cell(pair.name, where, bold=True), Cell(trained, bold=True), scratch, apart, *scores)]
+    rows = [
+        row(
+            Cell(pair.name, where, bold=True),
+            Cell(trained, bold=True),
+            scratch,
+            percent(pair.chance, n),
+            apart,
+            *scores,
+        )
+    ]
     for variant in pair.shown.also:
         values = [result.also.get(variant) if result else None for result in pair.both]
         texts = [percent(value, n) if value is not None else NOTHING for value in values]
         apart = _apart(values[0] - values[1], n) if values[0] is not None and values[1] is not None else NOTHING
-        rows.append(row(variant, *texts, apart, *("" for _ in scores), sub=True))
+        rows.append(row(variant, *texts, "", apart, *("" for _ in scores), sub=True))
     return rows
 
 
@@ -218,7 +227,8 @@ def _how_to_read(comparisons: Sequence[Comparison], epochs: bool) -> str:
     frozen = list(dict.fromkeys(METHOD_NAMES[pair.method] for pair in comparisons if pair.method in FROZEN))
     words = [
         "Accuracy on the test split: of the pretrained encoder, and of the same network with random weights under the "
-        "same protocol. The columns to the right of the difference are of the pretrained one, where there is one."
+        "same protocol. Largest class: the accuracy of always naming it. The columns to the right of the difference "
+        "are of the pretrained one, where there is one."
     ]
     if any(pair.shown.folds for pair in comparisons):
         words.append("With folds: on the fold that was held out, mean ± standard deviation over the folds.")
@@ -391,7 +401,7 @@ def protocols_section(results: Sequence[EvaluationResult]) -> Section | None:
         "The last weights of the run are evaluated, never the best on test. Hyper-parameters of a "
         "probe come from a split of train. Test images that are in train, pixel for pixel, are counted, and more "
         "than 1 % is refused. Accuracy of a class is its recall; IoU = TP / (TP + FP + FN); macro averages run "
-        "over all classes."
+        "over the classes that have test images."
     )
     return Section("How the numbers were made", protocols={"": [*map(protocol, results)]}, aside=aside)
 

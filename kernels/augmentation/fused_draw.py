@@ -81,38 +81,41 @@ def _attempted(word_area, word_ratio, height, width, size, area, area_low, area_
 @triton.jit(
     # Every epoch, and a last, smaller batch, are served by the same compiled kernel.
     do_not_specialize=["seed", "epoch", "rows", "batch", "size", "fallback_height", "fallback_width"],
-    do_not_specialize_on_alignment=["ids", "drawn"],
+    do_not_specialize_on_alignment=["ids", "drawn", "key"],
 )
 def draw(
-    ids, drawn, seed: tl.int64, epoch: tl.int64, rows, batch, size, fallback_height, fallback_width,
+    ids, drawn, key, seed: tl.int64, epoch: tl.int64, rows, batch, size, fallback_height, fallback_width,
     area: tl.float64, area_low: tl.float64, area_span: tl.float64, ratio_low: tl.float64, ratio_span: tl.float64,
     flip: tl.float64, jitter: tl.float64, gray: tl.float64, blur: tl.float64,
     brightness_low: tl.float64, brightness_span: tl.float64, contrast_low: tl.float64, contrast_span: tl.float64,
     saturation_low: tl.float64, saturation_span: tl.float64, hue_low: tl.float64, hue_span: tl.float64,
-    sigma_low: tl.float64, sigma_span: tl.float64, BLOCK: tl.constexpr,
+    sigma_low: tl.float64, sigma_span: tl.float64, BLOCK: tl.constexpr, FROM_DEVICE: tl.constexpr,
 ):  # fmt: skip
     """Rows `[program_id(0) · BLOCK, …)` of the table.
 
     Args:
         ids: int64 `[batch]`.
         drawn: float32 `[rows, ROW]`, contiguous, written.
+        key: with FROM_DEVICE, int64 `[2]`: seed and epoch, in place of the numbers.
         area: of the image in pixels; ratio_low and ratio_span are of half the logarithm of width / height.
     """
     row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     there = row < rows
     sample = tl.load(ids + row % batch, mask=there, other=0)
     low, high = sample.to(tl.uint32), (sample >> 32).to(tl.uint32)
+    if FROM_DEVICE:
+        seed, epoch = tl.load(key), tl.load(key + 1)
     epochs = tl.zeros_like(low) + epoch.to(tl.uint32)
     last = ((row // batch) * BLOCKS_PER_VIEW).to(tl.uint32)
-    key = seed.to(tl.int64)
+    keys = seed.to(tl.int64)
 
     # Words 0 to 11 are single decisions, in the order of params._WORD_…; crops are attempted with the rest.
-    word_y, word_x, word_flip, word_jitter = tl.philox(key, low, high, epochs, last)
-    word_brightness, word_contrast, word_saturation, word_hue = tl.philox(key, low, high, epochs, last + 1)
-    word_order, word_gray, word_blur, word_sigma = tl.philox(key, low, high, epochs, last + 2)
+    word_y, word_x, word_flip, word_jitter = tl.philox(keys, low, high, epochs, last)
+    word_brightness, word_contrast, word_saturation, word_hue = tl.philox(keys, low, high, epochs, last + 1)
+    word_order, word_gray, word_blur, word_sigma = tl.philox(keys, low, high, epochs, last + 2)
     height, width = tl.zeros((BLOCK,), tl.float64), tl.zeros((BLOCK,), tl.float64)
     for block in range(3, 8):
-        a, b, c, d = tl.philox(key, low, high, epochs, last + block)
+        a, b, c, d = tl.philox(keys, low, high, epochs, last + block)
         height, width = _attempted(a, b, height, width, size, area, area_low, area_span, ratio_low, ratio_span)
         height, width = _attempted(c, d, height, width, size, area, area_low, area_span, ratio_low, ratio_span)
 
@@ -143,8 +146,13 @@ def draw(
     tl.store(at + SIGMA, sigma.to(tl.float32), mask=there)
 
 
-def draw_in_one_launch(spec: AugmentSpec, seed: int, epoch: int, sample_ids: Tensor, views: int) -> Tensor:
-    """`params.draw_params`, which checks the arguments, for int64 ids on a device that `fused.why_not` allows."""
+def draw_in_one_launch(
+    spec: AugmentSpec, seed: int | Tensor, epoch: int | Tensor, sample_ids: Tensor, views: int
+) -> Tensor:
+    """`params.draw_params`, which checks the arguments, for int64 ids on a device that `fused.why_not` allows.
+
+    A seed or epoch that is a tensor is read when the kernel runs: a captured launch then follows it.
+    """
     rows = views * len(sample_ids)
     drawn = torch.empty((rows, len(table.COLUMNS)), dtype=torch.float32, device=sample_ids.device)
     if rows == 0:
@@ -156,12 +164,16 @@ def draw_in_one_launch(spec: AugmentSpec, seed: int, epoch: int, sample_ids: Ten
     )  # fmt: skip
     crop_scale, half_log_ratio, *others = ((low, high - low) for low, high in ranges)
     size = spec.image_size
+    key, from_device = sample_ids, False  # not read
+    if isinstance(seed, Tensor) or isinstance(epoch, Tensor):
+        key, from_device = torch.stack([_on_device(n, sample_ids) for n in (seed, epoch)]), True
+        seed = epoch = 0
     with torch.cuda.device_of(sample_ids):
         draw[(triton.cdiv(rows, ROWS_PER_PROGRAM),)](
-            sample_ids.contiguous(), drawn, _signed(seed), epoch, rows, len(sample_ids), size,
+            sample_ids.contiguous(), drawn, key, _signed(seed), epoch, rows, len(sample_ids), size,
             *spec.fallback_sides(), float(size * size), *crop_scale, *half_log_ratio,
             spec.flip, spec.jitter, spec.gray, spec.blur, *(number for pair in others for number in pair),
-            BLOCK=ROWS_PER_PROGRAM, num_warps=WARPS, **OPTIONS,
+            BLOCK=ROWS_PER_PROGRAM, FROM_DEVICE=from_device, num_warps=WARPS, **OPTIONS,
         )  # fmt: skip
     return drawn
 
@@ -169,3 +181,7 @@ def draw_in_one_launch(spec: AugmentSpec, seed: int, epoch: int, sample_ids: Ten
 def _signed(seed: int) -> int:
     """The 64-bit integer with the same bits: a launch takes no unsigned one."""
     return (seed + 2**63) % 2**64 - 2**63
+
+
+def _on_device(number: int | Tensor, like: Tensor) -> Tensor:
+    return number if isinstance(number, Tensor) else like.new_full((), _signed(number))

@@ -28,8 +28,8 @@ _ATTEMPTS = 10  # torchvision's RandomResizedCrop.get_params gives up after ten
 
 def draw_params(
     spec: AugmentSpec,
-    seed: int,
-    epoch: int,
+    seed: int | Tensor,
+    epoch: int | Tensor,
     sample_ids: Tensor,
     views: int,
     device: torch.device | str | None = None,
@@ -41,8 +41,9 @@ def draw_params(
 
     Args:
         spec: the distributions.
-        seed: of the run; 64 bits.
-        epoch: 0 ≤ epoch < 2**32.
+        seed: of the run; 64 bits. Like epoch, a number or an int64 scalar on the device of the ids, which is not waited
+            for: a step that was captured in a CUDA graph draws for the epoch that the tensor holds when it is replayed.
+        epoch: 0 ≤ epoch < 2**32; of a tensor the lower 32 bits count.
         sample_ids: integers `[B]`: who the samples are in the data set, not where they stand in the batch.
         views: V ≥ 1, how many views of each sample.
         device: where the table is wanted; by default where the ids are.
@@ -57,7 +58,7 @@ def draw_params(
         raise ValueError(f"sample_ids must be integers [B], not {sample_ids.dtype} {list(sample_ids.shape)}")
     if not 1 <= views < 2**32 // BLOCKS_PER_VIEW:
         raise ValueError(f"views must be at least 1, not {views}")
-    if not 0 <= epoch < 2**32:
+    if not isinstance(epoch, Tensor) and not 0 <= epoch < 2**32:
         raise ValueError(f"epoch must be in [0, 2**32), not {epoch}")
     target = sample_ids.device if device is None else torch.device(device)
     # Drawn in float64, with additions, multiplications, divisions and square roots only: IEEE 754 fixes their last
@@ -65,7 +66,7 @@ def draw_params(
     source = torch.device("cpu") if target.type == "mps" else target
     ids = sample_ids.to(source, torch.int64)
     if source.type == "cpu" and native.can_draw():
-        return native.draw(spec, seed, epoch, ids, views).to(target)
+        return native.draw(spec, int(seed), int(epoch) & 0xFFFFFFFF, ids, views).to(target)
     if source.type == "cuda" and not fused.why_not(source):
         from .fused_draw import draw_in_one_launch  # here, because it imports Triton
 
@@ -73,7 +74,9 @@ def draw_params(
     return _drawn_by_torch(spec, seed, epoch, ids, views).to(target)
 
 
-def _drawn_by_torch(spec: AugmentSpec, seed: int, epoch: int, sample_ids: Tensor, views: int) -> Tensor:
+def _drawn_by_torch(
+    spec: AugmentSpec, seed: int | Tensor, epoch: int | Tensor, sample_ids: Tensor, views: int
+) -> Tensor:
     """The table, by torch operations in float64, on the device of the ids (int64)."""
     words = _words(seed, epoch, sample_ids, views)
     chance = uniform(words, torch.float64)
@@ -97,7 +100,7 @@ def _drawn_by_torch(spec: AugmentSpec, seed: int, epoch: int, sample_ids: Tensor
     return torch.stack([columns[name].to(torch.float32) for name in COLUMNS], dim=1)
 
 
-def _words(seed: int, epoch: int, sample_ids: Tensor, views: int) -> Tensor:
+def _words(seed: int | Tensor, epoch: int | Tensor, sample_ids: Tensor, views: int) -> Tensor:
     """The words of every view, int64 `[32, V·B]`: counter = (id low, id high, epoch, view · 16 + block)."""
     batch = len(sample_ids)
     shape = (_BLOCKS_USED, views, batch)

@@ -19,14 +19,16 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from .operators import register
+
 EPSILON = 1e-12  # as torch.nn.functional.normalize
 # Bytes of one strip of the M × M matrix, of which a few are alive at once. On the CPU they should stay in its caches;
 # elsewhere a strip must be worth the launches it takes.
 STRIP_BYTES = {"cpu": 8 * 2**20}
 STRIP_BYTES_ELSEWHERE = 64 * 2**20
-# exp((s − 1)/τ) reaches down to exp(−2/τ), which float32 holds while 2/τ < 87. Below this τ each row has a maximum of
-# its own.
-FIXED_MAXIMUM_FROM = 0.03
+# Below this τ each row's sum is taken relative to the row's own maximum. exp((s − 1)/τ) reaches down to exp(−2/τ),
+# which float32 holds while 2/τ < 87 (τ > 0.023), but digits are lost before: s is rounded to 6e-8, (s − 1)/τ to more.
+FIXED_MAXIMUM_FROM = 0.06
 
 
 def why_not(device: torch.device, dimension: int, temperature: float) -> str:
@@ -64,7 +66,7 @@ def forward(
     temperature: float,
     first: int = 0,
     all_gather: Callable[[Tensor], Tensor] | None = None,
-) -> tuple[Tensor | None, Tensor, Tensor]:
+) -> tuple[Tensor | None, Tensor, Tensor | None, Tensor]:
     """What `loss` needs of the rows z `[rows, D]`.
 
     Args:
@@ -76,23 +78,28 @@ def forward(
 
     Returns:
         ẑ of all ranks (None for a process alone: backward computes it again), log Σ_{j≠i} exp((s_ij − 1)/τ) `[rows]`,
-        and the mean loss of these rows.
+        the gaps `[rows, V−1]` of `_from_own_maximum` (None where the maximum is fixed), and the mean loss of these
+        rows.
     """
     with torch.autocast(z.device.type, enabled=False):
         unit, _ = normalise(z)
         everyone = None if all_gather is None else all_gather(unit)
         columns = unit if everyone is None else everyone
         rows = len(unit)
-        log_sum, positive = unit.new_empty(rows), unit.new_empty(rows)
+        log_sum, losses = unit.new_empty(rows), unit.new_empty(rows)
+        gaps = unit.new_empty(rows, views - 1) if has_own_maximum(len(columns), views, temperature) else None
         for strip in strips(columns, rows):
             logits = _logits(unit[strip], columns, temperature)
-            positive[strip] = logits.gather(1, first + positives(strip, rows, views, z.device)).mean(1)
+            others = first + positives(strip, rows, views, z.device)
             logits.diagonal(first + strip.start).fill_(-torch.inf)
-            if _has_fixed_maximum(temperature, everyone):
-                log_sum[strip] = logits.exp_().sum(1).log_()
-            else:
-                log_sum[strip] = torch.logsumexp(logits, 1)
-        return everyone, log_sum, (log_sum - positive).mean()
+            if gaps is not None:
+                log_sum[strip], gaps[strip], losses[strip] = _from_own_maximum(logits, others)
+                continue
+            positive = logits.gather(1, others).mean(1)
+            # Over ranks each row has its own maximum, as it always had: runs that are resumed keep their bits.
+            log_sum[strip] = logits.exp_().sum(1).log_() if everyone is None else torch.logsumexp(logits, 1)
+            losses[strip] = log_sum[strip] - positive
+        return everyone, log_sum, gaps, losses.mean()
 
 
 def backward(
@@ -100,6 +107,7 @@ def backward(
     z: Tensor,
     everyone: Tensor | None,
     log_sum: Tensor,
+    gaps: Tensor | None,
     first: int,
     views: int,
     temperature: float,
@@ -114,27 +122,49 @@ def backward(
         for strip in strips(columns, rows):
             weights = _logits(unit[strip], columns, temperature)
             own = slice(first + strip.start, first + strip.stop)
-            if _has_fixed_maximum(temperature, everyone):
+            if everyone is None and gaps is None:
                 weights.exp_().mul_(inverse[own, None] + inverse)  # one exponential serves P_ij and P_ji
             else:
                 weights = torch.exp(weights - log_sum[own, None]).add_(torch.exp(weights - log_sum))
             weights.diagonal(own.start).zero_()
             # Late in training P_ip + P_pi approaches 2/(V−1): their difference is taken before anything is summed up.
-            others = first + positives(strip, rows, views, z.device)
-            weights.scatter_add_(1, others, weights.new_full((), -2 / (views - 1)).expand(others.shape))
+            local = positives(strip, rows, views, z.device)
+            if gaps is None:
+                weights.scatter_add_(1, first + local, weights.new_full((), -2 / (views - 1)).expand(local.shape))
+            else:  # row i is its k-th view's (V − k)-th
+                weights.scatter_(1, first + local, gaps[strip] + gaps.flip(1).gather(0, local))
             torch.mm(weights, columns, out=grad[strip])
+        # Not in place, for grad_output may be a batch of them (`is_grads_batched`).
         if everyone is None:
-            grad.div_(rows * temperature).mul_(grad_output)
+            grad = grad.div_(rows * temperature) * grad_output
         else:  # the same up to rounding; runs over ranks that are resumed keep their bits
-            grad.mul_(grad_output / (rows * temperature))
+            grad = grad * (grad_output / (rows * temperature))
         # Through the normalisation: the part along ẑ drops out, but below ε the norm is a constant.
         along = (unit * grad).sum(1, keepdim=True) * (norm > EPSILON)
         return (grad - unit * along).div_(norm).to(z.dtype)
 
 
-def _has_fixed_maximum(temperature: float, everyone: Tensor | None) -> bool:
-    """Whether 1/τ serves as the maximum of all logits. Over ranks each row has its own, as it always had."""
-    return everyone is None and temperature >= FIXED_MAXIMUM_FROM
+def has_own_maximum(columns: int, views: int, temperature: float) -> bool:
+    """Whether a row's sum is taken relative to its own maximum: at low τ, and where there is nothing but one sample,
+    whose loss is then exactly 0 with two views."""
+    return temperature < FIXED_MAXIMUM_FROM or columns == views
+
+
+def _from_own_maximum(logits: Tensor, others: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each row of logits (its diagonal −∞, overwritten here): log Σ_j exp(logit_j), its gaps and its loss.
+
+    The gaps `[rows, V−1]` are P_ip − 1/(V−1), which go to zero late in training. With two views that is −Σ P_ij over
+    the negatives, and the loss is log(1 + what they add): neither is the small difference of rounded numbers.
+    """
+    positive = logits.gather(1, others)
+    maximum = logits.amax(1, keepdim=True)
+    near = torch.exp(positive - maximum)
+    negatives = logits.scatter_(1, others, -torch.inf).sub_(maximum).exp_().sum(1, keepdim=True)
+    positives_sum = near.sum(1, keepdim=True)
+    total, count = negatives + positives_sum, others.shape[1]
+    gaps = (near * count - positives_sum - negatives) / (total * count)
+    loss = maximum - positive.mean(1, keepdim=True) + torch.log1p(negatives + (positives_sum - 1))
+    return (maximum + total.log())[:, 0], gaps, loss[:, 0]
 
 
 def _logits(unit: Tensor, columns: Tensor, temperature: float) -> Tensor:
@@ -151,3 +181,25 @@ def plain(z: Tensor, views: int, temperature: float) -> Tensor:
         positive = logits.gather(1, positives(slice(0, total), total, views, z.device)).mean(1)
         itself = torch.eye(total, dtype=torch.bool, device=z.device)
         return (torch.logsumexp(logits.masked_fill(itself, -torch.inf), 1) - positive).mean()
+
+
+def _forward_alone(z: Tensor, views: int, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss, log_sum and gaps, which are empty where there are none."""
+    _, log_sum, gaps, loss = forward(z, views, temperature)
+    return loss, log_sum, log_sum.new_empty(0) if gaps is None else gaps
+
+
+def _backward_alone(
+    grad_output: Tensor, z: Tensor, log_sum: Tensor, gaps: Tensor, views: int, temperature: float
+) -> Tensor:
+    return backward(grad_output, z, None, log_sum, gaps if gaps.numel() else None, 0, views, temperature)
+
+
+def _forward_shapes(z: Tensor, views: int, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+    dtype = torch.float64 if z.dtype == torch.float64 else torch.float32
+    gaps = (len(z), views - 1) if has_own_maximum(len(z), views, temperature) else (0,)
+    return z.new_empty((), dtype=dtype), z.new_empty(len(z), dtype=dtype), z.new_empty(gaps, dtype=dtype)
+
+
+# The eager path calls the functions themselves; a compiler would unroll their strips.
+register("nt_xent_chunked", _forward_alone, _backward_alone, _forward_shapes, ["CompositeExplicitAutograd"])

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ..dispatch import interpreting, why_no_triton
-from .chunked import FIXED_MAXIMUM_FROM
+from .operators import register
 
 WIDTHS = (64, 128, 256)
 # From this many rows on, the sums of tiles (M²/BLOCK numbers) would cost more memory than they save time: each program
@@ -31,6 +31,9 @@ CELLS_OF_ONE_FINISH = 16384
 FINISH = {"SAMPLES": 256, "PARTS": 16, "num_warps": 8}
 # Numbers of one block of `prepare`, which holds a few of them in registers.
 PREPARE_BLOCK = 1024
+
+# exp((s − 1)/τ) reaches down to exp(−2/τ), which float32 holds while 2/τ < 87; fp16 weights need the room above it.
+LEAST_TEMPERATURE = 0.03
 
 LOG2_E = math.log2(math.e)
 
@@ -117,8 +120,8 @@ def why_not(device: torch.device, dimension: int, temperature: float) -> str:
     """What keeps this backend from serving such projections, as a sentence for users; "" if nothing does."""
     if dimension > WIDTHS[-1]:
         return f"it needs projections of at most {WIDTHS[-1]} numbers, not {dimension}"
-    if temperature < FIXED_MAXIMUM_FROM:
-        return f"it needs a temperature of at least {FIXED_MAXIMUM_FROM}, not {temperature}"
+    if temperature < LEAST_TEMPERATURE:
+        return f"it needs a temperature of at least {LEAST_TEMPERATURE}, not {temperature}"
     # T4 (7.5): since Triton 3.3 products there are scalar, without the tensor cores it has, and spill.
     return why_no_triton(device, (8, 0))
 
@@ -170,27 +173,35 @@ def forward(
     temperature: float,
     first: int = 0,
     all_gather: Callable[[Tensor], Tensor] | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, None, Tensor]:
     """What `loss` needs of the rows z `[rows, D]`. Arguments as `chunked.forward`.
 
     float32 is multiplied as torch's own matrix products are at that moment (`torch.set_float32_matmul_precision`, or
     `torch.backends.cuda.matmul`): exactly, or in TF32.
 
     Returns:
-        ẑ of all ranks `[M, padded D]` in the type of the products, 1/ℓ `[rows]`, and the mean loss of these rows.
+        ẑ of all ranks `[M, padded D]` in the type of the products, 1/ℓ `[rows]`, None (nothing more), and the mean loss
+        of these rows.
     """
     if all_gather is None:
         loss, unit, inverse = torch.ops.simclr_engine.nt_xent_forward(z, views, temperature)
-        return unit, inverse, loss
+        return unit, inverse, None, loss
     with on_device(z.device):
         unit, positive = prepare(z.contiguous(), views)
         everyone = all_gather(unit)
         inverse, loss = finish(row_sums(everyone, first, len(z), temperature), positive, views, temperature)
-    return everyone, inverse, loss
+    return everyone, inverse, None, loss
 
 
 def backward(
-    grad_output: Tensor, z: Tensor, everyone: Tensor, inverse: Tensor, first: int, views: int, temperature: float
+    grad_output: Tensor,
+    z: Tensor,
+    everyone: Tensor,
+    inverse: Tensor,
+    nothing: None,
+    first: int,
+    views: int,
+    temperature: float,
 ) -> Tensor:
     """dz `[rows, D]` of the mean loss over these rows, from what `forward` returned, with 1/ℓ of all ranks."""
     if len(everyone) == len(z):
@@ -224,23 +235,7 @@ def _forward_shapes(z: Tensor, views: int, temperature: float) -> tuple[Tensor, 
     return z.new_empty((), dtype=torch.float32), unit, z.new_empty(z.shape[0], dtype=torch.float32)
 
 
-def _backward_shapes(
-    grad_output: Tensor, z: Tensor, unit: Tensor, inverse: Tensor, views: int, temperature: float
-) -> Tensor:
-    return z.new_empty(z.shape)
-
-
-_LIBRARY = torch.library.Library("simclr_engine", "FRAGMENT")  # operators live as long as this object
-_LIBRARY.define("nt_xent_forward(Tensor z, int views, float temperature) -> (Tensor, Tensor, Tensor)")
-_LIBRARY.define(
-    "nt_xent_backward(Tensor grad_output, Tensor z, Tensor unit, Tensor inverse, int views, float temperature)"
-    " -> Tensor"
-)
-for _device in ("CUDA", "CPU") if interpreting() else ("CUDA",):
-    _LIBRARY.impl("nt_xent_forward", _forward_alone, _device)
-    _LIBRARY.impl("nt_xent_backward", _backward_alone, _device)
-torch.library.register_fake("simclr_engine::nt_xent_forward", _forward_shapes, lib=_LIBRARY)
-torch.library.register_fake("simclr_engine::nt_xent_backward", _backward_shapes, lib=_LIBRARY)
+register("nt_xent", _forward_alone, _backward_alone, _forward_shapes, ["CUDA", "CPU"] if interpreting() else ["CUDA"])
 
 
 def on_device(device: torch.device) -> AbstractContextManager[Any]:

@@ -12,6 +12,9 @@ one sample if they are of the same rank and the same sample there.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from types import ModuleType
 from typing import Any
@@ -19,12 +22,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from ..dispatch import pick
 from . import chunked, fused
+from .operators import one_by_one
 
 # Backend → module. Beside `why_not`, each has `forward(z, views, temperature, first, all_gather)` and
-# `backward(grad_output, z, everyone, sums, first, views, temperature)`. Neither imports what may be missing.
+# `backward(grad_output, z, everyone, sums, own, first, views, temperature)`. Neither imports what may be missing.
 BACKENDS: dict[str, ModuleType] = {"triton": fused, "torch": chunked}
 PREFERENCE = {"cuda": ("triton", "torch")}
 
@@ -66,7 +71,8 @@ def nt_xent(
     Returns:
         Scalar, float32 (float64 for float64 input): the mean over rows, over ranks the same on every rank. The gradient
         has z's dtype and is itself differentiable. NaN or infinite entries give NaN. B = 1 is defined: with V = 2 there
-        is nothing to tell apart, and the loss is 0.
+        is nothing to tell apart, and loss and gradient are exactly 0. torch.func (grad, vmap, jvp, jacrev …),
+        forward-mode derivatives and torch.compile (without graph breaks) work in one process.
 
         Over ranks the gradient is that of the mean times the number of ranks, because DistributedDataParallel divides
         by that: the parameters then get the gradient of one process with the whole batch.
@@ -81,12 +87,18 @@ def nt_xent(
     """
     check_projections(z, views, temperature)
     name, _ = pick_nt_xent(backend, z.device, z.shape[1], temperature)
-    if z.dtype == torch.float64:
-        name = "torch"  # tensor cores have no float64
     if group is not None and not (dist.is_available() and dist.is_initialized() and dist.get_world_size(group) > 1):
         group = None
-    traced = name == "triton" and group is None  # two operators that a compiler knows; all else is a graph break
-    loss: Tensor = (_NTXent.apply if traced else _untraced)(z, views, float(temperature), name, group)
+    if z.dtype == torch.float64 or (len(z) == views and group is None):
+        name = "torch"  # tensor cores have no float64; and of one sample alone the loss is exact there
+    loss: Tensor
+    if group is None and torch.compiler.is_compiling():
+        if torch._C._are_functorch_transforms_active():  # which a compiler traces through torch's own operations only
+            return chunked.plain(z, views, float(temperature))
+        operator = "nt_xent_forward" if name == "triton" else "nt_xent_chunked_forward"
+        loss = getattr(torch.ops.simclr_engine, operator)(z, views, float(temperature))[0]
+    else:  # collectives are a graph break
+        loss = (_untraced if group is not None else _NTXent.apply)(z, views, float(temperature), name, group)[0]
     return loss
 
 
@@ -102,46 +114,153 @@ def check_projections(z: Tensor, views: int, temperature: float) -> None:
         raise ValueError(f"temperature must be positive and finite, not {temperature!r}")
 
 
+@dataclass(frozen=True)
+class _Settings:
+    """What a gradient needs beside tensors. first: where the rows begin among those of all ranks; None for a process
+    alone."""
+
+    views: int
+    temperature: float
+    name: str
+    first: int | None
+
+
 class _NTXent(torch.autograd.Function):
-    """Keeps z of this process, what the backend wants of all ẑ, and a number for each row of all ranks."""
+    """Loss, and what backward wants of all ẑ, of each row of all ranks, and of this process's rows.
+
+    Keeps these and z. In the form that torch.func, forward-mode derivatives and vmap work with.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, z: Tensor, views: int, temperature: float, name: str, group: dist.ProcessGroup | None
-    ) -> Tensor:
+        z: Tensor, views: int, temperature: float, name: str, group: dist.ProcessGroup | None
+    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
         rows, first, all_gather = len(z), 0, None
         if group is not None:
             first, all_gather = dist.get_rank(group) * rows, partial(_all_gather, group)
-        everyone, sums, loss = BACKENDS[name].forward(z, views, temperature, first, all_gather)
+        everyone, sums, own, loss = BACKENDS[name].forward(z, views, temperature, first, all_gather)
         if all_gather is not None:
             gathered = all_gather(torch.cat((sums, loss[None]))).view(-1, rows + 1)
             sums, loss = gathered[:, :rows].reshape(-1), gathered[:, rows].mean()
-        ctx.save_for_backward(z, everyone, sums)
-        ctx.first, ctx.views, ctx.temperature, ctx.name, ctx.alone = first, views, temperature, name, group is None
-        return loss
+        return loss, everyone, sums, own
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None, None, None]:
-        z, everyone, sums = ctx.saved_tensors
-        # What a compiler traces is differentiated once, whether or not it traces with gradients enabled.
-        if not torch.is_grad_enabled() or torch.compiler.is_compiling():
-            grad = BACKENDS[ctx.name].backward(grad_output, z, everyone, sums, ctx.first, ctx.views, ctx.temperature)
-        elif ctx.alone:  # create_graph=True: the gradient must itself be differentiable
-            (grad,) = torch.autograd.grad(
-                chunked.plain(z, ctx.views, ctx.temperature), z, grad_output, create_graph=True
-            )
-        else:
-            raise RuntimeError(
-                "the distributed NT-Xent has no second derivative (create_graph=True): it would need the other ranks' "
-                "graphs; compute the loss in one process, or without create_graph"
-            )
-        return grad, None, None, None, None
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
+        z, views, temperature, name, ctx.group = inputs
+        _, *kept = output
+        first = None if ctx.group is None else dist.get_rank(ctx.group) * len(z)
+        ctx.settings = _Settings(views, temperature, name, first)
+        ctx.mark_non_differentiable(*(t for t in kept if t is not None))
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(z, *kept)
+        ctx.save_for_forward(z, *kept)
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        if grad_output is None:
+            return (None,) * 5
+        if ctx.group is not None and torch.is_grad_enabled():
+            raise _no_second_derivative()
+        return _Gradient.apply(grad_output, *ctx.saved_tensors, ctx.settings), None, None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, z_tangent: Tensor | None, *_: None) -> tuple[Tensor | None, None, None, None]:
+        if z_tangent is None:
+            return None, None, None, None
+        with _nested_forward_mode(ctx.saved_tensors) as (z, *kept):
+            rows = len(z)  # the sum over the rows and not their mean: its gradient is large enough for float16
+            gradient = _Gradient.apply(kept[1].new_full((), rows), z, *kept, ctx.settings)
+            tangent = (gradient.to(kept[1].dtype) * z_tangent).sum() / rows
+        if ctx.group is not None:
+            tangent = _all_gather(ctx.group, tangent[None]).mean()
+        return tangent, None, None, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Any, Any]:
+        return one_by_one(_NTXent.apply, info.batch_size, in_dims, inputs)
+
+
+class _Gradient(torch.autograd.Function):
+    """The gradient `[rows, D]`, itself differentiable. Its derivatives hold the M × M matrix."""
+
+    @staticmethod
+    def forward(
+        grad_output: Tensor,
+        z: Tensor,
+        everyone: Tensor | None,
+        sums: Tensor,
+        own: Tensor | None,
+        how: _Settings,
+    ) -> Tensor:
+        places = how.first or 0, how.views, how.temperature
+        grad: Tensor = BACKENDS[how.name].backward(grad_output, z, everyone, sums, own, *places)
+        return grad
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        *tensors, ctx.settings = inputs
+        ctx.save_for_backward(*tensors)
+        ctx.save_for_forward(*tensors)
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
+        grad_output, z, *kept = ctx.saved_tensors
+        if ctx.settings.first is not None:
+            raise _no_second_derivative()
+        of_one = _Gradient.apply(torch.ones_like(grad_output), z, *kept, ctx.settings)
+        along = (of_one * cotangent).sum().to(grad_output.dtype)
+        return along, (grad_output * _hessian_product(z, cotangent, ctx.settings)).to(z.dtype), *(None,) * 4
+
+    @staticmethod
+    def jvp(ctx: Any, grad_tangent: Tensor | None, z_tangent: Tensor | None, *_: None) -> Tensor:
+        if ctx.settings.first is not None:
+            raise _no_second_derivative()
+        with _nested_forward_mode(ctx.saved_tensors) as (grad_output, z, *kept):
+            result = torch.zeros_like(z)
+            if grad_tangent is not None:
+                result = result + _Gradient.apply(grad_tangent, z, *kept, ctx.settings)
+            if z_tangent is not None:
+                result = result + (grad_output * _hessian_product(z, z_tangent, ctx.settings)).to(z.dtype)
+        return result
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Any, Any]:
+        return one_by_one(_Gradient.apply, info.batch_size, in_dims, inputs)
+
+
+def _hessian_product(z: Tensor, vector: Tensor, how: _Settings) -> Tensor:
+    """The matrix of the loss's second derivatives times `vector`, both `[M, D]`; differentiable."""
+
+    def along(x: Tensor) -> Tensor:
+        slope: Tensor = torch.func.grad(lambda y: chunked.plain(y, how.views, how.temperature))(x)
+        return (slope * vector).sum()
+
+    product: Tensor = torch.func.grad(along)(z)
+    return product
+
+
+@contextmanager
+def _nested_forward_mode(saved: tuple[Tensor | None, ...]) -> Iterator[list[Any]]:
+    """What a `jvp` saved, without its own tangents; and a context in which outer forward modes are followed.
+
+    torch switches forward mode off inside a `jvp`, so that a second one around it would silently see constants.
+    """
+    primals = [t if t is None else forward_ad.unpack_dual(t).primal for t in saved]
+    with forward_ad._set_fwd_grad_enabled(True):
+        yield primals
+
+
+def _no_second_derivative() -> RuntimeError:
+    return RuntimeError(
+        "the distributed NT-Xent has no second derivative (create_graph=True), and torch.func always asks for one: it "
+        "would need the other ranks' graphs; compute the loss in one process, or without create_graph"
+    )
 
 
 @torch.compiler.disable
-def _untraced(*arguments: Any) -> Tensor:
-    loss: Tensor = _NTXent.apply(*arguments)
-    return loss
+def _untraced(*arguments: Any) -> tuple[Tensor, ...]:
+    found: tuple[Tensor, ...] = _NTXent.apply(*arguments)
+    return found
 
 
 def _all_gather(group: dist.ProcessGroup, mine: Tensor) -> Tensor:

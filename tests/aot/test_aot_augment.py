@@ -65,11 +65,11 @@ def compiled_apply(image: int, size: int, reach: int, output: str, cut: backend.
     return compiled(apply, signature, constants, capability, **options)
 
 
-def compiled_draw(capability: int, **options: object) -> Any:
+def compiled_draw(capability: int, from_device: bool = False, **options: object) -> Any:
     """As `fused_draw.draw_in_one_launch` launches it, with those options."""
     annotated = {p.name: p.annotation_type or "i32" for p in fused_draw.draw.params if not p.is_constexpr}
-    signature = {**annotated, "ids": "*i64", "drawn": "*fp32"}
-    constants: dict[str, object] = {"BLOCK": fused_draw.ROWS_PER_PROGRAM}
+    signature = {**annotated, "ids": "*i64", "drawn": "*fp32", "key": "*i64"}
+    constants: dict[str, object] = {"BLOCK": fused_draw.ROWS_PER_PROGRAM, "FROM_DEVICE": from_device}
     return compiled(fused_draw.draw, signature, constants, capability, num_warps=fused_draw.WARPS, **options)
 
 
@@ -97,9 +97,10 @@ def test_no_configuration_spills_or_asks_for_more_memory_than_there_is(
     assert not wrong
 
 
+@pytest.mark.parametrize("from_device", [False, True], ids=["by value", "by pointer"])
 @pytest.mark.parametrize("capability", CAPABILITIES)
-def test_the_draw_does_not_spill(capability: int, capsys: pytest.CaptureFixture[str]) -> None:
-    used = resources(compiled_draw(capability, **fused_draw.OPTIONS))
+def test_the_draw_does_not_spill(capability: int, from_device: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    used = resources(compiled_draw(capability, from_device, **fused_draw.OPTIONS))
     with capsys.disabled():
         print(f"\nsm_{capability}  draw  registers {used.registers}  shared {used.shared_bytes}")
     assert used.stack_bytes == 0 and used.shared_bytes == 0 and not used.opcodes
@@ -128,7 +129,7 @@ def test_a_smaller_last_batch_and_another_epoch_compile_nothing(monkeypatch: pyt
     for kernel in (drawing, applying):
         assert len(kernel.launches) == 4 and all(launch == kernel.launches[0] for launch in kernel.launches)
     types = [kind for kind, *_ in drawing.launches[0][0]]
-    assert types.count("fp64") == 19 and types[2:4] == ["i64", "i64"]
+    assert types.count("fp64") == 19 and types[3:5] == ["i64", "i64"]
 
 
 def test_windows_cover_every_pixel_with_room_for_the_blur() -> None:

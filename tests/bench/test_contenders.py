@@ -8,10 +8,9 @@ from torch import nn
 
 from reference import ntxent_truth
 from simclr_engine.bench.baselines import LoopLARS, newton_schulz_each, nt_xent_boolean_mask, nt_xent_eager, torch_muon
-from simclr_engine.bench.epoch import flops_per_view
+from simclr_engine.bench.nt_xent import compiled
 from simclr_engine.bench.rows import peak_extra_bytes
 from simclr_engine.optim import LARS, Muon, orthogonalise, parameter_groups
-from simclr_engine.recipe import Recipe
 
 CPU = torch.device("cpu")
 
@@ -79,6 +78,26 @@ def test_peak_memory_counts_what_is_alive_together() -> None:
     assert peak_extra_bytes(call, CPU) / 2**20 == pytest.approx(12, abs=0.1)
 
 
-def test_a_resnet18_of_32_pixels_costs_what_is_published() -> None:
-    # 3.329 GFLOP forward and backward is the figure for CIFAR's ResNet-18; the head's products come on top.
-    assert flops_per_view(Recipe.load("cifar10-sgd"), 32) == pytest.approx(3.329e9, rel=0.01)
+def test_a_compiled_contender_is_compiled_at_every_size() -> None:
+    ran: list[int] = []
+
+    def backend(graph: torch.fx.GraphModule, example: object) -> object:
+        def call(*arguments: torch.Tensor) -> object:
+            ran.append(len(arguments[0]))
+            return graph(*arguments)
+
+        return call
+
+    sizes = [2 * n for n in range(2, 14)]  # more than the eight versions that torch keeps of a function
+    for total in sizes:
+        loss = compiled(lambda x: nt_xent_eager(x, 0.5), backend)
+        for z in (torch.ones(total, 4), torch.ones(total, 4, requires_grad=True)):
+            loss(z)
+    assert ran == [total for total in sizes for _ in range(2)]
+
+    def broken(x: torch.Tensor) -> torch.Tensor:
+        torch._dynamo.graph_break()
+        return x
+
+    with pytest.raises(torch._dynamo.exc.Unsupported):  # said, and not measured eagerly
+        compiled(broken, backend)(torch.ones(2))

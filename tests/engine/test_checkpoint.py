@@ -10,7 +10,14 @@ import pytest
 import torch
 
 from simclr_engine import checkpoint
-from simclr_engine.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint, save_last
+from simclr_engine.checkpoint import (
+    load_checkpoint,
+    newest_checkpoint,
+    pack_weights,
+    read_tensors,
+    save_checkpoint,
+    save_last,
+)
 from simclr_engine.errors import DataError, PlatformError
 
 
@@ -23,6 +30,18 @@ def test_a_checkpoint_comes_back_equal(tmp_path: Path) -> None:
     state = load_checkpoint(tmp_path / "a.pt")
     assert state["step"] == 5
     assert torch.equal(state["model"]["w"], torch.full((3,), 5.0))
+
+
+def test_the_same_weights_and_metadata_are_the_same_bytes(tmp_path: Path) -> None:
+    about = {name: name.upper() for name in "zyxwvutsrqponmlkjihgfedcba"} | {"ü": "é"}
+    module = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3))
+    orders = (about, dict(reversed(about.items())))
+    packed = {pack_weights(module, order) for order in orders for _ in range(8)}
+    assert len(packed) == 1  # safetensors itself writes metadata in an order of chance
+    (tmp_path / "a.safetensors").write_bytes(packed.pop())
+    tensors, metadata = read_tensors(tmp_path / "a.safetensors", "", "")
+    assert metadata == about and tensors.keys() == module.state_dict().keys()
+    assert all(torch.equal(tensors[name], tensor) for name, tensor in module.state_dict().items())
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "empty", "foreign"])

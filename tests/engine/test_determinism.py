@@ -68,7 +68,7 @@ def test_what_depends_on_measured_times_is_refused_beside_deterministic(option: 
 def test_on_cuda_deterministic_neither_compiles_nor_tries_out_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
     from simclr_engine import device
 
-    monkeypatch.setattr(device, "_pick_device", lambda name: torch.device("cuda"))
+    monkeypatch.setattr(device, "pick_device", lambda name: torch.device("cuda"))
     monkeypatch.setattr(device, "precisions", lambda picked: ["bf16", "fp32"])
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
     monkeypatch.setattr(torch, "set_float32_matmul_precision", lambda name: None)
@@ -79,6 +79,19 @@ def test_on_cuda_deterministic_neither_compiles_nor_tries_out_convolutions(monke
             platform = device.choose_platform("cuda", steps=1_000_000)
             chosen[wanted] = platform.deterministic, platform.compile, torch.backends.cudnn.benchmark
     assert chosen == {False: (False, True, True), True: (True, False, False)}
+
+
+def test_fp16_beside_bf16_is_taken_as_asked_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    from simclr_engine import device
+
+    monkeypatch.setattr(device, "_pick_device", lambda name: torch.device("cuda"))
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", lambda name: None)
+    for available, notes in ((["bf16", "fp16", "fp32"], 1), (["fp16", "fp32"], 0)):
+        monkeypatch.setattr(device, "precisions", lambda picked, there=available: there)
+        platform = device.choose_platform("cuda", "fp16")
+        assert platform.precision == "fp16" and len(platform.notes) == notes
+        assert all("--precision bf16" in note for note in platform.notes)
 
 
 @pytest.mark.parametrize("wanted", [True, False])

@@ -17,19 +17,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from fixtures import training_ranks as ranks_of
 from fixtures.training_ranks import BATCH, STEPS, Case, recipe_of
 from simclr_engine import distributed, planning, pretraining, training
 from simclr_engine.cli import pretrain as command_line
-from simclr_engine.distributed import World, check_shares, start_world, synchronise_batch_norm
-from simclr_engine.errors import CheckFailed, PlatformError, UsageError
+from simclr_engine.distributed import World, check_shares, start_world
+from simclr_engine.errors import PlatformError, UsageError
 from simclr_engine.model import SimCLR
 from simclr_engine.monitor import OnlineMonitor
 from simclr_engine.planning import RunOptions
 from simclr_engine.pretraining import Interrupted, pretrain
-from simclr_engine.recipe import Recipe
 from simclr_engine.run import Run
 from simclr_engine.training import epoch_order
 
@@ -45,13 +43,14 @@ CASES = {
     "trained, fp32": Case("fp32", micro_batch=MICRO, more=CALM),
     "three views, LARS": Case(micro_batch=MICRO, more={"train.views": 3, **LARS}),
     "trained, fp64, Muon": Case(micro_batch=MICRO, more=MUON),
+    "synchronised, fp64": Case(batch_norm="sync"),
     "smaller micro-batch": Case(micro_batch=MICRO // 2, more=CALM),
     "trained, fp32, twice the batch": Case("fp32", micro_batch=2 * MICRO, more=CALM | {"train.batch_size": 2 * BATCH}),
 }
 # Compared step by step at the weights that the ranks have there; the others run freely for all twenty. Small batches
 # magnify the rounding of the steps before: in fp32 to 1.6e-5 with 16 images, and batch norm over the four rows of two
 # images even that of float64 (2e-12 after 17 steps).
-EACH_STEP = {"frozen, fp32", "trained, fp32", "smaller micro-batch"}
+EACH_STEP = {"synchronised, fp64", "frozen, fp32", "trained, fp32", "smaller micro-batch"}
 MICRO_RUN = {"train.micro_batch": MICRO}  # gives the same batch norm on 1, 2 and 4 ranks
 
 
@@ -78,6 +77,8 @@ def two(folder: Path) -> list[list[Any]]:
         ("copy", stopped, str(folder / "from two to two")),
         ("pretrain", str(folder / "from two to two"), MICRO_RUN, 0, True),
         ("pretrain", stopped, {"train.batch_size": 15}),
+        ("copy", stopped, str(folder / "longer on two")),
+        ("pretrain", str(folder / "longer on two"), MICRO_RUN, 0, True, -1, 12),
     ]
     return ranks_of.start(2, jobs, folder / "two")
 
@@ -99,7 +100,7 @@ def four(folder: Path, two: list[list[Any]]) -> list[list[Any]]:
 def found(request: pytest.FixtureRequest) -> list[list[Any]]:
     name = {2: "two", 4: "four"}[request.param]
     result: list[list[Any]] = request.getfixturevalue(name)
-    assert [len(mine) for mine in result] == [6 if request.param == 2 else 4] * request.param
+    assert [len(mine) for mine in result] == [8 if request.param == 2 else 4] * request.param
     return result
 
 
@@ -130,6 +131,17 @@ def test_losses_gradients_and_weights_of_twenty_steps_are_those_of_one_process(
             assert relative(mine["z"][step], truth["z"][step]) < for_gradient, step
         if name not in EACH_STEP:
             assert relative(mine["weights"][-1], truth["weights"][-1]) < for_gradient
+
+
+def test_running_statistics_of_synchronised_batch_norm_are_those_of_one_process(found: list[list[Any]]) -> None:
+    at = list(CASES).index("synchronised, fp64")
+    truth = ranks_of.train(CASES["synchronised, fp64"], follow=found[0][0][at]["weights"])["buffers"]
+    assert float(truth["encoder.1.running_mean"].abs().max()) > 0.01
+    for rank in found:
+        assert rank[0][at]["buffers"].keys() == truth.keys()
+        for name, buffer in rank[0][at]["buffers"].items():
+            torch.testing.assert_close(buffer, truth[name], rtol=1e-12, atol=1e-12)
+            assert torch.equal(buffer, found[0][0][at]["buffers"][name])
 
 
 def test_all_ranks_hold_the_same_bits_after_twenty_steps(found: list[list[Any]]) -> None:
@@ -216,6 +228,21 @@ def test_a_run_goes_on_with_another_number_of_ranks_along_the_same_curve(
     assert run.environment["ranks"] == 4 and run.environment["batch_norm"] == "local"
 
 
+def test_a_longer_run_is_planned_alike_on_all_ranks(folder: Path, two: list[list[Any]]) -> None:
+    assert [mine[7] for mine in two] == [{"finished": True, "ranks": 2}] * 2
+    shutil.copytree(folder / "stopped", folder / "longer on one")
+    longer = {"train.epochs": 12}
+    pretrain(
+        recipe_of(**MICRO_RUN), ranks_of.blobs(), folder / "longer on one", overrides=longer, device="cpu", resume=True,
+        quiet=True,
+    )  # fmt: skip
+    one, both = losses(folder / "longer on one"), losses(folder / "longer on two")
+    assert list(both) == list(range(1, 25))
+    assert both == pytest.approx(one, rel=1e-10)
+    plan = Run.open(folder / "longer on two").environment["plan"]
+    assert (plan["total_steps"], plan["lengthened"]) == (24, [{"after_step": 7, "from_steps": 20}])
+
+
 def test_figures_of_the_log_are_those_of_the_whole_batch(folder: Path, two: list[list[Any]]) -> None:
     pretrain(recipe_of(**MICRO_RUN), ranks_of.blobs(), folder / "figures", device="cpu", quiet=True)
     ours, truth = (
@@ -240,6 +267,20 @@ def test_shares_that_do_not_work_out_are_refused(batch: int, micro: int, ranks: 
     train = recipe_of(**{"train.batch_size": batch, "train.micro_batch": micro}).train
     with pytest.raises(UsageError, match=says):
         check_shares(train, ranks)
+
+
+def test_gradients_are_sent_in_order_in_messages_of_one_dtype_and_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "BUCKET_BYTES", 100)
+    tensors = [torch.zeros(n) for n in (5, 20, 1, 1, 30, 2)] + [torch.zeros(3, dtype=torch.float64)]
+    sent = list(distributed._buckets(tensors))
+    assert [[len(t) for t in bucket] for bucket in sent] == [[5, 20], [1, 1, 30], [2], [3]]
+    assert [id(t) for bucket in sent for t in bucket] == [id(t) for t in tensors]
+    assert list(distributed._buckets([])) == []
+
+
+def test_the_command_that_resumes_names_the_choice_of_batch_norm() -> None:
+    assert RunOptions(batch_norm="sync").words() == ["--batch-norm", "sync"]
+    assert RunOptions().words() == []
 
 
 def test_a_world_of_one_does_nothing() -> None:
@@ -268,18 +309,6 @@ def test_a_killed_rank_or_one_that_hangs_is_an_error_of_the_others_and_no_wait(f
     assert len(second) == 1  # it was killed in the second job
     assert first[1]["error"] == "PlatformError" and "--resume" in first[1]["message"]
     assert not Run.open(out).environment["finished"]
-
-
-def test_batch_norm_is_synchronised_everywhere_or_an_error() -> None:
-    recipe = Recipe.load("cifar10")
-    model = SimCLR(recipe.model, recipe.head)
-    keys, count = list(model.state_dict()), sum(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
-    assert count == 20 + 2
-    converted = synchronise_batch_norm(model)
-    assert sum(type(m) is nn.SyncBatchNorm for m in converted.modules()) == count
-    assert list(converted.state_dict()) == keys
-    with pytest.raises(CheckFailed, match="not synchronised"):
-        synchronise_batch_norm(nn.Linear(2, 2))
 
 
 def test_processes_without_a_launcher_or_a_device_are_told_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:

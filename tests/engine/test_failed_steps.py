@@ -163,6 +163,19 @@ def test_on_cuda_the_estimate_comes_from_two_smaller_steps_after_the_failed_one_
         fails()
 
 
+def test_the_two_smaller_steps_of_the_estimate_compile_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = trainer_of(TRAINING.recipe())
+
+    def compiled(_: torch.Tensor) -> torch.Tensor:
+        raise AssertionError("a size that is used once was compiled")
+
+    trainer.forward = compiled
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 77)
+    assert planning._peak_bytes(trainer, 4) == 77
+    assert all(p.grad is None for p in trainer.model.parameters())
+
+
 def test_images_that_do_not_fit_beside_the_model_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise ERRORS["cuda"]

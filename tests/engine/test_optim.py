@@ -9,9 +9,13 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
+from fixtures.launches import Launches, NoWaiting
 from reference.optimizers import lars_step, muon_step, newton_schulz, orthogonal_factor
 from simclr_engine import optim
+from simclr_engine.flat import flat, flattened, unflattened
+from simclr_engine.model import SimCLR
 from simclr_engine.optim import LARS, Muon, build_optimizer, lr_factor, orthogonalise, parameter_groups
 from simclr_engine.recipe import OptimizerSpec, Recipe, ScheduleSpec
 
@@ -87,6 +91,110 @@ def test_lars_leaves_zero_weights_a_ratio_of_one() -> None:
     weight.grad = torch.ones_like(weight)
     LARS([weight], lr=0.5, momentum=0.0, trust_coefficient=0.001).step()
     assert torch.equal(weight.detach(), torch.full((2, 2), -0.5, dtype=torch.float64))
+
+
+def test_lars_leaves_a_weight_without_a_gradient_alone_in_the_form_of_the_paper() -> None:
+    def after(form: str) -> torch.Tensor:
+        weights = [nn.Parameter(torch.ones(2, 2, dtype=torch.float64)) for _ in range(2)]
+        weights[0].grad, weights[1].grad = torch.zeros_like(weights[0]), torch.ones_like(weights[1])
+        LARS(weights, lr=0.5, weight_decay=0.1, form=form).step()
+        assert weights[1].max() < 1  # its neighbour in the group learns
+        return weights[0].detach()
+
+    assert torch.equal(after("paper"), torch.ones(2, 2, dtype=torch.float64))
+    assert after("google").max() < 1  # whose norm includes the decay
+
+
+@pytest.mark.parametrize("kind", [LARS, Muon])
+@pytest.mark.parametrize("value", [-1e-9, math.nan, math.inf])
+@pytest.mark.parametrize("name", ["lr", "momentum", "weight_decay"])
+def test_rates_that_are_negative_or_not_finite_are_refused(kind: Any, name: str, value: float) -> None:
+    rates = {"lr": 0.1, name: value}
+    with pytest.raises(ValueError, match=f"{name} must be at least 0 and finite, got {value}"):
+        kind([nn.Parameter(torch.ones(2, 2))], **rates)
+    with pytest.raises(ValueError, match=name):  # of one group alone
+        kind([{"params": [nn.Parameter(torch.ones(2, 2))], name: value}], lr=0.1)
+    with pytest.raises(ValueError, match="lr must be"):
+        kind([nn.Parameter(torch.ones(2, 2))], lr=torch.tensor(-1.0))
+
+
+def _scaled_run(name: str, form: str, scaled: bool, overflows: tuple[int, ...] = ()) -> list[torch.Tensor]:
+    """Weights and momentum after four steps, with a GradScaler or without; steps that overflow are left out there."""
+    module = _like_pixels_and_features().float().to(memory_format=torch.channels_last)
+    optimizer = build_optimizer(module, _optimizer("lars-800", name=name, form=form, weight_decay=0.1), lr=0.3)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, enabled=scaled)
+    for step in range(4):
+        for i, p in enumerate(module.parameters()):
+            p.grad = torch.full_like(p, 0.1 * (i + step + 1)) * scaler.get_scale()
+        if step in overflows:
+            if not scaled:
+                continue
+            p.grad.view(-1)[-1] = torch.nan if step == 1 else torch.inf
+        scaler.scale(torch.zeros(()))  # which makes its tensors
+        with NoWaiting():
+            scaler.step(optimizer)
+        scaler.update()
+        if scaled and step in overflows:
+            scaler.update(2.0**10)
+    return [*module.parameters(), *(s["momentum_buffer"] for s in optimizer.state.values())]
+
+
+OVERFLOWS = [(), (0,), (1, 2)]
+
+
+@pytest.mark.parametrize("overflows", OVERFLOWS, ids=str)
+@pytest.mark.parametrize(("name", "form"), [("lars", "paper"), ("lars", "google"), ("muon", "paper")])
+def test_a_grad_scaler_is_followed_without_waiting_for_the_device(
+    name: str, form: str, overflows: tuple[int, ...]
+) -> None:
+    plain, scaled = _scaled_run(name, form, False, overflows), _scaled_run(name, form, True, overflows)
+    for ours, expected in zip(scaled, plain, strict=True):
+        assert torch.equal(ours, expected)  # scales are powers of two
+
+
+@pytest.mark.parametrize("scaled", [False, True], ids=["bf16", "fp16"])
+@pytest.mark.parametrize(("name", "most"), [("lars", (30, 48)), ("muon", (452, 471))])
+def test_an_update_of_resnet18_takes_few_launches_on_a_gpu_and_no_waiting(
+    name: str, most: tuple[int, int], scaled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(optim, "precisions", lambda device: ["bf16"])
+    recipe = Recipe.load("lars-800", {"optimizer.name": name})
+    module = SimCLR(recipe.model, recipe.head).to(memory_format=torch.channels_last)
+    with FakeTensorMode():  # what would be done with tensors of a device that is not here
+        for part in module.modules():
+            for key, p in part._parameters.items():
+                if p is not None:
+                    part._parameters[key] = nn.Parameter(torch.empty_strided(p.shape, p.stride(), device="cuda"))
+        optimizer: Any = build_optimizer(module, recipe.optimizer, 0.1)
+        for group in optimizer.param_groups:
+            group["lr"] = torch.empty((), device="cuda")
+        for _ in range(2):  # the first makes the momentum
+            for p in module.parameters():
+                p.grad = torch.empty_like(p)
+            if scaled:
+                optimizer.found_inf = optimizer.grad_scale = torch.empty((), device="cuda")
+            with Launches() as launches:
+                optimizer.step()
+    assert len(optimizer.state) == 66
+    assert 10 < launches.total <= most[scaled], launches.by_name
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_tensors_are_flattened_as_they_lie_and_back(layout: torch.memory_format) -> None:
+    shapes = [(4, 3, 3, 3), (5, 4, 1, 1), (7,), (2, 6), ()]
+    tensors = [torch.randn(s) for s in shapes]
+    tensors = [t.contiguous(memory_format=layout) if t.ndim == 4 else t for t in tensors] + [torch.ones(1).expand(3)]
+    vector = flattened(tensors)
+    assert torch.equal(
+        vector[:108],
+        tensors[0].permute(0, 2, 3, 1).flatten() if layout == torch.channels_last else tensors[0].flatten(),
+    )
+    assert flat(tensors[0]).data_ptr() == tensors[0].data_ptr()
+    for part, tensor in zip(unflattened(vector, tensors), tensors, strict=True):
+        assert torch.equal(part, tensor)
+        assert part.stride() == tensor.stride() or tensor.stride() == (0,)
+    unflattened(vector, tensors)[0].zero_()
+    assert not vector[:108].any() and vector[108:].any()
 
 
 @pytest.mark.parametrize("name", ["lars", "muon"])
@@ -297,6 +405,14 @@ def test_step_decay_falls_every_ten_epochs() -> None:
     spec = Recipe.load("few-labels-50").schedule
     at = [lr_factor(spec, epoch * 7, total_steps=350, steps_per_epoch=7) for epoch in (0, 9, 10, 25, 49)]
     assert at == pytest.approx([1, 1, 0.6, 0.36, 0.6**4])
+
+
+@pytest.mark.parametrize("length", [0.1, 0.3, 0.7, 1.1, 2.5])
+def test_step_decay_of_fractional_epochs_falls_when_it_says(length: float) -> None:
+    spec = ScheduleSpec(name="step", warmup_epochs=0.0, step_epochs=length, gamma=0.5)
+    every = round(10 * length)  # steps, of ten to the epoch
+    at = [lr_factor(spec, step, total_steps=200, steps_per_epoch=10) for step in range(200)]
+    assert at == [0.5 ** (step // every) for step in range(200)]
 
 
 def test_two_phase_exponential_changes_its_rate() -> None:

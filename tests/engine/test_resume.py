@@ -20,18 +20,20 @@ from fixtures.disturbed_runs import at_step, interrupted, narrow, newest_step, s
 from fixtures.image_files import class_tree, write_tree
 from fixtures.synthetic_run import write_run
 from simclr_engine import planning, stopping
+from simclr_engine.budget import rest_within, seconds_after
 from simclr_engine.checkpoint import load_checkpoint, save_checkpoint
 from simclr_engine.cli.main import main
 from simclr_engine.command_line import launch_command, resume_command, shell_command
 from simclr_engine.data import load_data
 from simclr_engine.distributed import check_gpus
 from simclr_engine.errors import DataError, UsageError
+from simclr_engine.evaluation.encoders import open_target
 from simclr_engine.export.probe import choose_probe
-from simclr_engine.planning import rest_within, seconds_after
 from simclr_engine.pretraining import Interrupted, pretrain
 from simclr_engine.recipe import Recipe
 from simclr_engine.report.comparison import notes, open_runs
 from simclr_engine.report.content import commands, load_content
+from simclr_engine.resuming import Stopped
 from simclr_engine.run import Run
 from simclr_engine.training import Plan, Trainer
 
@@ -146,7 +148,7 @@ def test_the_command_that_began_a_run_goes_on_with_it(home: Path, call: Call, st
     [
         (["--seed", "5"], "train.seed = 5, the run has 3"),
         (["--batch-size", "8"], "train.batch_size = 8, the run has 4"),
-        (["--epochs", "3"], "train.epochs = 3, the run has 2"),
+        (["--epochs", "1"], "--epochs 1, the run has 2"),
         (["--precision", "bf16"], "train.precision = bf16, the run has fp32"),
         (["--limit", "12"], "--limit 12, the run has 20"),
         (["--set", "optimizer.lr=0.7"], "optimizer.lr = 0.7, the run has 0.03"),
@@ -193,6 +195,67 @@ def test_python_resumes_without_a_recipe_and_refuses_another(tmp_path: Path, mon
             pretrain(out=out, device="cpu", resume=True, quiet=True)
         run = pretrain(data=store(), out=out, device="cpu", fused=False, resume=True, quiet=True)
     assert run.environment["finished"] and run.recipe.name == "cifar10-sgd"
+
+
+# More epochs
+
+
+def steps_of(run: Path) -> list[tuple[int, float]]:
+    """(step, learning rate) of every row of the log."""
+    return [(row["step"], row["lr"]) for row in Run.open(run).metrics if row["event"] == "train"]
+
+
+def test_more_epochs_go_on_and_a_later_resume_replays_them_bitwise(home: Path, call: Call) -> None:
+    for name in ("once", "twice"):
+        assert call("pretrain", "--data", "photos", "--out", name, "--device", "cpu", *GIVEN, cwd=home).code == 0
+    more = ["--epochs", "4", "--device", "cpu"]
+    done = call("pretrain", "--resume", "once", *more, cwd=home)
+    assert done.code == 0, done.err
+    assert call("pretrain", "--resume", "twice", *more, cwd=home, stop=13).code == 130
+    twice = Run.open(home / "twice")
+    assert open_target(twice).notes == ("the run of this encoder has not ended: 13 of 20 steps are done",)
+    assert twice.unfinished == "13 of 20 steps" and not (home / "twice" / "encoder.safetensors").exists()
+    assert call("pretrain", "--resume", "twice", "--device", "cpu", cwd=home).code == 0  # without its length again
+    assert_same(home / "once", home / "twice")
+    assert steps_of(home / "once") == steps_of(home / "twice")
+    for name in ("once", "twice"):
+        run = Run.open(home / name)
+        plan = run.environment["plan"]
+        assert (plan["total_steps"], plan["epochs"], run.recipe.train.epochs) == (20, 4.0, 4)
+        assert plan["lengthened"] == [{"after_step": 10, "from_steps": 10}]
+        assert run.environment["finished"] and run.unfinished == ""
+        assert load_checkpoint(run.directory / "checkpoints" / "epoch_0002.pt")["step"] == 10
+    # The schedule is that of a run of four epochs.
+    run = Run.open(home / "once")
+    plan = Plan.of(run.recipe, load_data(str(home / "photos"), split="train", size=16).limit(20))
+    assert [(s, lr) for s, lr in steps_of(home / "once") if s > 10] == [(s, plan.lr(s - 1)) for s in (15, 20)]
+
+
+def test_a_longer_plan_is_saved_before_its_first_step(home: Path, call: Call, stopped: Path) -> None:
+    done = call("pretrain", "--resume", "run", "--epochs", 5, "--device", "cpu", cwd=home, stop=4)
+    assert done.code == 130, done.err
+    state = load_checkpoint(stopped / "checkpoints" / "previous.pt")
+    assert (state["step"], state["total_steps"]) == (3, 25)
+    assert Recipe.from_toml(state["recipe"]).train.epochs == 5
+    again = call("pretrain", "--resume", "run", "--epochs", 5, "--device", "cpu", cwd=home, stop=6)  # the same command
+    assert again.code == 130, again.err
+    assert Run.open(stopped).environment["plan"]["lengthened"] == [{"after_step": 3, "from_steps": 10}]
+
+
+def test_a_plan_that_minutes_have_cut_goes_on_to_its_epochs_when_they_are_named() -> None:
+    recipe = Recipe.load("cifar10-sgd", {"train.batch_size": 4, "train.epochs": 100})
+    environment = {"plan": {"max_minutes": 3.0, "total_steps": 46}, "seconds": 170.0}
+    one = Stopped(Run(Path("run"), recipe, environment), recipe, {"total_steps": 46, "step": 46})
+    asked = {"train.epochs": "100"}
+    assert one.lengthened(asked, 3.0, 20) is one  # the command that it was started with
+    assert one.lengthened({}, None, 20) is one
+    longer = one.lengthened(asked, None, 20)
+    assert longer.longer and longer.state["total_steps"] == 500 and longer.minutes_left(None) is None
+    assert longer.minutes_left(3.0) == pytest.approx(3 - 170 / 60)  # of the whole run, as for any other limit
+    more = one.lengthened({"train.epochs": 20}, None, 20)
+    assert more.state["total_steps"] == 100 and Recipe.from_toml(more.state["recipe"]).train.epochs == 20
+    with pytest.raises(UsageError, match="longer, not shorter"):
+        one.lengthened({"train.epochs": 9}, None, 20)
 
 
 # Its images
@@ -274,19 +337,20 @@ def test_a_rest_is_shortened_to_fit_and_never_lengthened() -> None:
 
 def test_the_minutes_of_a_run_count_what_it_has_taken(home: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     timed: list[int] = []
-    monkeypatch.setattr(planning, "calibrate", lambda trainer: (timed.append(1), {16: 60.0})[1])
+    monkeypatch.setattr(planning, "calibrate", lambda trainer, allowance: (timed.append(1), {16: 60.0})[1])
     given = ["pretrain", "--data", "photos", "--out", "run", "--device", "cpu", *GIVEN, "--max-minutes", "8.4"]
     assert call(*given, cwd=home, stop=3).code == 130
     run, file = home / "run", home / "run" / "environment.json"
     environment = json.loads(file.read_text())
     assert environment["plan"]["total_steps"] == 8  # 96 % of 8.4 minutes, less what the timing took
-    file.write_text(json.dumps(environment | {"seconds": 180.0}))
+    packed = {"uncounted_seconds": 60.0}  # of which nothing counts
+    file.write_text(json.dumps(environment | packed | {"seconds": 240.0}))
     refused = call("pretrain", "--resume", "run", "--max-minutes", "3", cwd=home)
     assert refused.code == 2 and "--max-minutes 3, 3.0 minutes so far" in refused.err
     timed.clear()
     done = call("pretrain", "--resume", "run", "--max-minutes", "8.4", "--device", "cpu", cwd=home, stop=4)
     assert done.code == 130 and timed == []  # its own minutes: its own plan
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"seconds": 240.0}))
+    file.write_text(json.dumps(json.loads(file.read_text()) | packed | {"seconds": 300.0}))
     done = call("pretrain", "--resume", "run", "--max-minutes", "6.2", "--device", "cpu", cwd=home)
     assert done.code == 0, done.err
     plan = Run.open(run).environment["plan"]  # 96 % of 2.2 minutes are two steps

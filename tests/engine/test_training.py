@@ -22,7 +22,9 @@ import torch
 
 from fixtures import TESTS
 from fixtures.disturbed_runs import narrow
+from fixtures.launches import NoWaiting, WaitsForTheDevice
 from simclr_engine import load_encoder, planning, recording
+from simclr_engine.budget import seconds_after, steps_within
 from simclr_engine.checkpoint import newest_checkpoint
 from simclr_engine.data.store import ImageStore
 from simclr_engine.device import Platform
@@ -31,7 +33,7 @@ from simclr_engine.kernels import pick_augment
 from simclr_engine.kernels.augmentation import native
 from simclr_engine.model import SimCLR
 from simclr_engine.optim import build_optimizer
-from simclr_engine.planning import calibrate, seconds_after, steps_within
+from simclr_engine.planning import RunOptions, calibrate, describe, prepare
 from simclr_engine.pretraining import Interrupted, pretrain
 from simclr_engine.recipe import Recipe
 from simclr_engine.resuming import trained_on
@@ -155,6 +157,71 @@ def test_a_step_reads_nothing_from_the_device(optimizer: str, monkeypatch: pytes
         loss.item()  # so the check can fail
     with pytest.raises(RuntimeError):
         z.nonzero()
+
+
+@pytest.mark.parametrize(
+    ("precision", "optimizer"), [("bf16", "sgd"), ("bf16", "lars"), ("fp16", "lars"), ("fp16", "muon")]
+)
+def test_a_step_in_low_precision_waits_for_nothing(precision: str, optimizer: str) -> None:
+    recipe = tiny_recipe(**{"optimizer.name": optimizer, "head.dropout": 0.0})
+    platform = Platform(torch.device("cpu"), precision, channels_last=True, compile=False)
+    trainer = Trainer(Plan.of(recipe, tiny_store()), platform, tiny_store(), Backends("native", "torch"))
+    trainer.model.train()
+    before = [p.detach().clone() for p in trainer.model.parameters()]
+    with NoWaiting():
+        for step in range(3):
+            loss, z = trainer.train_step(step)
+        with pytest.raises(WaitsForTheDevice):
+            loss.item()  # so the check can fail
+    assert z.isfinite().all() and all(p.isfinite().all() for p in trainer.model.parameters())
+    assert not all(torch.equal(p, q) for p, q in zip(trainer.model.parameters(), before, strict=True))
+
+
+def test_an_overflow_in_fp16_changes_neither_weights_nor_momentum() -> None:
+    recipe = tiny_recipe(**{"optimizer.name": "lars"})
+    platform = Platform(torch.device("cpu"), "fp16", channels_last=True, compile=False)
+    trainer = Trainer(Plan.of(recipe, tiny_store()), platform, tiny_store(), Backends("torch", "torch"))
+    trainer.model.train()
+
+    def held() -> list[torch.Tensor]:
+        momentum = [s["momentum_buffer"] for s in trainer.optimizer.state.values()]
+        return [t.detach().clone() for t in (*trainer.model.parameters(), *momentum)]
+
+    trainer.train_step(0)
+    before = held()
+    trainer.scaler.update(2.0**120)  # float32 gradients of fp16 products become infinite
+    trainer.train_step(1)
+    assert all(torch.equal(p, q) for p, q in zip(held(), before, strict=True))
+    trainer.scaler.update(2.0**10)
+    trainer.train_step(2)
+    assert not torch.equal(held()[0], before[0])
+
+
+@pytest.mark.parametrize("optimizer", ["lars", "muon"])
+def test_numbers_kept_on_the_device_are_those_of_the_host(optimizer: str) -> None:
+    recipe = tiny_recipe(**{"optimizer.name": optimizer, "train.seed": 2**62 + 3, "head.dropout": 0.0})
+    plain, kept = trainer_for(recipe, tiny_store()), trainer_for(recipe, tiny_store())
+    kept._keep_numbers_on(torch.device("cpu"))
+    for step in range(5):  # into the second epoch
+        losses = [trainer.train_step(step)[0] for trainer in (plain, kept)]
+        assert torch.equal(*losses) or step > 0  # the rate is a float32 there
+    for p, q in zip(plain.model.parameters(), kept.model.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-6)
+    ids = torch.arange(16)
+    assert torch.equal(plain.views(ids, 7, 12), kept.views(ids, 7, 12))
+    assert not torch.equal(plain.views(ids, 7, 12), kept.views(ids, 8, 12))
+    first, second = (trainer.state_dict()["optimizer"]["param_groups"] for trainer in (plain, kept))
+    assert [group["lr"] for group in first] == [group["lr"] for group in second]
+    assert all(type(group["lr"]) is float for group in second)
+
+
+def test_a_warm_up_that_is_cut_is_said() -> None:
+    recipe = tiny_recipe(**{"schedule.warmup_epochs": 2.0})
+    assert Plan.of(recipe, tiny_store(), 30).notes() == ["the warm-up is cut from 2 to 1 epochs, 10 % of the run"]
+    assert Plan.of(recipe, tiny_store(), 60).notes() == []
+    _, estimate = prepare(recipe, tiny_store(), RunOptions(device="cpu", fused=False))
+    trainer, _ = prepare(recipe, tiny_store(), RunOptions(device="cpu", fused=False))
+    assert "note     the warm-up is cut from 2 to 0 epochs, 10 % of the run" in describe(trainer, estimate)
 
 
 def test_an_epoch_shows_each_image_once_and_the_next_in_another_order() -> None:
@@ -427,7 +494,7 @@ def test_a_time_budget_becomes_a_number_of_steps(tmp_path: Path, monkeypatch: py
     assert steps_within(plan, 100.0, {16: 0.25, 32: 1.0}) == int(100 / (0.8 * 0.25 + 0.2 * 1.0))
     with pytest.raises(UsageError, match="too short"):
         steps_within(plan, 0.1, {16: 0.25, 32: 1.0})
-    monkeypatch.setattr(planning, "calibrate", lambda trainer: {12: 60.0})
+    monkeypatch.setattr(planning, "calibrate", lambda trainer, allowance: {12: 60.0})
     run = pretrain(tiny_recipe(), tiny_store(), tmp_path / "run", device="cpu", max_minutes=8, quiet=True)
     plan = run.environment["plan"]
     assert (plan["total_steps"], plan["max_minutes"], plan["estimated_seconds"]) == (7, 8, 420.0)  # 96 % of 480 s
@@ -447,7 +514,7 @@ def test_a_run_that_the_budget_makes_short_takes_the_settings_for_short_runs_and
     monkeypatch.setattr(
         planning,
         "calibrate",
-        lambda trainer: {s: 30.0 * trainer.recipe.train.views for _, s in trainer.plan.phases()},
+        lambda trainer, allowance: {s: 30.0 * trainer.recipe.train.views for _, s in trainer.plan.phases()},
     )
     long = pretrain(recipe, tiny_store(), tmp_path / "long", device="cpu", quiet=True)
     assert long.recipe.train.views == 2 and long.recipe.short_runs == ()

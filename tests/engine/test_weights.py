@@ -6,7 +6,6 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -15,6 +14,7 @@ from torch import nn
 from fixtures.foreign_weights import (
     State,
     assert_filled,
+    assert_same,
     features,
     lightly_names,
     numbered,
@@ -39,11 +39,6 @@ ARCHITECTURES = {"resnet18": "resnet-18", "resnet34": "resnet-34", "resnet50": "
 @pytest.fixture(scope="module")
 def state() -> State:
     return numbered_tensors()
-
-
-def assert_same(ours: np.ndarray, theirs: np.ndarray) -> None:
-    assert np.abs(theirs).max() > 0.1  # there is something to compare
-    np.testing.assert_allclose(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
 # ---- whose network it is
@@ -129,15 +124,15 @@ def test_shortcuts_by_lightlys_name_are_downsampling(tmp_path: Path, state: Stat
         ("imagenet", ["conv1", "bn1", "relu", "maxpool"], ()),
         ("small", ["conv1", "bn1", "relu", "maxpool"], ()),
         ("small", ["conv1", "bn1", "relu"], ()),  # max-pool skipped instead of replaced
-        ("imagenet", ["conv1", "bn1", "relu"], ("maxpool",)),
+        ("imagenet-no-pool", ["conv1", "bn1", "relu"], ()),
         ("small", ["conv1", "bn1"], ("relu",)),  # lightly's: its ReLU is a function, which nn.Sequential does not call
-        ("imagenet", ["conv1", "bn1"], ("relu", "maxpool")),
+        ("imagenet-no-pool", ["conv1", "bn1"], ("relu",)),
     ],
 )
 def test_a_sequential_over_a_resnet_gives_the_features_of_that_sequential(
     tmp_path: Path, stem: str, children: list[str], left_out: tuple[str, ...]
 ) -> None:
-    theirs = torchvision_network("resnet18", stem)
+    theirs = torchvision_network("resnet18", stem.removesuffix("-no-pool"))
     names = [*children, "layer1", "layer2", "layer3", "layer4"]
     sequential = nn.Sequential(*(getattr(theirs, name) for name in names), nn.AdaptiveAvgPool2d(1))
     plain = without_classifier(theirs).state_dict()
@@ -321,5 +316,9 @@ def test_a_normalisation_of_ours_that_makes_no_sense_is_refused(
 
 def test_an_assumed_normalisation_is_said_to_be_assumed(tmp_path: Path, state: State) -> None:
     sentence = load_foreign(saved(tmp_path, state, "mine.pth")).sentence()
-    assert sentence.startswith("resnet18 with a 3×3 stem of stride 1 without max-pool from mine.pth (names of torch")
+    assert sentence.startswith(
+        "resnet18 with a 3×3 stem of stride 1 and padding 1, without max-pool (assumed, as the file does "
+        "not say: padding, no max-pool; --stem-padding and --stem-pool set them) from mine.pth (names of torchvision "
+        "and timm), "
+    )
     assert sentence.endswith("normalised with the mean and std of CIFAR-10 (assumed: the file does not state them)")

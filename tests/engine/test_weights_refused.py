@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from fixtures.foreign_weights import (
     State,
+    assert_filled,
     numbered,
     numbered_tensors,
     saved,
@@ -48,33 +49,28 @@ class Evil:
 
 
 @pytest.mark.parametrize("kind", ["zip", "old", "pickle"])
-def test_a_file_with_code_is_refused_and_the_code_not_run(tmp_path: Path, kind: str) -> None:
-    path, evil = tmp_path / "weights.pt", {"state_dict": Evil(tmp_path / "owned")}
+def test_the_code_in_a_file_is_not_run_and_its_weights_are_read(tmp_path: Path, state: State, kind: str) -> None:
+    path, evil = tmp_path / "weights.pt", {"evil": Evil(tmp_path / "owned")}
     if kind == "pickle":
         path.write_bytes(pickle.dumps(evil, protocol=2))
+        refused(path, "no ResNet in this file")
     else:
-        torch.save(evil, path, _use_new_zipfile_serialization=kind == "zip")
-    error = refused(path, "would run its code")
-    assert "system" in str(error.saw)
-    assert "weights_only" not in str(error)  # torch's advice to switch the protection off is not passed on
+        torch.save(evil | {"state_dict": state}, path, _use_new_zipfile_serialization=kind == "zip")
+        assert_filled(load_foreign(path).encoder, state)
     assert not (tmp_path / "owned").exists()
 
 
-def test_a_whole_module_and_torchscript_are_refused_with_what_to_save_instead(
-    tmp_path: Path, recwarn: pytest.WarningsRecorder
-) -> None:
-    error = refused(saved(tmp_path, nn.Linear(2, 2)), "more than weights")
-    assert "torch.nn.modules.linear.Linear" in str(error.saw) and "state_dict()" in str(error.fix)
+def test_torchscript_is_refused_with_what_to_save_instead(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
     # Scripts pack their code, and with a network the code outgrows the weights: no reason to call the file a bomb.
     network = nn.Sequential(*(nn.Linear(1, 1) for _ in range(50)))
     torch.jit.trace(network, torch.zeros(1, 1)).save(tmp_path / "script.pt")
     recwarn.clear()
-    assert "TorchScript" in str(refused(tmp_path / "script.pt", "more than weights").saw)
+    assert "state_dict()" in str(refused(tmp_path / "script.pt", "TorchScript program").fix)
     assert not recwarn.list
 
 
 @pytest.mark.parametrize("content", [b"", b"x", b"<html>404 Not Found</html>", b"PK\x05\x06" + bytes(18), b"PK\x03\x04",
-                                     bytes(range(256)), b"\x80\x02}q\x00.", b"12345678{}"])  # fmt: skip
+                                     bytes(range(256)), b"\x80\x02}q\x00", b"12345678{}"])  # fmt: skip
 @pytest.mark.parametrize("name", ["weights.pt", "weights.safetensors"])
 def test_what_is_no_checkpoint_is_refused(tmp_path: Path, content: bytes, name: str) -> None:
     (tmp_path / name).write_bytes(content)
@@ -174,7 +170,7 @@ def test_timms_variants_of_resnets_are_refused(tmp_path: Path, variant: str) -> 
     with torch.device("meta"):
         theirs = timm.create_model(variant, pretrained=False)
     content = {name: torch.zeros(()).expand(tensor.shape) for name, tensor in theirs.state_dict().items()}
-    refused(saved(tmp_path, content), "no plain resnet|no ResNet in this file|are missing from")
+    refused(saved(tmp_path, content), "not a plain resnet|no ResNet in this file|are missing from")
 
 
 def test_a_sequential_with_weights_between_stem_and_stages_is_another_network(tmp_path: Path, state: State) -> None:

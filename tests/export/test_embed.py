@@ -138,7 +138,7 @@ def test_a_data_set_by_name_has_its_classes_and_a_number_for_each_image(
     monkeypatch.setattr(module, "source_names", lambda: {"known": ""})
     monkeypatch.setattr(module, "open_source", lambda name: name)
     monkeypatch.setattr(module, "packed", lambda *_: (None, SimpleNamespace(splits=stores)))
-    monkeypatch.setattr(module, "load_data", lambda name, split, size, progress: stores[split])
+    monkeypatch.setattr(module, "load_data", lambda name, split, size, progress, levels: stores[split])
     embedded(model, tmp_path / "v.npy", "known")
     index = EmbeddingIndex.load(tmp_path / "v.npy")
     assert index.paths == ("known/train/0", "known/train/1", "known/test/0")

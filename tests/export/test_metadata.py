@@ -17,6 +17,8 @@ from onnx import TensorProto, helper, numpy_helper
 from fixtures.forgery import rewrite
 from fixtures.tiny_model import TINY, MakeTiny, tiny_model
 from simclr_engine.errors import DataError, PlatformError
+from simclr_engine.evaluation.encoders import open_target
+from simclr_engine.export.embedder import open_embedder
 from simclr_engine.export.metadata import MalformedError, ModelMetadata, read_metadata, read_model, scan, sidecar_path
 from simclr_engine.export.runtime import OnnxEncoder
 
@@ -24,6 +26,15 @@ from simclr_engine.export.runtime import OnnxEncoder
 def test_metadata_comes_back_equal(make_tiny: MakeTiny) -> None:
     names = ("žluťoučký", 'a"b\n', "", "caf\udce9")  # the last is not UTF-8 in its file system
     assert read_metadata(make_tiny(class_names=names)) == ModelMetadata(**{**TINY.__dict__, "class_names": names})
+
+
+def test_a_file_of_a_finished_run_says_nothing_of_its_end(make_tiny: MakeTiny) -> None:
+    for unfinished in ("", "46 of 380 steps"):
+        path = make_tiny(unfinished=unfinished)
+        found = read_metadata(path)
+        assert found.unfinished == open_embedder(path).unfinished == unfinished
+        assert ("simclr_engine.unfinished" in found.to_properties()) == bool(unfinished)
+        assert any("46 of 380 steps are done" in note for note in open_target(path).notes) == bool(unfinished)
 
 
 def test_the_sha256_is_the_file_s(make_tiny: MakeTiny) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -307,6 +308,23 @@ def test_impossible_settings_are_usage_errors(make_tiny: MakeTiny, wrong: dict[s
         OnnxEncoder(make_tiny(), **wrong)
     with pytest.raises(UsageError, match="batch_size"):
         OnnxEncoder(make_tiny()).embed(_images(1), batch_size=0)
+
+
+def test_an_encoder_is_pickled_as_its_path_and_opened_again(
+    make_tiny: MakeTiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, images = make_tiny(), np.zeros((3, 4, 4, 3), np.uint8)
+    monkeypatch.chdir(path.parent)
+    encoder = OnnxEncoder(path.name, threads=1)
+    packed = pickle.dumps(encoder)
+    assert len(packed) < 1000
+    monkeypatch.chdir(tmp_path.parent)  # another process may have another working directory
+    again = pickle.loads(packed)
+    assert again.sha256 == encoder.sha256 and again._opened_with == encoder._opened_with
+    np.testing.assert_array_equal(again.embed(images), encoder.embed(images))
+    make_tiny(recipe="another")  # at the same path
+    with pytest.raises(DataError, match="not the one that the encoder was opened from"):
+        pickle.loads(packed)
 
 
 def test_what_the_file_says_is_at_hand(make_tiny: MakeTiny) -> None:

@@ -269,6 +269,18 @@ PICKLE += (
     b"c_codecs\nencode\n",
     b"ctorch._utils\n_rebuild_parameter\n",
     b"ctorch\ndevice\n",
+    b"ctorch._tensor\n_rebuild_from_type_v2\n",
+    b"ctorch._utils\n_rebuild_tensor_v3\n",
+    b"ctorch._utils\n_rebuild_qtensor\n",
+    b"ccollections\ndefaultdict\n",
+    b"(ios\nsystem\n",
+    b"\x82\x01",
+    b"\x93",
+    b"\x94",
+    b"\x90",
+    b"\x91",
+    b"\x92",
+    b"o",
 )
 PICKLE += (
     b"R",

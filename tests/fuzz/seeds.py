@@ -10,10 +10,12 @@ import lzma
 import tarfile
 import warnings
 import zipfile
-from collections import OrderedDict
+from argparse import Namespace
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -44,7 +46,7 @@ class Seed:
 
 
 def image_seeds() -> list[Seed]:
-    """PNG, JPEG, WebP and BMP in every mode, 8 to 12 pixels."""
+    """Every format in every mode, 8 to 16 pixels."""
     rgb, gray = noise(1, 8, 8), noise(2, 8, 8)[..., 0]
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -79,7 +81,15 @@ def image_seeds() -> list[Seed]:
         _saved(Image.fromarray(rgb), "WEBP", save_all=True, append_images=later),
     ]
     bmp = [encode(rgb, "BMP"), encode(gray, "BMP"), encode(gray, "BMP", mode="1"), _saved(palette, "BMP")]
-    kinds = ((png, "png"), (jpeg, "jpeg"), (webp, "riff"), (bmp, "bytes"))
+    others = [
+        encode(rgb, "TIFF"),
+        encode(gray, "TIFF", compression="tiff_lzw"),
+        encode(rgb, "TIFF", compression="jpeg"),
+    ]
+    others += [_saved(Image.fromarray(rgb), "TIFF", save_all=True, append_images=later)]
+    others += [_saved(Image.fromarray(rgb), "GIF", save_all=True, append_images=later), encode(gray, "GIF")]
+    others += [encode(noise(6, 16, 16), "AVIF"), encode(noise(6, 16, 16), "JPEG2000"), encode(gray, "JPEG2000")]
+    kinds = ((png, "png"), (jpeg, "jpeg"), (webp, "riff"), (bmp, "bytes"), (others, "bytes"))
     return [Seed(data, kind, f".{kind}") for files, kind in kinds for data in files]
 
 
@@ -107,13 +117,19 @@ def archive_seeds(outside: str) -> list[Seed]:
         "ant/hard.png": _member("ant/hard.png", tarfile.LNKTYPE, "../../outside.png"),
         "ant/null.png": _member("ant/null.png", tarfile.CHRTYPE),
     }
+    # No ending, the labels of a WebDataset, a run, an archive within.
+    odd: dict[str, bytes | tarfile.TarInfo] = {"1": plain["ant/1.png"], "1.cls": b"7", "2.png": plain["ant/2.png"]}
+    odd |= {"2.cls": b"x y", "runs/a/.simclr-engine-run": b"{}", "runs/a/1.png": b"x", "inner.zip": zip_bytes(plain)}
     long = {"ant/" + "n" * 150 + "é.png": plain["ant/1.png"], **plain}
     zeros = tar_bytes({"ant/0.bmp": bytes(1 << 16), **plain})
-    tars = [tar_bytes(tree), tar_bytes({**plain, **hostile}), tar_bytes(long), zeros, _pax(long)]
+    tars = [tar_bytes(tree), tar_bytes({**plain, **hostile}), tar_bytes(long), zeros, _pax(long), tar_bytes(odd)]
     zips = [
         zip_bytes(tree),
         zip_bytes({n: d for n, d in {**plain, **hostile}.items() if isinstance(d, bytes)}),
         _odd_zip(),
+        zip_bytes({name: data for name, data in odd.items() if isinstance(data, bytes)}).replace(
+            b"2.png", b"\xc3\xa8png"
+        ),
     ]
     return [
         *(Seed(data, "tar", ".tar") for data in tars),
@@ -218,6 +234,15 @@ def checkpoint_seeds() -> list[Seed]:
             f"{p}.layer1.0.conv1.weight": v
             for p, v in (("a", torch.ones(2)), ("b", torch.ones(2).to(torch.float8_e5m2)))
         },
+        {
+            "args": Namespace(lr=0.1, out=Path("runs")),
+            "best": np.float64(0.5),
+            "lists": defaultdict(list, a=[1]),
+            "set": {1, 2},
+            "hyper_parameters": {"first_conv": False, "maxpool1": True},
+            "state_dict": _resnet(torch.ones(1)),
+        },
+        torch.nn.Sequential(torch.nn.Conv2d(3, 2, 1), torch.nn.BatchNorm2d(2)),
     ]
     seeds = []
     for state in states:
@@ -230,7 +255,8 @@ def checkpoint_seeds() -> list[Seed]:
     whole = _torch_bytes(small)
     seeds += [Seed(whole, "zip", ".pt", _footed), Seed(_deflated(small), "zip", ".pt", _footed)]
     seeds += [Seed(_deflated({"a": torch.zeros(6_000_000)}), "zip", ".foreign.pt")]  # 24 MB in 24 KB
-    seeds += [Seed(_torch_bytes(small, _use_new_zipfile_serialization=False), "pickle", ".foreign.pt")]
+    old = (_torch_bytes(state, _use_new_zipfile_serialization=False) for state in (small, states[-2]))
+    seeds += [Seed(data, "pickle", ".foreign.pt") for data in old]
     seeds += [Seed(whole + bytes(48), "bytes", ".pt"), Seed(_footed(_torch_bytes([1, 2])), "bytes", ".pt")]
     return seeds + _safetensors_seeds()
 

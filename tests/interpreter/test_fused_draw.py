@@ -40,6 +40,17 @@ def test_every_bit_of_seed_epoch_and_id_counts(seed: int, epoch: int) -> None:
     assert torch.equal(ours, theirs)
 
 
+@pytest.mark.parametrize("seed", [0, 2**32 + 5, 2**63 - 1, -1])
+def test_a_seed_and_an_epoch_on_the_device_are_followed(seed: int) -> None:
+    ids, spec = torch.arange(40), SPECS["everything"]
+    seeds, epochs = torch.tensor(seed), torch.tensor(0)
+    for epoch in (0, 3, 2**32 - 1):
+        epochs.fill_(epoch)
+        expected = params._drawn_by_torch(spec, seed, epoch, ids, 2)
+        assert torch.equal(fused_draw.draw_in_one_launch(spec, seeds, epochs, ids, 2), expected)
+        assert torch.equal(fused_draw.draw_in_one_launch(spec, seed, epochs, ids, 2), expected)
+
+
 @pytest.mark.parametrize(("count", "views"), [(0, 2), (1, 1), (1, 200), (63, 1), (65, 1), (33, 3)])
 def test_any_number_of_samples_and_views_is_served(count: int, views: int) -> None:
     ids = torch.arange(2 * count)[::2]  # not contiguous

@@ -274,6 +274,7 @@ def test_opcheck_passes_for_both_operators() -> None:
     for dtype in (torch.float32, torch.float16):
         z = projections(12, 8, dtype=dtype)
         torch.library.opcheck(torch.ops.simclr_engine.nt_xent_forward.default, (z, 3, 0.5))
+        torch.library.opcheck(torch.ops.simclr_engine.nt_xent_forward.default, (z.clone().requires_grad_(), 3, 0.5))
         _, unit, inverse = torch.ops.simclr_engine.nt_xent_forward(z, 3, 0.5)
         torch.library.opcheck(
             torch.ops.simclr_engine.nt_xent_backward.default, (torch.ones(()), z, unit, inverse, 3, 0.5)
@@ -309,6 +310,34 @@ def test_a_step_compiles_to_one_graph_that_holds_both_operators(dynamic: bool) -
     assert "nt_xent_forward" in forward and "nt_xent_backward" in backward
     # The plain formula, M × M, is for second derivatives: a compiled step must not contain it.
     assert "logsumexp" not in forward + backward and "eye" not in forward + backward
+
+
+def test_torch_func_forward_mode_and_vmap_are_those_of_the_truth() -> None:
+    def loss(x: torch.Tensor) -> torch.Tensor:
+        return nt_xent(x, 3, 0.2, "triton")
+
+    def exact(x: torch.Tensor) -> torch.Tensor:
+        return truth.nt_xent(x.double(), 3, 0.2)
+
+    z, tangent = projections(12, 8), projections(12, 8, seed=1)
+    for transform in (torch.func.grad, torch.func.jacrev, torch.func.jacfwd):
+        torch.testing.assert_close(transform(loss)(z), transform(exact)(z), rtol=1e-4, atol=1e-6, check_dtype=False)
+    found, expected = (torch.func.jvp(f, (z,), (tangent,))[1] for f in (loss, exact))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6, check_dtype=False)
+    many = torch.stack((z, tangent))
+    found, expected = (
+        torch.func.vmap(torch.func.grad(loss))(many),
+        torch.stack([torch.func.grad(exact)(x) for x in many]),
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6, check_dtype=False)
+    torch.testing.assert_close(
+        torch.func.hessian(loss)(z), torch.func.hessian(exact)(z), rtol=1e-3, atol=1e-5, check_dtype=False
+    )
+
+
+def test_one_sample_of_two_views_has_a_loss_of_zero() -> None:
+    loss, gradient = ours(projections(2, 16), 2, 0.1)
+    assert float(loss) == 0.0 and not gradient.any()
 
 
 def test_autocast_changes_nothing() -> None:

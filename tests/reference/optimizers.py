@@ -19,6 +19,8 @@ def lars_step(
         below = np.sqrt((u**2).sum()) if form == "google" else np.sqrt((g**2).sum()) + decay * w_norm
         if w_norm > 0 and below > 0:
             ratio = eta * w_norm / below
+        if form == "paper" and not g.any():
+            ratio = 0.0
     v = momentum * v + lr * ratio * u
     return w - v, v
 

@@ -96,6 +96,7 @@ def test_the_table_shows_trained_beside_random_every_class_and_the_protocol(
         "method",
         "pretrained",
         "random",
+        "largest",
         "difference",
         "±",
         "loss",

@@ -21,6 +21,7 @@ from simclr_engine.data import cache, load_data, load_splits, pack, sources
 from simclr_engine.data import folder as folder_module
 from simclr_engine.data.folder import FolderSource
 from simclr_engine.data.pack import SplitWriter
+from simclr_engine.data.sources import overview
 from simclr_engine.data.store import ShardedImages
 from simclr_engine.errors import DataError, PlatformError
 
@@ -193,13 +194,15 @@ for _ in range(2):
 """
 
 
-@pytest.mark.parametrize("kind", ["folder", "tar"])
+@pytest.mark.parametrize("kind", ["folder", "tar", "without endings"])
 def test_the_second_start_opens_no_picture(tmp_path: Path, archive: Path, kind: str) -> None:
-    source = archive if kind == "tar" else write_tree(tmp_path / "set", FILES)
+    files = {name.removesuffix(".png"): data for name, data in FILES.items()} | {"notes.txt": b"text"}
+    source = archive if kind == "tar" else write_tree(tmp_path / "set", files if kind == "without endings" else FILES)
     command = [sys.executable, "-c", SECOND_START, str(source)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=True)
     first, second = (tuple(map(int, line.split())) for line in done.stdout.splitlines())
-    assert first[0] == (12 if kind == "folder" else 2)  # each picture once; the archive to hash and to read it
+    # Each picture once; the archive to hash and to read it; each file without an ending to look at it, too.
+    assert first[0] == {"folder": 12, "tar": 2, "without endings": 2 * 12 + 1}[kind]
     assert second == (0, 1)
 
 
@@ -556,3 +559,29 @@ def test_no_images_at_all_cost_no_broken_entry(tmp_path: Path, root: Path) -> No
     with pytest.raises(DataError):
         load_splits(folder, size=32)
     assert entries(root) == []
+
+
+@pytest.mark.parametrize("kind", ["folder", "tar"])
+@pytest.mark.parametrize("change", ["nothing", "classes", "labels", "a split"])
+def test_a_copy_that_earlier_rules_arranged_is_used_where_the_rules_agree(
+    tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch, archive: Path, kind: str, change: str
+) -> None:
+    source = archive if kind == "tar" else write_tree(tmp_path / "set", FILES)
+    first = load_data(source)
+    (entry,) = entries(root)
+    meta = json.loads((entry / "meta.json").read_text())
+    del meta["tree"], meta["arranged"]  # as versions wrote it that had other rules
+    if change == "classes":
+        meta["class_names"] = meta["class_names"][::-1]
+    if change == "labels":
+        np.save(entry / "labels-all.npy", np.load(entry / "labels-all.npy")[::-1])
+    if change == "a split":
+        meta["splits"]["test"] = meta["splits"]["all"]
+    (entry / "meta.json").write_text(json.dumps(meta))
+    if change == "nothing":
+        monkeypatch.setattr(sources, "pack_files", lambda *args: pytest.fail("packed again"))
+    for _ in range(2):
+        again = load_data(source)
+        assert (again.fingerprint, again.class_names) == (first.fingerprint, first.class_names)
+    assert json.loads((entry / "meta.json").read_text())["arranged"] == 1
+    assert overview(source)["tree"] == [["all", name, name, 6] for name in ("ant", "bee")]

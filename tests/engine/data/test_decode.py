@@ -243,15 +243,15 @@ def test_a_sliver_needs_no_memory_of_its_resized_length() -> None:
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.6, 0.95])
 def test_a_truncated_file_is_an_error_not_a_half_gray_image(form: str, share: float) -> None:
     data = encode(noise(9, 64, 64), form)
-    with pytest.raises(DataError, match="not a readable PNG, JPEG, WebP or BMP image"):
+    with pytest.raises(DataError, match=r"not a readable PNG, JPEG, .* image"):
         decode_image(data[: int(share * len(data))], 32)
 
 
-@pytest.mark.parametrize("form", ["GIF", "TIFF", "PPM", "EPS", "ICO"])
-def test_formats_outside_the_four_are_not_even_tried(form: str) -> None:
+@pytest.mark.parametrize("form", ["PPM", "EPS", "ICO", "TGA", "PDF"])
+def test_formats_outside_the_list_are_not_even_tried(form: str) -> None:
     with pytest.raises(DataError, match="no such image data"):
         decode_image(encode(noise(1, 32, 32), form), 32)
-    assert set(FORMATS) == {"PNG", "JPEG", "WEBP", "BMP"}
+    assert not {"EPS", "WMF", "PDF", "PSD"} & set(FORMATS)
 
 
 def test_what_is_no_regular_file_is_refused_without_waiting(tmp_path: Path) -> None:

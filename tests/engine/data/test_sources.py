@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 
 from fixtures.image_files import class_tree, encode, noise, tar_bytes, write_tree, zip_bytes
-from simclr_engine.data import ImageStore, load_data, load_splits, source_names
+from simclr_engine.data import ImageStore, load_data, load_splits, source_names, sources
+from simclr_engine.data.sources import overview
 from simclr_engine.data.store import fingerprint
 from simclr_engine.errors import DataError, PlatformError, UsageError
+from simclr_engine.files import MARKER
+from simclr_engine.report.style import new_figure, to_png
 
 TREE = class_tree(prefix="train/", each=4) | class_tree(prefix="test/", each=2, seed=5000)
 
@@ -187,7 +190,7 @@ def test_a_split_of_which_nothing_is_readable_is_absent_and_said(tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("files", "saw"), [({}, "0 other files"), ({"a.gif": b"x", "deep/b.txt": b"y"}, "2 other files")]
+    ("files", "saw"), [({}, "0 other files"), ({"a.xyz": b"x", "deep/b.txt": b"y"}, "2 other files")]
 )
 def test_an_empty_folder_names_what_would_be_read(tmp_path: Path, files: dict[str, bytes], saw: str) -> None:
     write_tree(tmp_path, files)
@@ -278,15 +281,178 @@ def test_a_val_split_serves_where_there_is_no_test_split(tmp_path: Path) -> None
     [
         {"1.png": encode(noise(0)), "2.png": encode(noise(1))},
         {"train/1.png": encode(noise(0)), "test/2.png": encode(noise(1))},
-        class_tree(prefix="train/") | {"test/2.png": encode(noise(1))},
+        class_tree(prefix="test/") | {"train/2.png": encode(noise(1))},
     ],
-    ids=["flat", "unlabelled splits", "only the test split unlabelled"],
+    ids=["flat", "unlabelled splits", "only the train split unlabelled"],
 )
 def test_missing_labels_are_named_where_labels_are_needed(tmp_path: Path, files: dict[str, bytes]) -> None:
     write_tree(tmp_path, files)
     assert len(load_data(tmp_path)) >= 1
     with pytest.raises(DataError, match="have no labels"):
         load_splits(tmp_path)
+
+
+def test_labelled_val_images_serve_where_test_has_no_labels(tmp_path: Path) -> None:
+    files = class_tree(prefix="train/") | class_tree(prefix="val/", seed=900) | {"test/1.png": encode(noise(7))}
+    train, test = load_splits(write_tree(tmp_path, files))
+    assert (train.split, test.split, len(test)) == ("train", "val", 6)
+    assert test.notes == ("the images of test have no labels; those of val serve instead",)
+
+
+def test_held_out_images_serve_where_only_train_has_labels(tmp_path: Path) -> None:
+    files = class_tree(prefix="train/", each=10) | {"test/1.png": encode(noise(7))}
+    train, test = load_splits(write_tree(tmp_path, files))
+    assert (len(train), len(test), test.split) == (16, 4, "held-out 20 %")
+    assert test.notes == ("the images of test have no labels; a fifth of the training images is held out instead",)
+
+
+def test_copies_are_on_one_side_of_the_held_out_split_and_counted(tmp_path: Path) -> None:
+    files = class_tree(each=20)
+    files |= {f"bee/copy {n}.png": files[f"bee/{n}.png"] for n in range(8)}
+    files |= {f"ant/bee {n}.png": files[f"bee/{n}.png"] for n in range(8, 12)}  # a picture in two classes
+    train, test = load_splits(write_tree(tmp_path, files))
+    assert len(train) + len(test) == 52 and len(test) >= 8
+    assert not {image.tobytes() for image in train.images} & {image.tobytes() for image in test.images}
+    assert test.notes == ("12 of 52 images are copies of others; copies are on one side of the split",)
+
+
+def test_pretraining_takes_all_that_is_held_out_nowhere(tmp_path: Path) -> None:
+    files = class_tree(prefix="train/") | class_tree(prefix="test/", seed=500) | class_tree(prefix="val/", seed=700)
+    files |= {f"unlabeled/{n}.png": encode(noise(900 + n)) for n in range(4)} | {"cover.png": encode(noise(999))}
+    write_tree(tmp_path, files)
+    pool, train = load_data(tmp_path, "pretraining"), load_data(tmp_path)
+    assert len(pool) == 6 + 5 and pool.split == "train + unlabeled"
+    np.testing.assert_array_equal(pool.images[:6], train.images)
+    np.testing.assert_array_equal(pool.images[6:], np.stack([noise(n) for n in (999, 900, 901, 902, 903)]))
+    assert pool.labels is not None and pool.labels.tolist() == [0, 0, 0, 1, 1, 1, -1, -1, -1, -1, -1]
+    assert pool.fingerprint == fingerprint(pool.images, pool.labels) == load_data(tmp_path, "pretraining").fingerprint
+
+
+def test_unlabeled_copies_of_held_out_images_are_not_trained_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = class_tree(prefix="set/train/") | class_tree(prefix="set/test/", seed=500)
+    files |= {"sample_images/1.png": files["set/test/ant/0.png"], "sample_images/2.png": encode(noise(900))}
+    write_tree(tmp_path, files)
+    for _ in range(2):
+        pool = load_data(tmp_path, "pretraining")
+        assert len(pool) == 7 and (pool.images[6] == noise(900)).all()
+        assert "among the unlabeled ones, not trained on: 1" in capsys.readouterr().err
+
+
+def test_where_nothing_is_unlabeled_pretraining_takes_the_train_split_itself(tmp_path: Path) -> None:
+    write_tree(tmp_path, TREE)
+    pool, train = load_data(tmp_path, "pretraining"), load_data(tmp_path)
+    assert (pool.fingerprint, pool.split) == (train.fingerprint, "train")
+    write_tree(tmp_path / "only", class_tree(prefix="test/"))
+    with pytest.raises(DataError, match="all belong to a test or validation split"):
+        load_data(tmp_path / "only", "pretraining")
+
+
+ODD_ENDINGS = ("a.jfif", "b.JPE", "c.tif", "d.TIFF", "e.gif", "f.avif", "g.jp2", "h", "i.dat", "j.PNG")
+FORMATS = ("JPEG", "JPEG", "TIFF", "TIFF", "GIF", "AVIF", "JPEG2000", "PNG", "WEBP", "PNG")
+
+
+@pytest.mark.parametrize("kind", ["folder", "tar", "zip"])
+def test_images_are_known_by_their_bytes_whatever_their_ending(tmp_path: Path, kind: str) -> None:
+    flat = np.full((16, 16, 3), 128, dtype=np.uint8)
+    files = {f"set/{name}": encode(flat, form) for name, form in zip(ODD_ENDINGS, FORMATS, strict=True)}
+    files |= {"set/notes.txt": b"BMW", "set/table": b"II", "set/data.bin": bytes(100), "set/x.pdf": b"%PDF-1.4"}
+    path = write_tree(tmp_path / "folder", files)
+    if kind != "folder":
+        path = tmp_path / f"set.{kind}"
+        path.write_bytes(tar_bytes(files) if kind == "tar" else zip_bytes(files))
+    for _ in range(2):  # packed, and from the cache
+        store = load_data(path)
+        assert len(store) == len(ODD_ENDINGS) and store.skipped == ()
+        assert abs(store.images.astype(int) - 128).max() <= 2
+
+
+def test_a_run_among_the_images_is_left_out_and_costs_no_packing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_tree(tmp_path / "set", class_tree())
+    before = load_data(folder)
+    write_tree(folder / "runs/first", {MARKER: b"{}", "figures/1.png": encode(noise(77))})
+    monkeypatch.setattr(sources, "pack_files", lambda *args: pytest.fail("packed again"))
+    assert load_data(folder).fingerprint == before.fingerprint
+    assert overview(folder)["runs"] == ["runs/first"]
+
+
+def test_a_run_in_an_archive_is_left_out(tmp_path: Path) -> None:
+    run = {f"runs/first/{MARKER}": b"{}", "runs/first/figures/1.png": encode(noise(77))}
+    for name, files in (("before.tar", run | class_tree()), ("after.tar", class_tree() | run)):
+        (tmp_path / name).write_bytes(tar_bytes(files))
+        store = load_data(tmp_path / name)
+        assert len(store) == 6 and store.skipped == (("runs/first", "holds a run of simclr-engine"),)
+
+
+def test_plots_that_this_package_drew_are_no_images_of_the_data(tmp_path: Path) -> None:
+    drawn = to_png(new_figure()[0])
+    store = load_data(write_tree(tmp_path, class_tree() | {"plots/a.png": drawn}))
+    assert len(store) == 6 and store.image_size == 16
+    assert store.skipped == (("plots/a.png", "a picture that simclr-engine drew"),)
+
+
+@pytest.mark.parametrize("name", ["photo.NEF", "drawing.svg", "inner.zip", "inner.tar.gz", "shot.psd"])
+@pytest.mark.parametrize("kind", ["folder", "tar", "zip"])
+def test_pictures_that_are_not_read_are_named(tmp_path: Path, name: str, kind: str) -> None:
+    files = class_tree() | {name: b"II*\0 something"}
+    path = write_tree(tmp_path / "folder", files)
+    if kind != "folder":
+        path = tmp_path / f"set.{kind}"
+        path.write_bytes(tar_bytes(files) if kind == "tar" else zip_bytes(files))
+    ((left_out, reason),) = load_data(path).skipped
+    assert left_out == name and "not" in reason
+
+
+def test_a_shard_of_a_webdataset_has_the_labels_in_it(tmp_path: Path) -> None:
+    files: dict[str, bytes] = {}
+    for n in range(12):
+        files |= {f"{n:03}.png": encode(noise(n)), f"{n:03}.cls": b"%d\n" % (n % 11), f"{n:03}.json": b"{}"}
+    (tmp_path / "shard.tar").write_bytes(tar_bytes(files))
+    folder = write_tree(tmp_path / "folder", files)
+    for path in (tmp_path / "shard.tar", folder):
+        store = load_data(path)
+        assert store.labels is not None and store.labels.tolist() == [n % 11 for n in range(12)]
+        assert store.class_names == tuple(str(n) for n in range(11))
+
+
+@pytest.mark.parametrize(
+    ("array", "shape"),
+    [
+        (np.stack([noise(n) for n in range(4)]), (4, 16, 16, 3)),
+        (np.stack([noise(n, 20, 32) for n in range(4)]), (4, 20, 20, 3)),
+        (np.stack([noise(n)[..., 0] for n in range(4)]), (4, 16, 16, 3)),
+    ],
+    ids=["rgb", "not square", "gray"],
+)
+def test_an_array_is_taken_as_data(array: np.ndarray, shape: tuple[int, ...]) -> None:
+    store = load_data(array)
+    assert store.images.shape == shape and store.labels is None
+    labelled = load_data((array, [7, 7, 30, 7]))
+    assert labelled.labels is not None and labelled.labels.tolist() == [0, 0, 1, 0]
+    assert labelled.class_names == ("7", "30") and len(load_data(array, size=8)) == 4
+    train, test = load_splits((np.repeat(array, 3, axis=0), np.arange(12) % 2))
+    assert len(train) + len(test) == 12 and "copies" in test.notes[0]
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        np.zeros((4, 3, 16, 16), dtype=np.uint8),
+        np.zeros((4, 16, 16, 3), dtype=np.float32),
+        np.zeros((0, 16, 16, 3), dtype=np.uint8),
+        (np.zeros((4, 16, 16, 3), dtype=np.uint8), np.zeros(3, dtype=np.int64)),
+        (np.zeros((4, 16, 16, 3), dtype=np.uint8), np.zeros(4)),
+        [1, 2],
+    ],
+    ids=["channels first", "floats", "empty", "too few labels", "labels of floats", "no array"],
+)
+def test_an_array_that_is_no_images_says_what_it_should_be(bad: object) -> None:
+    with pytest.raises(DataError, match="in an array must be") as caught:
+        load_data(bad)  # type: ignore[arg-type]
+    assert caught.value.saw is not None and caught.value.fix is not None
 
 
 def test_nothing_to_hold_out_is_a_data_error(tmp_path: Path) -> None:
@@ -360,3 +526,13 @@ def test_the_real_images_are_all_there(shared_data: Path) -> None:
     assert test.labels is not None and np.bincount(test.labels).tolist() == [100] * 10
     assert train.class_names[0] == "airplane" and train.class_names[9] == "truck" and train.skipped == ()
     assert 100 < train.images.mean() < 140 and train.images.std() > 50
+
+
+def test_a_size_is_chosen_up_to_the_largest_that_suits_a_device(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_tree(tmp_path, {f"{n}.png": encode(noise(n, 160, 160)) for n in range(3)})
+    assert load_data(tmp_path, largest=128).image_size == 128
+    assert "taken at 128 × 128, which suits this device (--set data.size=160" in capsys.readouterr().err
+    assert load_data(tmp_path).image_size == 160 and load_data(tmp_path, size=144, largest=128).image_size == 144
+    assert capsys.readouterr().err == "" and load_data(tmp_path, largest=128).image_size == 128

@@ -85,9 +85,14 @@ def test_what_is_outside_is_an_error(images: ShardedImages, key: object) -> None
         images[key]
 
 
-def test_shards_of_other_lengths_are_refused() -> None:
-    with pytest.raises(ValueError, match="one length"):
-        ShardedImages([PIXELS[:3], PIXELS[3:5], PIXELS[5:]])
+def test_shards_of_any_length_read_as_one_array() -> None:
+    whole = np.random.default_rng(0).integers(0, 256, (9, 4, 4, 3), dtype=np.uint8)
+    images = ShardedImages([whole[:2], whole[2:2], whole[2:7], whole[7:]])
+    rows = np.array([8, 0, -1, 6, 2, 7, 2])
+    np.testing.assert_array_equal(images[rows], whole[rows])
+    np.testing.assert_array_equal(images[:], whole)
+    chosen = images.select(np.array([7, 1])).followed_by(ShardedImages([whole[3:5]]))
+    np.testing.assert_array_equal(chosen[:], whole[[7, 1, 3, 4]])
 
 
 def test_a_store_over_files_has_the_fingerprint_of_the_array(

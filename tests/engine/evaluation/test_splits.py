@@ -12,11 +12,18 @@ from hypothesis import strategies as st
 
 from simclr_engine.data.store import ImageStore
 from simclr_engine.errors import DataError, UsageError
-from simclr_engine.evaluation.splits import check_splits, labelled_rows, make_splits, overlapping_images
+from simclr_engine.evaluation.splits import (
+    OVERLAPS,
+    check_splits,
+    copies_in_folds,
+    labelled_rows,
+    make_splits,
+    overlapping_images,
+)
 
 
 def store(labels: np.ndarray, split: str = "train") -> ImageStore:
-    images = np.zeros((len(labels), 8, 8, 3), np.uint8)
+    images = np.random.default_rng(len(labels)).integers(0, 256, (len(labels), 8, 8, 3), dtype=np.uint8)
     return ImageStore.from_arrays(images, labels.astype(np.int64), ["a", "b", "c"], name="s", split=split)
 
 
@@ -80,6 +87,15 @@ def test_a_class_with_one_image_cannot_be_cross_validated_and_is_named() -> None
     assert refused.value.saw == "1 of 'c', 5 folds"
 
 
+def test_a_class_of_copies_cannot_be_cross_validated_and_is_named() -> None:
+    train = store(np.arange(60) % 3)
+    images = train.images.copy()
+    images[2::3] = images[2]
+    with pytest.raises(DataError, match="fewer images than there are folds") as refused:
+        make_splits(replace(train, images=images), store(np.arange(30) % 3, "test"), folds=5)
+    assert refused.value.saw == "1 of 'c' that is no copy, 5 folds"
+
+
 @pytest.mark.parametrize(("fraction", "folds"), [(0.0, 0), (1.5, 0), (-0.1, 0), (float("nan"), 0), (1.0, 1), (1.0, -3)])
 def test_impossible_shares_and_folds_are_refused(fraction: float, folds: int) -> None:
     data = store(np.arange(30) % 3)
@@ -117,7 +133,9 @@ def test_one_percent_of_copies_is_noted_and_more_is_refused() -> None:
     )
     with pytest.raises(DataError, match="memory test") as caught:
         check_splits(train, with_copies(train, test, 4))
-    assert str(caught.value.saw).startswith("4 of 300")
+    assert str(caught.value.saw).startswith("4 of 300") and "--allow-overlap" in str(caught.value.fix)
+    (marked,) = check_splits(train, with_copies(train, test, 4), allow_overlap=True)
+    assert marked.startswith("4 of 300 test images are in train too") and OVERLAPS in marked
 
 
 def test_a_pixel_apart_is_no_copy() -> None:
@@ -146,6 +164,52 @@ def test_different_classes_and_different_sizes_are_refused() -> None:
     assert caught.value.saw == "bee, cow"
     with pytest.raises(DataError, match="different sizes"):
         check_splits(photos(seed=0), photos(seed=1, side=9))
+
+
+def of_classes(labels: list[int], names: tuple[str, ...], seed: int = 0) -> ImageStore:
+    return replace(photos(len(labels), seed, classes=names), labels=np.array(labels, dtype=np.int64))
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [("Cat", "cat"), ("caf\u00e9", "cafe\u0301"), ("cats", "cat"), ("01", "1"), ("New York", "new_york")],
+    ids=["case", "unicode forms", "plural", "leading zero", "spaces"],
+)
+def test_classes_that_look_alike_in_train_and_test_are_named(train: str, test: str) -> None:
+    names = (train, "dog", test)
+    with pytest.raises(DataError, match="look alike") as caught:
+        check_splits(of_classes([0, 1] * 9, names), of_classes([2, 1] * 9, names, 1))
+    assert ascii(train)[1:3] in ascii(caught.value.saw) and "in train" in str(caught.value.saw)
+
+
+def test_splits_without_a_common_class_are_refused() -> None:
+    names = ("a", "b", "x", "y")
+    with pytest.raises(DataError, match="share no class") as caught:
+        check_splits(of_classes([0, 1] * 9, names), of_classes([2, 3] * 9, names, 1))
+    assert caught.value.saw == "a, b in train, x, y in split 1"
+
+
+def test_classes_that_only_the_test_split_has_are_noted_with_their_images() -> None:
+    names = ("ant", "bee", "yak")
+    (note,) = check_splits(of_classes([0, 1] * 9, names), of_classes([0, 1, 2] * 6, names, 1))
+    assert note == "6 test images are of classes that train lacks, so none of them can be right: yak"
+    assert check_splits(of_classes([0, 1, 2] * 6, names), of_classes([0, 1] * 9, names, 1)) == ()
+
+
+def test_copies_of_an_image_are_in_one_fold_and_counted() -> None:
+    train = photos(60)
+    images = train.images.copy()
+    images[30:45] = images[:15]  # across classes: row 30 + n has the other class where n is odd
+    train = replace(train, images=images)
+    found = make_splits(train, photos(20, 1), folds=3)
+    fold_of = np.empty(60, dtype=np.int64)
+    for split in found:
+        fold_of[split.held_out] = split.fold
+        assert not set(split.rows) & set(split.held_out)
+    np.testing.assert_array_equal(fold_of[:15], fold_of[30:45])
+    assert copies_in_folds(found) == ("15 of 60 images are copies of others; copies are in one fold",)
+    assert copies_in_folds(make_splits(photos(60), photos(20, 1), folds=3)) == ()
+    assert copies_in_folds(make_splits(train, photos(20, 1))) == ()
 
 
 def test_another_seed_draws_other_labels_and_folds() -> None:

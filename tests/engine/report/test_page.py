@@ -265,7 +265,7 @@ def test_a_path_that_is_no_text_still_has_a_page(tmp_path: Path) -> None:
 def test_a_run_that_has_logged_and_evaluated_nothing_still_has_a_page(tmp_path: Path) -> None:
     page = Page(write_report(write_run(tmp_path / "bare", finished=False)).read_text("utf-8"))
     page.check()
-    assert "not finished" in page.text
+    assert "not finished: 0 of" in page.text and "for 0 of" in page.text
     assert "Not evaluated yet" in page.text
     assert f"simclr-engine evaluate {tmp_path / 'bare'}" in page.text
     assert not page.all("img")

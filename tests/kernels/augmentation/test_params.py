@@ -196,3 +196,13 @@ def test_what_cannot_be_meant_is_refused(change: dict[str, object], message: str
     arguments = {"seed": 0, "epoch": 0, "sample_ids": torch.arange(3), "views": 2, **change}
     with pytest.raises(ValueError, match=message):
         draw_params(ALL, **arguments)
+
+
+@pytest.mark.parametrize("seed", [0, 2**32 + 5, 2**63 - 1, -7])
+def test_a_seed_and_an_epoch_in_tensors_draw_as_numbers(seed: int) -> None:
+    spec, ids = AugmentSpec(blur=0.5), torch.arange(20)
+    for epoch in (0, 5, 2**32 - 1):
+        expected = draw_params(spec, seed, epoch, ids, 2)
+        assert torch.equal(draw_params(spec, torch.tensor(seed), torch.tensor(epoch), ids, 2), expected)
+        by_torch = params._drawn_by_torch(spec, torch.tensor(seed), torch.tensor(epoch), ids, 2)
+        assert torch.equal(by_torch, expected)

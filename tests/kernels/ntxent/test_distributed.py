@@ -128,14 +128,15 @@ def test_arguments_are_checked_before_anyone_waits() -> None:
 
 
 @pytest.mark.parametrize("strip", [1, 3, 1000])
-def test_strips_of_any_height_give_the_same(strip: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("temperature", [0.3, 0.05])
+def test_strips_of_any_height_give_the_same(strip: int, temperature: float, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = numbers(24, 5)
     unit, _ = chunked.normalise(whole)
 
     def of_one_rank() -> tuple[torch.Tensor, ...]:
-        _, log_sum, loss = chunked.forward(whole[6:12], 2, 0.3, 6, lambda _: unit)
+        _, log_sum, gaps, loss = chunked.forward(whole[6:12], 2, temperature, 6, lambda _: unit)
         log_sums = torch.cat((numbers(6), log_sum, numbers(12))).abs()
-        return log_sum, loss, chunked.backward(torch.ones(()), whole[6:12], unit, log_sums, 6, 2, 0.3)
+        return log_sum, loss, chunked.backward(torch.ones(()), whole[6:12], unit, log_sums, gaps, 6, 2, temperature)
 
     expected = of_one_rank()
     monkeypatch.setitem(chunked.STRIP_BYTES, "cpu", strip * 24 * 8)
