@@ -9,7 +9,7 @@ import click
 
 from ..command_line import command_here
 from ..errors import UsageError, counted
-from ..terminal import add, show, table, tell
+from ..terminal import add, say, show, table, tell
 from .options import print_json, selected, selection_options
 
 if TYPE_CHECKING:
