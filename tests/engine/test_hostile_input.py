@@ -115,7 +115,7 @@ def test_large_images_are_decoded_one_at_a_time_and_others_together(
     monkeypatch.setattr(decode, "LARGE_PIXELS", large)
     inside, most, meeting = set(), [], threading.Barrier(together)
 
-    def slow(image: Any) -> Any:
+    def slow(image: Any, *levels: Any) -> Any:
         inside.add(threading.get_ident())
         meeting.wait(30)  # for as many as may be here at once
         most.append(len(inside))
