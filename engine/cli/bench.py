@@ -103,18 +103,20 @@ _add(
 
 @command.command("race", short_help="accuracy of recipes that had the same time or compute")
 @click.option("--data", required=True, metavar="NAME|PATH", help="The labelled images, as for `pretrain`.")
-@click.option("--minutes", type=click.FloatRange(min=0, min_open=True), metavar="M", help="Time limit of each entry.")
+@click.option(
+    "--minutes", type=click.FloatRange(min=0, min_open=True), metavar="MINUTES", help="Time limit of each entry."
+)
 @click.option(
     "--pflop",
     type=click.FloatRange(min=0, min_open=True),
-    metavar="P",
+    metavar="PFLOP",
     help="Limit of compute of each entry, in 10^15 operations of the network and the optimizer.",
 )
 @click.option(
     "--contender",
     "contenders",
     multiple=True,
-    metavar="NAME|FILE",
+    metavar="NAME|PATH",
     help="A recipe, or `lightly` for that library's own loop; may be repeated.  [default: cifar10-sgd, cifar10-fast]",
 )
 @click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, metavar="N", help="Runs of each.")
@@ -127,7 +129,7 @@ _add(
     type=click.Path(file_okay=False, path_type=Path),
     default=Path("runs/race"),
     show_default=True,
-    metavar="FOLDER",
+    metavar="DIR",
     help="Where the runs are kept; the same command continues a race that was stopped.",
 )
 @_outputs

@@ -26,7 +26,7 @@ def stem_options(command: Callable[..., Any]) -> Callable[..., Any]:
     padding = click.option(
         "--stem-padding",
         type=click.IntRange(0, 9),
-        metavar="P",
+        metavar="N",
         help="For weights from elsewhere: padding of the first convolution in pixels.  "
         "[default: as the file says, else 1 for 3×3 and 3 for 7×7]",
     )
@@ -48,13 +48,13 @@ def selection_options(command: Callable[..., None]) -> Callable[..., None]:
     """Adds `--labels` and `--list` to a command that takes images; `selected` makes one of the three."""
     labels = click.option(
         "--labels",
-        metavar="FILE.csv",
-        help="Table of the classes: a column of files and a column of labels. Folders are then no classes.",
+        metavar="PATH",
+        help="Table (CSV) of the classes: a column of files and a column of labels. Folders are then no classes.",
     )
     files = click.option(
         "--list",
         "files",
-        metavar="FILE",
+        metavar="PATH",
         help="Use the images that this file lists, one path on each line, relative to the data or else to the file.",
     )
     return labels(files(command))

@@ -77,8 +77,8 @@ from .options import parse_overrides, print_json, selected, selection_options, s
 @click.option(
     "--max-pflop",
     type=float,
-    metavar="P",
-    help="Shorten the run to P PFLOP: 10^15 operations of the network and the optimizer.  [default: no limit]",
+    metavar="PFLOP",
+    help="Shorten the run to so much compute: 10^15 operations of the network and the optimizer.  [default: no limit]",
 )
 @click.option("--seed", type=int, metavar="N", help="Seed of all random numbers of the run.  [default: the recipe's]")
 @click.option(
@@ -105,7 +105,7 @@ from .options import parse_overrides, print_json, selected, selection_options, s
 )
 @click.option(
     "--weights",
-    metavar="RUN|FILE",
+    metavar="RUN|PATH",
     help="Start from this encoder: a run, or weights of torchvision, timm, lightly and others. Architecture, stem and "
     "normalisation are those of the weights.  [default: random weights]",
 )

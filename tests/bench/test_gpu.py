@@ -23,6 +23,7 @@ from simclr_engine.bench import gpu, gpu_parts
 from simclr_engine.bench.gpu import Part, Session, batches, run_all, run_part
 from simclr_engine.bench.gpu_report import report
 from simclr_engine.bench.row_file import RowFile
+from simclr_engine.errors import PlatformError
 
 # Writes numbered rows for ever; "deaf" does not answer SIGINT, "child" starts another process that would live on.
 STUB = """
@@ -221,4 +222,5 @@ def test_without_a_device_it_says_how_to_see_it_run(tmp_path: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("a CUDA device is here")
     done = CliRunner().invoke(gpu.main, ["--out", str(tmp_path / "x")])
-    assert done.exit_code == 1 and "make gpu DRY=1" in done.output and not (tmp_path / "x").exists()
+    assert isinstance(done.exception, PlatformError) and "make gpu DRY=1" in str(done.exception)
+    assert not (tmp_path / "x").exists()

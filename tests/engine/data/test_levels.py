@@ -73,7 +73,9 @@ def test_a_narrow_range_is_noted_with_what_would_use_it(scans: Path, capsys: pyt
     assert overview(scans)["levels"] == [200, 4000]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["simclr-engine", "data", "info", str(scans)])
-        main()
+        with pytest.raises(SystemExit) as ended:
+            main()
+    assert ended.value.code == 0
     assert "16-bit gray images: values 200 to 4,000" in capsys.readouterr().out
     assert narrow_levels((0, 65_000), "x") == narrow_levels((7, 7), "x") == ""
 

@@ -106,7 +106,7 @@ def test_features_are_computed_once_also_where_no_cache_can_be_written(
 ) -> None:
     (tmp_path / "cache").write_text("a file where the folder should be")
     built, load = list[Run](), Run.encoder
-    monkeypatch.setattr(Run, "encoder", lambda self: built.append(self) or load(self))
+    monkeypatch.setattr(Run, "encoder", lambda self, _: built.append(self) or load(self))
     encoder = open_target(run).encoders["pretrained"]
     first = encoder.features(STORE)
     assert encoder.features(STORE) is first and len(built) == 1

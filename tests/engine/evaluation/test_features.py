@@ -214,7 +214,7 @@ def plant(patch: pytest.MonkeyPatch, what: Callable[[nn.Module], None]) -> list[
         seen.append(len(inputs[0]))
         what(encoder)
 
-    def unfrozen(run: Run) -> nn.Module:
+    def unfrozen(run: Run, own: None = None) -> nn.Module:
         encoder = load(run)
         encoder.register_forward_pre_hook(before)
         return encoder

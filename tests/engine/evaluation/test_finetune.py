@@ -94,7 +94,7 @@ def test_an_unfrozen_head_is_caught_by_the_hash(
         return fit(model, replace(lesson, inputs=inputs), *rest)
 
     trunk = run.encoder()
-    monkeypatch.setattr(Run, "encoder", lambda self: trunk)
+    monkeypatch.setattr(Run, "encoder", lambda *_: trunk)
     monkeypatch.setattr(finetune, "_fit", thaws)
     with pytest.raises(CheckFailed, match="changed by its own evaluation"):
         evaluate(run, splits, "head", overrides={**SHORT, "evaluation.head.flip": 0.5})

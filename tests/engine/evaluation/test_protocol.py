@@ -129,7 +129,7 @@ def test_a_probe_that_unfreezes_the_encoder_is_caught(
 ) -> None:
     encoder = run.encoder()
     encoder.register_forward_pre_hook(lambda module, _: module.train() and None)
-    monkeypatch.setattr(Run, "encoder", lambda _: encoder)
+    monkeypatch.setattr(Run, "encoder", lambda *_: encoder)
     monkeypatch.setenv("SIMCLR_ENGINE_CACHE", str(run.directory / "cache"))
     with pytest.raises(CheckFailed, match="changed by its own evaluation"):
         evaluate(run, splits)
