@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from .errors import UsageError
@@ -66,10 +66,12 @@ class Pace:
         plan: of the run.
         step: steps that are done.
         per_step: view size → seconds per step, as timed before.
-        most: the steps that the plan may have.
+        most: (plan, steps that are done) → the steps that it may have at most.
     """
 
-    def __init__(self, clock: Clock, plan: Plan, step: int, per_step: dict[int, float], most: int) -> None:
+    def __init__(
+        self, clock: Clock, plan: Plan, step: int, per_step: dict[int, float], most: Callable[[Plan, int], int]
+    ) -> None:
         assert clock.limit is not None
         self._clock, self._limit, self._per_step, self._most = clock, clock.limit, dict(per_step), most
         self._first, self._at, self._seconds, self._passed = step, step, clock.seconds(), 0
@@ -94,7 +96,8 @@ class Pace:
         left = self._clock.left()
         if abs(seconds_after(plan, step, self._per_step) - left) <= TOLERANCE * self._limit:
             return plan
-        return plan.relay(step, max(step + 1, _longest(plan, step, left, self._per_step, self._most)))
+        most = self._most(plan, step)
+        return plan.relay(step, max(step + 1, longest(plan, step, left, self._per_step, most)))
 
 
 def mean_cost(plan: Plan, per_step: dict[int, float]) -> float:
@@ -138,20 +141,23 @@ def rest_within(plan: Plan, step: int, seconds: float, per_step: dict[int, float
     Raises:
         UsageError: the time is too short for one step.
     """
-    fitting = _longest(plan, step, seconds, per_step, plan.total_steps)
+    fitting = longest(plan, step, seconds, per_step, plan.total_steps)
     if plan.total_steps > step == fitting:
         raise _too_short(per_step[plan.view_size(step)])
     return plan.relay(step, fitting)
 
 
-def _longest(plan: Plan, step: int, seconds: float, per_step: dict[int, float], most: int) -> int:
-    """The largest length up to `most` at which the steps after `step` fit into `seconds`; `step` if none does."""
+def longest(plan: Plan, step: int, limit: float, per_step: dict[int, float], most: int) -> int:
+    """The largest length up to `most` at which the steps after `step` cost at most `limit`; `step` if none does.
+
+    `per_step`: seconds or operations at each view size, and `limit` in the same unit.
+    """
     totals = range(step + 1, most + 1)
 
     def cost(total: int) -> float:
         return seconds_after(plan.relay(step, total), step, per_step)
 
-    return step + bisect_right(totals, seconds, key=cost)
+    return step + bisect_right(totals, limit, key=cost)
 
 
 def _too_short(seconds: float) -> UsageError:

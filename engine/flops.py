@@ -13,7 +13,7 @@ from functools import cache
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from .budget import mean_cost
+from .budget import longest, mean_cost
 from .errors import UsageError
 from .model import SimCLR
 from .optim import build_optimizer
@@ -69,7 +69,7 @@ def within_compute(plan: Plan, pflop: float | None) -> Plan:
     """
     if pflop is None:
         return plan
-    mean = mean_cost(plan, {size: flops_per_step(plan.recipe, size) for _, size in plan.phases()}) / 1e15
+    mean = mean_cost(plan, _per_step(plan)) / 1e15
     if pflop < mean:
         raise UsageError(
             "the compute is too little for one step",
@@ -77,3 +77,16 @@ def within_compute(plan: Plan, pflop: float | None) -> Plan:
             fix="use a larger --max-pflop or a smaller batch",
         )
     return replace(plan, total_steps=min(plan.total_steps, int(pflop / mean)))
+
+
+def longest_within_compute(plan: Plan, step: int, pflop: float | None, most: int) -> int:
+    """The largest length up to `most` at which `plan`, relaid after `step`, takes at most so much compute in all; None
+    sets no limit."""
+    if pflop is None:
+        return most
+    return longest(plan, step, 1e15 * pflop - flops_of(plan, step), _per_step(plan), most)
+
+
+def _per_step(plan: Plan) -> dict[int, float]:
+    """View size → operations of a step."""
+    return {size: flops_per_step(plan.recipe, size) for _, size in plan.phases()}

@@ -26,6 +26,7 @@ from .device import deterministic_algorithms, pick_device
 from .distributed import World, check_shares, restarts, run_id, start_world
 from .errors import DataError, UsageError, nearest
 from .fitting import LARGEST_ON_CPU
+from .flops import longest_within_compute
 from .loggers import LOGGERS, Listener
 from .monitor import OnlineMonitor
 from .planning import Estimate, RunOptions, describe, memory_errors, prepare
@@ -271,7 +272,7 @@ def _pretrain(
         stop_requests(partial(give_up, lock.directory, go_on)) as stop,
         Progress(trainer.plan.total_steps, "starting", done=trainer.step, show=not options.quiet) as bar,
     ):
-        _train(trainer, recording, _Run(stop, bar, go_on, _pace(trainer, estimate, clock)))
+        _train(trainer, recording, _Run(stop, bar, go_on, _pace(trainer, estimate, clock, options.max_pflop)))
     return recording.finish()
 
 
@@ -292,12 +293,14 @@ class _Run:
     pace: Pace | None
 
 
-def _pace(trainer: Trainer, estimate: Estimate | None, clock: Clock) -> Pace | None:
+def _pace(trainer: Trainer, estimate: Estimate | None, clock: Clock, pflop: float | None) -> Pace | None:
     if clock.limit is None or estimate is None:
         return None
     resumed, plan = trainer.step > 0, trainer.plan  # the rest of a resumed run is never made longer
     most = plan.total_steps if resumed else trainer.recipe.train.epochs * plan.steps_per_epoch
-    return Pace(clock, plan, trainer.step, estimate.seconds_per_step, most)
+    # A relaid plan with as many steps may have more of the large views, so that its compute is counted anew.
+    within = partial(longest_within_compute, pflop=pflop, most=most)
+    return Pace(clock, plan, trainer.step, estimate.seconds_per_step, within)
 
 
 def _train(trainer: Trainer, recording: Recording, run: _Run) -> None:

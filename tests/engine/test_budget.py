@@ -21,6 +21,7 @@ from simclr_engine.cli.pretrain import command
 from simclr_engine.device import Platform
 from simclr_engine.distributed import World
 from simclr_engine.errors import UsageError
+from simclr_engine.flops import flops_per_step
 from simclr_engine.planning import RunOptions, prepare
 from simclr_engine.pretraining import Interrupted, _follow, pretrain
 from simclr_engine.progress import Progress
@@ -252,6 +253,15 @@ def test_a_run_ends_in_its_minutes_though_the_speed_changes(
     assert {row["view_size"] for row in rows} == {8} and run.recipe.train.batch_size == 8
 
 
+def test_a_faster_machine_gives_no_more_compute_than_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Machine(monkeypatch, lambda step: 2.0 if step < 15 else 0.4)
+    limit = 60 * flops_per_step(recipe(), 8) / 1e15
+    run = paced(tmp_path / "run", max_minutes=1.5, max_pflop=1.01 * limit)
+    planned = run.environment["plan"]
+    assert planned["relaid"] and planned["relaid"][0][1] < planned["total_steps"] == 60  # of 100
+    assert planned["pflop"] == pytest.approx(limit)
+
+
 def test_a_resumed_run_replays_a_relaid_plan_bitwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         Machine(patch, lambda step: 2.0 * (1.5 if step >= 10 else 1))
@@ -285,7 +295,7 @@ def test_rank_0_decides_the_length_for_all(monkeypatch: pytest.MonkeyPatch) -> N
     trainer.world = World(rank=1, size=2)
     monkeypatch.setattr(World, "same", lambda world, value: 77)
     trainer.step = 20
-    pace = Pace(Clock(1), trainer.plan, 0, {8: 1.0}, 100)
+    pace = Pace(Clock(1), trainer.plan, 0, {8: 1.0}, lambda plan, step: 100)
     noted: list[str] = []
     recording: Any = type("Recording", (), {"note_plan": staticmethod(noted.append)})
     with Progress(100, show=False) as bar:

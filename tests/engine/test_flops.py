@@ -10,7 +10,14 @@ import pytest
 from simclr_engine import pretrain
 from simclr_engine.data.store import ImageStore
 from simclr_engine.errors import UsageError
-from simclr_engine.flops import flops_of, flops_per_step, flops_per_update, flops_per_view, within_compute
+from simclr_engine.flops import (
+    flops_of,
+    flops_per_step,
+    flops_per_update,
+    flops_per_view,
+    longest_within_compute,
+    within_compute,
+)
 from simclr_engine.planning import RunOptions
 from simclr_engine.recipe import HeadSpec, ModelSpec, OptimizerSpec, Recipe
 from simclr_engine.training import Plan
@@ -54,6 +61,15 @@ def test_a_limit_of_compute_shortens_the_plan_to_it() -> None:
     assert within_compute(plan, 1e9) == plan and within_compute(plan, None) == plan
     with pytest.raises(UsageError, match="too little for one step"):
         within_compute(plan, 0.5 * step)
+
+
+def test_a_relaid_plan_is_counted_by_the_sizes_of_its_own_views() -> None:
+    plan = Plan.of(Recipe.load("cifar10-sgd", SMALL), STORE)
+    limit = flops_of(plan) / 1e15
+    shorter = plan.relay(20, 40)  # whose rest has large views for the most part
+    longest = longest_within_compute(shorter, 30, limit, 200)
+    assert flops_of(shorter.relay(30, longest)) <= 1e15 * limit < flops_of(shorter.relay(30, longest + 1))
+    assert longest < 64 < longest_within_compute(shorter, 30, None, 200) == 200
 
 
 @pytest.mark.parametrize("options", [{"max_pflop": 0.0}, {"max_pflop": -1.0}, {"max_pflop": 1.0, "resume": True}])
