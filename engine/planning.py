@@ -161,6 +161,7 @@ def prepare(
         making.step = int(saved["step"])
         return making.resumed()
     recipe, notes = fit_to_images(recipe, len(store), store.image_size, world.size)
+    Plan.of(recipe, store)  # refuses a batch that is larger than the data, before asking for its memory
     platform = choose_platform(options.device, recipe.train.precision, compile=bool(options.compile))
     recipe, more = fit_to_memory(recipe, store, platform, world)
     plan = within_compute(Plan.of(recipe.for_epochs(math.inf), store), options.max_pflop)
