@@ -94,7 +94,7 @@ class Pace:
         left = self._clock.left()
         if abs(seconds_after(plan, step, self._per_step) - left) <= TOLERANCE * self._limit:
             return plan
-        return plan.relay(step, max(step + 1, _longest(plan, step, left, self._per_step, self._most)))
+        return plan.relay(step, max(step + 1, longest(plan, step, left, self._per_step, self._most)))
 
 
 def mean_cost(plan: Plan, per_step: dict[int, float]) -> float:
@@ -138,20 +138,23 @@ def rest_within(plan: Plan, step: int, seconds: float, per_step: dict[int, float
     Raises:
         UsageError: the time is too short for one step.
     """
-    fitting = _longest(plan, step, seconds, per_step, plan.total_steps)
+    fitting = longest(plan, step, seconds, per_step, plan.total_steps)
     if plan.total_steps > step == fitting:
         raise _too_short(per_step[plan.view_size(step)])
     return plan.relay(step, fitting)
 
 
-def _longest(plan: Plan, step: int, seconds: float, per_step: dict[int, float], most: int) -> int:
-    """The largest length up to `most` at which the steps after `step` fit into `seconds`; `step` if none does."""
+def longest(plan: Plan, step: int, limit: float, per_step: dict[int, float], most: int) -> int:
+    """The largest length up to `most` at which the steps after `step` fit into `limit`; `step` if none does.
+
+    `limit` and `per_step` are seconds or operations.
+    """
     totals = range(step + 1, most + 1)
 
     def cost(total: int) -> float:
         return seconds_after(plan.relay(step, total), step, per_step)
 
-    return step + bisect_right(totals, seconds, key=cost)
+    return step + bisect_right(totals, limit, key=cost)
 
 
 def _too_short(seconds: float) -> UsageError:

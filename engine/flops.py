@@ -13,7 +13,7 @@ from functools import cache
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from .budget import mean_cost
+from .budget import longest, mean_cost
 from .errors import UsageError
 from .model import SimCLR
 from .optim import build_optimizer
@@ -69,7 +69,7 @@ def within_compute(plan: Plan, pflop: float | None) -> Plan:
     """
     if pflop is None:
         return plan
-    mean = mean_cost(plan, {size: flops_per_step(plan.recipe, size) for _, size in plan.phases()}) / 1e15
+    mean = mean_cost(plan, _per_step(plan)) / 1e15
     if pflop < mean:
         raise UsageError(
             "the compute is too little for one step",
@@ -77,3 +77,16 @@ def within_compute(plan: Plan, pflop: float | None) -> Plan:
             fix="use a larger --max-pflop or a smaller batch",
         )
     return replace(plan, total_steps=min(plan.total_steps, int(pflop / mean)))
+
+
+def longest_within_compute(plan: Plan, step: int, total_steps: int, pflop: float | None) -> int:
+    """The largest length up to `total_steps` that `plan` may have from `step` on; at least the length that it has."""
+    if pflop is None or total_steps <= plan.total_steps:
+        return total_steps
+    left = 1e15 * pflop - flops_of(plan, step)
+    return max(plan.total_steps, longest(plan, step, left, _per_step(plan), total_steps))
+
+
+def _per_step(plan: Plan) -> dict[int, float]:
+    """View size → operations of a step."""
+    return {size: flops_per_step(plan.recipe, size) for _, size in plan.phases()}

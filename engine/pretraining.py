@@ -25,6 +25,7 @@ from .device import deterministic_algorithms, pick_device
 from .distributed import World, check_shares, restarts, run_id, start_world
 from .errors import DataError
 from .fitting import LARGEST_ON_CPU
+from .flops import longest_within_compute
 from .monitor import OnlineMonitor
 from .planning import Estimate, RunOptions, describe, memory_errors, prepare
 from .progress import Progress, say
@@ -238,7 +239,7 @@ def _pretrain(
         stop_requests(partial(give_up, lock.directory, go_on)) as stop,
         Progress(trainer.plan.total_steps, "starting", done=trainer.step, show=not options.quiet) as bar,
     ):
-        _train(trainer, recording, _Run(stop, bar, go_on, _pace(trainer, estimate, clock)))
+        _train(trainer, recording, _Run(stop, bar, go_on, _pace(trainer, estimate, clock), options.max_pflop))
     return recording.finish()
 
 
@@ -251,12 +252,14 @@ class _Run:
         bar: its progress.
         go_on: the command that continues it.
         pace: keeps it within its limit; None without one.
+        max_pflop: limit of its compute; None without one.
     """
 
     stop: Event
     bar: Progress
     go_on: str
     pace: Pace | None
+    max_pflop: float | None
 
 
 def _pace(trainer: Trainer, estimate: Estimate | None, clock: Clock) -> Pace | None:
@@ -289,7 +292,7 @@ def _train(trainer: Trainer, recording: Recording, run: _Run) -> None:
         paced = pace is not None and world.main and pace.due(trainer.step, trainer.plan)
         asked, due, paced = world.any(stop.is_set(), recording.save_due(slow), paced)
         if pace is not None and paced:
-            _follow(trainer, recording, run.bar, pace)
+            _follow(trainer, recording, run.bar, pace, run.max_pflop)
         ends = trainer.step == trainer.plan.total_steps
         if asked or due or paced or ends or recording.lasting_name():
             recording.save()
@@ -301,9 +304,13 @@ def _train(trainer: Trainer, recording: Recording, run: _Run) -> None:
             )
 
 
-def _follow(trainer: Trainer, recording: Recording, bar: Progress, pace: Pace) -> None:
-    """Lays the rest of the plan anew where the machine became slower or faster; rank 0's clock decides for all."""
+def _follow(trainer: Trainer, recording: Recording, bar: Progress, pace: Pace, max_pflop: float | None = None) -> None:
+    """Lays the rest of the plan anew where the machine became slower or faster; rank 0's clock decides for all.
+
+    A limit of compute holds for the longer plan too.
+    """
     before, now = trainer.plan, trainer.world.same(pace.follow(trainer.step, trainer.plan).total_steps)
+    now = longest_within_compute(before, trainer.step, now, max_pflop)
     if now == before.total_steps:
         return
     trainer.relay(before.relay(trainer.step, now))

@@ -21,6 +21,7 @@ from simclr_engine.cli.pretrain import command
 from simclr_engine.device import Platform
 from simclr_engine.distributed import World
 from simclr_engine.errors import UsageError
+from simclr_engine.flops import flops_per_step
 from simclr_engine.planning import RunOptions, prepare
 from simclr_engine.pretraining import Interrupted, _follow, pretrain
 from simclr_engine.progress import Progress
@@ -250,6 +251,13 @@ def test_a_run_ends_in_its_minutes_though_the_speed_changes(
     rates = [row["lr"] for row in rows]
     assert rates == sorted(rates, reverse=True) and rates[-1] < 0.05 * rates[0]
     assert {row["view_size"] for row in rows} == {8} and run.recipe.train.batch_size == 8
+
+
+def test_minutes_that_are_left_add_no_steps_beyond_the_compute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Machine(monkeypatch, lambda step: 2.0)
+    limit = 20.5 * flops_per_step(recipe(), 8) / 1e15
+    plan = paced(tmp_path / "run", max_minutes=2, max_pflop=limit).environment["plan"]
+    assert plan["total_steps"] == 20 and plan["relaid"] == [] and plan["pflop"] <= limit
 
 
 def test_a_resumed_run_replays_a_relaid_plan_bitwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

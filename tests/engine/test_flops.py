@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,14 @@ import pytest
 from simclr_engine import pretrain
 from simclr_engine.data.store import ImageStore
 from simclr_engine.errors import UsageError
-from simclr_engine.flops import flops_of, flops_per_step, flops_per_update, flops_per_view, within_compute
+from simclr_engine.flops import (
+    flops_of,
+    flops_per_step,
+    flops_per_update,
+    flops_per_view,
+    longest_within_compute,
+    within_compute,
+)
 from simclr_engine.planning import RunOptions
 from simclr_engine.recipe import HeadSpec, ModelSpec, OptimizerSpec, Recipe
 from simclr_engine.training import Plan
@@ -54,6 +62,18 @@ def test_a_limit_of_compute_shortens_the_plan_to_it() -> None:
     assert within_compute(plan, 1e9) == plan and within_compute(plan, None) == plan
     with pytest.raises(UsageError, match="too little for one step"):
         within_compute(plan, 0.5 * step)
+
+
+def test_a_plan_that_grows_stays_within_its_compute() -> None:
+    full = Plan.of(Recipe.load("cifar10-sgd", SMALL), STORE)
+    pflop = flops_of(replace(full, total_steps=40)) / 1e15
+    plan = replace(full, total_steps=20)
+    longer = longest_within_compute(plan, 15, 64, pflop)  # all that is added is of the larger views
+    assert 20 < longer < 40
+    assert flops_of(plan.relay(15, longer)) <= pflop * 1e15 < flops_of(plan.relay(15, longer + 1))
+    assert longest_within_compute(plan, 15, 64, None) == 64
+    assert longest_within_compute(plan, 15, 18, pflop) == 18
+    assert longest_within_compute(plan, 15, 64, 1e-9) == 20
 
 
 @pytest.mark.parametrize("options", [{"max_pflop": 0.0}, {"max_pflop": -1.0}, {"max_pflop": 1.0, "resume": True}])
