@@ -92,8 +92,9 @@ def find_images(
             opened = open_source(text)
             if isinstance(opened, FolderSource):
                 found.append(_folder(replace(opened, levels=levels), size, split))
-            elif isinstance(opened, ArchiveSource):
-                found += _stores(text, replace(opened, levels=levels), size, split, progress)
+            else:
+                opened = replace(opened, levels=levels) if isinstance(opened, ArchiveSource) else opened
+                found += _stores(text, opened, size, split, progress)
             continue
         path = Path(text).expanduser()
         if text in source_names():

@@ -27,7 +27,9 @@ from fixtures.tiny_model import tiny_features
 from fixtures.tiny_probe import write_tiny_probe
 from simclr_engine.cli.embed import command
 from simclr_engine.data import stream as module
+from simclr_engine.data.datasets import NamedSource
 from simclr_engine.data.decode import decode_image
+from simclr_engine.data.sources import Selection
 from simclr_engine.data.store import ImageStore
 from simclr_engine.data.stream import Pictures, find_images
 from simclr_engine.errors import DataError, EngineError, PlatformError, UsageError
@@ -145,6 +147,8 @@ def test_a_data_set_by_name_has_its_classes_and_a_number_for_each_image(
     assert [index.class_of(i) for i in range(3)] == ["bee", "ant", "bee"]
     np.testing.assert_allclose(index.vectors, tiny_features(pixels), rtol=1e-6, atol=1e-4)
     embedded(model, tmp_path / "w.npy", "known", split="test")
+    selected = find_images(open_embedder(model), [Selection("known")], "test")
+    assert [part.paths for part in selected] == [["known/test/0"]]
     assert EmbeddingIndex.load(tmp_path / "w.npy").paths == ("known/test/0",)
 
 
