@@ -55,6 +55,11 @@ def flops_per_step(recipe: Recipe, size: int) -> float:
     return views * flops_per_view(recipe.model, recipe.head, size) + update
 
 
+def pflop_of(plan: Plan) -> float | None:
+    """Of all steps of `plan`, 10^15; None for a caller's own encoder, which is not known here."""
+    return None if plan.recipe.model.arch == "own" else flops_of(plan) / 1e15
+
+
 def flops_of(plan: Plan, steps: int | None = None) -> float:
     """Of the first `steps` steps of `plan`; of all by default."""
     sizes = Counter(plan.view_size(step) for step in range(plan.total_steps if steps is None else steps))
@@ -65,10 +70,12 @@ def within_compute(plan: Plan, pflop: float | None) -> Plan:
     """`plan`, shortened to at most so much compute; None sets no limit.
 
     Raises:
-        UsageError: it is less than one step takes.
+        UsageError: it is less than one step takes, or the encoder is the caller's own.
     """
     if pflop is None:
         return plan
+    if plan.recipe.model.arch == "own":
+        raise UsageError("the compute of an own encoder is not known", saw="max_pflop", fix="use max_minutes or epochs")
     mean = mean_cost(plan, _per_step(plan)) / 1e15
     if pflop < mean:
         raise UsageError(

@@ -27,7 +27,7 @@ from .device import Platform, choose_platform, keep_freed_memory
 from .distributed import World
 from .errors import PlatformError, UsageError, counted
 from .fitting import FEWEST_STEPS, SMALLEST_BATCH, fit_to_images, shrink_batch
-from .flops import flops_of, within_compute
+from .flops import pflop_of, within_compute
 from .loggers import Listener
 from .memory import free_memory, step_memory
 from .model import parameter_count
@@ -327,6 +327,8 @@ def fit_to_memory(recipe: Recipe, store: ImageStore, platform: Platform, world: 
     Raises:
         PlatformError: on a CPU, where the system would kill the process, the user's batch cannot fit.
     """
+    if recipe.model.arch == "own":  # whose shapes are not known here
+        return recipe, []
     free = free_memory(platform)
     if free is not None and platform.device.type == "cuda" and not stays_in_files(store, platform.device):
         free -= store.images.nbytes
@@ -346,8 +348,9 @@ def fit_to_memory(recipe: Recipe, store: ImageStore, platform: Platform, world: 
     images = recipe.train.micro_batch or share
     if images <= fits:
         return recipe, []
-    needs = f"a step of {images} images ({views} views of {size} px) takes about "
-    needs += f"{memory.likely(images * views) / 1e9:.1f} GB of memory (an estimate) and {free / 1e9:.1f} GB are free"
+    likely = memory.likely(images * views) / 2**30
+    needs = f"a step of {images} images ({views} views of {size} px) takes about {likely:.1f} GiB of memory (an "
+    needs += f"estimate) and {free / 2**30:.1f} GiB are free"
     recipe, notes = shrink_batch(recipe, fits * world.size, needs, world.size)
     images = recipe.train.micro_batch or recipe.train.batch_size // world.size
     if platform.device.type == "cpu" and memory.least(images * views) > free:
@@ -438,6 +441,8 @@ def describe(trainer: Trainer, estimate: Estimate | None) -> list[str]:
     r, plan, p = trainer.recipe, trainer.plan, trainer.platform
     epochs = counted(f"{plan.total_steps / plan.steps_per_epoch:.4g}", "epoch")
     sizes = " → ".join(f"{s} px" for s in dict.fromkeys(size for _, size in plan.phases()))
+    pflop = pflop_of(plan)
+    compute = "" if pflop is None else f"; {pflop:.3g} PFLOP"
     scaled = " (lr × batch/256)" if r.optimizer.lr_per_256 else ""
     layout = "channels_last" if p.channels_last else "contiguous"
     count = f"{parameter_count(trainer.model):,} parameters with its head"
@@ -449,11 +454,11 @@ def describe(trainer: Trainer, estimate: Estimate | None) -> list[str]:
         f"{r.train.views} views at {sizes}",
         *([f"files    {held:.1f} GiB of images stay there, read a step ahead"] if trainer.streamed else []),
         f"plan     {counted(plan.total_steps, 'step')} of {counted(r.train.batch_size, 'image')} = {epochs}; "
-        f"{r.optimizer.name}, peak lr {plan.peak_lr:.4g}{scaled}, {r.schedule.name}; {flops_of(plan) / 1e15:.3g} PFLOP",
+        f"{r.optimizer.name}, peak lr {plan.peak_lr:.4g}{scaled}, {r.schedule.name}{compute}",
         *([f"resumes  after step {trainer.step:,}"] if trainer.step else []),
         f"device   {p.device} ({p.describe()['device_name']}), {p.precision}, {layout}, compile {compiled}",
         f"kernels  augmentation: {trainer.backends.augment}; NT-Xent: {trainer.backends.nt_xent}",
-        f"memory   {_memory(trainer)}",
+        *([] if pflop is None else [f"memory   {_memory(trainer)}"]),
     ]
     lines += [f"spread   {row}" for row in spread(trainer)]
     lines += [f"note     {note}" for note in p.notes]
@@ -469,10 +474,9 @@ def _memory(trainer: Trainer) -> str:
     recipe, size = trainer.recipe, max(size for _, size in trainer.plan.phases())
     memory = step_memory(recipe.model, recipe.head, size, trainer.platform.precision)
     free = free_memory(trainer.platform)
-    there = "" if free is None else f", {free / 1e9:.1f} GB are free"
-    return (
-        f"about {memory.likely(trainer.micro_batch * recipe.train.views) / 1e9:.1f} GB for a step (an estimate){there}"
-    )
+    there = "" if free is None else f", {free / 2**30:.1f} GiB are free"
+    likely = memory.likely(trainer.micro_batch * recipe.train.views) / 2**30
+    return f"about {likely:.1f} GiB for a step (an estimate){there}"
 
 
 def spread(trainer: Trainer) -> list[str]:

@@ -285,14 +285,12 @@ class _Run:
         bar: its progress.
         go_on: the command that continues it.
         pace: keeps it within its limit; None without one.
-        max_pflop: limit of its compute; None without one.
     """
 
     stop: Event
     bar: Progress
     go_on: str
     pace: Pace | None
-    max_pflop: float | None
 
 
 def _pace(trainer: Trainer, estimate: Estimate | None, clock: Clock, pflop: float | None) -> Pace | None:
@@ -327,7 +325,7 @@ def _train(trainer: Trainer, recording: Recording, run: _Run) -> None:
         paced = pace is not None and world.main and pace.due(trainer.step, trainer.plan)
         asked, due, paced = world.any(stop.is_set(), recording.save_due(slow), paced)
         if pace is not None and paced:
-            _follow(trainer, recording, run.bar, pace, run.max_pflop)
+            _follow(trainer, recording, run.bar, pace)
         ends = trainer.step == trainer.plan.total_steps
         if asked or due or paced or ends or recording.lasting_name():
             recording.save()
@@ -339,13 +337,9 @@ def _train(trainer: Trainer, recording: Recording, run: _Run) -> None:
             )
 
 
-def _follow(trainer: Trainer, recording: Recording, bar: Progress, pace: Pace, max_pflop: float | None = None) -> None:
-    """Lays the rest of the plan anew where the machine became slower or faster; rank 0's clock decides for all.
-
-    A limit of compute holds for the longer plan too.
-    """
+def _follow(trainer: Trainer, recording: Recording, bar: Progress, pace: Pace) -> None:
+    """Lays the rest of the plan anew where the machine became slower or faster; rank 0's clock decides for all."""
     before, now = trainer.plan, trainer.world.same(pace.follow(trainer.step, trainer.plan).total_steps)
-    now = longest_within_compute(before, trainer.step, now, max_pflop)
     if now == before.total_steps:
         return
     trainer.relay(before.relay(trainer.step, now))

@@ -24,7 +24,7 @@ from .distributed import run_id
 from .errors import PlatformError
 from .event_log import RunLog
 from .files import Folder
-from .flops import flops_of
+from .flops import pflop_of
 from .loggers import Listener, open_logger
 from .model import parameter_count
 from .planning import Estimate, RunOptions, peak_memory
@@ -250,7 +250,7 @@ def length_of(plan: Plan) -> dict[str, Any]:
     return {
         "total_steps": plan.total_steps,
         "epochs": plan.total_steps / plan.steps_per_epoch,
-        "pflop": flops_of(plan) / 1e15,
+        "pflop": pflop_of(plan),
         "relaid": [list(change) for change in plan.relaid],
     }
 

@@ -116,7 +116,7 @@ def test_an_album_of_mixed_sizes_and_endings_loses_no_photo(tmp_path: Path) -> N
     assert store.image_size == 75 and trainer.recipe.model.stem == "imagenet"
     assert (trainer.recipe.train.batch_size, trainer.plan.peak_lr) == (16, 0.03 * 16 / 256)
     said = "\n".join(describe(trainer, None))
-    for words in ("24 images of 75 px", "imagenet stem", "512 → 16", "GB for a step (an estimate)"):
+    for words in ("24 images of 75 px", "imagenet stem", "512 → 16", "GiB for a step (an estimate)"):
         assert words in said, words
 
 
@@ -156,7 +156,7 @@ def test_a_batch_beyond_the_memory_shrinks_with_a_note(monkeypatch: pytest.Monke
     batch = smaller.train.batch_size
     assert memory.likely(2 * batch) <= 0.9 * 4e9 < memory.likely(4 * batch) and batch < 512
     assert smaller.learning_rate() == pytest.approx(4.0 * batch / 512)
-    assert "GB of memory (an estimate) and 4.0 GB are free" in notes[0]
+    assert "GiB of memory (an estimate) and 3.7 GiB are free" in notes[0]
     monkeypatch.setattr(planning, "free_memory", lambda platform: None)
     assert fit_to_memory(recipe, noise(600, 32), CPU, World()) == (recipe, [])
 

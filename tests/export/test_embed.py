@@ -27,7 +27,6 @@ from fixtures.tiny_model import tiny_features
 from fixtures.tiny_probe import write_tiny_probe
 from simclr_engine.cli.embed import command
 from simclr_engine.data import stream as module
-from simclr_engine.data.datasets import NamedSource
 from simclr_engine.data.decode import decode_image
 from simclr_engine.data.sources import Selection
 from simclr_engine.data.store import ImageStore
