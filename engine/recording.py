@@ -219,6 +219,7 @@ def environment_of(
             "steps_per_epoch": plan.steps_per_epoch,
             "peak_lr": plan.peak_lr,
             "max_minutes": options.max_minutes,
+            "max_pflop": options.max_pflop,
             "estimated_seconds": estimate.seconds if estimate else None,
         },
         "seconds": 0.0,
@@ -232,6 +233,8 @@ def environment_of(
         environment["uncounted_seconds"] = stopped.uncounted_seconds
         before = earlier.get("plan")
         before = before if isinstance(before, dict) else {}
+        if not stopped.longer:
+            environment["plan"] |= {"max_pflop": stopped.max_pflop}
         if estimate is not None:
             environment["plan"] |= {"estimated_seconds": stopped.seconds + estimate.seconds}
         elif not stopped.longer:  # the plan is that of the checkpoint

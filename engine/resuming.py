@@ -45,9 +45,17 @@ class Stopped:
     @property
     def max_minutes(self) -> float | None:
         """The time limit of its plan, minutes."""
+        return self._limit_of_plan("max_minutes")
+
+    @property
+    def max_pflop(self) -> float | None:
+        """The limit of the compute of its plan, 10^15 operations."""
+        return self._limit_of_plan("max_pflop")
+
+    def _limit_of_plan(self, name: str) -> float | None:
         plan = self.run.environment.get("plan")
-        minutes = plan.get("max_minutes") if isinstance(plan, dict) else None
-        return minutes if isinstance(minutes, int | float) else None
+        limit = plan.get(name) if isinstance(plan, dict) else None
+        return limit if isinstance(limit, int | float) else None
 
     @property
     def seconds(self) -> float:
@@ -105,7 +113,8 @@ class Stopped:
         """The run with as many epochs as `overrides` name in `train.epochs`, if these are more than its plan has.
 
         The schedule is laid anew over the longer run, from the step that is done. The command that the run was started
-        with changes nothing: its plan may have been shortened to `max_minutes`.
+        with changes nothing: its plan may have been shortened to `max_minutes`. A limit of compute holds unless there
+        are more epochs than the recipe had.
 
         Raises:
             UsageError: the plan has more epochs.
@@ -115,7 +124,8 @@ class Stopped:
         recipe = self.recipe.override({"train.epochs": overrides["train.epochs"]})
         epochs, per_epoch = recipe.train.epochs, images // recipe.train.batch_size
         planned = int(self.state["total_steps"])
-        if epochs * per_epoch == planned or (recipe == self.recipe and max_minutes == self.max_minutes):
+        limited = max_minutes == self.max_minutes or self.max_pflop is not None
+        if epochs * per_epoch == planned or (recipe == self.recipe and limited):
             return self
         if epochs * per_epoch < planned:
             raise UsageError(

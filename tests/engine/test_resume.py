@@ -258,6 +258,15 @@ def test_a_plan_that_minutes_have_cut_goes_on_to_its_epochs_when_they_are_named(
         one.lengthened({"train.epochs": 9}, None, 20)
 
 
+def test_a_limit_of_compute_holds_until_more_epochs_are_named() -> None:
+    recipe = Recipe.load("cifar10-sgd", {"train.batch_size": 4, "train.epochs": 100})
+    environment = {"plan": {"max_minutes": None, "max_pflop": 0.1, "total_steps": 46}}
+    one = Stopped(Run(Path("run"), recipe, environment), recipe, {"total_steps": 46, "step": 30})
+    assert one.lengthened({"train.epochs": "100"}, None, 20) is one
+    assert one.lengthened({"train.epochs": "100"}, 3.0, 20) is one  # another limit of time lifts no limit of compute
+    assert one.lengthened({"train.epochs": "101"}, None, 20).state["total_steps"] == 505
+
+
 # Its images
 
 
