@@ -84,7 +84,7 @@ def test_on_cuda_deterministic_neither_compiles_nor_tries_out_convolutions(monke
 def test_fp16_beside_bf16_is_taken_as_asked_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
     from simclr_engine import device
 
-    monkeypatch.setattr(device, "_pick_device", lambda name: torch.device("cuda"))
+    monkeypatch.setattr(device, "pick_device", lambda name: torch.device("cuda"))
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
     monkeypatch.setattr(torch, "set_float32_matmul_precision", lambda name: None)
     for available, notes in ((["bf16", "fp16", "fp32"], 1), (["fp16", "fp32"], 0)):
