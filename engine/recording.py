@@ -225,26 +225,32 @@ def environment_of(
         "seconds": 0.0,
         "uncounted_seconds": 0.0,
     }
-    if stopped is not None:
-        earlier = stopped.run.environment
-        environment |= {"seconds": stopped.seconds, "command": earlier.get("command")}
-        environment |= {"loggers": dict(earlier.get("loggers") or {})}
-        environment |= {"weights": earlier["weights"]} if "weights" in earlier else {}
-        environment["uncounted_seconds"] = stopped.uncounted_seconds
-        before = earlier.get("plan")
-        before = before if isinstance(before, dict) else {}
-        if not stopped.longer:
-            environment["plan"] |= {"max_pflop": stopped.max_pflop}
-        if estimate is not None:
-            environment["plan"] |= {"estimated_seconds": stopped.seconds + estimate.seconds}
-        elif not stopped.longer:  # the plan is that of the checkpoint
-            environment["plan"] |= before | length_of(plan)
-        changes = before.get("lengthened")
-        changes = changes if isinstance(changes, list) else []
-        if stopped.longer:
-            changes = [*changes, {"after_step": trainer.step, "from_steps": before.get("total_steps")}]
-        if changes:
-            environment["plan"] |= {"lengthened": changes}
+    return environment if stopped is None else _of_resumed(environment, trainer, estimate, stopped)
+
+
+def _of_resumed(
+    environment: dict[str, Any], trainer: Trainer, estimate: Estimate | None, stopped: Stopped
+) -> dict[str, Any]:
+    """The same with what the run has been until now."""
+    earlier = stopped.run.environment
+    environment |= {"seconds": stopped.seconds, "command": earlier.get("command")}
+    environment |= {"loggers": dict(earlier.get("loggers") or {})}
+    environment |= {"weights": earlier["weights"]} if "weights" in earlier else {}
+    environment["uncounted_seconds"] = stopped.uncounted_seconds
+    before = earlier.get("plan")
+    before = before if isinstance(before, dict) else {}
+    if not stopped.longer:
+        environment["plan"] |= {"max_pflop": stopped.max_pflop}
+    if estimate is not None:
+        environment["plan"] |= {"estimated_seconds": stopped.seconds + estimate.seconds}
+    elif not stopped.longer:  # the plan is that of the checkpoint
+        environment["plan"] |= before | length_of(trainer.plan)
+    changes = before.get("lengthened")
+    changes = changes if isinstance(changes, list) else []
+    if stopped.longer:
+        changes = [*changes, {"after_step": trainer.step, "from_steps": before.get("total_steps")}]
+    if changes:
+        environment["plan"] |= {"lengthened": changes}
     return environment
 
 
