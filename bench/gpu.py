@@ -235,7 +235,9 @@ def main(
         raise PlatformError(
             "there is no CUDA device", fix="to see every line of this run at tiny sizes: make gpu DRY=1"
         )
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # In the background of a shell SIGINT is ignored, and the parts would inherit that.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     known = gpu_parts.parts(tests)
     if unknown := [name for name in only if not any(one.startswith(name) for one in known)]:
         raise UsageError("there is no such part", saw=unknown[0], fix=nearest(unknown[0], known))

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,14 @@ for number in range(10_000):
     if kind in ("deaf", "child", "hang") and number == 2:
         time.sleep(600)
 """
+
+
+@pytest.fixture(autouse=True)
+def interruptible() -> Iterator[None]:
+    """SIGINT as `make gpu` takes it: a suite in the background of a shell ignores it, and its processes would too."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def stub(folder: Path, kind: str, seconds: float = 60) -> Part:

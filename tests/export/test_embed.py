@@ -27,6 +27,7 @@ from fixtures.tiny_model import tiny_features
 from fixtures.tiny_probe import write_tiny_probe
 from simclr_engine.cli.embed import command
 from simclr_engine.data import stream as module
+from simclr_engine.data.datasets import NamedSource
 from simclr_engine.data.decode import decode_image
 from simclr_engine.data.sources import Selection
 from simclr_engine.data.store import ImageStore
@@ -137,7 +138,7 @@ def test_a_data_set_by_name_has_its_classes_and_a_number_for_each_image(
         for split, rows, labels in (("train", slice(0, 2), [1, 0]), ("test", slice(2, 3), [1]))
     }
     monkeypatch.setattr(module, "source_names", lambda: {"known": ""})
-    monkeypatch.setattr(module, "open_source", lambda name: SimpleNamespace(name=name))
+    monkeypatch.setattr(module, "open_source", lambda _: NamedSource("known"))
     monkeypatch.setattr(module, "packed", lambda *_: (None, SimpleNamespace(splits=stores)))
     monkeypatch.setattr(module, "load_data", lambda name, split, size, progress, levels: stores[split])
     embedded(model, tmp_path / "v.npy", "known")
