@@ -42,7 +42,7 @@ rows = RowFile(path)
 for number in range(10_000):
     figures = dict(median=number, p20=0, p80=0, padding="y" * 5000)
     rows.add(dict(name="stub", contender=str(number), unit="x", **figures))
-    print("row", number, flush=True)
+    print("row " + str(number), flush=True)  # in one piece: a kill may come between two
     if kind == "memory" and number == 3:
         os.kill(os.getpid(), signal.SIGKILL)  # as the kernel does when memory is over
     if kind in ("deaf", "child", "hang") and number == 2:
