@@ -89,20 +89,19 @@ class Pace:
     def follow(self, step: int, plan: Plan) -> Plan:
         """The plan, relaid after `step` if it would end too late or too early; at least one step remains."""
         seconds = self._clock.seconds()
-        expected = seconds_after(plan, self._at, self._per_step) - seconds_after(plan, step, self._per_step)
+        expected = cost_after(plan, self._at, self._per_step) - cost_after(plan, step, self._per_step)
         ratio = (seconds - self._seconds) / max(expected, 1e-9)
         self._per_step = {size: ratio * each for size, each in self._per_step.items()}
         self._at, self._seconds = step, seconds
         left = self._clock.left()
-        if abs(seconds_after(plan, step, self._per_step) - left) <= TOLERANCE * self._limit:
+        if abs(cost_after(plan, step, self._per_step) - left) <= TOLERANCE * self._limit:
             return plan
         most = self._most(plan, step)
         return plan.relay(step, max(step + 1, longest(plan, step, left, self._per_step, most)))
 
 
-def mean_cost(plan: Plan, per_step: dict[int, float]) -> float:
-    """Mean cost of a step of the plan: `per_step`, seconds or operations at each view size, weighted by the phases of
-    progressive resolution."""
+def mean_seconds(plan: Plan, per_step: dict[int, float]) -> float:
+    """Mean of `per_step`, the seconds at each view size, over the phases of progressive resolution."""
     previous, mean = 0.0, 0.0
     for end, size in plan.phases():
         mean += (end - previous) * per_step[size]
@@ -116,21 +115,21 @@ def steps_within(plan: Plan, seconds: float, per_step: dict[int, float]) -> int:
     Raises:
         UsageError: none does.
     """
-    mean = mean_cost(plan, per_step)
+    mean = mean_seconds(plan, per_step)
     if seconds < mean:
         raise _too_short(mean)
     return int(seconds / mean)
 
 
-def seconds_after(plan: Plan, step: int, per_step: dict[int, float]) -> float:
-    """Seconds that the steps of `plan` take after the first `step`."""
-    seconds, begin = 0.0, step
+def cost_after(plan: Plan, step: int, per_step: dict[int, float]) -> float:
+    """What the steps of `plan` after the first `step` cost: `per_step` is seconds or operations at each view size."""
+    cost, begin = 0.0, step
     for end, size in plan.phases():
         planned = round(end * plan.first_length)
         steps = range(plan.total_steps)
         until = bisect_left(steps, planned, lo=min(begin, len(steps)), key=lambda at: math.floor(plan.planned(at)))
-        seconds, begin = seconds + (until - begin) * per_step[size], until
-    return seconds
+        cost, begin = cost + (until - begin) * per_step[size], until
+    return cost
 
 
 def rest_within(plan: Plan, step: int, seconds: float, per_step: dict[int, float]) -> Plan:
@@ -155,7 +154,7 @@ def longest(plan: Plan, step: int, limit: float, per_step: dict[int, float], mos
     totals = range(step + 1, most + 1)
 
     def cost(total: int) -> float:
-        return seconds_after(plan.relay(step, total), step, per_step)
+        return cost_after(plan.relay(step, total), step, per_step)
 
     return step + bisect_right(totals, limit, key=cost)
 

@@ -6,14 +6,14 @@ counted: they take less than 1 %.
 
 from __future__ import annotations
 
-from collections import Counter
+from bisect import bisect_right
 from dataclasses import replace
 from functools import cache
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from .budget import longest, mean_cost
+from .budget import cost_after, longest
 from .errors import UsageError
 from .model import SimCLR
 from .optim import build_optimizer
@@ -62,8 +62,9 @@ def pflop_of(plan: Plan) -> float | None:
 
 def flops_of(plan: Plan, steps: int | None = None) -> float:
     """Of the first `steps` steps of `plan`; of all by default."""
-    sizes = Counter(plan.view_size(step) for step in range(plan.total_steps if steps is None else steps))
-    return sum(count * flops_per_step(plan.recipe, size) for size, count in sizes.items())
+    per_step = _per_step(plan)
+    rest = 0.0 if steps is None else cost_after(plan, steps, per_step)
+    return cost_after(plan, 0, per_step) - rest
 
 
 def within_compute(plan: Plan, pflop: float | None) -> Plan:
@@ -76,14 +77,15 @@ def within_compute(plan: Plan, pflop: float | None) -> Plan:
         return plan
     if plan.recipe.model.arch == "own":
         raise UsageError("the compute of an own encoder is not known", saw="max_pflop", fix="use max_minutes or epochs")
-    mean = mean_cost(plan, _per_step(plan)) / 1e15
-    if pflop < mean:
+    totals = range(1, plan.total_steps + 1)
+    fitting = bisect_right(totals, 1e15 * pflop, key=lambda total: flops_of(replace(plan, total_steps=total)))
+    if not fitting:
         raise UsageError(
             "the compute is too little for one step",
-            saw=f"--max-pflop {pflop:g}, {mean:.2g} PFLOP a step",
+            saw=f"--max-pflop {pflop:g}, {flops_of(replace(plan, total_steps=1)) / 1e15:.2g} PFLOP a step",
             fix="use a larger --max-pflop or a smaller batch",
         )
-    return replace(plan, total_steps=min(plan.total_steps, int(pflop / mean)))
+    return replace(plan, total_steps=fitting)
 
 
 def longest_within_compute(plan: Plan, step: int, pflop: float | None, most: int) -> int:

@@ -20,7 +20,7 @@ import torch
 
 from simclr_engine.kernels import pick_augment, pick_nt_xent
 
-from .budget import CALIBRATION_SHARE, Clock, mean_cost, rest_within, seconds_after, steps_within
+from .budget import CALIBRATION_SHARE, Clock, cost_after, mean_seconds, rest_within, steps_within
 from .data.loader import stays_in_files
 from .data.store import ImageStore
 from .device import Platform, choose_platform, keep_freed_memory
@@ -244,7 +244,7 @@ class _Making:
                     trainer.relay(self.plan)
         if not per_step:
             return trainer, None
-        return trainer, Estimate(seconds_after(self.plan, self.step, per_step), per_step, peak_memory(trainer.platform))
+        return trainer, Estimate(cost_after(self.plan, self.step, per_step), per_step, peak_memory(trainer.platform))
 
     def _trainer(self, compile: bool | None) -> Trainer:
         """A trainer of the plan with the kernels for its recipe; a short run may have another temperature."""
@@ -293,7 +293,7 @@ class _Making:
         return per_step
 
     def _shorten(self, per_step: dict[int, float]) -> None:
-        steps = self._world.same(int(self._clock.left() / mean_cost(self.plan, per_step)))
+        steps = self._world.same(int(self._clock.left() / mean_seconds(self.plan, per_step)))
         self.plan = replace(self.plan, total_steps=min(self.plan.total_steps, max(1, steps)))
 
     def _calibrated(self, trainer: Trainer) -> dict[int, float]:
@@ -307,7 +307,7 @@ class _Making:
     def _enough_steps(self, recipe: Recipe, per_step: dict[int, float]) -> Recipe:
         """The recipe with a batch of which enough steps fit into the limit, if they do and the user set none."""
         batch, left = recipe.train.batch_size, self._world.same(self._clock.left())
-        steps = left / mean_cost(self.plan, per_step)
+        steps = left / mean_seconds(self.plan, per_step)
         if steps >= min(FEWEST_STEPS, Plan.of(self.plan.recipe, self._store).total_steps):
             return recipe
         why = f"{steps:.0f} steps of {batch} images would fit into the time"

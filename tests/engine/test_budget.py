@@ -15,7 +15,7 @@ import torch
 
 from fixtures.disturbed_runs import narrow, store, trainer_of
 from simclr_engine import planning
-from simclr_engine.budget import CHECKPOINTS, Clock, Pace, rest_within, seconds_after
+from simclr_engine.budget import CHECKPOINTS, Clock, Pace, cost_after, rest_within
 from simclr_engine.checkpoint import load_checkpoint
 from simclr_engine.cli.pretrain import command
 from simclr_engine.device import Platform
@@ -126,7 +126,7 @@ def test_view_sizes_keep_their_share_of_a_relaid_rest_and_its_cost() -> None:
         sizes = [after.view_size(step) for step in range(after.total_steps)]
         assert sizes == sorted(sizes)
         for begin in (60, 65, after.total_steps):
-            assert seconds_after(after, begin, per_step) == sum(per_step[size] for size in sizes[begin:])
+            assert cost_after(after, begin, per_step) == sum(per_step[size] for size in sizes[begin:])
     assert [before.relay(20, 68).view_size(step) for step in (37, 38)] == [8, 12]  # 3/8 of the 48 remaining steps
 
 

@@ -20,7 +20,7 @@ from fixtures.disturbed_runs import at_step, interrupted, narrow, newest_step, s
 from fixtures.image_files import class_tree, write_tree
 from fixtures.synthetic_run import write_run
 from simclr_engine import planning, stopping
-from simclr_engine.budget import rest_within, seconds_after
+from simclr_engine.budget import cost_after, rest_within
 from simclr_engine.checkpoint import load_checkpoint, save_checkpoint
 from simclr_engine.cli.main import main
 from simclr_engine.command_line import launch_command, resume_command, shell_command
@@ -331,14 +331,14 @@ def test_a_rest_is_shortened_to_fit_and_never_lengthened() -> None:
     recipe = Recipe.load("cifar10-sgd", {"train.batch_size": 4, "train.resolution": resolution, "train.epochs": 5})
     plan, per_step = Plan.of(recipe, store()), {8: 1.0, 12: 3.0}
     assert plan.total_steps == 40
-    assert seconds_after(plan, 0, per_step) == 20 * 1 + 20 * 3 and seconds_after(plan, 30, per_step) == 30
+    assert cost_after(plan, 0, per_step) == 20 * 1 + 20 * 3 and cost_after(plan, 30, per_step) == 30
     for step, seconds in ((0, 80.0), (10, 1000.0), (30, 30.0)):
         assert rest_within(plan, step, seconds, per_step) == plan
     short = rest_within(plan, 10, 30.0, per_step)
     assert (
-        seconds_after(short, 10, per_step)
+        cost_after(short, 10, per_step)
         <= 30
-        < seconds_after(replace(short, total_steps=short.total_steps + 1), 10, per_step)
+        < cost_after(replace(short, total_steps=short.total_steps + 1), 10, per_step)
     )
     with pytest.raises(UsageError, match="too short"):
         rest_within(plan, 30, 2.9, per_step)

@@ -24,7 +24,7 @@ from fixtures import TESTS
 from fixtures.disturbed_runs import narrow
 from fixtures.launches import NoWaiting, WaitsForTheDevice
 from simclr_engine import load_encoder, planning, recording
-from simclr_engine.budget import seconds_after, steps_within
+from simclr_engine.budget import cost_after, steps_within
 from simclr_engine.checkpoint import newest_checkpoint
 from simclr_engine.data.store import ImageStore
 from simclr_engine.device import Platform
@@ -461,7 +461,7 @@ def test_progressive_resolution_follows_the_recipe() -> None:
     recipe, store = tiny_recipe(**{"train.resolution": [[0.5, 8], [1.0, 12]]}), tiny_store()
     plan = Plan.of(recipe, store)
     assert [plan.view_size(s) for s in range(9)] == [8] * 4 + [12] * 5
-    assert seconds_after(plan, 0, {8: 1.0, 12: 10.0}) == 54.0
+    assert cost_after(plan, 0, {8: 1.0, 12: 10.0}) == 54.0
     trainer = trainer_for(recipe, store)
     assert trainer.views(trainer.sample_ids(0), 0, plan.view_size(0)).shape == (32, 3, 8, 8)
 
