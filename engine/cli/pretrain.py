@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import click
 
@@ -199,23 +200,24 @@ def command(
     if gpus is not None and _launched(gpus, device):
         return
 
+    how: dict[str, Any] = {
+        "device": device,
+        "fused": fused,
+        "augment": augment,
+        "compile": compile,
+        "batch_norm": batch_norm,
+        "max_minutes": max_minutes,
+        "max_pflop": max_pflop,
+        "limit": limit,
+        "deterministic": deterministic,
+        "overrides": overrides,
+        "allow_skipped": allow_skipped,
+        "weights": weights,
+        "stem_padding": stem_padding,
+        "stem_pool": stem_pool,
+    }
     if dry_run and resolved is not None:
-        options = RunOptions(
-            device=device,
-            fused=fused,
-            augment=augment,
-            compile=compile,
-            batch_norm=batch_norm,
-            max_minutes=max_minutes,
-            max_pflop=max_pflop,
-            limit=limit,
-            deterministic=deterministic,
-            overrides=overrides,
-            allow_skipped=allow_skipped,
-            weights=weights,
-            stem_padding=stem_padding,
-            stem_pool=stem_pool,
-        )
+        options = RunOptions(**how)
         with deterministic_algorithms(deterministic), start_world(device) as world:
             options = replace(options, device=world.device, quiet=as_json or not world.main)
             start = start_of(world, resolved, options)
@@ -245,24 +247,11 @@ def command(
             resolved,
             images,
             out,
-            overrides=overrides,
-            device=device,
-            fused=fused,
-            augment=augment,
-            compile=compile,
-            batch_norm=batch_norm,
-            max_minutes=max_minutes,
-            max_pflop=max_pflop,
-            limit=limit,
             resume=resume is not None,
             overwrite=overwrite,
-            deterministic=deterministic,
             log=log,
-            allow_skipped=allow_skipped,
-            weights=weights,
-            stem_padding=stem_padding,
-            stem_pool=stem_pool,
             began=began,
+            **how,
         )
     except (PeerFailed, Interrupted) as error:
         if is_main():
