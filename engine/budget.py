@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from .errors import UsageError
-from .training import Plan
+from .plan import Plan
 
 # Share of a time limit that is planned for; the last save, the weights and noise take the rest.
 BUDGET_SHARE = 0.96

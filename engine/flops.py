@@ -17,8 +17,8 @@ from .budget import cost_after, longest
 from .errors import UsageError
 from .model import SimCLR
 from .optim import build_optimizer
+from .plan import Plan
 from .recipe import HeadSpec, ModelSpec, OptimizerSpec, Recipe
-from .training import Plan
 
 COUNTED_VIEWS = 4  # the count is linear in the views
 

@@ -1,9 +1,14 @@
-"""How much memory a training step takes, estimated before the first one, and how much is free."""
+"""How much memory a training step takes and how much is free; what to do where a step did not fit."""
 
 from __future__ import annotations
 
+import gc
 import os
-from contextlib import suppress
+import resource
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -11,15 +16,21 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from .data.store import ImageStore
 from .device import Platform
+from .errors import PlatformError, counted
 from .model import SimCLR
 from .recipe import HeadSpec, ModelSpec
+from .training import Trainer
 
 # Peak of a step over what its graph keeps for the backward pass, which needs gradients and workspaces besides: 1.5 to
 # 1.9 on the CPU (ResNet-18, 32 px small stem and 128 px ImageNet stem, fp32 and bf16, 64 to 128 views).
 PEAK = 1.9
 COPIES = 4  # of the weights: themselves, their gradient and up to two moments of the optimizer
+# Share of the device's memory that a step may use; the allocator cannot fill all of it.
+USABLE = 0.9
 _CGROUP = Path("/sys/fs/cgroup")
+_SAID = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed")
 
 
 @dataclass(frozen=True)
@@ -110,3 +121,112 @@ def _left_in_group(group: Path) -> int | None:
             cached = dict(zip(statistics[::2], statistics[1::2], strict=True)).get("inactive_file", "0")
             return max(0, most - now + int(cached))
     return None
+
+
+def peak_memory(platform: Platform) -> int:
+    """Peak memory in bytes: of the device on CUDA, else resident memory of the process."""
+    if platform.device.type == "cuda":
+        return torch.cuda.max_memory_allocated(platform.device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+@contextmanager
+def memory_errors(trainer: Trainer) -> Iterator[None]:
+    """A context for steps of `trainer`. Running out of memory becomes a PlatformError that says what would fit."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        # The frames keep the activations of the failed step alive; their memory is needed for measuring.
+        traceback.clear_frames(error.__traceback__)
+        raise out_of_memory(trainer, error) from error
+
+
+@contextmanager
+def loading_errors(store: ImageStore, device: torch.device) -> Iterator[None]:
+    """The same for making a trainer, which puts the model and, on CUDA, all images into memory."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise PlatformError(
+            "there is not enough memory for the model and the images",
+            saw=f"{counted(len(store), 'image')} of {store.image_size} px, {store.images.nbytes / 2**30:.2f} GiB, "
+            f"on {device}",
+            fix="use --limit N, --set data.size=PIXELS, or --device cpu, which leaves the images on disk",
+        ) from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out. On the CPU, and in cuBLAS, this is a plain RuntimeError."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(said in str(error).lower() for said in _SAID)
+
+
+def out_of_memory(trainer: Trainer, error: BaseException) -> PlatformError:
+    """The error of a step that did not fit. If the device reports memory, small steps are measured first."""
+    train, share = trainer.recipe.train, trainer.recipe.train.batch_size // trainer.world.size
+    now = min(trainer.micro_batch, share)
+    fits, why = _measured_fit(trainer, now)
+    micro = largest_divisor(share, min(fits, now - 1))
+    size = max(size for _, size in trainer.plan.phases())
+    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    held = f"{now} at a time of a batch of {train.batch_size}" if now < train.batch_size else f"batch {now}"
+    saw = f"{held}, {train.views} views of {size} px: {first[:160]}"
+    if micro < 1:
+        fix = "use a smaller model or smaller images: not even one image would fit (an estimate)"
+    else:
+        batch = micro * trainer.world.size
+        fix = f"use --set train.micro_batch={micro} (same batch in parts) or --batch-size {batch} (estimate: {why})"
+    return PlatformError("there is not enough memory for a training step", saw=saw, fix=fix)
+
+
+def images_that_fit(small: tuple[int, int], large: tuple[int, int], capacity: int) -> int:
+    """How many images a step may have, from the peak memory of two smaller steps, each given as (images, bytes).
+
+    Memory is assumed to grow linearly: a constant part (weights, gradients) and the same amount for each image.
+    """
+    (n, bytes_n), (m, bytes_m) = small, large
+    each = (bytes_m - bytes_n) / (m - n)
+    if each <= 0:  # too small a difference to extrapolate
+        return m
+    return max(0, int((capacity - (bytes_n - each * n)) / each))
+
+
+def largest_divisor(whole: int, limit: int) -> int:
+    """The largest divisor of `whole` that is at most `limit`; 0 if there is none."""
+    return next((d for d in range(min(whole, limit), 0, -1) if whole % d == 0), 0)
+
+
+def _measured_fit(trainer: Trainer, now: int) -> tuple[int, str]:
+    """How many images would fit, and what the estimate is based on."""
+    small = max(2, now // 32)
+    # With other ranks, batch norm would wait for them; devices other than CUDA report no peak that can be reset.
+    if trainer.platform.device.type != "cuda" or trainer.world.size > 1 or 2 * small >= now:
+        return now // 2, "half of what did not fit"
+    device = trainer.platform.device
+    try:
+        peaks = [(images, _peak_bytes(trainer, images)) for images in (small, 2 * small)]
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return small // 2, f"not even {counted(2 * small, 'image')} fit"
+    free, _ = torch.cuda.mem_get_info(device)
+    capacity = int(USABLE * (free + torch.cuda.memory_reserved(device)))
+    fits = images_that_fit(peaks[0], peaks[1], capacity)
+    return fits, f"about {fits} fit, from the peak memory of steps of {small} and {2 * small}"
+
+
+def _peak_bytes(trainer: Trainer, images: int) -> int:
+    """The peak memory of the device in one forward and backward pass of this many images, at the largest view size."""
+    device = trainer.platform.device
+    trainer.optimizer.zero_grad(set_to_none=True)  # of the step that failed
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(device)
+    trainer.run_part(images, max(size for _, size in trainer.plan.phases()))
+    return torch.cuda.max_memory_allocated(device)

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import gc
 import math
-import resource
-import sys
-import time
-import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from simclr_engine.kernels import pick_augment, pick_nt_xent
 
 from .budget import CALIBRATION_SHARE, Clock, cost_after, mean_seconds, rest_within, steps_within
+from .calibration import calibrate
 from .data.loader import stays_in_files
 from .data.store import ImageStore
 from .device import Platform, choose_platform, keep_freed_memory
@@ -29,16 +22,11 @@ from .errors import PlatformError, UsageError, counted
 from .fitting import FEWEST_STEPS, SMALLEST_BATCH, fit_to_images, shrink_batch
 from .flops import pflop_of, within_compute
 from .loggers import Listener
-from .memory import free_memory, step_memory
+from .memory import USABLE, free_memory, largest_divisor, loading_errors, memory_errors, peak_memory, step_memory
 from .model import parameter_count
 from .recipe import Recipe
 from .terminal import say
 from .training import Backends, Own, Plan, Trainer
-
-CALIBRATION_STEPS = 4  # timed steps per view size, after an untimed one
-# Share of the device's memory that a step may use; the allocator cannot fill all of it.
-USABLE = 0.9
-_SAID = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed")
 
 
 @dataclass(frozen=True)
@@ -365,77 +353,6 @@ def _stages(recipe: Recipe) -> Sequence[tuple[float, int]]:
     return recipe.train.resolution or ((1.0, 0),)
 
 
-def calibrate(trainer: Trainer, allowance: float = math.inf) -> dict[int, float]:
-    """View size → median seconds per step, timed on real steps, which spoil the trainer's weights.
-
-    Args:
-        trainer: of the plan whose steps are timed.
-        allowance: seconds that it may take. Where whole steps would take longer, parts of a batch are timed, and the
-            time of a step is extrapolated from the largest of them, which is rather too long than too short.
-    """
-    sizes = sorted({size for _, size in trainer.plan.phases()})
-    trainer.model.train()
-    seconds = dict[int, float]()
-    for number, size in enumerate(sizes):
-        share = size**2 / sum(other**2 for other in sizes[number:])
-        seconds[size], spent = _seconds_per_step(trainer, size, share * allowance)
-        allowance -= spent
-    return seconds
-
-
-def _seconds_per_step(trainer: Trainer, size: int, allowance: float) -> tuple[float, float]:
-    """Seconds of a step with views of `size` pixels, timed within `allowance` seconds if two images can be; and the
-    seconds that this took. Both are of rank 0, so that all ranks make the same steps."""
-    spent, times = 0.0, list[float]()
-    if allowance < math.inf:
-        estimate, spent = _seconds_from_parts(trainer, size, allowance)
-        if spent + 2 * estimate > allowance:
-            return estimate, spent
-    while len(times) < 2 or (len(times) <= CALIBRATION_STEPS and spent + times[-1] <= allowance):
-        step = len(times) % trainer.plan.steps_per_epoch
-        times.append(_seconds_of(trainer, partial(trainer.train_step, step, size)))
-        spent += times[-1]
-    return float(np.median(times[1:])), spent
-
-
-def _seconds_from_parts(trainer: Trainer, size: int, allowance: float) -> tuple[float, float]:
-    """Seconds of a step, extrapolated from growing parts of a batch until two whole steps fit into what is left of
-    `allowance` or a larger part does not; and the seconds that this took."""
-    most = trainer.micro_batch
-    parts = trainer.recipe.train.batch_size / trainer.world.size * (4 / 3 if trainer.two_passes else 1)
-    images = min(2, most)
-    spent = _seconds_of(trainer, partial(_run_part, trainer, images, size))  # used only if there is no time for another
-    if 2 * spent > allowance:
-        return spent / images * parts, spent
-    while True:
-        seconds = _seconds_of(trainer, partial(_run_part, trainer, images, size))
-        spent, estimate = spent + seconds, seconds / images * parts
-        larger = min(most, 4 * images)
-        if images == most or spent + 2 * estimate <= allowance or spent + seconds / images * larger > allowance:
-            return estimate, spent
-        images = larger
-
-
-def _seconds_of(trainer: Trainer, work: Callable[[], object]) -> float:
-    """Seconds that `work` takes on rank 0."""
-    trainer.platform.synchronize()
-    start = time.perf_counter()
-    with memory_errors(trainer):
-        work()
-    trainer.platform.synchronize()
-    return trainer.world.same(time.perf_counter() - start)
-
-
-def _run_part(trainer: Trainer, images: int, size: int) -> None:
-    """A forward and backward pass of so many images; the plain model, since a compiled one is compiled for a batch."""
-    trainer.optimizer.zero_grad(set_to_none=True)
-    views = trainer.views(trainer.sample_ids(trainer.step)[:images], 0, size)
-    with trainer.platform.autocast():
-        z = trainer.model(views)
-    z.float().square().sum().backward()
-    trainer.optimizer.zero_grad(set_to_none=True)
-
-
 def describe(trainer: Trainer, estimate: Estimate | None) -> list[str]:
     """The plan in a few lines."""
     r, plan, p = trainer.recipe, trainer.plan, trainer.platform
@@ -498,14 +415,6 @@ def spread(trainer: Trainer) -> list[str]:
     return rows
 
 
-def peak_memory(platform: Platform) -> int:
-    """Peak memory in bytes: of the device on CUDA, else resident memory of the process."""
-    if platform.device.type == "cuda":
-        return torch.cuda.max_memory_allocated(platform.device)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
 def _backends(platform: Platform, recipe: Recipe, options: RunOptions) -> tuple[Backends, tuple[str, ...]]:
     """The implementation of each kernel on this device, and notes about the choice."""
     plain, augment = options.fused is False, options.augment
@@ -521,104 +430,3 @@ def _backends(platform: Platform, recipe: Recipe, options: RunOptions) -> tuple[
     # With --fused, all reasons are shown; otherwise only those against a faster kernel ("…; no native: …").
     notes = tuple(f"{what}: {why}" for what, why in said.items() if options.fused or "; no " in why)
     return Backends(views, loss), notes
-
-
-@contextmanager
-def memory_errors(trainer: Trainer) -> Iterator[None]:
-    """A context for steps of `trainer`. Running out of memory becomes a PlatformError that says what would fit."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        # The frames keep the activations of the failed step alive; their memory is needed for measuring.
-        traceback.clear_frames(error.__traceback__)
-        raise out_of_memory(trainer, error) from error
-
-
-@contextmanager
-def loading_errors(store: ImageStore, device: torch.device) -> Iterator[None]:
-    """The same for making a trainer, which puts the model and, on CUDA, all images into memory."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise PlatformError(
-            "there is not enough memory for the model and the images",
-            saw=f"{counted(len(store), 'image')} of {store.image_size} px, {store.images.nbytes / 2**30:.2f} GiB, "
-            f"on {device}",
-            fix="use --limit N, --set data.size=PIXELS, or --device cpu, which leaves the images on disk",
-        ) from error
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out. On the CPU, and in cuBLAS, this is a plain RuntimeError."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(said in str(error).lower() for said in _SAID)
-
-
-def out_of_memory(trainer: Trainer, error: BaseException) -> PlatformError:
-    """The error of a step that did not fit. If the device reports memory, small steps are measured first."""
-    train, share = trainer.recipe.train, trainer.recipe.train.batch_size // trainer.world.size
-    now = min(trainer.micro_batch, share)
-    fits, why = _measured_fit(trainer, now)
-    micro = largest_divisor(share, min(fits, now - 1))
-    size = max(size for _, size in trainer.plan.phases())
-    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    held = f"{now} at a time of a batch of {train.batch_size}" if now < train.batch_size else f"batch {now}"
-    saw = f"{held}, {train.views} views of {size} px: {first[:160]}"
-    if micro < 1:
-        fix = "use a smaller model or smaller images: not even one image would fit (an estimate)"
-    else:
-        batch = micro * trainer.world.size
-        fix = f"use --set train.micro_batch={micro} (same batch in parts) or --batch-size {batch} (estimate: {why})"
-    return PlatformError("there is not enough memory for a training step", saw=saw, fix=fix)
-
-
-def images_that_fit(small: tuple[int, int], large: tuple[int, int], capacity: int) -> int:
-    """How many images a step may have, from the peak memory of two smaller steps, each given as (images, bytes).
-
-    Memory is assumed to grow linearly: a constant part (weights, gradients) and the same amount for each image.
-    """
-    (n, bytes_n), (m, bytes_m) = small, large
-    each = (bytes_m - bytes_n) / (m - n)
-    if each <= 0:  # too small a difference to extrapolate
-        return m
-    return max(0, int((capacity - (bytes_n - each * n)) / each))
-
-
-def largest_divisor(whole: int, limit: int) -> int:
-    """The largest divisor of `whole` that is at most `limit`; 0 if there is none."""
-    return next((d for d in range(min(whole, limit), 0, -1) if whole % d == 0), 0)
-
-
-def _measured_fit(trainer: Trainer, now: int) -> tuple[int, str]:
-    """How many images would fit, and what the estimate is based on."""
-    small = max(2, now // 32)
-    # With other ranks, batch norm would wait for them; devices other than CUDA report no peak that can be reset.
-    if trainer.platform.device.type != "cuda" or trainer.world.size > 1 or 2 * small >= now:
-        return now // 2, "half of what did not fit"
-    device = trainer.platform.device
-    try:
-        peaks = [(images, _peak_bytes(trainer, images)) for images in (small, 2 * small)]
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        return small // 2, f"not even {counted(2 * small, 'image')} fit"
-    free, _ = torch.cuda.mem_get_info(device)
-    capacity = int(USABLE * (free + torch.cuda.memory_reserved(device)))
-    fits = images_that_fit(peaks[0], peaks[1], capacity)
-    return fits, f"about {fits} fit, from the peak memory of steps of {small} and {2 * small}"
-
-
-def _peak_bytes(trainer: Trainer, images: int) -> int:
-    """The peak memory of the device in one forward and backward pass of this many images, at the largest view size."""
-    device = trainer.platform.device
-    trainer.optimizer.zero_grad(set_to_none=True)  # of the step that failed
-    gc.collect()
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats(device)
-    _run_part(trainer, images, max(size for _, size in trainer.plan.phases()))
-    return torch.cuda.max_memory_allocated(device)

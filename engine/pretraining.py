@@ -28,8 +28,9 @@ from .errors import DataError, UsageError, nearest
 from .fitting import LARGEST_ON_CPU
 from .flops import longest_within_compute
 from .loggers import LOGGERS, Listener
+from .memory import memory_errors
 from .monitor import OnlineMonitor
-from .planning import Estimate, RunOptions, describe, memory_errors, prepare
+from .planning import Estimate, RunOptions, describe, prepare
 from .progress import Progress
 from .recipe import DEFAULT, Recipe
 from .recording import Recording, environment_of

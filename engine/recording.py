@@ -26,8 +26,9 @@ from .event_log import RunLog
 from .files import Folder
 from .flops import pflop_of
 from .loggers import Listener, open_logger
+from .memory import peak_memory
 from .model import parameter_count
-from .planning import Estimate, RunOptions, peak_memory
+from .planning import Estimate, RunOptions
 from .recipe import leaves
 from .resuming import Stopped
 from .run import Run, RunLock

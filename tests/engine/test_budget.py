@@ -69,7 +69,7 @@ class Machine:
     ) -> None:
         self.now, self.seconds, self.compiling = 0.0, seconds, compiling
         self.steps, self.parts = 0, 0
-        machine, step, part = self, Trainer.train_step, planning._run_part
+        machine, step, part = self, Trainer.train_step, Trainer.run_part
 
         def train_step(trainer: Trainer, number: int, size: int | None = None) -> Any:
             machine.steps += 1
@@ -85,7 +85,7 @@ class Machine:
             part(trainer, images, size)
 
         monkeypatch.setattr(Trainer, "train_step", train_step)
-        monkeypatch.setattr(planning, "_run_part", run_part)
+        monkeypatch.setattr(Trainer, "run_part", run_part)
         monkeypatch.setattr("time.perf_counter", lambda: machine.now)
 
 

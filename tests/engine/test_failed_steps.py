@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from fixtures.disturbed_runs import TRAINING, at_step, newest_step, train, trainer_of
-from simclr_engine import planning, training
+from simclr_engine import memory, training
 from simclr_engine.errors import CheckFailed, PlatformError
-from simclr_engine.planning import images_that_fit, is_out_of_memory, largest_divisor
+from simclr_engine.memory import images_that_fit, is_out_of_memory, largest_divisor
 from simclr_engine.training import Trainer
 
 
@@ -146,10 +146,10 @@ def test_on_cuda_the_estimate_comes_from_two_smaller_steps_after_the_failed_one_
         measured.append(images)
         return 1000 + 100 * images
 
-    monkeypatch.setattr(planning, "_peak_bytes", peak)
+    monkeypatch.setattr(memory, "_peak_bytes", peak)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2000, 9999))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 1000)
-    with pytest.raises(PlatformError) as caught, planning.memory_errors(trainer):
+    with pytest.raises(PlatformError) as caught, memory.memory_errors(trainer):
         fails()
     assert measured == [2, 4]  # 90 % of 3000 bytes are 17 images
     assert "--set train.micro_batch=16" in str(caught.value.fix)
@@ -158,8 +158,8 @@ def test_on_cuda_the_estimate_comes_from_two_smaller_steps_after_the_failed_one_
     def never(_: Trainer, images: int) -> int:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(planning, "_peak_bytes", never)
-    with pytest.raises(PlatformError, match=r"micro_batch=1\b.*not even 4 images fit"), planning.memory_errors(trainer):
+    monkeypatch.setattr(memory, "_peak_bytes", never)
+    with pytest.raises(PlatformError, match=r"micro_batch=1\b.*not even 4 images fit"), memory.memory_errors(trainer):
         fails()
 
 
@@ -172,7 +172,7 @@ def test_the_two_smaller_steps_of_the_estimate_compile_nothing(monkeypatch: pyte
     trainer.forward = compiled
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 77)
-    assert planning._peak_bytes(trainer, 4) == 77
+    assert memory._peak_bytes(trainer, 4) == 77
     assert all(p.grad is None for p in trainer.model.parameters())
 
 

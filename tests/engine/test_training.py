@@ -25,6 +25,7 @@ from fixtures.disturbed_runs import narrow
 from fixtures.launches import NoWaiting, WaitsForTheDevice
 from simclr_engine import load_encoder, planning, recording
 from simclr_engine.budget import cost_after, steps_within
+from simclr_engine.calibration import calibrate
 from simclr_engine.checkpoint import newest_checkpoint
 from simclr_engine.data.store import ImageStore
 from simclr_engine.device import Platform
@@ -33,7 +34,7 @@ from simclr_engine.kernels import pick_augment
 from simclr_engine.kernels.augmentation import native
 from simclr_engine.model import SimCLR
 from simclr_engine.optim import build_optimizer
-from simclr_engine.planning import RunOptions, calibrate, describe, prepare
+from simclr_engine.planning import RunOptions, describe, prepare
 from simclr_engine.pretraining import Interrupted, pretrain
 from simclr_engine.recipe import Recipe
 from simclr_engine.resuming import trained_on

@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from simclr_engine import planning
+from simclr_engine import memory
 from simclr_engine.data import loader
 from simclr_engine.data.store import ImageStore
 from simclr_engine.device import Platform, choose_platform
@@ -134,7 +134,7 @@ def test_images_in_pinned_buffers_train_as_resident_ones(monkeypatch: pytest.Mon
 def test_too_large_a_batch_ends_in_advice_that_fits() -> None:
     made = trainer()
     _, total = torch.cuda.mem_get_info()
-    with pytest.raises(PlatformError, match="not enough memory") as caught, planning.memory_errors(made):
+    with pytest.raises(PlatformError, match="not enough memory") as caught, memory.memory_errors(made):
         torch.empty(2 * total, dtype=torch.uint8, device="cuda")
     assert "train.micro_batch=" in str(caught.value) or "--batch-size" in str(caught.value)
 
