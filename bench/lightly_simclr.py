@@ -57,7 +57,8 @@ def train_lightly(
     from lightly.models.modules import SimCLRProjectionHead
 
     torch.manual_seed(seed)
-    device = choose_platform().device
+    platform = choose_platform()
+    device = platform.device
     resnet = torchvision.models.resnet18()
     resnet.conv1, resnet.maxpool = nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.Identity()
     encoder = nn.Sequential(*list(resnet.children())[:-1], nn.Flatten())
@@ -96,7 +97,7 @@ def train_lightly(
         "pflop": total * _flops(train.image_size) / 1e15,
         "seconds": time.perf_counter() - began,
         "step_seconds": step_seconds,
-        "device": str(choose_platform().describe()["device_name"]),
+        "device": str(platform.describe()["device_name"]),
         "precision": "fp32",
         "versions": {"torch": torch.__version__, "lightly": lightly.__version__},
     }

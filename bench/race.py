@@ -111,6 +111,9 @@ def _check(contenders: Sequence[str], minutes: float | None, pflop: float | None
 
     if (minutes is None) == (pflop is None):
         raise UsageError("a race needs one limit", saw=f"minutes {minutes}, PFLOP {pflop}", fix="--minutes or --pflop")
+    names = [Path(name).stem for name in contenders]
+    if len(set(names)) < len(names):
+        raise UsageError("two contenders have one name", saw=", ".join(contenders), fix="give the files other names")
     known = [*recipe_names(), LIGHTLY]
     for name in contenders:
         if name not in known and not name.endswith(".toml"):
@@ -147,13 +150,16 @@ def _run(heat: Sequence[Entry]) -> list[str]:
 
 
 def _is_done(entry: Entry) -> bool:
-    """Whether the folder holds the row of this entry; DataError if it holds that of another one."""
+    """Whether the folder holds the row of this entry; DataError if it holds that of another one.
+
+    A contender that could not run is tried again: it may have been installed since.
+    """
     path = Path(entry.folder, ROW)
-    if not path.is_file():
+    row = json.loads(path.read_text()) if path.is_file() else {"missing": "not run"}
+    if "missing" in row:
         return False
-    theirs = json.loads(path.read_text())["entry"]
-    ours = asdict(entry)
-    differ = [key for key in ("data", "minutes", "pflop", "held_out", "threads") if theirs.get(key) != ours[key]]
+    theirs, ours = row["entry"], asdict(entry)
+    differ = [key for key in ours if key != "folder" and theirs.get(key) != ours[key]]
     if differ:
         raise DataError(
             "the folder holds another race",
@@ -257,8 +263,8 @@ def _train_ours(entry: Entry, train: ImageStore) -> dict[str, Any]:
 
 
 def _figures(run: Run) -> dict[str, Any]:
-    """What a finished run took. Three clocks: `seconds` is cold, with reading images, calibration and monitors;
-    `step_seconds` are those of the training steps; `seconds_per_epoch` is steady, from the fastest half of the log."""
+    """What a finished run took. Two clocks: `seconds` is cold, with reading images, calibration and monitors;
+    `step_seconds` are those of the training steps alone."""
     rows = [row for row in run.metrics if row["event"] == "train"]
     batch, plan, done, step_seconds = run.recipe.train.batch_size, run.environment["plan"], 0, 0.0
     for row in rows:

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from simclr_engine.bench import race as subject
-from simclr_engine.bench.race import Entry, race, summary
+from simclr_engine.bench.race import Entry, draw, race, summary
 from simclr_engine.data.store import ImageStore
 from simclr_engine.errors import CheckFailed, DataError, UsageError
 from simclr_engine.run import Run
@@ -78,7 +78,8 @@ def test_the_summary_has_mean_sd_and_the_paired_difference() -> None:
 @pytest.mark.parametrize(
     ("given", "said"),
     [({}, "needs one limit"), ({"minutes": 1, "pflop": 1}, "needs one limit"),
-     ({"minutes": 1, "contenders": ["cifar11"]}, "no such contender")],
+     ({"minutes": 1, "contenders": ["cifar11"]}, "no such contender"),
+     ({"minutes": 1, "contenders": ["a/x.toml", "b/x.toml"]}, "two contenders have one name")],
 )  # fmt: skip
 def test_a_race_that_cannot_be_meant_is_refused(given: dict[str, Any], said: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=said):
@@ -128,6 +129,13 @@ def test_an_interrupted_race_goes_on_and_is_not_run_twice(
         assert row["views_per_image"] == pytest.approx(2 * 4 * 16 / row["images"], rel=0.05)
         assert 10 < row["median"] <= 100 and 0 < row["step_seconds"] < row["seconds"]
         assert str(tmp_path) not in json.dumps(row)
+    figure = draw({"device": "a machine", "versions": {"torch": "2"}, "rows": rows})
+    points = [[float(v) for v in axis.collections[0].get_offsets()[0]] for axis in figure.axes]
+    values = [row["median"] for row in rows for _ in range(3)]
+    assert [y for _, y in points] == pytest.approx(values)
+    assert [x for x, _ in points[:3]] == pytest.approx(
+        [rows[0]["pflop"], rows[0]["seconds"] / 60, rows[0]["views_per_image"]]
+    )
     monkeypatch.delattr(subject, "enter")
     assert race(**given, held_out=True) == rows
     with pytest.raises(DataError, match="held_out: True, asked False"):
@@ -139,3 +147,7 @@ def test_a_peer_that_is_not_installed_is_named_as_missing(tmp_path: Path, monkey
     monkeypatch.setitem(sys.modules, "lightly", None)
     rows = race("digits", tmp_path, pflop=PFLOP, contenders=["lightly"])
     assert [(row["median"], row["note"]) for row in rows] == [(None, "not installed")] * 2
+    tried: list[Entry] = []
+    monkeypatch.setattr(subject, "enter", tried.append)
+    race("digits", tmp_path, pflop=PFLOP, contenders=["lightly"])
+    assert [entry.name for entry in tried] == ["lightly"]  # it may have been installed since
