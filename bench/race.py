@@ -155,7 +155,7 @@ def _is_done(entry: Entry) -> bool:
     A contender that could not run is tried again: it may have been installed since.
     """
     path = Path(entry.folder, ROW)
-    row = json.loads(path.read_text()) if path.is_file() else {"missing": "not run"}
+    row: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {"missing": "not run"}
     if "missing" in row:
         return False
     theirs, ours = row["entry"], asdict(entry)

@@ -173,6 +173,7 @@ class _Making:
         self._store, self._options, self._world, self._clock = store, options, world, clock
         self.plan, self.notes, self.step = plan, list[str](), 0
         self._for_timing = math.inf if clock.limit is None else CALIBRATION_SHARE * clock.limit  # seconds
+        self._per_view = dict[int, float]()  # view size → seconds, as timed before
         platform = self._platform()
         if platform.device.type == "cpu":
             keep_freed_memory()
@@ -288,7 +289,11 @@ class _Making:
         """View size → seconds per step, on the clock of rank 0; half of what is left for timing at a time."""
         allowance, began = self._for_timing / 2, self._clock.seconds()
         self._say("timing some steps" + (f", for at most {allowance:.0f} s" if allowance < math.inf else ""))
-        per_step = self._world.same(calibrate(trainer, allowance))
+        train = trainer.recipe.train
+        views = train.batch_size * train.views
+        known = {size: views * seconds for size, seconds in self._per_view.items()}
+        per_step = self._world.same(calibrate(trainer, allowance, known))
+        self._per_view |= {size: seconds / views for size, seconds in per_step.items()}
         self._for_timing -= self._world.same(self._clock.seconds() - began)
         return per_step
 

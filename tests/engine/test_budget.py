@@ -62,13 +62,20 @@ class Machine:
         now: its clock, seconds.
         seconds: of a step of eight images, from its number.
         compiling: seconds that the first step of a compiled model takes besides.
+        cold: seconds that the first part of a step takes besides, for each view size.
     """
 
     def __init__(
-        self, monkeypatch: pytest.MonkeyPatch, seconds: Callable[[int], float], compiling: float = 0, extra: float = 0
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        seconds: Callable[[int], float],
+        compiling: float = 0,
+        extra: float = 0,
+        cold: float = 0,
     ) -> None:
         self.now, self.seconds, self.compiling = 0.0, seconds, compiling
         self.steps, self.parts = 0, 0
+        warm = set[int]()
         machine, step, part = self, Trainer.train_step, Trainer.run_part
 
         def train_step(trainer: Trainer, number: int, size: int | None = None) -> Any:
@@ -81,7 +88,8 @@ class Machine:
 
         def run_part(trainer: Trainer, images: int, size: int) -> None:
             machine.parts += 1
-            machine.now += (images + extra) / 8 * machine.seconds(0)
+            machine.now += (images + extra) / 8 * machine.seconds(0) + (cold if size not in warm else 0)
+            warm.add(size)
             part(trainer, images, size)
 
         monkeypatch.setattr(Trainer, "train_step", train_step)
@@ -150,6 +158,23 @@ def test_timing_takes_a_tenth_of_the_minutes_at_most(seconds: float, monkeypatch
     assert (machine.steps > 0) == (seconds < 1)
     assert 0.999 * seconds <= estimate.seconds_per_step[8] <= 1.5 * seconds
     assert trainer.plan.total_steps == min(100, int((0.96 * 180 - machine.now) / estimate.seconds_per_step[8]))
+
+
+@pytest.mark.parametrize("cold", [0.0, 5.0])
+def test_what_is_made_once_does_not_count_as_the_speed(cold: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    with narrow():
+        machine = Machine(monkeypatch, lambda step: 2.0, cold=cold)
+        _, estimate = prepare(recipe(), store(), replace(QUIET, max_minutes=3))
+    assert estimate is not None and estimate.seconds_per_step[8] == pytest.approx(2.0)
+    assert cold < machine.now <= 18
+
+
+def test_a_size_without_time_for_timing_follows_from_a_smaller_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    with narrow():
+        Machine(monkeypatch, lambda step: 2.0, cold=6.0)
+        sizes = recipe(**{"train.resolution": [[0.5, 8], [1.0, 16]]})
+        _, estimate = prepare(sizes, store(), replace(QUIET, max_minutes=3))
+    assert estimate is not None and estimate.seconds_per_step == pytest.approx({8: 2.0, 16: 8.0})
 
 
 def test_a_machine_too_slow_for_the_batch_gets_its_steps(monkeypatch: pytest.MonkeyPatch) -> None:

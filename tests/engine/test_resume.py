@@ -346,7 +346,7 @@ def test_a_rest_is_shortened_to_fit_and_never_lengthened() -> None:
 
 def test_the_minutes_of_a_run_count_what_it_has_taken(home: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     timed: list[int] = []
-    monkeypatch.setattr(planning, "calibrate", lambda trainer, allowance: (timed.append(1), {16: 60.0})[1])
+    monkeypatch.setattr(planning, "calibrate", lambda *_: (timed.append(1), {16: 60.0})[1])
     given = ["pretrain", "--data", "photos", "--out", "run", "--device", "cpu", *GIVEN, "--max-minutes", "8.4"]
     assert call(*given, cwd=home, stop=3).code == 130
     run, file = home / "run", home / "run" / "environment.json"

@@ -495,7 +495,7 @@ def test_a_time_budget_becomes_a_number_of_steps(tmp_path: Path, monkeypatch: py
     assert steps_within(plan, 100.0, {16: 0.25, 32: 1.0}) == int(100 / (0.8 * 0.25 + 0.2 * 1.0))
     with pytest.raises(UsageError, match="too short"):
         steps_within(plan, 0.1, {16: 0.25, 32: 1.0})
-    monkeypatch.setattr(planning, "calibrate", lambda trainer, allowance: {12: 60.0})
+    monkeypatch.setattr(planning, "calibrate", lambda *_: {12: 60.0})
     run = pretrain(tiny_recipe(), tiny_store(), tmp_path / "run", device="cpu", max_minutes=8, quiet=True)
     plan = run.environment["plan"]
     assert (plan["total_steps"], plan["max_minutes"], plan["estimated_seconds"]) == (7, 8, 420.0)  # 96 % of 480 s
@@ -515,7 +515,7 @@ def test_a_run_that_the_budget_makes_short_takes_the_settings_for_short_runs_and
     monkeypatch.setattr(
         planning,
         "calibrate",
-        lambda trainer, allowance: {s: 30.0 * trainer.recipe.train.views for _, s in trainer.plan.phases()},
+        lambda trainer, *_: {s: 30.0 * trainer.recipe.train.views for _, s in trainer.plan.phases()},
     )
     long = pretrain(recipe, tiny_store(), tmp_path / "long", device="cpu", quiet=True)
     assert long.recipe.train.views == 2 and long.recipe.short_runs == ()
