@@ -110,7 +110,10 @@ def _cached(run: Run) -> Images | None:
                 store = _matching(entry, meta, splits, run)
                 if store is not None:
                     return Images(store, _test_split(entry, meta, stated["name"]), "images that it was trained on")
-            if len(pool := pretraining_splits(meta)) > 1 and (store := _matching(entry, meta, pool, run)) is not None:
+            if (
+                len(pool := pretraining_splits(meta.kind, meta.splits)) > 1
+                and (store := _matching(entry, meta, pool, run)) is not None
+            ):
                 test = _test_split(entry, meta, stated["name"])
                 return Images(replace(store, labels=None), test, "images that it was trained on")
         except DamagedError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -165,15 +165,16 @@ def _unlabelled(name: str, split: str, count: int) -> DataError:
     )
 
 
-def pretraining_splits(meta: Meta) -> list[str]:
-    """The splits that pretraining takes: what belongs to no test or validation split. Of a named data set, `train`."""
-    wanted = ("train",) if meta.kind == NamedSource.kind else ("all", "train", "unlabeled")
-    return [split for split in wanted if split in meta.splits]
+def pretraining_splits(kind: str, splits: Container[str]) -> list[str]:
+    """Those of the splits of a kind of source that pretraining takes: what belongs to no test or validation split. Of a
+    named data set, `train`."""
+    wanted = ("train",) if kind == NamedSource.kind else ("all", "train", "unlabeled")
+    return [split for split in wanted if split in splits]
 
 
 def _pool(source: Source, entry: Path, meta: Meta, progress: bool) -> ImageStore:
     """The images of `pretraining_splits`, one split after the other."""
-    if not pretraining_splits(meta):
+    if not pretraining_splits(meta.kind, meta.splits):
         raise DataError(
             f"{source.name} has no images to pretrain on: all belong to a test or validation split",
             saw=f"splits {', '.join(meta.splits)}",
@@ -189,7 +190,7 @@ def pretraining_images(meta: Meta, read: Callable[[str], ImageStore]) -> ImageSt
         meta: of a packed source.
         read: gives the images of a split.
     """
-    first, *rest = (read(split) for split in pretraining_splits(meta))
+    first, *rest = (read(split) for split in pretraining_splits(meta.kind, meta.splits))
     for other in rest:
         held_out = [split for split in ("val", "test") if split in meta.splits]
         copies = _copies(other, held_out, meta, read) if held_out else []
@@ -305,8 +306,7 @@ def _decided(
     skipped: tuple[tuple[str, str], ...],
 ) -> dict[str, Any]:
     """What `overview` says of the layout."""
-    named = isinstance(source, NamedSource)
-    pool = [name for name in (("train",) if named else ("all", "train", "unlabeled")) if name in splits]
+    pool = pretraining_splits(source.kind, splits)
     runs = list(source.runs) if isinstance(source, FolderSource) else []
     runs += [path for path, reason in skipped if reason == HOLDS_RUN]
     return {

@@ -267,9 +267,12 @@ def _load(target: Target, data: Data | Stores | None, progress: bool) -> tuple[S
         train, test = (_split(store, name, target) for store, name in zip(data, ("train", "test"), strict=True))
     else:
         run = target.run
-        if data is None and run is None:
-            raise UsageError("which images to evaluate on?", fix="name them: --data NAME|PATH")
-        source: Data = data if data is not None or run is None else run.locate_data()  # type: ignore[assignment]
+        if data is None:
+            if run is None:
+                raise UsageError("which images to evaluate on?", fix="name them: --data NAME|PATH")
+            source: Data = run.locate_data()
+        else:
+            source = data  # type: ignore[assignment]  # no pair of stores: is_pair and the line above cannot narrow it
         train, test = load_splits(source, target.image_size, progress, target.levels)
         if run is not None:
             everything = load_data(source, PRETRAINING, size=target.image_size, progress=progress, levels=target.levels)

@@ -32,7 +32,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
         return SimpleNamespace(log=record("log"), finish=record("finish"))
 
     wandb = ModuleType("wandb")
-    wandb.init = init  # type: ignore[attr-defined]
+    wandb.init = init  # type: ignore[attr-defined]  # a module made here
     client = SimpleNamespace(
         get_experiment_by_name=lambda name: None,
         create_experiment=lambda name: f"experiment {name}",
@@ -42,9 +42,9 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
         set_terminated=record("ended"),
     )
     mlflow, entities = ModuleType("mlflow"), ModuleType("mlflow.entities")
-    mlflow.MlflowClient = lambda: client  # type: ignore[attr-defined]
-    entities.Metric = lambda name, value, now, step: (name, value, step)  # type: ignore[attr-defined]
-    entities.Param = lambda name, value: (name, value)  # type: ignore[attr-defined]
+    mlflow.MlflowClient = lambda: client  # type: ignore[attr-defined]  # a module made here
+    entities.Metric = lambda name, value, now, step: (name, value, step)  # type: ignore[attr-defined]  # a module made here
+    entities.Param = lambda name, value: (name, value)  # type: ignore[attr-defined]  # a module made here
     for module in (wandb, mlflow, entities):
         monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.delenv("WANDB_PROJECT", raising=False)

@@ -22,7 +22,7 @@ def test_the_row_is_what_the_protocol_of_evaluate_gives() -> None:
     torch.manual_seed(0)
     network = SmallNetwork(None, recipe_of().head)
     with NoWaiting():
-        row = OnlineMonitor(store, spec, 300, FP32)(network)  # type: ignore[arg-type]
+        row = OnlineMonitor(store, spec, 300, FP32)(network)  # type: ignore[arg-type]  # has what it needs of SimCLR
     order = np.random.default_rng(0).permutation(300)
     features = extract_features(network.encoder, store.images[order], spec.mean, spec.std)
     assert store.labels is not None

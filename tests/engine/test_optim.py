@@ -315,7 +315,7 @@ def test_muon_is_torchs_own_for_matrices_but_for_the_rounding_of_bf16() -> None:
 
     def run(kind: type[torch.optim.Optimizer], dtype: torch.dtype) -> list[torch.Tensor]:
         params = [nn.Parameter(_matrices(*shape, seed=i).to(dtype)) for i, shape in enumerate(shapes)]
-        optimizer = kind(params, lr=0.5, momentum=0.9, weight_decay=0.1)  # type: ignore[call-arg]
+        optimizer = kind(params, lr=0.5, momentum=0.9, weight_decay=0.1)  # type: ignore[call-arg]  # both kinds take these
         for step in range(3):
             for i, p in enumerate(params):
                 p.grad = _matrices(*p.shape, spread=1.0, seed=10 * step + i).to(dtype)

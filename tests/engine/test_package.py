@@ -25,7 +25,7 @@ def test_a_name_loads_its_module_when_it_is_asked_for(monkeypatch: pytest.Monkey
 
 def test_an_unknown_name_is_an_attribute_error_of_its_package() -> None:
     with pytest.raises(AttributeError, match="module 'simclr_engine' has no attribute 'pretrian'"):
-        simclr_engine.pretrian  # noqa: B018
+        simclr_engine.pretrian  # noqa: B018  # the access is the test
 
 
 def test_every_public_name_has_a_home_and_no_other() -> None:

@@ -60,7 +60,7 @@ class Stream(io.TextIOWrapper):
     @property
     def shown(self) -> str:
         self.flush()
-        return self.buffer.getvalue().decode(self.encoding)  # type: ignore[attr-defined]
+        return self.buffer.getvalue().decode(self.encoding)  # type: ignore[attr-defined]  # a BytesIO
 
 
 @pytest.mark.parametrize("encoding", ["cp1252", "cp437", "ascii", "latin-1", "utf-8"])

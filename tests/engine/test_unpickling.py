@@ -127,7 +127,10 @@ def test_keys_that_hash_for_ever_are_left_out(tmp_path: Path) -> None:
 
 def storage(key: str, count: int, kind: str = "FloatStorage") -> bytes:
     """The instructions for a persistent id of a storage."""
-    text = lambda word: b"X" + len(word).to_bytes(4, "little") + word.encode()  # noqa: E731
+
+    def text(word: str) -> bytes:
+        return b"X" + len(word).to_bytes(4, "little") + word.encode()
+
     number = b"\x8a\x08" + count.to_bytes(8, "little", signed=True)
     return b"(" + text("storage") + f"ctorch\n{kind}\n".encode() + text(key) + text("cpu") + number + b"tQ"
 

@@ -145,7 +145,7 @@ def test_a_copy_under_another_name_is_a_neighbour(model: Path, data: Path, tmp_p
     index_of(model, data)
     copy = tmp_path / "copy.png"
     copy.write_bytes((data / "train" / "bee" / "1.png").read_bytes())
-    near = document(model, copy, "--neighbours", 1)["images"][0]["neighbours"]  # type: ignore[index]
+    near = document(model, copy, "--neighbours", 1)["images"][0]["neighbours"]  # type: ignore[index]  # JSON
     assert near[0]["cosine"] == pytest.approx(1, abs=1e-6)
 
 

@@ -451,7 +451,7 @@ def test_an_array_is_taken_as_data(array: np.ndarray, shape: tuple[int, ...]) ->
 )
 def test_an_array_that_is_no_images_says_what_it_should_be(bad: object) -> None:
     with pytest.raises(DataError, match="in an array must be") as caught:
-        load_data(bad)  # type: ignore[arg-type]
+        load_data(bad)  # type: ignore[arg-type]  # that is the test
     assert caught.value.saw is not None and caught.value.fix is not None
 
 
