@@ -304,7 +304,8 @@ def draw(document: dict[str, Any]) -> Figure:
                 x = [row[key] / (60 if key == "seconds" else 1) for row in of]
                 axis.scatter(x, [row["median"] for row in of], color=f"C{i}", label=contender, s=45)
             axis.set_xlabel(words)
-            axis.set_xlim(left=0)
+            axis.set_xlim(0, 1.05 * axis.get_xlim()[1])  # with room for the points at the edge
+            axis.set_axisbelow(True)
             axis.grid(color="#e2e8f0")
             axis.spines[["top", "right"]].set_visible(False)
         line[0].set_ylabel(f"{name}, %")
