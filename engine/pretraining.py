@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .budget import Clock, Pace
+from .budget import Clock, Pace, cost_after
 from .command_line import resume_command
 from .data.datasets import NamedSource
 from .data.folder import FolderSource
@@ -30,6 +30,7 @@ from .flops import longest_within_compute
 from .loggers import LOGGERS, Listener
 from .memory import memory_errors
 from .monitor import OnlineMonitor
+from .plan import Plan
 from .planning import Estimate, RunOptions, describe, prepare
 from .progress import Progress
 from .recipe import DEFAULT, Recipe
@@ -268,10 +269,11 @@ def _pretrain(
     if isinstance(data, ImageStore) and environment["data"]["path"] is None:  # which no command can name
         go_on = f"pretrain(data=…, out={str(lock.directory)!r}, resume=True)"
 
+    total, done = (_work(trainer.plan, steps) for steps in (trainer.plan.total_steps, trainer.step))
     with (
         Recording(lock, trainer, environment, clock, options, stopped is not None and stopped.longer) as recording,
         stop_requests(partial(give_up, lock.directory, go_on)) as stop,
-        Progress(trainer.plan.total_steps, "starting", done=trainer.step, show=not options.quiet) as bar,
+        Progress(total, "starting", done=done, show=not options.quiet) as bar,
     ):
         _train(trainer, recording, _Run(stop, bar, go_on, _pace(trainer, estimate, clock, options.max_pflop)))
     return recording.finish()
@@ -313,7 +315,7 @@ def _train(trainer: Trainer, recording: Recording, run: _Run) -> None:
             row = meter.row(*trainer.train_step(step))  # whose similarities take memory too
         if row:
             recording.log("train", row)
-            run.bar.update(trainer.step, _in_words(row) + knn)
+            run.bar.update(_work(trainer.plan, trainer.step), _in_words(row) + knn)
         slow = time.perf_counter() - trainer.began
 
         if monitor is not None and monitor.due(trainer.step, trainer.plan):
@@ -338,13 +340,19 @@ def _train(trainer: Trainer, recording: Recording, run: _Run) -> None:
             )
 
 
+def _work(plan: Plan, steps: int) -> int:
+    """What the first `steps` steps take, in pixels of one view of each step: larger views take longer."""
+    pixels = {size: size**2 for _, size in plan.phases()}
+    return round(cost_after(plan, 0, pixels) - cost_after(plan, steps, pixels))
+
+
 def _follow(trainer: Trainer, recording: Recording, bar: Progress, pace: Pace) -> None:
     """Lays the rest of the plan anew where the machine became slower or faster; rank 0's clock decides for all."""
     before, now = trainer.plan, trainer.world.same(pace.follow(trainer.step, trainer.plan).total_steps)
     if now == before.total_steps:
         return
     trainer.relay(before.relay(trainer.step, now))
-    bar.total = now
+    bar.total = _work(trainer.plan, now)
     speed = "slower" if now < before.total_steps else "faster"
     note = f"from step {trainer.step:,} on {before.total_steps:,} → {now:,} steps, since the machine is {speed} now"
     recording.note_plan(note)

@@ -135,8 +135,8 @@ def arrange(
                 skipped += [(path, "has no label in the table") for path in of_split if path not in labelled]
             known = np.array(list(labelled.values()), dtype=np.int64) if labelled else None
             splits[split] = SplitListing(tuple(labelled or of_split), known)
-    rows = sorted((SPLIT_ORDER.index(split), folder, name, n) for (split, folder, name), n in shown.items())
-    tree = tuple((SPLIT_ORDER[at], folder, name, n) for at, folder, name, n in rows)
+    rows = sorted((SPLIT_ORDER.index(split), number.get(name, -1), folder, name) for split, folder, name in shown)
+    tree = tuple((SPLIT_ORDER[at], folder, name, shown[SPLIT_ORDER[at], folder, name]) for at, _, folder, name in rows)
     return Listing(splits, names, tuple(skipped), tree)
 
 

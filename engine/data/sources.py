@@ -397,7 +397,10 @@ def _open_selection(selection: Selection) -> Source:
 def packed(
     source: Source, size: int | None, progress: bool = False, largest: int = LARGEST_CHOICE
 ) -> tuple[Path, Meta]:
-    """The cache entry of a source and its description; packed now if it is missing or its description is damaged."""
+    """The cache entry of a source and its description; packed now if it is missing or its description is damaged.
+
+    What is left out is said on stderr each time.
+    """
     if size is not None and not MIN_SIZE <= size <= MAX_SIZE:
         raise UsageError("the image size is out of range", saw=size, fix=f"{MIN_SIZE} to {MAX_SIZE} pixels")
     content = source.content(progress)
@@ -427,6 +430,9 @@ def packed(
         _check_unchanged(source, content)
     if own != known:
         cache.remember("size", {"content": content}, own)
+    if meta.skipped:
+        total = len(meta.skipped) + sum(split.images for split in meta.splits.values())
+        say(f"{source.name}: {len(meta.skipped):,} of {counted(total, 'file')} skipped: {words_left_out(meta.skipped)}")
     return entry, meta
 
 
@@ -494,7 +500,7 @@ def _pack(source: Source, content: str, size: int, surveyed: Survey | None, prog
 
 
 def _pack_into(folder: Path, source: Source, size: int, surveyed: Survey | None, progress: bool) -> Meta:
-    """The images of a source, written to a folder; what was skipped is said on stderr."""
+    """The images of a source, written to a folder."""
     if isinstance(source, NamedSource):
         splits, class_names = pack_arrays(source.arrays(), folder, size, progress)
         return Meta(source.name, source.kind, size, class_names, splits)
@@ -508,9 +514,6 @@ def _pack_into(folder: Path, source: Source, size: int, surveyed: Survey | None,
             saw=f"{skipped[0][0]}: {skipped[0][1]}" if skipped else None,
             fix="open one in an image viewer; if it shows, save the images again as PNG or JPEG",
         )
-    if skipped:
-        total = len(skipped) + sum(split.images for split in splits.values())
-        say(f"{source.name}: {len(skipped):,} of {counted(total, 'file')} skipped: {words_left_out(skipped)}")
     listing = surveyed.listing
     about = (source.name, source.kind, size, listing.class_names)
     return Meta(*about, splits, skipped, listing.tree, RULES, levels=levels)

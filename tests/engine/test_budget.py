@@ -23,7 +23,7 @@ from simclr_engine.distributed import World
 from simclr_engine.errors import UsageError
 from simclr_engine.flops import flops_per_step
 from simclr_engine.planning import RunOptions, prepare
-from simclr_engine.pretraining import Interrupted, _follow, pretrain
+from simclr_engine.pretraining import Interrupted, _follow, _work, pretrain
 from simclr_engine.progress import Progress
 from simclr_engine.recipe import Recipe
 from simclr_engine.run import Run
@@ -325,8 +325,14 @@ def test_rank_0_decides_the_length_for_all(monkeypatch: pytest.MonkeyPatch) -> N
     recording: Any = type("Recording", (), {"note_plan": staticmethod(noted.append)})
     with Progress(100, show=False) as bar:
         _follow(trainer, recording, bar, pace)
-        assert bar.total == trainer.plan.total_steps == 77
+        assert trainer.plan.total_steps == 77 and bar.total == 77 * 8**2
     assert trainer.plan.relaid == ((20, 100),) and "100 → 77 steps" in noted[0]
+
+
+def test_a_step_on_larger_views_is_more_of_the_progress() -> None:
+    plan = Plan.of(recipe(**{"train.resolution": [[0.5, 8], [1.0, 0]]}), store())
+    plan = replace(plan, total_steps=10, image_size=16)
+    assert [_work(plan, step) for step in (0, 5, 6, 10)] == [0, 5 * 64, 5 * 64 + 256, 5 * 64 + 5 * 256]
 
 
 def test_packing_is_not_counted_and_the_time_before_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
