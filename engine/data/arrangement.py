@@ -135,9 +135,15 @@ def arrange(
                 skipped += [(path, "has no label in the table") for path in of_split if path not in labelled]
             known = np.array(list(labelled.values()), dtype=np.int64) if labelled else None
             splits[split] = SplitListing(tuple(labelled or of_split), known)
-    rows = sorted((SPLIT_ORDER.index(split), number.get(name, -1), folder, name) for split, folder, name in shown)
-    tree = tuple((SPLIT_ORDER[at], folder, name, shown[SPLIT_ORDER[at], folder, name]) for at, _, folder, name in rows)
+    tree = tuple((split, folder, name, n) for (split, folder, name), n in shown.items())
+    tree = tuple(sorted(tree, key=lambda row: _shown_at(row, number)))
     return Listing(splits, names, tuple(skipped), tree)
+
+
+def _shown_at(row: tuple[str, str, str, int], number: Mapping[str, int]) -> tuple[int, str, int, str]:
+    """Where a row of the tree stands: the classes of a folder in their own order, which numbers have too."""
+    split, folder, name, _ = row
+    return SPLIT_ORDER.index(split), folder.rpartition("/")[0], number.get(name, -1), folder
 
 
 def sorted_names(names: Iterable[str]) -> tuple[str, ...]:

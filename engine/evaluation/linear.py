@@ -119,10 +119,10 @@ def fit_linear(
     """Fits the probe on train features.
 
     Without `C`, it is chosen from `C_GRID` by the log-loss on a stratified tenth of train (never on test): the
-    strongest regularisation within one standard error of the best (Breiman et al., Classification and Regression
-    Trees, 1984, section 3.4.3). The log-loss is smooth, so features that differ by rounding, as those of an exported
-    file do, give the same C; accuracies of two values of C are often tied but for one image. The probe is then fitted
-    on all of train. Where a class has fewer than ten images, C stays at scikit-learn's 1.0.
+    strongest regularisation whose log-loss is at most the lowest sum of log-loss and standard error (after Breiman et
+    al., Classification and Regression Trees, 1984, section 3.4.3). Both are smooth, so features that differ by
+    rounding, as those of an exported file do, give the same C; accuracies of two values of C are often tied but for one
+    image. The probe is then fitted on all of train. Where a class has fewer than ten images, C stays at scikit-learn's 1.0.
 
     Args:
         features: float32 `[N, D]`.
@@ -183,8 +183,8 @@ def _fit(features: NDArray[np.float32], labels: NDArray[np.int64], C: float) -> 
 
 
 def _choose_strength(features: NDArray[np.float32], labels: NDArray[np.int64], seed: int) -> float:
-    """The smallest C of `C_GRID` whose log-loss on a stratified tenth of train is within one standard error of the
-    best."""
+    """The smallest C of `C_GRID` whose log-loss on a stratified tenth of train is at most the lowest sum of log-loss
+    and standard error."""
     rng = np.random.default_rng(seed)
     held_out = np.zeros(len(labels), dtype=bool)
     for label in np.unique(labels):
@@ -195,8 +195,8 @@ def _choose_strength(features: NDArray[np.float32], labels: NDArray[np.int64], s
         _log_losses(_fit(features[rest], labels[rest], C)[0], features[held_out], labels[held_out]) for C in C_GRID
     ]
     means = [float(loss.mean()) for loss in losses]
-    best = int(np.argmin(means))
-    limit = means[best] + float(losses[best].std(ddof=1)) / len(losses[best]) ** 0.5
+    # Not the error of the best one alone, which jumps where rounding decides between two.
+    limit = min(mean + float(loss.std(ddof=1)) / len(loss) ** 0.5 for mean, loss in zip(means, losses, strict=True))
     return next(C for C, mean in zip(C_GRID, means, strict=True) if mean <= limit)
 
 

@@ -69,6 +69,18 @@ def test_c_is_the_strongest_within_one_standard_error_of_the_best(
     assert found == expected
 
 
+@pytest.mark.parametrize("rounding", [-1e-5, 1e-5])
+def test_c_is_the_same_whichever_of_two_equal_losses_is_the_lower(
+    rounding: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spread, mean = {0.001: 0.4, 0.01: 0.5, 0.1: 0.8, 1.0: 1.4}, {0.001: 0.766, 0.01: 0.625, 0.1: 0.625, 1.0: 0.824}
+    mean[0.1] += rounding
+    monkeypatch.setattr(
+        linear, "_log_losses", lambda model, *_: mean[model.C] + spread[model.C] * np.resize([-1.0, 1.0], 30)
+    )
+    assert fit_linear(*blobs(3, 300)).C == 0.01
+
+
 def test_the_log_loss_of_a_class_that_was_not_seen_is_that_of_the_smallest_probability() -> None:
     features, labels = blobs(3, 90)
     model = LogisticRegression().fit(features[labels != 1], labels[labels != 1])
