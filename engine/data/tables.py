@@ -129,7 +129,7 @@ def read_list(path: Path) -> tuple[str, ...]:
 
 
 def _normal(name: str) -> str:
-    return name.strip().replace("\\", "/").removeprefix("./")
+    return name.strip().replace("\\", "/").removeprefix("./").strip()
 
 
 def _stem(path: str) -> str:

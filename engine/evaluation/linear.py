@@ -122,7 +122,8 @@ def fit_linear(
     strongest regularisation whose log-loss is at most the lowest sum of log-loss and standard error (after Breiman et
     al., Classification and Regression Trees, 1984, section 3.4.3). Both are smooth, so features that differ by
     rounding, as those of an exported file do, give the same C; accuracies of two values of C are often tied but for one
-    image. The probe is then fitted on all of train. Where a class has fewer than ten images, C stays at scikit-learn's 1.0.
+    image. The probe is then fitted on all of train. Where a class has fewer than ten images, C stays at scikit-learn's
+    1.0.
 
     Args:
         features: float32 `[N, D]`.

@@ -15,7 +15,7 @@ def main() -> int:
     """Runs the campaign, or one input of the corpus again; exit code 1 if anything failed."""
     parser = argparse.ArgumentParser(prog="python -m fuzz", description="Feeds changed files to every reader.")
     add = parser.add_argument
-    add("--inputs", type=int, default=100_000, help="over the five readers together; `result` takes a fifth on top")
+    add("--inputs", type=int, default=100_000, help="over the five readers; the others take a fifth each on top")
     add("--seconds", type=float, help="stop after so long")
     add("--wall", type=float, default=campaign.WALL, help="seconds without an answer that count as a hang")
     add("--seed", type=int, default=0, help="of all changes: the same seed gives the same inputs")

@@ -165,6 +165,17 @@ def read_recipe(path: Path, room: Room) -> None:
     recipe.hash(), recipe.learning_rate(), recipe.variants(), recipe.differences(recipe)
 
 
+def read_table(path: Path, room: Room) -> None:
+    """Classes of files, looked up for some, or a list of files; each normal and named once."""
+    from simclr_engine.data.tables import read_labels, read_list
+
+    names = read_list(path) if path.suffix == ".list" else tuple((table := read_labels(path)).rows)
+    if len(set(names)) < len(names) or any("\0" in name or name != name.strip() for name in names):
+        raise Broken(f"names {names[:5]}")
+    if path.suffix != ".list" and not set(table.of((*names, "cat/1.png")).values()) <= set(table.rows.values()):
+        raise Broken("a class that no row has")
+
+
 def read_checkpoint(path: Path, room: Room) -> None:
     """As a checkpoint of ours, as the one of a run, as weights from elsewhere, as a probe."""
     from simclr_engine.checkpoint import load_checkpoint, load_encoder
@@ -304,4 +315,5 @@ READERS: dict[str, Callable[[Path, Room], None]] = {
     "checkpoint": read_checkpoint,
     "onnx": read_onnx,
     "result": read_result,
+    "table": read_table,
 }

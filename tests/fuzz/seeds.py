@@ -199,6 +199,18 @@ def recipe_seeds() -> list[Seed]:
     return [Seed(text, "toml", suffix) for text, suffix in texts]
 
 
+def table_seeds() -> list[Seed]:
+    """Tables with and without a header, with each separator, quotes and other letters; and lists."""
+    rows = [("cat/1.png", "cat"), ("./dog/2.JPG", "dog"), ("caf\u00e9 3", "\u72ac"), ('a "b", c.png', "x;y")]
+    plain = "".join(f'"{a.replace(chr(34), chr(34) * 2)}","{b}"\n' for a, b in rows)
+    texts = [plain, "image_id,label\n" + plain, "Label;File Name\n7;1.png\n8;2.png\n", "1.png\tcat\r\n2.png\tdog\r\n"]
+    lists = ["cat/1.png\ncat/2.png\n\ndog\\3.png\n", "\ufeff./caf\u00e9.png\r\nb.png"]
+    texts += [text.replace("\n", "\n\n") for text in texts[:1]]
+    return [Seed(text.encode(), "text", ".csv") for text in texts] + [
+        Seed(text.encode(), "text", ".list") for text in lists
+    ]
+
+
 def checkpoint_seeds() -> list[Seed]:
     """Checkpoints of ours and of others, with and without our footer, and safetensors files."""
     import torch
@@ -485,5 +497,6 @@ def seeds_of(reader: str, outside: str) -> tuple[Seed, ...]:
         "checkpoint": checkpoint_seeds,
         "onnx": onnx_seeds,
         "result": result_seeds,
+        "table": table_seeds,
     }
     return tuple(makers[reader]())
