@@ -122,21 +122,22 @@ def held_out_rows(
     chosen = np.zeros(len(labels), dtype=bool)
     if copy_of is None:
         copy_of = np.arange(len(labels))
-    copies = np.split(np.argsort(copy_of, kind="stable"), np.cumsum(np.bincount(copy_of))[:-1])
+    by_image, ends = np.argsort(copy_of, kind="stable"), np.cumsum(np.bincount(copy_of))
     total, held = np.bincount(labels), np.zeros(int(labels.max(initial=-1)) + 1, dtype=np.int64)
-    decided = np.zeros(len(copies), dtype=bool)
+    decided = np.zeros(len(ends), dtype=bool)
     for label in np.unique(labels):
         rows = random.permutation(np.flatnonzero(labels == label))
         count = max(round(fraction * len(rows)), 1)
         for row in rows.tolist():
             if held[label] >= count:
                 break
-            if decided[copy_of[row]]:
+            image = copy_of[row]
+            if decided[image]:
                 continue
-            same = copies[copy_of[row]]
-            classes, images = np.unique(labels[same], return_counts=True)
-            decided[copy_of[row]] = True
-            if (held[classes] + images < total[classes]).all():
+            same = by_image[ends[image - 1] if image else 0 : ends[image]]
+            classes, images = (label, 1) if len(same) == 1 else np.unique(labels[same], return_counts=True)
+            decided[image] = True
+            if np.all(held[classes] + images < total[classes]):
                 chosen[same] = True
                 held[classes] += images
         decided[copy_of[rows]] = True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from simclr_engine.data.store import ImageStore, ShardedImages
+from simclr_engine.data.store import ImageStore, ShardedImages, copy_numbers
 
 COUNT, PER_SHARD, SIDE = 70, 16, 4
 PIXELS = np.random.default_rng(0).integers(0, 256, (COUNT, SIDE, SIDE, 3), dtype=np.uint8)
@@ -160,3 +161,15 @@ def test_passes_over_all_of_it_keep_little_in_memory(tmp_path: Path) -> None:
     print({what: f"{nbytes / 2**20:.0f} MiB" for what, nbytes in grown.items()})
     assert grown["give back"] < 30 << 20  # some batches
     assert grown["keep"] > 120 << 20  # otherwise nearly all of it
+
+
+@pytest.mark.parametrize("checksums", [1 << 32, 50])
+def test_copies_have_one_number_also_where_checksums_coincide(checksums: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    crc32 = zlib.crc32
+    monkeypatch.setattr(zlib, "crc32", lambda image: crc32(image) % checksums)
+    images = np.random.default_rng(0).integers(0, 256, (300, 4, 4, 3), dtype=np.uint8)
+    assert copy_numbers(images) is None
+    images[290], images[7] = images[3], images[3]
+    found = copy_numbers(images)
+    assert found is not None and found.dtype == np.int64
+    assert found.tolist() == [*range(7), 3, *range(7, 289), 3, *range(289, 298)]
