@@ -21,9 +21,9 @@ from .comparison import (
 )
 from .comparison_figures import accuracy_pictures, curve_pictures
 from .content import beside_published, commands, published_figures, published_source, short_name
-from .page import draw, render, shown_picture
-from .style import Picture, can_draw
-from .tables import COMPARES, Cell, Section, Table, accuracy_text, protocol, published_cells, published_sets, row
+from .page import draw, render, with_pictures
+from .style import can_draw
+from .tables import COMPARES, Cell, Section, Table, accuracy_text, protocols, published_cells, published_sets, row
 
 MADE_BY = "simclr-engine compare"  # in the title of the page: the next one may replace it
 
@@ -46,7 +46,7 @@ def render_comparison(runs: Sequence[ComparedRun], out: Path) -> str:
     sections = [
         _runs_section(runs),
         _methods_section(runs),
-        Section("Curves", pictures=pictures) if (pictures := _drawn(curve_pictures(runs))) else None,
+        with_pictures(Section("Curves"), curves) if (curves := [*map(draw, curve_pictures(runs))]) else None,
         _published_section(runs),
         _differences_section(runs),
         _protocols_section(runs),
@@ -54,10 +54,6 @@ def render_comparison(runs: Sequence[ComparedRun], out: Path) -> str:
     ]
     top: dict[str, Any] = {"heading": heading, "names": [run.name for run in runs], "warnings": notes(runs)}
     return render("compare.html.j2", f"{heading} — {MADE_BY}", sections, __version__, **top)
-
-
-def _drawn(pictures: Sequence[Picture]) -> list[dict[str, Any]]:
-    return [shown_picture(draw(picture)) for picture in pictures]
 
 
 def _runs_section(runs: Sequence[ComparedRun]) -> Section:
@@ -94,7 +90,7 @@ def _methods_section(runs: Sequence[ComparedRun]) -> Section | None:
         f"One seed per run.{alone}"
     )
     table = Table(("method", *(run.name for run in runs), "largest class"), tuple(rows), aside=aside)
-    return Section("Methods", tables=(table,), pictures=_drawn(accuracy_pictures(runs)))
+    return with_pictures(Section("Methods", tables=(table,)), [*map(draw, accuracy_pictures(runs))])
 
 
 def _published_section(runs: Sequence[ComparedRun]) -> Section | None:
@@ -124,7 +120,7 @@ def _differences_section(runs: Sequence[ComparedRun]) -> Section:
 
 
 def _protocols_section(runs: Sequence[ComparedRun]) -> Section | None:
-    groups = {run.name: [*map(protocol, run.content.results)] for run in runs if run.content.results}
+    groups = {run.name: protocols(run.content.results) for run in runs if run.content.results}
     return Section("How the numbers were made", protocols=groups) if groups else None
 
 

@@ -6,6 +6,7 @@ Imports no torch.
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +20,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 
 from .comparison import ComparedRun, method_rows
 from .content import in_time, logged_rows, seconds_of_training
-from .style import LIGHT, MARKERS, Picture, Theme, can_draw, legend_below, new_figure, running_mean
+from .style import LIGHT, MARKERS, SMALL, Picture, Theme, can_draw, legend_below, new_figure, running_mean
 from .tables import accuracy
 
 MOST_BARS = 12  # methods in the picture of bars; the table has all
@@ -32,16 +33,17 @@ AXES = {
     "minutes": "minutes of training steps",
     "images": "images seen",
 }
-UNITS = {"epoch": "epoch", "images": "number of images seen"} | dict.fromkeys(
-    ("minutes", "hours"), "time spent in training steps (logged throughput; without start-up and monitoring)"
+ALONG = {"epoch": "Along the epochs of each run.", "images": "Along the images that each run has seen."}
+ALONG |= dict.fromkeys(
+    ("minutes", "hours"), "Along the time spent in training steps (logged throughput; without start-up and monitoring)."
 )
-LOSS_WORDS = (
-    "What each run minimised, against the {unit}. Dotted: the loss of an encoder that tells no image from another, "
-    "which depends on batch size and views."
+LOSS_NOTE = (
+    "Loss: what each run minimised; dotted, that of an encoder that tells no image from another, which depends on "
+    "batch size and views."
 )
-KNN_WORDS = (
-    "Watched while training, against the {unit}: kNN (k = 10, cosine) on a part of each run's train split. The test "
-    "split is not looked at."
+KNN_NOTE = (
+    "Online kNN (k = 10, cosine): watched while training, on a part of each run's train split. The test split is not "
+    "looked at."
 )
 
 
@@ -67,14 +69,14 @@ def loss_overlay(traces: Sequence[Trace], *, against: str = "epoch", theme: Them
         against: `epoch`, `minutes` or `hours` of training, or `images`.
     """
     with theme.applied([trace.name for trace in traces]):
-        figure, axes = new_figure(5.4, 3.8)
+        figure, axes = new_figure("Contrastive loss", 2.5)
         dotted: dict[str, Any] = {"linestyle": ":", "linewidth": 1.2}
         for trace in traces:
             _curve(axes, trace, theme)
             if len(trace.chance):
                 axes.plot(trace.at, trace.chance, color=_colour(trace.number, theme), label="_", **dotted)
         axes.plot([], [], color=theme.muted, label="chance, ln(V·B − 1)", **dotted)
-        axes.set(title="Contrastive loss", ylabel="NT-Xent loss (nats)")
+        axes.set(ylabel="NT-Xent loss (nats)")
         _finish(figure, axes, against)
         return figure
 
@@ -88,12 +90,12 @@ def knn_overlay(traces: Sequence[Trace], *, against: str = "epoch", classes: int
         classes: number of classes, for the chance level; 0 if unknown or if they differ.
     """
     with theme.applied([trace.name for trace in traces]):
-        figure, axes = new_figure(5.4, 3.8)
+        figure, axes = new_figure("Online kNN, on a part of train", 2.5)
         for trace in traces:
             _curve(axes, trace, theme)
         if classes:
             axes.axhline(1 / classes, color=theme.muted, linestyle=":", linewidth=1.2, label="chance")
-        axes.set(title="Online kNN, on a part of train", ylabel="accuracy", ylim=(0.0, None))
+        axes.set(ylabel="accuracy", ylim=(0.0, None))
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
         _finish(figure, axes, against)
         return figure
@@ -115,16 +117,16 @@ def accuracy_overlay(
         trained, scratch: `[M][R]`, None where one was not run.
     """
     with theme.applied(runs):
-        figure, axes = new_figure(6.6, 1.6 + max(0.45, 0.22 * len(runs)) * len(methods))
+        figure, axes = new_figure("Accuracy by method", 1.2 + (0.22 * len(runs) + 0.2) * len(methods))
         bar = 0.8 / len(runs)
         for r in range(len(runs)):
             at = [m + bar * (r - (len(runs) - 1) / 2) for m in range(len(methods))]
             bars = {y: row[r] for y, row in zip(at, trained, strict=True)}
             marks = {y: row[r] for y, row in zip(at, scratch, strict=True)}
             _accuracies(axes, bars, marks, bar, _colour(r, theme), theme)
-        axes.set_yticks(range(len(methods)), methods, fontsize=10)
+        axes.set_yticks(range(len(methods)), [textwrap.fill(method, 14) for method in methods])
         axes.grid(axis="y", visible=False)
-        axes.set(ylim=(len(methods) - 0.5, -0.5), xlim=(0.0, 1.0), xlabel="accuracy, %", title="Accuracy by method")
+        axes.set(ylim=(len(methods) - 0.5, -0.5), xlim=(0.0, 1.0), xlabel="test accuracy")
         axes.xaxis.set_major_formatter(PercentFormatter(1.0))
         handles: list[Any] = [Patch(color=_colour(r, theme), label=run_label(run, r)) for r, run in enumerate(runs)]
         mark: dict[str, Any] = {"marker": "|", "linestyle": "", "markersize": 9, "markeredgewidth": 2}
@@ -141,7 +143,7 @@ def _accuracies(
     theme: Theme,
 ) -> None:
     """One run's bars of height `bar` at the places where it has a value, and the marks of its random encoder."""
-    words: dict[str, Any] = {"va": "center", "fontsize": 9, "color": theme.muted}
+    words: dict[str, Any] = {"va": "center", "fontsize": SMALL, "color": theme.muted}
     bars = {y: value for y, value in trained.items() if value is not None}
     marks = {y: value for y, value in scratch.items() if value is not None}
     axes.barh(list(bars), list(bars.values()), height=0.86 * bar, color=colour)
@@ -192,8 +194,7 @@ def _finish(figure: Figure, axes: Axes, against: str) -> None:
 
 
 def _legend(figure: Figure, handles: Sequence[Any]) -> None:
-    settings: dict[str, Any] = {"fontsize": 8.5, "handlelength": 2.2, "columnspacing": 1.4}
-    legend_below(figure, min(2, len(handles)), handles=handles, **settings)
+    legend_below(figure, 2, handles=handles, handlelength=2.2)
 
 
 def accuracy_pictures(runs: Sequence[ComparedRun]) -> list[Picture]:
@@ -218,16 +219,15 @@ def curve_pictures(runs: Sequence[ComparedRun]) -> list[Picture]:
     counts = {len(run.content.data.get("class_names") or ()) for run in runs}
     knn = partial(knn_overlay, classes=counts.pop() if len(counts) == 1 else 0)
     pictures = []
-    for event, column, words, figure in (
-        ("train", "loss", LOSS_WORDS, partial(loss_overlay)),
-        ("knn", "accuracy", KNN_WORDS, knn),
+    for event, column, note, figure in (
+        ("train", "loss", LOSS_NOTE, partial(loss_overlay)),
+        ("knn", "accuracy", KNN_NOTE, knn),
     ):
         for against in ("epoch", _time_axis(runs)):
             traces = [_trace(i, run, event, column, against) for i, run in enumerate(runs)]
             if logged := [trace for trace in traces if trace]:
-                caption = words.format(unit=UNITS[against])
                 curves = partial(figure, logged, against=against)
-                pictures.append(Picture(f"{column}-{against}", "Curves", caption, curves))
+                pictures.append(Picture(f"{column}-{against}", "Curves", ALONG[against], curves, note))
     return pictures
 
 
