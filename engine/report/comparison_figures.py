@@ -6,12 +6,12 @@ Imports no torch.
 from __future__ import annotations
 
 import math
-import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -20,11 +20,12 @@ from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 
 from .comparison import ComparedRun, method_rows
 from .content import in_time, logged_rows, seconds_of_training
-from .style import LIGHT, MARKERS, SMALL, Picture, Theme, can_draw, legend_below, new_figure, running_mean
+from .style import LIGHT, MARKERS, SMALL, Picture, Theme, can_draw, legend_below, new_figure, running_mean, wrapped
 from .tables import accuracy
 
 MOST_BARS = 12  # methods in the picture of bars; the table has all
 LONGEST_RUN = 36
+GAP = 0.8  # between the bars of two methods, in bars
 MARKS = 9  # marks along a long curve: colour alone does not tell eight runs apart
 DASHES: tuple[Any, ...] = ("-", (0, (6, 2)), (0, (2, 1.5)), (0, (6, 2, 1, 2)))
 AXES = {
@@ -117,16 +118,25 @@ def accuracy_overlay(
         trained, scratch: `[M][R]`, None where one was not run.
     """
     with theme.applied(runs):
-        figure, axes = new_figure("Accuracy by method", 1.2 + (0.22 * len(runs) + 0.2) * len(methods))
-        bar = 0.8 / len(runs)
+        present = [
+            [r for r in range(len(runs)) if (trained[m][r], scratch[m][r]) != (None, None)] for m in range(len(methods))
+        ]
+        bar = 1 / (max(map(len, present)) + GAP)  # the fullest method takes one unit, the others less
+        ends = np.cumsum([bar * (len(shown) + GAP) for shown in present]) - 0.5
+        figure, axes = new_figure("Accuracy by method", 1.2 + 0.17 * (ends[-1] + 0.5) / bar)
+        middles = [end - bar * (len(shown) + GAP) / 2 for end, shown in zip(ends, present, strict=True)]
         for r in range(len(runs)):
-            at = [m + bar * (r - (len(runs) - 1) / 2) for m in range(len(methods))]
-            bars = {y: row[r] for y, row in zip(at, trained, strict=True)}
-            marks = {y: row[r] for y, row in zip(at, scratch, strict=True)}
+            at = {
+                m: middles[m] + bar * (present[m].index(r) - (len(present[m]) - 1) / 2)
+                for m in range(len(methods))
+                if r in present[m]
+            }
+            bars = {y: trained[m][r] for m, y in at.items()}
+            marks = {y: scratch[m][r] for m, y in at.items()}
             _accuracies(axes, bars, marks, bar, _colour(r, theme), theme)
-        axes.set_yticks(range(len(methods)), [textwrap.fill(method, 14) for method in methods])
+        axes.set_yticks(middles, [wrapped(method) for method in methods])
         axes.grid(axis="y", visible=False)
-        axes.set(ylim=(len(methods) - 0.5, -0.5), xlim=(0.0, 1.0), xlabel="test accuracy")
+        axes.set(ylim=(ends[-1], -0.5), xlim=(0.0, 1.0), xlabel="test accuracy")
         axes.xaxis.set_major_formatter(PercentFormatter(1.0))
         handles: list[Any] = [Patch(color=_colour(r, theme), label=run_label(run, r)) for r, run in enumerate(runs)]
         mark: dict[str, Any] = {"marker": "|", "linestyle": "", "markersize": 9, "markeredgewidth": 2}

@@ -3,7 +3,6 @@ curves; and which of them a run gives. Imports no torch."""
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -49,6 +48,7 @@ from .style import (
     show_image,
     titled,
     unnamed,
+    wrapped,
 )
 from .tables import accuracy
 
@@ -115,7 +115,7 @@ def accuracy_bars(
         rows, levels, _ = _known(chance, ())
         for k, (i, value) in enumerate(zip(rows, levels, strict=True)):
             axes.plot([value] * 2, [i - 0.44, i + 0.44], color=theme.chance, label=None if k else "chance")
-        axes.set_yticks(range(len(names)), [textwrap.fill(printable(name), 14) for name in names])
+        axes.set_yticks(range(len(names)), [wrapped(printable(name)) for name in names])
         axes.grid(axis="y", visible=False)
         axes.set(ylim=(len(names) - 0.45, -0.55), xlim=(0.0, 1.3 * max(reach, *levels, 0.0)))
         axes.xaxis.set_major_formatter(PercentFormatter(1.0))

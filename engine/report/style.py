@@ -195,6 +195,11 @@ def broken(title: str) -> str:
     return "\n".join(textwrap.fill(line, TITLE) for line in whole.splitlines()).replace("\u00a0", " ")
 
 
+def wrapped(name: str, width: int = 14) -> str:
+    """The name of a method beside its bars, in lines that end between words; a number keeps its per cent sign."""
+    return textwrap.fill(name.replace(" %", "\u00a0%"), width).replace("\u00a0", " ")
+
+
 def to_png(figure: Figure, software: str = SOFTWARE) -> bytes:
     """The figure as PNG; the same figure gives the same bytes. `software` is what the file says that it was made by."""
     buffer, told = io.BytesIO(), logging.getLogger("matplotlib.font_manager")

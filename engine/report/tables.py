@@ -92,9 +92,13 @@ class Table:
     opened: bool = False
 
     @property
-    def stacked(self) -> bool:
-        """Whether a phone shows each row as a block of named values, since it is too wide and has few rows."""
-        return len(self.head) > 4 and len(self.rows) <= STACKED
+    def stacked(self) -> int:
+        """Columns in which a phone shows the named values of a row, of a table that is too wide and has few rows;
+        0 where it stays a table."""
+        values = len(self.head) - 1
+        if values < 4 or len(self.rows) > STACKED:
+            return 0
+        return 4 if values % 4 == 0 else 3
 
 
 @dataclass(frozen=True)
