@@ -221,7 +221,7 @@ def accuracy_pictures(runs: Sequence[ComparedRun]) -> list[Picture]:
     caption += " In brackets: the row of the table." if numbered else ""
     caption += f" The first {len(shown)} of {len(rows)} rows." if len(shown) < len(rows) else ""
     bars = partial(accuracy_overlay, names, [run.name for run in runs], trained, scratch)
-    return [Picture("methods", "Methods", caption, bars)]
+    return [Picture("methods", "Figures", caption, bars)]
 
 
 def curve_pictures(runs: Sequence[ComparedRun]) -> list[Picture]:
@@ -237,7 +237,7 @@ def curve_pictures(runs: Sequence[ComparedRun]) -> list[Picture]:
             traces = [_trace(i, run, event, column, against) for i, run in enumerate(runs)]
             if logged := [trace for trace in traces if trace]:
                 curves = partial(figure, logged, against=against)
-                pictures.append(Picture(f"{column}-{against}", "Curves", ALONG[against], curves, note))
+                pictures.append(Picture(f"{column}-{against}", "Figures", ALONG[against], curves, note))
     return pictures
 
 

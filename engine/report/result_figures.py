@@ -601,7 +601,7 @@ def classifier_pictures(pair: Comparison) -> list[Picture]:
     bars = partial(per_class_figure, result.class_names, *columns, title=pair.name, scratch_accuracy=scratch)
     right = (
         f"{method}: {percent(result.accuracy, result.test_images)} of {counted(result.test_images, 'test image')} are "
-        f"right (the diagonal).{spelling}"
+        f"right{' (the diagonal)' if len(table) <= MOST_CELLS else ''}.{spelling}"
     )
     classes = (
         f"{method}: the easiest class is {best.name} ({100 * best.accuracy:.1f} %), the hardest {worst.name} "
@@ -683,10 +683,7 @@ def _learning_pictures(pair: Comparison, directory: Path) -> list[Picture]:
             f" As accurate as training from the random encoder is at its end, training from the pretrained one {when}."
         )
     epochs, title = max(int(row["epoch"]) for rows in histories for row in rows), first_capital(pair.name)
-    caption = (
-        f"{title}: {counted(epochs, 'epoch')} on {counted(shown.train_images, 'labelled image')}. The last epoch "
-        f"counts, not the best.{goal}{curve}"
-    )
+    caption = f"{title}: {counted(epochs, 'epoch')} on {counted(shown.train_images, 'labelled image')}.{goal}{curve}"
     curves = partial(
         training_figure,
         histories[0],
@@ -698,4 +695,4 @@ def _learning_pictures(pair: Comparison, directory: Path) -> list[Picture]:
         images=shown.folds[0].held_out_images if folds else shown.test_images,
         title=title,
     )
-    return [Picture(f"training-{result_id(shown)}", LEARNING, caption, curves)]
+    return [Picture(f"training-{result_id(shown)}", LEARNING, caption, curves, "The last epoch counts, not the best.")]
