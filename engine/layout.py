@@ -32,7 +32,7 @@ _LEVELS = {
     "evaluation": rf"{_RESULT}\.(json|jsonl|npz|safetensors)",
     "embeddings": r"(train|test|test_scratch)(\.npy|_labels\.npz)|neighbours(_scratch)?\.npz|tsne-[0-9a-f]{16}\.npz",
     "figures": rf"((confusion|per-class|predictions|reliability|training)-{_RESULT}|labels-[a-z0-9.+-]+"
-    r"|(embedding-pca|embedding-tsne|neighbours)-(pretrained|random)|methods|spectrum|loss|contrast|learning-rate"
+    r"|(embedding-pca|embedding-tsne|neighbours)-(pretrained|random)|methods|spectrum|named-classes|loss|contrast|learning-rate"
     r"|online-knn|feature-spread|augmentation)\.png",
 }
 # The temporary files that a killed process leaves; see `Folder.writing`. The second form is that of older versions.

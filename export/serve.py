@@ -39,6 +39,7 @@ NEIGHBOURS = 8
 THUMBNAIL = 96  # pixels of a neighbour's picture, at most
 MAP_POINTS = 2_000
 MAP_CLASSES = 20  # with more, the largest are coloured and the rest stays grey
+COLOURS = 10  # of serve.css; further classes have them again, in larger and fainter dots
 MAP_WIDTH, MAP_HEIGHT, MAP_MARGIN = 640.0, 420.0, 16.0
 FORMATS = "PNG, JPEG, WebP or BMP"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -162,7 +163,7 @@ class Service:
     def _caption(self, row: int, cosine: float) -> str:
         assert self.index is not None
         name, file = self.index.class_of(row), Path(self.index.paths[row]).name
-        return f"{name + ', ' if name else ''}{file} {cosine:.3f}"
+        return f"{name + ', ' if name else ''}{file} · {cosine:.3f}"
 
     def draw_map(self, place: tuple[float, float] | None = None) -> str:
         """The map as SVG, in colours that the page's theme decides; `place` is marked. "" without an index."""
@@ -184,18 +185,19 @@ def _svg(chart: EmbeddingMap, names: tuple[str, ...], place: tuple[float, float]
     rest = ~np.isin(chart.labels, coloured)
     parts, legend = [_dots(at(chart.points[rest]), "dots rest")] if rest.any() else [], []
     for k, label in enumerate(i for i in coloured if counts[i]):
-        parts.append(_dots(at(chart.points[chart.labels == label]), f"dots c{k % 8}{' ring' if k >= 8 else ''}"))
-        mark = f'<i class="c{k % 8}{" ring" if k >= 8 else ""}"></i>'
+        parts.append(
+            _dots(at(chart.points[chart.labels == label]), f"dots c{k % COLOURS}{' ring' if k >= COLOURS else ''}")
+        )
+        mark = f'<i class="c{k % COLOURS}{" ring" if k >= COLOURS else ""}"></i>'
         legend.append(f"<span>{mark}{_text(names[label])}</span>")
     if place is not None:
         x, y = at(np.array(place)).round(1).tolist()
-        parts.append(
-            f'<g class="you"><circle cx="{x}" cy="{y}" r="9"/><circle class="core" cx="{x}" cy="{y}" r="3.5"/></g>'
-        )
+        rings = "".join(f'<path class="{css}" d="M{x} {y}l0 0"/>' for css in ("rim", "gap", "core"))
+        parts.append(f'<g class="you">{rings}</g>')
         legend.insert(0, '<span><i class="mark"></i><b>your image</b></span>')
     said = f"{counted(len(chart.points), 'image')} of the index, {100 * chart.share:.0f} % of their variance"
     return (
-        f'<figure class="map"><svg viewBox="0 0 {MAP_WIDTH:g} {MAP_HEIGHT:g}" role="img" '
+        f'<figure class="map"><svg viewBox="0 0 {MAP_WIDTH:g} {MAP_HEIGHT:g}" preserveAspectRatio="none" role="img" '
         f'aria-label="map of the index">{"".join(parts)}</svg>'
         f'<figcaption><div class="legend">{"".join(legend)}</div><p>{said} (PCA)</p></figcaption></figure>'
     )
@@ -243,11 +245,11 @@ def headline(embedder: Embedder, index: EmbeddingIndex | None) -> str:
     if embedder.predict is not None:
         facts.append(f"{len(embedder.class_names):,} classes" + _stated_accuracy(embedder))
     if index is not None:
-        facts.append(f"{counted(len(index), 'image')} to compare with")
+        facts.append(f"an index of {counted(len(index), 'image')}")
     facts += unfinished_notes(embedder.unfinished)
     return (
         f"<header><h1>{_text(embedder.path.name)}</h1><p>{escape(' · '.join(facts))}</p>"
-        f"<p>{FORMATS}, up to {MAX_BYTES >> 20} MiB. What you drop here stays on this machine.</p></header>"
+        f"<p>Drop a {FORMATS} of up to {MAX_BYTES >> 20} MiB. It stays on this machine.</p></header>"
     )
 
 

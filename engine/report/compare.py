@@ -21,9 +21,9 @@ from .comparison import (
 )
 from .comparison_figures import accuracy_pictures, curve_pictures
 from .content import beside_published, commands, published_figures, published_source, short_name
-from .page import draw, render, shown_picture
-from .style import Picture, can_draw
-from .tables import COMPARES, Cell, Section, Table, accuracy_text, protocol, published_cells, published_sets, row
+from .page import draw, render, with_pictures
+from .style import can_draw
+from .tables import COMPARES, Cell, Section, Table, accuracy_text, protocols, published_cells, published_sets, row
 
 MADE_BY = "simclr-engine compare"  # in the title of the page: the next one may replace it
 
@@ -43,10 +43,11 @@ def write_comparison(runs: Sequence[ComparedRun], out: Path, overwrite: bool = F
 def render_comparison(runs: Sequence[ComparedRun], out: Path) -> str:
     """The page as one HTML text; `out` is where the command at its end writes it again."""
     heading = f"{len(runs)} runs side by side"
+    drawn = [draw(picture) for picture in (*accuracy_pictures(runs), *curve_pictures(runs))]
     sections = [
         _runs_section(runs),
         _methods_section(runs),
-        Section("Curves", pictures=pictures) if (pictures := _drawn(curve_pictures(runs))) else None,
+        with_pictures(Section("Figures"), drawn) if drawn else None,
         _published_section(runs),
         _differences_section(runs),
         _protocols_section(runs),
@@ -54,10 +55,6 @@ def render_comparison(runs: Sequence[ComparedRun], out: Path) -> str:
     ]
     top: dict[str, Any] = {"heading": heading, "names": [run.name for run in runs], "warnings": notes(runs)}
     return render("compare.html.j2", f"{heading} — {MADE_BY}", sections, __version__, **top)
-
-
-def _drawn(pictures: Sequence[Picture]) -> list[dict[str, Any]]:
-    return [shown_picture(draw(picture)) for picture in pictures]
 
 
 def _runs_section(runs: Sequence[ComparedRun]) -> Section:
@@ -94,7 +91,7 @@ def _methods_section(runs: Sequence[ComparedRun]) -> Section | None:
         f"One seed per run.{alone}"
     )
     table = Table(("method", *(run.name for run in runs), "largest class"), tuple(rows), aside=aside)
-    return Section("Methods", tables=(table,), pictures=_drawn(accuracy_pictures(runs)))
+    return Section("Methods", tables=(table,))
 
 
 def _published_section(runs: Sequence[ComparedRun]) -> Section | None:
@@ -124,8 +121,13 @@ def _differences_section(runs: Sequence[ComparedRun]) -> Section:
 
 
 def _protocols_section(runs: Sequence[ComparedRun]) -> Section | None:
-    groups = {run.name: [*map(protocol, run.content.results)] for run in runs if run.content.results}
-    return Section("How the numbers were made", protocols=groups) if groups else None
+    """How the results of each run were made; what is the same in all of them once."""
+    each = {run.name: protocols(run.content.results) for run in runs if run.content.results}
+    if not each:
+        return None
+    shared = [one for one in next(iter(each.values())) if len(each) > 1 and all(one in made for made in each.values())]
+    groups = {name: own for name, made in each.items() if (own := [one for one in made if one not in shared])}
+    return Section("How the numbers were made", protocols=groups | ({"All runs": shared} if shared else {}))
 
 
 def _reproduce_section(runs: Sequence[ComparedRun], out: Path) -> Section:

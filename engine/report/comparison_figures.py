@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -19,11 +20,12 @@ from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 
 from .comparison import ComparedRun, method_rows
 from .content import in_time, logged_rows, seconds_of_training
-from .style import LIGHT, MARKERS, Picture, Theme, can_draw, legend_below, new_figure, running_mean
+from .style import LIGHT, MARKERS, SMALL, Picture, Theme, can_draw, legend_below, new_figure, running_mean, wrapped
 from .tables import accuracy
 
 MOST_BARS = 12  # methods in the picture of bars; the table has all
 LONGEST_RUN = 36
+GAP = 0.8  # between the bars of two methods, in bars
 MARKS = 9  # marks along a long curve: colour alone does not tell eight runs apart
 DASHES: tuple[Any, ...] = ("-", (0, (6, 2)), (0, (2, 1.5)), (0, (6, 2, 1, 2)))
 AXES = {
@@ -32,16 +34,17 @@ AXES = {
     "minutes": "minutes of training steps",
     "images": "images seen",
 }
-UNITS = {"epoch": "epoch", "images": "number of images seen"} | dict.fromkeys(
-    ("minutes", "hours"), "time spent in training steps (logged throughput; without start-up and monitoring)"
+ALONG = {"epoch": "Along the epochs of each run.", "images": "Along the images that each run has seen."}
+ALONG |= dict.fromkeys(
+    ("minutes", "hours"), "Along the time spent in training steps (logged throughput; without start-up and monitoring)."
 )
-LOSS_WORDS = (
-    "What each run minimised, against the {unit}. Dotted: the loss of an encoder that tells no image from another, "
-    "which depends on batch size and views."
+LOSS_NOTE = (
+    "Loss: what each run minimised; dotted, that of an encoder that tells no image from another, which depends on "
+    "batch size and views."
 )
-KNN_WORDS = (
-    "Watched while training, against the {unit}: kNN (k = 10, cosine) on a part of each run's train split. The test "
-    "split is not looked at."
+KNN_NOTE = (
+    "Online kNN (k = 10, cosine): watched while training, on a part of each run's train split. The test split is not "
+    "looked at."
 )
 
 
@@ -67,14 +70,14 @@ def loss_overlay(traces: Sequence[Trace], *, against: str = "epoch", theme: Them
         against: `epoch`, `minutes` or `hours` of training, or `images`.
     """
     with theme.applied([trace.name for trace in traces]):
-        figure, axes = new_figure(5.4, 3.8)
+        figure, axes = new_figure("Contrastive loss", 2.5)
         dotted: dict[str, Any] = {"linestyle": ":", "linewidth": 1.2}
         for trace in traces:
             _curve(axes, trace, theme)
             if len(trace.chance):
                 axes.plot(trace.at, trace.chance, color=_colour(trace.number, theme), label="_", **dotted)
         axes.plot([], [], color=theme.muted, label="chance, ln(V·B − 1)", **dotted)
-        axes.set(title="Contrastive loss", ylabel="NT-Xent loss (nats)")
+        axes.set(ylabel="NT-Xent loss (nats)")
         _finish(figure, axes, against)
         return figure
 
@@ -88,12 +91,12 @@ def knn_overlay(traces: Sequence[Trace], *, against: str = "epoch", classes: int
         classes: number of classes, for the chance level; 0 if unknown or if they differ.
     """
     with theme.applied([trace.name for trace in traces]):
-        figure, axes = new_figure(5.4, 3.8)
+        figure, axes = new_figure("Online kNN, on a part of train", 2.5)
         for trace in traces:
             _curve(axes, trace, theme)
         if classes:
             axes.axhline(1 / classes, color=theme.muted, linestyle=":", linewidth=1.2, label="chance")
-        axes.set(title="Online kNN, on a part of train", ylabel="accuracy", ylim=(0.0, None))
+        axes.set(ylabel="accuracy", ylim=(0.0, None))
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
         _finish(figure, axes, against)
         return figure
@@ -115,16 +118,25 @@ def accuracy_overlay(
         trained, scratch: `[M][R]`, None where one was not run.
     """
     with theme.applied(runs):
-        figure, axes = new_figure(6.6, 1.6 + max(0.45, 0.22 * len(runs)) * len(methods))
-        bar = 0.8 / len(runs)
+        present = [
+            [r for r in range(len(runs)) if (trained[m][r], scratch[m][r]) != (None, None)] for m in range(len(methods))
+        ]
+        bar = 1 / (max(map(len, present)) + GAP)  # the fullest method takes one unit, the others less
+        ends = np.cumsum([bar * (len(shown) + GAP) for shown in present]) - 0.5
+        figure, axes = new_figure("Accuracy by method", 1.2 + 0.17 * (ends[-1] + 0.5) / bar)
+        middles = [end - bar * (len(shown) + GAP) / 2 for end, shown in zip(ends, present, strict=True)]
         for r in range(len(runs)):
-            at = [m + bar * (r - (len(runs) - 1) / 2) for m in range(len(methods))]
-            bars = {y: row[r] for y, row in zip(at, trained, strict=True)}
-            marks = {y: row[r] for y, row in zip(at, scratch, strict=True)}
+            at = {
+                m: middles[m] + bar * (present[m].index(r) - (len(present[m]) - 1) / 2)
+                for m in range(len(methods))
+                if r in present[m]
+            }
+            bars = {y: trained[m][r] for m, y in at.items()}
+            marks = {y: scratch[m][r] for m, y in at.items()}
             _accuracies(axes, bars, marks, bar, _colour(r, theme), theme)
-        axes.set_yticks(range(len(methods)), methods, fontsize=10)
+        axes.set_yticks(middles, [wrapped(method) for method in methods])
         axes.grid(axis="y", visible=False)
-        axes.set(ylim=(len(methods) - 0.5, -0.5), xlim=(0.0, 1.0), xlabel="accuracy, %", title="Accuracy by method")
+        axes.set(ylim=(ends[-1], -0.5), xlim=(0.0, 1.0), xlabel="test accuracy")
         axes.xaxis.set_major_formatter(PercentFormatter(1.0))
         handles: list[Any] = [Patch(color=_colour(r, theme), label=run_label(run, r)) for r, run in enumerate(runs)]
         mark: dict[str, Any] = {"marker": "|", "linestyle": "", "markersize": 9, "markeredgewidth": 2}
@@ -141,7 +153,7 @@ def _accuracies(
     theme: Theme,
 ) -> None:
     """One run's bars of height `bar` at the places where it has a value, and the marks of its random encoder."""
-    words: dict[str, Any] = {"va": "center", "fontsize": 9, "color": theme.muted}
+    words: dict[str, Any] = {"va": "center", "fontsize": SMALL, "color": theme.muted}
     bars = {y: value for y, value in trained.items() if value is not None}
     marks = {y: value for y, value in scratch.items() if value is not None}
     axes.barh(list(bars), list(bars.values()), height=0.86 * bar, color=colour)
@@ -192,8 +204,7 @@ def _finish(figure: Figure, axes: Axes, against: str) -> None:
 
 
 def _legend(figure: Figure, handles: Sequence[Any]) -> None:
-    settings: dict[str, Any] = {"fontsize": 8.5, "handlelength": 2.2, "columnspacing": 1.4}
-    legend_below(figure, min(2, len(handles)), handles=handles, **settings)
+    legend_below(figure, 2, handles=handles, handlelength=2.2)
 
 
 def accuracy_pictures(runs: Sequence[ComparedRun]) -> list[Picture]:
@@ -210,7 +221,7 @@ def accuracy_pictures(runs: Sequence[ComparedRun]) -> list[Picture]:
     caption += " In brackets: the row of the table." if numbered else ""
     caption += f" The first {len(shown)} of {len(rows)} rows." if len(shown) < len(rows) else ""
     bars = partial(accuracy_overlay, names, [run.name for run in runs], trained, scratch)
-    return [Picture("methods", "Methods", caption, bars)]
+    return [Picture("methods", "Figures", caption, bars)]
 
 
 def curve_pictures(runs: Sequence[ComparedRun]) -> list[Picture]:
@@ -218,16 +229,15 @@ def curve_pictures(runs: Sequence[ComparedRun]) -> list[Picture]:
     counts = {len(run.content.data.get("class_names") or ()) for run in runs}
     knn = partial(knn_overlay, classes=counts.pop() if len(counts) == 1 else 0)
     pictures = []
-    for event, column, words, figure in (
-        ("train", "loss", LOSS_WORDS, partial(loss_overlay)),
-        ("knn", "accuracy", KNN_WORDS, knn),
+    for event, column, note, figure in (
+        ("train", "loss", LOSS_NOTE, partial(loss_overlay)),
+        ("knn", "accuracy", KNN_NOTE, knn),
     ):
         for against in ("epoch", _time_axis(runs)):
             traces = [_trace(i, run, event, column, against) for i, run in enumerate(runs)]
             if logged := [trace for trace in traces if trace]:
-                caption = words.format(unit=UNITS[against])
                 curves = partial(figure, logged, against=against)
-                pictures.append(Picture(f"{column}-{against}", "Curves", caption, curves))
+                pictures.append(Picture(f"{column}-{against}", "Figures", ALONG[against], curves, note))
     return pictures
 
 

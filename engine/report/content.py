@@ -109,8 +109,8 @@ class ReportContent:
 
     @property
     def length(self) -> str:
-        """The number of epochs; of a run that has not ended, how many are logged of how many planned."""
-        planned = short(self.epochs)
+        """`2.3 epochs`; of a run that has not ended, how many are logged of how many planned."""
+        planned = counted(short(self.epochs), "epoch")
         return f"{short(self.trained_epochs)} of {planned}" if self.run.unfinished else planned
 
     @property
@@ -256,7 +256,7 @@ def run_facts(content: ReportContent) -> list[tuple[str, str]]:
         ("started from", str(weights["words"]) if weights else ""),
         ("images", f"{about.get('name', '?')}, split {about.get('split', '?')}: {images}{limit}"),
         ("fingerprint of the images", f"{str(about.get('fingerprint', 'unknown'))[:16]}…"),
-        ("length", f"{content.length} epochs{_lengthened(plan)}"),
+        ("length", f"{content.length}{_lengthened(plan)}"),
         ("steps", f"{int(plan['total_steps']):,} {batch}" if plan.get("total_steps") else batch),
         ("optimizer", f"{recipe.optimizer.name}, {recipe.schedule.name} schedule{peak}"),
         ("loss", f"NT-Xent, temperature {recipe.loss.temperature:g}"),
@@ -334,6 +334,11 @@ def short_name(source: str) -> str:
 def short(number: float) -> str:
     """`800`, `2.47`: two digits behind the point at most."""
     return f"{number:,.2f}".rstrip("0").rstrip(".")
+
+
+def first_capital(words: str) -> str:
+    """`Linear probe`, and `kNN` as it is."""
+    return words if words[:1].islower() and words[1:2].isupper() else words[:1].upper() + words[1:]
 
 
 def signed(number: float, digits: int) -> str:

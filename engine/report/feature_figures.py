@@ -32,14 +32,21 @@ from .style import (
     LIGHT,
     MARKERS,
     SCRATCH_DASHES,
+    SMALL,
+    WIDTH,
     Picture,
+    Sheet,
     Theme,
+    Tile,
+    broken,
     label,
     labels,
     legend_below,
     mark_image,
     new_figure,
     new_grid,
+    set_title,
+    shortened,
     show_image,
     titled,
     unnamed,
@@ -53,10 +60,14 @@ TSNE_DIMENSIONS = 50
 TSNE_PERPLEXITY = 30.0
 TSNE_IMAGES = 5_000
 ONE_THREAD = 1_000  # up to so many points
-QUERIES = 8  # rows of the nearest-neighbour sheet
+QUERIES = 6  # rows of the nearest-neighbour sheet
 NEIGHBOUR_ARRAYS = ("queries", "query_labels", "images", "labels", "cosines")
 LONGEST = 12  # columns of a class name that fit under an image
 MOST_BARS = 20  # classes; with more, the shares are sorted and summed up to a curve
+TSNE_NOTE = (
+    f"t-SNE (perplexity {TSNE_PERPLEXITY:g}): who is next to whom can be trusted, distances and sizes of groups cannot."
+)
+NEIGHBOURS_NOTE = "Neighbours: a test image, framed, then the train images with the largest cosine to it."
 FLOOR = 1e-6  # of the largest singular value: below lies rounding
 ENCODERS = ("pretrained", "random")
 
@@ -176,9 +187,10 @@ def embedding_figure(
     shown = np.sort(np.argsort(-counts, kind="stable")[:MOST_CLASSES])
     shown = shown[counts[shown] > 0]
     with theme.applied(class_names):
-        figure, axes = new_figure(5.4, 5.2)
+        points = f"n = {len(coordinates):,}" + (f" of {total:,}" if total > len(coordinates) else "")
+        figure, axes = new_figure(f"{title} ({points})", 3.2)
         rest = ~np.isin(labels, shown)
-        size, faint = (float(np.clip(14_000 / max(1, n), 3, 26)) for n in ((~rest).sum(), len(coordinates)))
+        size, faint = (float(np.clip(7_000 / max(1, n), 2, 16)) for n in ((~rest).sum(), len(coordinates)))
         if rest.any():
             others = f"the other {len(np.unique(labels[rest])):,} classes"
             _scatter(axes, coordinates[rest], s=faint, c=theme.scratch, alpha=0.25, label=others)
@@ -190,13 +202,12 @@ def embedding_figure(
                 look["marker"] = MARKERS[(cycle + k) % len(MARKERS)]
                 name = label(class_names[index], int(index)) if layer == 0 else None
                 _scatter(axes, coordinates[labels == index][layer::layers], s=size, alpha=0.65, label=name, **look)
-        points = f"n = {len(coordinates):,}" + (f" of {total:,}" if total > len(coordinates) else "")
-        axes.set(xlabel=axis_names[0], ylabel=axis_names[1], title=f"{title} ({points})")
+        axes.set(xlabel=axis_names[0], ylabel=axis_names[1])
         axes.margins(0.03)
-        legend = legend_below(figure, 5 if len(shown) <= 10 else 4, handletextpad=0.2, columnspacing=1.2)
+        legend = legend_below(figure, 5, handlelength=1.0, handletextpad=0.3)
         for handle in legend.legend_handles:
             if isinstance(handle, PathCollection):
-                handle.set(alpha=1.0, sizes=[28.0])
+                handle.set(alpha=1.0, sizes=[20.0])
         return figure
 
 
@@ -250,9 +261,14 @@ def neighbours_figure(
                 axes, other, hit = grid[row, 1 + column], int(labels[row, column]), bool(same[row, column])
                 show_image(axes, images[row, column], theme.second if hit else theme.chance, dashed=not hit)
                 mark_image(axes, hit, theme)
-                cosine = f"{round(float(cosines[row, column]), 2) + 0.0:.2f}".replace("-", "−")
-                axes.set_xlabel(f"{label(class_names[other], other, LONGEST)}\n{cosine}", **below)
+                words = f"{label(class_names[other], other, LONGEST)}\n{_cosine(cosines[row, column])}"
+                axes.set_xlabel(words, **below)
         return figure
+
+
+def _cosine(value: float) -> str:
+    """`0.91`, `−0.25`; never `−0.00`."""
+    return f"{round(float(value), 2) + 0.0:.2f}".replace("-", "−")
 
 
 @dataclass(frozen=True, eq=False)
@@ -283,8 +299,9 @@ def collapse_figure(
     title: str = "",
     theme: Theme = LIGHT,
 ) -> Figure:
-    """How many directions the features use, and, where counts are given, which share of the images each class is named
-    for. A collapsed encoder has one large singular value, and a classifier on it names one class for all.
+    """How many directions the features use, and which share of the images each class is named for; both in one figure,
+    or what was given of the two. A collapsed encoder has one large singular value, and a classifier on it names one
+    class for all.
 
     Args:
         trained, scratch: spectra of the trained and of the random encoder; either may be missing.
@@ -296,17 +313,20 @@ def collapse_figure(
 
     Above 20 classes the shares are summed up, the most often named class first, one curve per encoder.
     """
-    counted = _encoders(trained_counts, scratch_counts, theme)
-    bars = bool(counted) and len(class_names) <= MOST_BARS
-    height = 3.4 + ((1.0 + 0.30 * max(3, len(class_names)) if bars else 2.6) if counted else 0.0)
+    spectra, counts = _encoders(trained, scratch, theme), _encoders(trained_counts, scratch_counts, theme)
+    bars = bool(counts) and len(class_names) <= MOST_BARS
+    heights = [3.2] * bool(spectra) + [max(3.2, 1.2 + 0.2 * len(class_names)) if bars else 3.2] * bool(counts)
+    titles = ["Directions that the features use" + (f" (n = {images:,})" if images else "")] * bool(spectra)
+    titles += [titled(title, f"predicted classes (n = {int(part.sum()):,})") for part, *_ in counts[:1]]
     with theme.applied(class_names):
-        figure = Figure(figsize=(5.4, height), layout="constrained")
-        ratios = [3.0, height - 3.0] if counted else None
-        upper, *lower = figure.subplots(2 if counted else 1, 1, squeeze=False, height_ratios=ratios)[:, 0]
-        _spectra(upper, _encoders(trained, scratch, theme), images)
-        for axes in lower:
-            (_share_bars if bars else _share_curves)(axes, counted, support, class_names, theme)
-            axes.set_title(titled(title, f"predicted classes (n = {int(counted[0][0].sum()):,})"))
+        figure = Figure(figsize=(WIDTH, sum(heights)), layout="constrained")
+        set_title(figure, titles[0])
+        panels = figure.subplots(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
+        if spectra:
+            _spectra(panels[0], spectra)
+        if counts:
+            (_share_bars if bars else _share_curves)(panels[-1], counts, support, class_names, theme)
+            panels[-1].set_title("" if len(titles) == 1 else broken(titles[1]))
         return figure
 
 
@@ -316,7 +336,7 @@ def _encoders(trained: T | None, scratch: T | None, theme: Theme) -> list[tuple[
     return [(part, name, colour) for part, name, colour in both if part is not None]
 
 
-def _spectra(axes: Axes, spectra: Sequence[tuple[Spectrum, str, str]], images: int) -> None:
+def _spectra(axes: Axes, spectra: Sequence[tuple[Spectrum, str, str]]) -> None:
     smallest = 1.0
     for part, name, colour in spectra:
         share = part.values / max(float(part.values[0]), 1e-300)
@@ -326,11 +346,10 @@ def _spectra(axes: Axes, spectra: Sequence[tuple[Spectrum, str, str]], images: i
         axes.plot(np.arange(1, len(share) + 1), share.clip(FLOOR / 10), color=colour, linestyle=dashes, label=text)
     axes.set_yscale("log")
     axes.set_ylim(max(FLOOR, min(0.5 * smallest, 0.1)), 2.0)
-    axes.set(xlabel="direction, largest first", ylabel="singular value, of the largest")
+    axes.set(xlabel="direction, largest first", ylabel="singular value (largest = 1)")
     axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
-    axes.set_title("Directions that the features use" + (f" (n = {images:,})" if images else ""))
     axes.tick_params(which="minor", length=0)
-    axes.legend(fontsize=8, handlelength=2.2)
+    axes.legend(fontsize=SMALL, handlelength=2.2)
 
 
 def _share_bars(
@@ -348,7 +367,7 @@ def _share_bars(
         for row, share in enumerate(support / max(1, support.sum())):
             once = "true share" if row == 0 else None
             axes.plot([share, share], [row - 0.42, row + 0.42], color=theme.text, linewidth=1.6, label=once)
-    axes.set_yticks(range(len(class_names)), labels(class_names))
+    axes.set_yticks(range(len(class_names)), labels(class_names, LONGEST))
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
     axes.set(xlabel="share of the test images", xlim=(0.0, None))
@@ -373,10 +392,12 @@ def _share_curves(
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.tick_params(which="minor", length=0)
-    classes = f"so many of the {len(class_names):,} classes, most often named first"
+    classes = f"of {len(class_names):,} classes, most often named first"
     axes.set(xlabel=classes, ylabel="share of the test images", ylim=(0.0, 1.04))
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-    axes.legend(fontsize=8, handlelength=2.2, loc="lower right")
+    figure = axes.figure
+    assert isinstance(figure, Figure)
+    legend_below(figure, handles=axes.get_legend_handles_labels()[0], handlelength=2.2)
 
 
 def feature_pictures(content: ReportContent) -> list[Picture]:
@@ -384,11 +405,14 @@ def feature_pictures(content: ReportContent) -> list[Picture]:
     directory = content.run.directory / "embeddings"
     stored = [_finite(directory, split) for split in ("test", "test_scratch")]
     both = [(features, encoder) for features, encoder in zip(stored, ENCODERS, strict=True) if features is not None]
-    pictures = [_components(features, encoder) for features, encoder in both]
-    pictures += [_tsne(features, encoder, directory) for features, encoder in both]
+    spectra = _spectrum(stored, content.headline)
+    pictures = []
+    for k, (features, encoder) in enumerate(both):  # on the page a row for each encoder
+        pictures += [_components(features, encoder), _tsne(features, encoder, directory), *spectra[k : k + 1]]
+    pictures += spectra[len(both) :]
     for name, encoder in zip(("neighbours", "neighbours_scratch"), ENCODERS, strict=True):
         pictures += _neighbours(directory, name, encoder)
-    return pictures + _spectrum(stored, content.headline)
+    return pictures
 
 
 def _finite(directory: Path, split: str) -> Embeddings | None:
@@ -399,11 +423,11 @@ def _finite(directory: Path, split: str) -> Embeddings | None:
     return stored if np.isfinite(stored.features).all() else None
 
 
-def _map_picture(kind: str, stored: Embeddings, caption: str, draw: partial[Figure]) -> Picture:
+def _map_picture(kind: str, stored: Embeddings, caption: str, draw: partial[Figure], note: str) -> Picture:
     classes = len(stored.class_names)
     if classes > MOST_CLASSES:
         caption += f" Of {classes:,} classes the {MOST_CLASSES} with the most images are coloured."
-    return Picture(f"embedding-{kind}", FEATURES, caption + unnamed(stored.class_names), draw)
+    return Picture(f"embedding-{kind}", FEATURES, caption + unnamed(stored.class_names), draw, note)
 
 
 def _components(stored: Embeddings, encoder: str) -> Picture:
@@ -411,11 +435,11 @@ def _components(stored: Embeddings, encoder: str) -> Picture:
     axis_names = (f"component 1 ({100 * share[0]:.1f} % of the variance)", f"component 2 ({100 * share[1]:.1f} %)")
     words: dict[str, Any] = {"axis_names": axis_names, "title": f"PCA, {encoder} encoder"}
     caption = (
-        f"All {counted(len(coordinates), 'test image')} of {short_name(stored.data)} as the {encoder} encoder sees "
-        f"them, along the two directions of largest variance ({100 * sum(share):.0f} % of it)."
+        f"All {counted(len(coordinates), 'test image')} of {short_name(stored.data)} along the two directions of "
+        f"largest variance ({100 * sum(share):.0f} % of it)."
     )
     draw = partial(embedding_figure, coordinates, stored.labels, stored.class_names, **words)
-    return _map_picture(f"pca-{encoder}", stored, caption, draw)
+    return _map_picture(f"pca-{encoder}", stored, caption, draw, "")
 
 
 def _tsne(stored: Embeddings, encoder: str, directory: Path) -> Picture:
@@ -427,12 +451,9 @@ def _tsne(stored: Embeddings, encoder: str, directory: Path) -> Picture:
     if len(rows) < total:
         which = f"{len(rows):,} of the {total:,}, at even distances along the file,"
     kept = min(TSNE_DIMENSIONS, stored.features.shape[1])
-    caption = (
-        f"The same test images of {short_name(stored.data)} ({which} through {kept} principal components) by t-SNE, "
-        f"perplexity {TSNE_PERPLEXITY:g}: who is next to whom can be trusted, distances and sizes of groups cannot."
-    )
+    caption = f"The same test images ({which} through {kept} principal components)."
     draw = partial(embedding_figure, coordinates, stored.labels[rows], stored.class_names, total=total, **words)
-    return _map_picture(f"tsne-{encoder}", stored, caption, draw)
+    return _map_picture(f"tsne-{encoder}", stored, caption, draw, TSNE_NOTE)
 
 
 def _neighbours(directory: Path, name: str, encoder: str) -> list[Picture]:
@@ -443,13 +464,34 @@ def _neighbours(directory: Path, name: str, encoder: str) -> list[Picture]:
     shown, names = min(QUERIES, len(stored.queries)), [str(name) for name in stored.class_names]
     first: dict[str, Any] = {name: getattr(stored, name)[:shown] for name in NEIGHBOUR_ARRAYS}
     part = f"; {shown} of them are shown" if shown < len(stored.queries) else ""
+    k = stored.labels.shape[1]
     caption = (
-        f"{counted(len(stored.queries), 'test image')} and, for each, the {stored.labels.shape[1]} train images "
-        f"that the {encoder} encoder puts nearest (cosine){part}. {100 * same:.0f} % of the neighbours are of the "
-        "query's class."
+        f"{100 * same:.0f} % of the {k} train images nearest to {counted(len(stored.queries), 'test image')} are of "
+        f"the same class{part}."
     )
     draw = partial(neighbours_figure, **first, class_names=names, title=f"{encoder} encoder")
-    return [Picture(f"neighbours-{encoder}", FEATURES, caption + unnamed(names), draw)]
+    sheet = Sheet(f"Neighbours, {encoder} encoder", _tiles(**first, class_names=names), 1 + k, -(-(1 + k) // 2))
+    return [Picture(f"neighbours-{encoder}", FEATURES, caption + unnamed(names), draw, NEIGHBOURS_NOTE, sheet)]
+
+
+def _tiles(
+    queries: NDArray[np.uint8],
+    query_labels: NDArray[np.int64],
+    images: NDArray[np.uint8],
+    labels: NDArray[np.int64],
+    cosines: NDArray[np.floating],
+    class_names: Sequence[str],
+) -> list[Tile]:
+    """The arguments of `neighbours_figure` as the page shows them."""
+    tiles = []
+    for query, own, *near in zip(queries, query_labels, images, labels, cosines, strict=True):
+        name = class_names[own]
+        tiles.append(Tile(query, f"a test image of class {name}", "query", shortened(name, LONGEST)))
+        for image, other, cosine in zip(*near, strict=True):
+            name, value, kind = class_names[other], _cosine(cosine), "right" if other == own else "wrong"
+            words = f"a train image of class {name}, cosine {value}"
+            tiles.append(Tile(image, words, kind, shortened(name, LONGEST), value))
+    return tiles
 
 
 def _spectrum(both: Sequence[Embeddings | None], headline: Comparison | None) -> list[Picture]:
@@ -457,25 +499,25 @@ def _spectrum(both: Sequence[Embeddings | None], headline: Comparison | None) ->
     spectra = [spectrum(np.asarray(stored.features)) if stored is not None else None for stored in both]
     if not any(spectra):
         return []
-    counts = [result.confusion.sum(0) if result else None for result in headline.both] if headline else [None, None]
-    options: dict[str, Any] = {"images": next(len(stored.features) for stored in both if stored is not None)}
-    if headline:
-        shown = headline.shown
-        options |= {"class_names": shown.class_names, "support": shown.confusion.sum(1), "title": headline.name}
-        options |= {"trained_counts": counts[0], "scratch_counts": counts[1]}
     ranks = " and ".join(
         f"{part.effective_rank:.1f} of {len(part.values)} ({encoder})"
         for part, encoder in zip(spectra, ENCODERS, strict=True)
         if part is not None
     )
-    named = "".join(
-        f" On the {encoder} encoder, {int((count > 0).sum()):,} of {len(count):,} classes are named at all, "
-        f"the most frequent for {100 * count.max() / max(1, count.sum()):.0f} % of the images."
+    images = next(len(stored.features) for stored in both if stored is not None)
+    caption = f"Singular values of the test features: a collapsed encoder has one. Effective rank (RankMe): {ranks}."
+    pictures = [Picture("spectrum", FEATURES, caption, partial(collapse_figure, *spectra, images=images))]
+    if headline is None:
+        return pictures
+    shown, counts = headline.shown, [result.confusion.sum(0) if result else None for result in headline.both]
+    named = ", ".join(
+        f"{int((count > 0).sum()):,} of {len(count):,} on the {encoder} encoder (one for "
+        f"{100 * count.max() / max(1, count.sum()):.0f} % of the images)"
         for count, encoder in zip(counts, ENCODERS, strict=True)
         if count is not None
     )
-    caption = (
-        f"Singular values of the test features: a collapsed encoder has one. Effective rank (RankMe): {ranks}.{named}"
-    )
-    draw = partial(collapse_figure, spectra[0], spectra[1], **options)
-    return [Picture("spectrum", FEATURES, caption + (unnamed(headline.shown.class_names) if headline else ""), draw)]
+    options: dict[str, Any] = {"class_names": shown.class_names, "support": shown.confusion.sum(1)}
+    options |= {"trained_counts": counts[0], "scratch_counts": counts[1], "title": headline.name}
+    draw = partial(collapse_figure, None, None, **options)
+    caption = f"Classes that are named at all: {named}.{unnamed(shown.class_names)}"
+    return [*pictures, Picture("named-classes", FEATURES, caption, draw)]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ from .content import ReportContent, commands, duration, load_content, other_enco
 from .feature_figures import feature_pictures
 from .pretraining_figures import pretraining_pictures
 from .result_figures import classifier_pictures, result_pictures
-from .style import THEMES, Picture, to_png
+from .style import LIGHT, THEMES, Picture, image_png, to_png
 from .tables import (
     Section,
     accuracy,
@@ -42,15 +42,14 @@ if TYPE_CHECKING:
 
 GALLERY = 24
 PICTURES = "the pictures"  # in an error: cannot write …
-WIDE = 7.0  # inches; a wider picture takes both columns
 
 
 @dataclass(frozen=True)
 class DrawnPicture:
-    """A picture as the page embeds it: `png` by theme name (`light`, `dark`)."""
+    """A picture as the page embeds it: `png` by theme name (`light`, `dark`; of a sheet, which the page lays out, only
+    the light one, for its file)."""
 
-    section: str
-    caption: str
+    picture: Picture
     png: Mapping[str, bytes]
 
 
@@ -108,9 +107,15 @@ def run_pictures(content: ReportContent, *, images: int = GALLERY, seed: int = 0
 
 
 def draw(picture: Picture) -> DrawnPicture:
-    """The picture in both themes."""
-    png = {theme.name: to_png(picture.draw(theme=theme)) for theme in THEMES}
-    return DrawnPicture(picture.section, picture.caption, png)
+    """The picture in every theme that is needed."""
+    themes = (LIGHT,) if picture.sheet else THEMES
+    return DrawnPicture(picture, {theme.name: to_png(picture.draw(theme=theme)) for theme in themes})
+
+
+def with_pictures(section: Section, drawn: Sequence[DrawnPicture]) -> Section:
+    """The section with these pictures, and once what several of them have in common."""
+    notes = dict.fromkeys(one.picture.note for one in drawn if one.picture.note)
+    return replace(section, lead=" ".join(notes), pictures=[shown_picture(one) for one in drawn])
 
 
 def render_page(content: ReportContent, drawn: Sequence[DrawnPicture]) -> str:
@@ -122,15 +127,15 @@ def render_page(content: ReportContent, drawn: Sequence[DrawnPicture]) -> str:
     recipe, name = content.run.recipe, content.run.directory.resolve().name
     folded = (f"The resolved recipe ({recipe.hash()[:12]}…)", recipe.to_toml().splitlines())
     notes = content.run.environment.get("notes", ())
-    galleries = [
-        Section(title, pictures=[shown_picture(picture) for picture in drawn if picture.section == title])
-        for title in dict.fromkeys(picture.section for picture in drawn)
-    ]
+    groups: dict[str, list[DrawnPicture]] = {}
+    for one in drawn:
+        groups.setdefault(one.picture.section, []).append(one)
+    methods = methods_section(content.comparisons)
     sections = [
-        methods_section(content.comparisons),
+        with_pictures(methods, groups.pop(methods.heading, ())) if methods else None,
         folds_section(content.comparisons),
         published_section(content),
-        *galleries,
+        *(with_pictures(Section(title), members) for title, members in groups.items()),
         classes_section(content.headline),
         protocols_section(content.results),
         Section("What was run", facts=run_facts(content), notes=notes),
@@ -178,7 +183,7 @@ def _templates() -> Environment:
         from jinja2 import Environment, FileSystemLoader, StrictUndefined
     except ImportError as error:
         raise PlatformError("a report page needs jinja2", saw=str(error), fix="pip install jinja2") from error
-    return Environment(
+    environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
         undefined=StrictUndefined,
@@ -187,6 +192,8 @@ def _templates() -> Environment:
         lstrip_blocks=True,
         auto_reload=False,
     )
+    environment.filters["unbroken"] = lambda text: text.replace(" %", "\u00a0%")
+    return environment
 
 
 def _visible(value: Any) -> Any:
@@ -196,20 +203,28 @@ def _visible(value: Any) -> Any:
     return plain(str(value))
 
 
-def shown_picture(picture: DrawnPicture) -> dict[str, Any]:
-    """A picture as a template needs it: the caption, size in pixels and on the page, both themes as data URIs."""
-    width, height = _pixels(picture.png["light"])
-    inches = width / style.DPI
+def shown_picture(drawn: DrawnPicture) -> dict[str, Any]:
+    """A picture as a template needs it: the caption, and of a sheet its tiles, of a chart both themes as data URIs, its
+    size in pixels and on the page."""
+    picture = drawn.picture
+    caption = picture.caption
+    if picture.sheet is not None:
+        tiles = [(tile, *tile.image.shape[:2], _data(image_png(tile.image))) for tile in picture.sheet.tiles]
+        return {"caption": caption, "sheet": picture.sheet, "wide": picture.sheet.wide, "tiles": tiles}
+    width, height = _pixels(drawn.png["light"])
     return {
-        "caption": picture.caption.replace(" %", "\u00a0%"),
+        "caption": caption,
+        "sheet": None,
+        "wide": False,
         "width": width,
         "height": height,
-        "drawn": round(inches * 108),  # little more than the drawn size, so that small pictures are not blown up
-        "wide": inches > WIDE,
-        "sources": {
-            name: f"data:image/png;base64,{base64.b64encode(png).decode()}" for name, png in picture.png.items()
-        },
+        "drawn": round(width / style.DPI * 108),  # little more than the drawn size: small pictures are not blown up
+        "sources": {name: _data(png) for name, png in drawn.png.items()},
     }
+
+
+def _data(png: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 
 def _pixels(png: bytes) -> tuple[int, int]:

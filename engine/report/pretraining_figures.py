@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -17,10 +18,21 @@ from numpy.typing import NDArray
 from ..errors import counted
 from ..files import read_arrays
 from .content import ReportContent, logged_rows
-from .style import DASHED, FEW_POINTS, LIGHT, PRETRAINING, Picture, Theme, legend_below, new_figure, running_mean
+from .style import (
+    DASHED,
+    FEW_POINTS,
+    LIGHT,
+    PRETRAINING,
+    Picture,
+    Sheet,
+    Theme,
+    Tile,
+    legend_below,
+    new_figure,
+    running_mean,
+)
 
 SHEET_VIEWS = 16
-LEGEND: dict[str, Any] = {"handlelength": 1.6, "columnspacing": 1.2}
 
 
 def loss_curve(
@@ -35,12 +47,12 @@ def loss_curve(
         images: images per epoch, for the axis; 0 if unknown.
     """
     with theme.applied():
-        figure, axes = new_figure()
+        figure, axes = new_figure("Contrastive loss")
         _line(axes, epoch, loss, theme.trained, "loss")
         axes.plot(epoch, chance, color=theme.chance, linestyle=DASHED, label="chance, ln(V·B − 1)")
-        axes.set(title="Contrastive loss", ylabel="NT-Xent loss (nats)")
+        axes.set(ylabel="NT-Xent loss (nats)")
         _epochs(axes, images)
-        legend_below(figure, **LEGEND)
+        legend_below(figure)
         return figure
 
 
@@ -58,23 +70,23 @@ def contrast_curve(
     `chance` is the chance level of the loss; exp(−chance) is that of both curves.
     """
     with theme.applied():
-        figure, axes = new_figure()
-        _line(axes, epoch, top1, theme.trained, "top-1: it is nearest")
-        _line(axes, epoch, p_pos, theme.second, "p_pos: softmax mass on it")
+        figure, axes = new_figure("Finding the other view of an image")
+        _line(axes, epoch, top1, theme.trained, "it is nearest")
+        _line(axes, epoch, p_pos, theme.second, "softmax on it")
         axes.plot(epoch, np.exp(-np.asarray(chance)), color=theme.chance, linestyle=DASHED, label="chance")
-        axes.set(title="Finding the other view of an image", ylabel="share of views", ylim=(0.0, None))
+        axes.set(ylabel="share of views", ylim=(0.0, None))
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
         _epochs(axes, images)
-        legend_below(figure, **LEGEND)
+        legend_below(figure)
         return figure
 
 
 def lr_curve(epoch: Sequence[float], lr: Sequence[float], *, images: int = 0, theme: Theme = LIGHT) -> Figure:
     """The learning rate along the run, both `[n]`."""
     with theme.applied():
-        figure, axes = new_figure()
+        figure, axes = new_figure("Learning rate")
         axes.plot(epoch, lr, color=theme.trained, **_marks(epoch))
-        axes.set(title="Learning rate", ylabel="learning rate", ylim=(0.0, None))
+        axes.set(ylabel="learning rate", ylim=(0.0, None))
         _epochs(axes, images)
         return figure
 
@@ -98,15 +110,15 @@ def knn_curve(
         images: images per epoch, for the axis; 0 if unknown.
     """
     with theme.applied():
-        figure, axes = new_figure()
+        figure, axes = new_figure("Online kNN, on a part of train")
         axes.plot(epoch, accuracy, color=theme.trained, marker="o", markersize=4.5, label="kNN, k = 10, cosine")
         if classes:
             axes.axhline(1 / classes, color=theme.chance, linestyle=DASHED, linewidth=1.4, label="chance")
         unit = "accuracy" + (f" ({counted(monitored, 'image')})" if monitored else "")
-        axes.set(title="Online kNN, on a part of train", ylabel=unit, ylim=(0.0, None))
+        axes.set(ylabel=unit, ylim=(0.0, None))
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
         _epochs(axes, images)
-        legend_below(figure, **LEGEND)
+        legend_below(figure)
         return figure
 
 
@@ -125,18 +137,18 @@ def feature_curve(
     """
     even = dim**-0.5
     with theme.applied():
-        figure, axes = new_figure()
+        figure, axes = new_figure("Spread of the features")
         lines = axes.plot(epoch, std, color=theme.trained, label="std (left)", **_marks(epoch))
-        marked: dict[str, Any] = {"linewidth": 1.4, "label": "1/√D: even spread (left)"}
+        marked: dict[str, Any] = {"linewidth": 1.4, "label": "even spread, 1/√D (left)"}
         lines.append(axes.axhline(even, color=theme.chance, linestyle=DASHED, **marked))
-        axes.set(title="Spread of the features", ylabel="std of unit features", ylim=(0.0, 1.15 * max(even, *std)))
+        axes.set(ylabel="std of unit features", ylim=(0.0, 1.15 * max(even, *std)))
         if rank is not None:
             right = axes.twinx()
             lines += right.plot(epoch, rank, color=theme.second, label="RankMe (right)", **_marks(epoch))
-            right.set(ylabel=f"effective rank, of {dim}", ylim=(0.0, None))
+            right.set(ylabel=f"effective rank, of {dim}", ylim=(0.0, 1.15 * max(1.0, *rank)))
             right.grid(False)
         _epochs(axes, images)
-        legend_below(figure, handles=lines, **LEGEND)
+        legend_below(figure, handles=lines)
         return figure
 
 
@@ -157,6 +169,7 @@ def _marks(points: Sequence[float]) -> dict[str, Any]:
 
 def _epochs(axes: Axes, images: int) -> None:
     axes.set(xlabel="epoch" + (f" (of {counted(images, 'image')})" if images else ""), xlim=(0.0, None))
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=5, min_n_ticks=3))
     axes.xaxis.set_major_locator(MaxNLocator(nbins=7, min_n_ticks=3, steps=[1, 2, 2.5, 5, 10]))
 
 
@@ -218,15 +231,15 @@ def _curve_pictures(content: ReportContent) -> list[Picture]:
     epoch, loss, level = _columns(content, "train", "epoch", "loss", "chance")
     if epoch:
         caption = (
-            f"What is minimised. It ends at {loss[-1]:.3f}, {level[-1] - loss[-1]:.3f} nats below the {level[-1]:.3f} "
-            "of an encoder that tells no image from another."
+            f"It ends at {loss[-1]:.3f}, {level[-1] - loss[-1]:.3f} nats below the {level[-1]:.3f} of an encoder that "
+            "tells no image from another."
         )
         pictures.append(_picture("loss", caption, partial(loss_curve, epoch, loss, level, images=images)))
     epoch, p_pos, top1, level = _columns(content, "train", "epoch", "p_pos", "top1", "chance")
     if epoch:
         caption = (
-            "For each view: is another view of its own image the nearest among all views of the batch? "
-            f"At the end for {100 * top1[-1]:.1f} % of them; {100 * p_pos[-1]:.1f} % of the softmax falls on it."
+            "Is the view nearest to a view of its own image? At the end for "
+            f"{100 * top1[-1]:.1f} %; {100 * p_pos[-1]:.1f} % of the softmax falls on it."
         )
         draw = partial(contrast_curve, epoch, p_pos, top1, level, images=images)
         pictures.append(_picture("contrast", caption, draw))
@@ -243,8 +256,8 @@ def _monitor_pictures(content: ReportContent) -> list[Picture]:
     if epoch:
         monitored = int(sample[-1])
         caption = (
-            f"Watched while training, on {counted(monitored, 'image')} of the train split: a fifth of them is "
-            "classified by the others. The test split is not looked at, and the labels do not reach the training."
+            f"On {counted(monitored, 'image')} of train, a fifth of them classified by the others: the test split is "
+            "not looked at, and the labels do not reach the training."
         )
         draw = partial(knn_curve, epoch, accuracy, monitored=monitored, classes=classes, images=images)
         pictures.append(_picture("online-knn", caption, draw))
@@ -254,8 +267,8 @@ def _monitor_pictures(content: ReportContent) -> list[Picture]:
         dim = content.run.environment.get("feature_dim")  # not of older runs
         dim = dim if isinstance(dim, int) else 2048 if content.run.recipe.model.arch == "resnet50" else 512
         caption = (
-            "The collapse alarm, without labels: at 0 all images have become one point. The effective rank (RankMe) "
-            "says how many directions the features use."
+            "The collapse alarm: at a std of 0 all images have become one point. RankMe is the effective rank: how "
+            "many directions the features use."
         )
         draw = partial(feature_curve, epoch, std, rank if ranked == epoch else None, dim=dim, images=images)
         pictures.append(_picture("feature-spread", caption, draw))
@@ -274,14 +287,20 @@ def _view_pictures(content: ReportContent) -> list[Picture]:
     originals, views = arrays
     if views.shape[1] >= SHEET_VIEWS:
         originals, views = originals[:1], views[:1, :SHEET_VIEWS]
-    whose = "an image as stored (framed), and {} of its views"
+    count = views.shape[1]
+    whose = f"an image as stored (framed), and {count} of its views"
     if len(views) > 1:
-        whose = "images as stored (framed), and {} views of each"
-    caption = (
-        f"What the encoder was shown: {whose.format(views.shape[1])}. "
-        "The loss asks it to recognise the views of one image among all others."
-    )
-    return [_picture("augmentation", caption, partial(augmentation_sheet, originals, views))]
+        whose = f"images as stored (framed), and {count} views of each"
+    caption = f"What the encoder was shown: {whose}. The loss asks it to recognise them among all others."
+    tiles = [
+        Tile(image, "an image as it is stored" if i == 0 else "a view of the image before it", "" if i else "origin")
+        for original, seen in zip(originals, views, strict=True)
+        for i, image in enumerate([original, *seen])
+    ]
+    columns = 2 + -(-count // 2) if count <= 8 else math.ceil(math.sqrt(count + 4))  # the original is 2 × 2
+    sheet = Sheet("Views", tiles, columns, columns, wide=False)
+    draw = partial(augmentation_sheet, originals, views)
+    return [Picture("augmentation", PRETRAINING, caption, draw, sheet=sheet)]
 
 
 def _read_views(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.uint8]] | None:

@@ -12,14 +12,14 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, NullLocator, PercentFormatter
+from matplotlib.ticker import EngFormatter, MaxNLocator, NullLocator, PercentFormatter
 from numpy.typing import NDArray
 
 from ..errors import counted
 from ..evaluation.metrics import CALIBRATION_BINS
 from ..evaluation.records import load_predictions, load_steps, result_id
 from ..evaluation.result import FROZEN, Comparison, EvaluationResult, percent, standard_error
-from .content import short_name
+from .content import first_capital, short_name
 from .style import (
     ACCURACY,
     DASHED,
@@ -27,12 +27,14 @@ from .style import (
     FEW_POINTS,
     LEARNING,
     LIGHT,
-    NARROW,
     PREDICTIONS,
     SCRATCH_DASHES,
+    SMALL,
+    WIDTH,
     Picture,
+    Sheet,
     Theme,
-    first_capital,
+    Tile,
     label,
     labels,
     legend_below,
@@ -41,21 +43,35 @@ from .style import (
     new_grid,
     printable,
     running_mean,
+    set_title,
+    shortened,
     show_image,
     titled,
     unnamed,
+    wrapped,
 )
 from .tables import accuracy
 
-MOST_CELLS = 30  # classes; beyond, a matrix is no longer legible
-MOST_NUMBERS = 15
+MOST_CELLS = 18  # classes; beyond, a matrix is no longer legible
+MOST_NUMBERS = 12  # with more, names are shorter too, and stand upright
 SHOWN = 15  # confusions in a list
 COLUMNS = 6  # of a gallery
 LONGEST = 15  # columns of a class name that fit under an image
+SHORT = 6  # up to here, eight images fit in a row of half the page
 SMOOTH = 20  # more steps than that many times 2 are drawn faintly, their running mean over a twentieth on top
 MANY = 6  # comparisons; with more, only the first of each of these methods has a gallery and a reliability diagram
 SHOWN_OF_MANY = ("linear", "head", "finetune")
 ENCODERS = {"pretrained": "pretrained", "scratch": "random"}
+
+SCORES_NOTE = "Accuracy of a class: how much of it is found, its recall. IoU = TP / (TP + FP + FN)."
+RELIABILITY_NOTE = (
+    "Calibration: is a method right as often as it says? Bars below the line: surer than it should be. The calibration "
+    "error is the mean distance from the line, weighted by images."
+)
+GALLERY_NOTE = (
+    "Galleries: test images drawn at random (seed {seed}; the same for every method), with the predicted class, its "
+    "confidence, and the true class where it is another."
+)
 
 Values = Sequence[float | None]
 Rows = Sequence[Mapping[str, float]]
@@ -80,7 +96,7 @@ def accuracy_bars(
         chance: accuracy of always naming the largest class.
     """
     with theme.applied(names):
-        figure, axes = new_figure(5.4, 1.25 + 0.52 * max(2, len(names)))
+        figure, axes = new_figure("Every method", 1.1 + 0.52 * max(2, len(names)))
         alone = all(value is None for value in trained) or all(value is None for value in scratch)
         reach = 1e-3
         for values, errors, offset, colour, name in (
@@ -94,17 +110,17 @@ def accuracy_bars(
             axes.barh(place, length, height=0.5 if alone else 0.37, color=colour, label=name)
             axes.errorbar(length, place, xerr=whisker, fmt="none", ecolor=theme.text, elinewidth=1.1, capsize=2.0)
             for at, value, error in zip(place, length, whisker, strict=True):
-                axes.text(value + error, at, f" {100 * value:.1f} %", va="center", fontsize=8, color=theme.text)
+                axes.text(value + error, at, f" {100 * value:.1f} %", va="center", fontsize=SMALL, color=theme.text)
                 reach = max(reach, value + error)
         rows, levels, _ = _known(chance, ())
         for k, (i, value) in enumerate(zip(rows, levels, strict=True)):
             axes.plot([value] * 2, [i - 0.44, i + 0.44], color=theme.chance, label=None if k else "chance")
-        axes.set_yticks(range(len(names)), [printable(name) for name in names], fontsize=8.5)
+        axes.set_yticks(range(len(names)), [wrapped(printable(name)) for name in names])
         axes.grid(axis="y", visible=False)
-        axes.set(ylim=(len(names) - 0.45, -0.55), xlim=(0.0, 1.18 * max(reach, *levels, 0.0)))
+        axes.set(ylim=(len(names) - 0.45, -0.55), xlim=(0.0, 1.3 * max(reach, *levels, 0.0)))
         axes.xaxis.set_major_formatter(PercentFormatter(1.0))
-        axes.set(xlabel="test accuracy", title="Every method")
-        legend_below(figure, handlelength=1.4, columnspacing=1.2)
+        axes.set(xlabel="test accuracy")
+        legend_below(figure)
         return figure
 
 
@@ -138,7 +154,7 @@ def label_efficiency_figure(
         title: the method.
     """
     with theme.applied():
-        figure, axes = new_figure(5.4, 3.5)
+        figure, axes = new_figure(titled(title, "accuracy by labels"), 2.6)
         for values, errors, name, look in (
             (trained, trained_error, "pretrained encoder", _look(theme.trained, "o", "solid")),
             (scratch, scratch_error, "random encoder", _look(theme.scratch, "s", SCRATCH_DASHES)),
@@ -150,15 +166,15 @@ def label_efficiency_figure(
         if chance is not None:
             axes.axhline(chance, color=theme.chance, linestyle=DASHED, linewidth=1.4, label="chance")
         axes.set_xscale("log")
-        counts = [f"\n{n:,}" for n in labelled] or [""] * len(fractions)
+        short = EngFormatter(sep="")
+        counts = [f"\n{short(n)}" for n in labelled] or [""] * len(fractions)
         texts = [f"{100 * share:g} %{count}" for share, count in zip(fractions, counts, strict=True)]
         axes.set_xticks(list(fractions), texts)
         axes.xaxis.set_minor_locator(NullLocator())
         axes.set(xlabel="share of the train labels" + (" and images" if labelled else ""), ylabel="test accuracy")
         axes.set(xlim=(min(fractions) / 1.4, max(fractions) * 1.4), ylim=(0.0, None))
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-        axes.set_title(titled(title, "accuracy by labels"))
-        legend_below(figure, handlelength=2.4, columnspacing=1.2)
+        legend_below(figure, handlelength=2.4)
         return figure
 
 
@@ -171,7 +187,7 @@ def confusion_figure(
 ) -> Figure:
     """Which class is taken for which: int64 `[C, C]`, row = true class, shown as a share of each row.
 
-    Above 30 classes the most frequent confusions are listed instead of a matrix that nobody can read.
+    Above 18 classes the most frequent confusions are listed instead of a matrix that nobody can read.
     """
     with theme.applied(class_names):
         if len(class_names) > MOST_CELLS:
@@ -180,23 +196,25 @@ def confusion_figure(
 
 
 def _matrix(confusion: NDArray[np.int64], class_names: Sequence[str], title: str, theme: Theme) -> Figure:
-    classes, names, support = len(class_names), labels(class_names), confusion.sum(1)
+    classes, support = len(class_names), confusion.sum(1)
+    few = classes <= MOST_NUMBERS
+    names = labels(class_names, LONGEST if few else 10)
     share = confusion / np.maximum(support, 1)[:, None]
-    figure, axes = new_figure(5.4, 5.0)
+    heading = titled(title, f"% of each true class (n = {int(support.sum()):,})")
+    figure, axes = new_figure(heading, max(3.2, 1.1 + 0.155 * classes))
     colours = LinearSegmentedColormap.from_list("share", [theme.surface, theme.trained])
-    axes.imshow(share, cmap=colours, vmin=0.0, vmax=1.0)
+    axes.imshow(share, cmap=colours, vmin=0.0, vmax=1.0, aspect="auto")
     axes.grid(False)
     axes.spines[:].set_visible(False)
-    size = max(5.0, min(9.0, 90 / classes))
-    axes.set_xticks(range(classes), names, rotation=45, ha="right", rotation_mode="anchor", fontsize=size)
+    slanted: dict[str, Any] = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if few else {"rotation": 90}
+    axes.set_xticks(range(classes), names, **(slanted if max(map(len, names)) > 2 else {}))
     equal = len(set(support.tolist())) == 1
     rows = names if equal else [f"{name} ({n:,})" for name, n in zip(names, support, strict=True)]
-    axes.set_yticks(range(classes), rows, fontsize=size)
+    axes.set_yticks(range(classes), rows)
     axes.set_xlabel("predicted class")
     axes.set_ylabel(f"true class ({counted(support[0], 'image')} each)" if equal else "true class (images)")
-    axes.set_title(titled(title, f"% of each true class (n = {int(support.sum()):,})", NARROW))
-    for i, j in np.argwhere(confusion) if classes <= MOST_NUMBERS else ():
-        look: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": min(9.0, 85 / classes)}
+    for i, j in np.argwhere(confusion) if few else ():
+        look: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": SMALL}
         axes.text(j, i, f"{100 * share[i, j]:.0f}", color=_readable(colours(share[i, j])[:3]), **look)
     return figure
 
@@ -213,18 +231,18 @@ def _top_confusions(confusion: NDArray[np.int64], class_names: Sequence[str], ti
     np.fill_diagonal(wrong, 0)
     order = np.argsort(-wrong, axis=None, kind="stable")[:SHOWN]
     pairs = [(int(i), int(j)) for i, j in zip(*np.unravel_index(order, wrong.shape), strict=True) if wrong[i, j]]
-    figure, axes = new_figure(5.4, 1.3 + 0.27 * max(3, len(pairs)))
+    heading = titled(title, f"most frequent confusions of {len(class_names):,} classes")
+    figure, axes = new_figure(heading, 0.9 + 0.16 * max(3, len(pairs)))
     axes.barh(range(len(pairs)), [int(wrong[p]) for p in pairs], color=theme.chance, height=0.7)
-    names = [f"{label(class_names[i], i)} → {label(class_names[j], j)}" for i, j in pairs]
-    axes.set_yticks(range(len(pairs)), names, fontsize=8)
+    names = [" → ".join(label(class_names[k], k, LONGEST - 1) for k in pair) for pair in pairs]
+    axes.set_yticks(range(len(pairs)), names)
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
     for row, (i, j) in enumerate(pairs):
         text = f" {int(wrong[i, j]):,} of {int(confusion[i].sum()):,}"
-        axes.text(int(wrong[i, j]), row, text, va="center", fontsize=8, color=theme.muted)
-    axes.margins(x=0.18)
-    axes.set_xlabel(f"test images (n = {int(confusion.sum()):,})")
-    axes.set_title(titled(title, f"most frequent confusions of {len(class_names):,} classes", NARROW))
+        axes.text(int(wrong[i, j]), row, text, va="center", fontsize=SMALL, color=theme.muted)
+    axes.set_xlim(0, 3 * max((int(wrong[p]) for p in pairs), default=1))  # the words need more than the bars
+    axes.set_xlabel(f"images, of {int(confusion.sum()):,}")
     return figure
 
 
@@ -248,32 +266,32 @@ def per_class_figure(
         title: the method, first words of the title.
         scratch_accuracy: of the random encoder, marked on the accuracy bars.
 
-    Above 30 classes the seven best and the seven worst are shown.
+    Above 18 classes the seven best and the seven worst are shown.
     """
     with theme.applied(class_names):
         order = sorted(range(len(class_names)), key=lambda i: (-accuracy[i], i))
         many = len(order) > MOST_CELLS
         shown = order[:7] + order[-7:] if many else order
-        figure, axes = new_figure(5.4, 1.4 + 0.36 * max(3, len(shown)))
-        colours = (theme.trained, theme.second, theme.chance)
+        which = f"best and worst of {len(order):,} classes" if many else "scores per class"
+        heading = titled(title, f"{which} (n = {sum(support):,})")
+        figure, axes = new_figure(heading, max(3.2, 1.2 + 0.2 * len(shown)))
+        colours = (theme.trained, theme.second, theme.categories[6])
         for k, (what, values) in enumerate((("accuracy", accuracy), ("F1", f1), ("IoU", iou))):
             at = [row + 0.26 * (k - 1) for row in range(len(shown))]
             axes.barh(at, [values[i] for i in shown], height=0.24, color=colours[k], label=what)
         if scratch_accuracy is not None:
             at, ticks = [row - 0.26 for row in range(len(shown))], [scratch_accuracy[i] for i in shown]
-            mark: dict[str, Any] = {"marker": "|", "s": 55, "linewidths": 2.2, "label": "accuracy, random encoder"}
+            mark: dict[str, Any] = {"marker": "|", "s": 30, "linewidths": 2.0, "label": "accuracy, random encoder"}
             axes.scatter(ticks, at, color=theme.text, **mark)
         equal = len(set(support)) == 1
-        names = [label(class_names[i], i) + ("" if equal else f" ({support[i]:,})") for i in shown]
+        names = [label(class_names[i], i, LONGEST) + ("" if equal else f" ({support[i]:,})") for i in shown]
         axes.set_yticks(range(len(shown)), names)
         axes.invert_yaxis()
         axes.grid(axis="y", visible=False)
-        unit = f"score ({counted(support[0], 'test image')} per class)" if equal else "score (test images in brackets)"
+        unit = f"score ({counted(support[0], 'image')} per class)" if equal else "score (images in brackets)"
         axes.set(xlim=(0.0, 1.0), xlabel=unit)
         axes.xaxis.set_major_formatter(PercentFormatter(1.0))
-        which = f"best and worst of {len(order):,} classes" if many else "scores per class"
-        axes.set_title(titled(title, f"{which} (n = {sum(support):,})", NARROW))
-        legend_below(figure, 4, handlelength=1.2, columnspacing=1.2)
+        legend_below(figure, 4, handlelength=1.2)
         return figure
 
 
@@ -352,21 +370,21 @@ def reliability_figure(
     mean = np.bincount(at, weights=confidence, minlength=bins)[filled] / count[filled]
     middle, width = (np.arange(bins) + 0.5) / bins, 0.92 / bins
     with theme.applied():
-        figure = Figure(figsize=(5.4, 4.6), layout="constrained")
+        figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
+        set_title(figure, titled(title, f"calibration error {ece:.3f}"))
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3.2, 1))
         upper.bar(middle[filled], share, width=width, color=theme.trained, label="accuracy")
-        upper.scatter(mean, share, s=16, color=theme.text, zorder=3, label="at the mean confidence of the bin")
+        upper.scatter(mean, share, s=9, color=theme.text, zorder=3, clip_on=False, label="at the mean confidence")
         upper.plot([0, 1], [0, 1], color=theme.chance, linestyle=DASHED, label="as right as it says")
         upper.set(ylabel="accuracy", ylim=(0.0, 1.02))
         lower.bar(middle, count / max(1, len(at)), width=width, color=theme.scratch)
-        unit = f"confidence: probability of the predicted class (n = {len(at):,}, {bins} bins)"
-        lower.set(ylabel="share of\nimages", xlabel=unit, xlim=(0.0, 1.0))
+        unit = f"confidence (n = {len(at):,}, {bins} bins)"
+        lower.set(ylabel="images", xlabel=unit, xlim=(0.0, 1.0))
         lower.xaxis.set_major_formatter(PercentFormatter(1.0))
         for axes in (upper, lower):
             axes.yaxis.set_major_formatter(PercentFormatter(1.0))
             axes.grid(axis="x", visible=False)
-        upper.set_title(titled(title, f"calibration error {ece:.3f}", NARROW))
-        legend_below(figure, handlelength=1.6, columnspacing=1.2)
+        legend_below(figure)
         return figure
 
 
@@ -404,30 +422,26 @@ def training_figure(
     per_epoch = list(zip((scratch, trained), ("random encoder", "pretrained encoder"), looks, strict=True))
     per_step = bool(trained_steps or scratch_steps)
     with theme.applied():
-        figure = Figure(figsize=(6.4, 7.6 if per_step else 5.4), layout="constrained")
-        figure.suptitle(title, x=0.01, ha="left", fontsize=10.5, weight="bold")
-        panels = figure.subplots(3 if per_step else 2, 2).ravel()
+        figure = Figure(figsize=(WIDTH, 7.6 if per_step else 6.1), layout="constrained")
+        set_title(figure, title)
+        panels = figure.subplots(5 if per_step else 4, 1)
         for axes, column in zip(panels, ("test_accuracy", "test_loss", "train_loss", "lr"), strict=False):
             for rows, name, look in per_epoch:
                 _per_epoch(axes, rows, column, name, look)
         size = f" ({counted(images, 'image')})" if images else ""
-        _dress(panels[0], f"{first_capital(scored)} accuracy", f"accuracy{size}")
-        _dress(panels[1], f"{first_capital(scored)} loss", "cross-entropy (nats)")
-        _dress(panels[2], "Train loss, per epoch", "cross-entropy (nats)")
-        _dress(panels[3], "Learning rate", "learning rate")
+        _dress(panels[0], f"{first_capital(scored)} accuracy{size}", "accuracy")
+        _dress(panels[1], f"{first_capital(scored)} cross-entropy", "nats")
+        _dress(panels[2], "Train cross-entropy, per epoch", "nats")
+        _dress(panels[3], "Learning rate", "")
         panels[0].yaxis.set_major_formatter(PercentFormatter(1.0))
         panels[3].set_ylim(bottom=0.0)
         if reached is not None and trained and scratch:
             _mark_reached(panels[0], scratch, reached, theme)
-        handles, names = panels[0].get_legend_handles_labels()
-        if not per_step:
-            legend_below(figure, 2, handles=handles, labels=names, handlelength=2.4)
-            return figure
-        for rows, (_, name, look) in zip((scratch_steps, trained_steps), per_epoch, strict=True):
-            _per_step(panels[4], rows, name, look)
-        _dress(panels[4], "Train loss, per step", "cross-entropy (nats)", "step")
-        panels[5].axis("off")
-        panels[5].legend(handles, names, loc="center left", fontsize=8, handlelength=2.4)
+        if per_step:
+            for rows, (_, name, look) in zip((scratch_steps, trained_steps), per_epoch, strict=True):
+                _per_step(panels[4], rows, name, look)
+            _dress(panels[4], "Train cross-entropy, per step", "nats", "step")
+        legend_below(figure, 2, handles=panels[0].get_legend_handles_labels()[0], handlelength=2.4)
         return figure
 
 
@@ -476,8 +490,7 @@ def _mark_reached(axes: Axes, scratch: Rows, reached: int, theme: Theme) -> None
 
 
 def _dress(axes: Axes, heading: str, unit: str, position: str = "epoch") -> None:
-    axes.set_title(heading, fontsize=9)
-    axes.set(xlabel=position, ylabel=unit)
+    axes.set(title=heading, xlabel=position, ylabel=unit)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
 
 
@@ -588,16 +601,15 @@ def classifier_pictures(pair: Comparison) -> list[Picture]:
     bars = partial(per_class_figure, result.class_names, *columns, title=pair.name, scratch_accuracy=scratch)
     right = (
         f"{method}: {percent(result.accuracy, result.test_images)} of {counted(result.test_images, 'test image')} are "
-        f"right (the diagonal).{spelling}"
+        f"right{' (the diagonal)' if len(table) <= MOST_CELLS else ''}.{spelling}"
     )
     classes = (
         f"{method}: the easiest class is {best.name} ({100 * best.accuracy:.1f} %), the hardest {worst.name} "
-        f"({100 * worst.accuracy:.1f} %). Accuracy: how much of a class is found; IoU = TP / (TP + FP + FN)."
-        f"{spelling}"
+        f"({100 * worst.accuracy:.1f} %).{spelling}"
     )
     return [
         Picture(f"confusion-{name}", PREDICTIONS, right, matrix),
-        Picture(f"per-class-{name}", PREDICTIONS, classes, bars),
+        Picture(f"per-class-{name}", PREDICTIONS, classes, bars, note=SCORES_NOTE),
     ]
 
 
@@ -612,32 +624,47 @@ def _gallery_and_reliability(
     if max(stored.predicted.max(), stored.truth.max()) >= len(classes):
         return []
     pictures: list[Picture] = []
-    method, right = _described(pair, result), stored.predicted == stored.truth
+    method, right = first_capital(_described(pair, result)), stored.predicted == stored.truth
     chosen = pick(images, seed, len(stored.rows))
-    if len(chosen):
-        rows = stored.rows[chosen]
-        mean = ""
-        if not right.all():
-            mean = (
-                f" Where it is wrong, it is {100 * float(stored.confidence[~right].mean()):.0f} % confident on average."
-            )
-        caption = (
-            f"{first_capital(method)}: {len(chosen)} of {counted(len(stored.truth), 'test image')}, drawn at random "
-            f"(seed {seed}; the same for every method), with the predicted class and its confidence. "
-            f"{int(right[rows].sum())} of these are right, {percent(float(right.mean()), len(right))} of all.{mean}"
-            f"{unnamed(classes)}"
-        )
-        given = (stored.predicted[rows], stored.confidence[rows], stored.truth[rows])
-        sheet = partial(gallery_figure, stored.images[chosen], classes, *given, title=method)
-        pictures.append(Picture(f"predictions-{name}", PREDICTIONS, caption, sheet))
     if result is pair.shown:
         caption = (
-            f"{first_capital(method)}: is it right as often as it says? Bars below the line: surer than it should be. "
-            f"The calibration error {result.ece:.3f} is the mean distance from the line, weighted by images."
+            f"{method}: {100 * float(stored.confidence.mean()):.1f} % sure on average, and right for "
+            f"{percent(float(right.mean()), len(right))}."
         )
         reliability = partial(reliability_figure, stored.confidence, right, result.ece, title=pair.name)
-        pictures.append(Picture(f"reliability-{name}", PREDICTIONS, caption, reliability))
+        pictures.append(Picture(f"reliability-{name}", PREDICTIONS, caption, reliability, note=RELIABILITY_NOTE))
+    if len(chosen):
+        rows = stored.rows[chosen]
+        given = (stored.predicted[rows], stored.confidence[rows], stored.truth[rows])
+        hits, total = int(right[rows].sum()), counted(len(right), "test image")
+        caption = f"{hits} of these {len(chosen)} are right, {percent(float(right.mean()), len(right))} of all {total}."
+        if not right.all():
+            sure = 100 * float(stored.confidence[~right].mean())
+            caption += f" Where it is wrong, it is {sure:.0f} % confident on average."
+        draw = partial(gallery_figure, stored.images[chosen], classes, *given, title=method)
+        sheet = _gallery_sheet(method, stored.images[chosen], classes, *given)
+        caption += unnamed(classes)
+        note = GALLERY_NOTE.format(seed=seed)
+        pictures.append(Picture(f"predictions-{name}", PREDICTIONS, caption, draw, note=note, sheet=sheet))
     return pictures
+
+
+def _gallery_sheet(
+    title: str,
+    images: NDArray[np.uint8],
+    class_names: Sequence[str],
+    predicted: NDArray[np.int64],
+    confidence: NDArray[np.floating],
+    truth: NDArray[np.int64],
+) -> Sheet:
+    tiles = []
+    for image, said, sure, actual in zip(images, predicted, confidence, truth, strict=True):
+        name, real, value = class_names[said], class_names[actual], f"{100 * sure:.0f} %"
+        words = f"a test image of class {real}, taken for {name} with {value}"
+        kind, correction = ("right", "") if said == actual else ("wrong", shortened(real, LONGEST))
+        tiles.append(Tile(image, words, kind, shortened(name, LONGEST), value, correction))
+    short = max(map(len, class_names)) <= SHORT
+    return Sheet(title, tiles, *((8, 6) if short else (6, 4)))
 
 
 def _learning_pictures(pair: Comparison, directory: Path) -> list[Picture]:
@@ -656,10 +683,7 @@ def _learning_pictures(pair: Comparison, directory: Path) -> list[Picture]:
             f" As accurate as training from the random encoder is at its end, training from the pretrained one {when}."
         )
     epochs, title = max(int(row["epoch"]) for rows in histories for row in rows), first_capital(pair.name)
-    caption = (
-        f"{title}: {counted(epochs, 'epoch')} on {counted(shown.train_images, 'labelled image')}. The last epoch "
-        f"counts, not the best.{goal}{curve}"
-    )
+    caption = f"{title}: {counted(epochs, 'epoch')} on {counted(shown.train_images, 'labelled image')}.{goal}{curve}"
     curves = partial(
         training_figure,
         histories[0],
@@ -671,4 +695,4 @@ def _learning_pictures(pair: Comparison, directory: Path) -> list[Picture]:
         images=shown.folds[0].held_out_images if folds else shown.test_images,
         title=title,
     )
-    return [Picture(f"training-{result_id(shown)}", LEARNING, caption, curves)]
+    return [Picture(f"training-{result_id(shown)}", LEARNING, caption, curves, "The last epoch counts, not the best.")]

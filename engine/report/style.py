@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import io
 import logging
+import re
+import textwrap
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,10 +23,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 from numpy.typing import NDArray
+from PIL import Image
 
 from ..data.decode import SOFTWARE
+from .content import first_capital
 
 DPI = 180  # twice the size on the page, sharp on dense screens
+WIDTH = 3.4  # inches of every chart: a column of the page and a phone's screen show its 8 points as 10 to 11 px
+SMALL = 8.0  # points; the smallest letters of a chart
 LONGEST_NAME = 18  # columns of a terminal: a Chinese letter counts as two
 # Searched first, and in this order, for letters that DejaVu (which comes with matplotlib) does not have; then whatever
 # else is installed.
@@ -45,8 +51,8 @@ MARKERS = ("o", "^", "s", "D", "v", "P", "X", "*")
 FEW_POINTS = 40  # up to here every point of a curve is marked
 DASHED, DOTTED = (0, (4, 3)), (0, (1, 1.5))
 SCRATCH_DASHES = (0, (5, 1.5))  # of the random encoder beside the pretrained one, which is solid
-NARROW = 44  # characters of a title that a picture of one column has room for
-ACCURACY, PREDICTIONS, LEARNING = "Accuracy by method", "Predictions", "Learning from labels"
+TITLE = 38  # characters of a title that fit on a line
+ACCURACY, PREDICTIONS, LEARNING = "Methods", "Predictions", "Learning from labels"
 FEATURES, PRETRAINING = "Features", "Pretraining"
 
 
@@ -70,17 +76,15 @@ class Theme:
         """matplotlib's settings for the pictures made inside, with the fonts that these names of classes need."""
         settings: dict[Any, Any] = {
             "font.family": _families(names),
-            "font.size": 9.0,
+            "font.size": 8.5,
             "text.color": self.text,
             "text.parse_math": False,  # a `$` in a class name is a dollar sign
             "axes.facecolor": self.surface,
             "axes.edgecolor": self.grid,
             "axes.labelcolor": self.muted,
             "axes.titlecolor": self.text,
-            "axes.titlesize": 10.5,
-            "axes.titleweight": "bold",
+            "axes.titlesize": 8.5,
             "axes.titlelocation": "left",
-            "axes.titlepad": 10.0,
             "axes.spines.top": False,
             "axes.spines.right": False,
             "axes.grid": True,
@@ -88,10 +92,13 @@ class Theme:
             "grid.color": self.grid,
             "grid.linewidth": 0.7,
             "xtick.color": self.muted,
+            "xtick.labelsize": SMALL,
             "xtick.major.size": 0.0,
+            "xtick.major.pad": 5.0,
             "ytick.color": self.muted,
+            "ytick.labelsize": SMALL,
             "ytick.major.size": 0.0,
-            "lines.linewidth": 1.8,
+            "lines.linewidth": 1.6,
             "lines.solid_capstyle": "round",
             "legend.frameon": False,
             "legend.labelcolor": self.text,
@@ -121,20 +128,76 @@ DARK = Theme(
 THEMES = (LIGHT, DARK)
 
 
+@dataclass(frozen=True, eq=False)
+class Tile:
+    """A small image of a sheet, uint8 `[S, S, 3]`, with what stands below it.
+
+    `kind` is `right` or `wrong` for a prediction, `query` for what neighbours are searched for, `origin` for what views
+    are made of. `words` say in a sentence what is seen.
+    """
+
+    image: NDArray[np.uint8]
+    words: str
+    kind: str = ""
+    name: str = ""
+    value: str = ""
+    truth: str = ""
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """Small images that the page lays out itself, so that their words stay readable on a phone.
+
+    `columns` are in a row on a desk, `narrow` on a phone; one that is `wide` takes half of the page, not a third.
+    """
+
+    title: str
+    tiles: Sequence[Tile]
+    columns: int
+    narrow: int
+    wide: bool = True
+
+
 @dataclass(frozen=True)
 class Picture:
-    """One picture of a report: `name` is its file in figures/, `draw(theme=THEME)` makes it."""
+    """One picture of a report: `name` is its file in figures/, `draw(theme=THEME)` makes it.
+
+    `note` is what pictures of this kind have in common, which the section says once. The page shows `sheet`, where
+    there is one, instead of what was drawn.
+    """
 
     name: str
     section: str
     caption: str
     draw: Callable[..., Figure]
+    note: str = ""
+    sheet: Sheet | None = None
 
 
-def new_figure(width: float = 5.4, height: float = 3.3) -> tuple[Figure, Axes]:
-    """A figure of inches, laid out by itself, with one axes; free of pyplot, so nothing global remains."""
-    figure = Figure(figsize=(width, height), layout="constrained")
+def new_figure(title: str = "", height: float = 2.3) -> tuple[Figure, Axes]:
+    """A figure of so many inches, laid out by itself, with one axes; free of pyplot, so nothing global remains."""
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    set_title(figure, title)
     return figure, figure.add_subplot()
+
+
+def set_title(figure: Figure, title: str) -> None:
+    """A title at the left edge."""
+    if title:
+        figure.suptitle(broken(title), x=0.02, ha="left", fontsize=9, weight="bold")
+
+
+def broken(title: str) -> str:
+    """A title that is too long for a line is broken behind its colon, then between words, but not in brackets."""
+    if len(title) <= TITLE:
+        return title
+    whole = re.sub(r"\(.*?\)", lambda part: part[0].replace(" ", "\u00a0"), title.replace(": ", ":\n", 1))
+    return "\n".join(textwrap.fill(line, TITLE) for line in whole.splitlines()).replace("\u00a0", " ")
+
+
+def wrapped(name: str, width: int = 14) -> str:
+    """The name of a method beside its bars, in lines that end between words; a number keeps its per cent sign."""
+    return textwrap.fill(name.replace(" %", "\u00a0%"), width).replace("\u00a0", " ")
 
 
 def to_png(figure: Figure, software: str = SOFTWARE) -> bytes:
@@ -149,6 +212,13 @@ def to_png(figure: Figure, software: str = SOFTWARE) -> bytes:
     return buffer.getvalue()
 
 
+def image_png(image: NDArray[np.uint8]) -> bytes:
+    """A small picture, uint8 `[S, S, 3]`, as PNG."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
 def unnamed(class_names: Iterable[str]) -> str:
     """What a caption adds when the picture cannot spell every class name."""
     if all(can_draw(name) for name in class_names):
@@ -157,8 +227,25 @@ def unnamed(class_names: Iterable[str]) -> str:
 
 
 def legend_below(figure: Figure, columns: int = 3, **settings: Any) -> Legend:
-    """A legend below the axes, where no curve can run into it."""
-    return figure.legend(loc="outside lower center", ncols=columns, **({"fontsize": 8} | settings))
+    """A legend below the axes, where no curve can run into it, in at most so many columns.
+
+    With more than two lines of it the figure grows.
+    """
+    handles = settings.pop("handles", None) or [h for axes in figure.axes for h in axes.get_legend_handles_labels()[0]]
+    settings = {"fontsize": SMALL, "handlelength": 1.6, "columnspacing": 1.2, "borderaxespad": 0.2} | settings
+    fitting = _columns([str(handle.get_label()) for handle in handles], columns, 72 * figure.get_figwidth())
+    more = -(-len(handles) // fitting) - 2
+    figure.set_figheight(figure.get_figheight() + 0.17 * max(0, more))
+    return figure.legend(handles=handles, loc="outside lower center", ncols=fitting, **settings)
+
+
+def _columns(names: Sequence[str], most: int, room: float) -> int:
+    """How many columns of these names have room, in points: a letter takes 0.6 of its size, a handle three letters."""
+    for count in range(min(most, len(names)), 1, -1):
+        widest = [max(sum(_widths(name)) for name in part) for part in np.array_split(names, count) if len(part)]
+        if 0.6 * SMALL * sum(widest) + 3.4 * SMALL * count <= room:
+            return count
+    return 1
 
 
 def running_mean(values: Sequence[float] | NDArray[np.float64], width: int) -> NDArray[np.float64]:
@@ -170,15 +257,9 @@ def running_mean(values: Sequence[float] | NDArray[np.float64], width: int) -> N
     return smooth
 
 
-def first_capital(words: str) -> str:
-    """`Linear probe`, and `kNN` as it is."""
-    return words if words[:1].islower() and words[1:2].isupper() else words[:1].upper() + words[1:]
-
-
-def titled(title: str, rest: str, room: int | None = None) -> str:
-    """`Linear probe: scores per class`, or the rest alone; on two lines where `room` (characters) is less."""
-    between = ":\n" if room is not None and len(title) + len(rest) > room else ": "
-    return first_capital(f"{title}{between}{rest}" if title else rest)
+def titled(title: str, rest: str) -> str:
+    """`Linear probe: scores per class`, or the rest alone."""
+    return first_capital(f"{title}: {rest}" if title else rest)
 
 
 def show_image(axes: Axes, image: NDArray[np.uint8], colour: str | None = None, *, dashed: bool = False) -> None:
@@ -281,14 +362,13 @@ def label(name: str, index: int, longest: int = LONGEST_NAME) -> str:
     """
     if not can_draw(name):
         return f"class {index}"
-    name = _shortened(unicodedata.normalize("NFC", name), longest)
+    name = shortened(unicodedata.normalize("NFC", name), longest)
     return f"{LEFT_TO_RIGHT}{name}{LEFT_TO_RIGHT}" if _right_to_left(name) else name
 
 
-def _shortened(name: str, longest: int) -> str:
+def shortened(name: str, longest: int) -> str:
     """At most `longest` columns, cut between letters with their marks, `…` for what was cut off."""
-    wide = [2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in name]
-    widths = [0 if unicodedata.combining(c) or c in JOINERS else width for c, width in zip(name, wide, strict=True)]
+    widths = _widths(name)
     if sum(widths) <= longest:
         return name
     end, total = 0, 0
@@ -296,6 +376,12 @@ def _shortened(name: str, longest: int) -> str:
         total += widths[end]
         end += 1
     return name[:end].rstrip() + "…"
+
+
+def _widths(name: str) -> list[int]:
+    """How many columns each letter takes."""
+    wide = [2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in name]
+    return [0 if unicodedata.combining(c) or c in JOINERS else width for c, width in zip(name, wide, strict=True)]
 
 
 def printable(text: str) -> str:

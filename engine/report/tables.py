@@ -19,6 +19,7 @@ from .content import (
     Published,
     ReportContent,
     duration,
+    first_capital,
     published_classes,
     published_source,
     short,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from ..recipe import Recipe
 
 OPEN_TABLE = 20  # classes; longer tables start folded
+STACKED = 8  # rows
 GROUPS = (
     ("Frozen encoder", lambda pair: pair.method in FROZEN),
     ("Encoder trained with the labels", lambda pair: pair.method not in FROZEN),
@@ -89,6 +91,15 @@ class Table:
     summary: str = ""
     opened: bool = False
 
+    @property
+    def stacked(self) -> int:
+        """Columns in which a phone shows the named values of a row, of a table that is too wide and has few rows;
+        0 where it stays a table."""
+        values = len(self.head) - 1
+        if values < 4 or len(self.rows) > STACKED:
+            return 0
+        return 4 if values % 4 == 0 else 3
+
 
 @dataclass(frozen=True)
 class Protocol:
@@ -112,6 +123,7 @@ class Section:
         code: lines to be copied.
         folded: lines to be copied that a reader opens and closes, below a summary.
         aside: a remark at the end.
+        lead: what its pictures have in common, above them.
         pictures: what `page.shown_picture` made of them, below all of this.
     """
 
@@ -124,6 +136,7 @@ class Section:
     code: Sequence[str] = ()
     folded: tuple[str, Sequence[str]] | None = None
     aside: str = ""
+    lead: str = ""
     pictures: Sequence[Any] = ()
 
     @property
@@ -381,45 +394,56 @@ def classes_section(pair: Comparison | None) -> Section | None:
     if pair is None:
         return None
     other = pair.scratch.per_class if pair.trained and pair.scratch else None
+    sizes = {scores.support for scores in pair.shown.per_class}
     rows = []
     for i, scores in enumerate(pair.shown.per_class):
         random = [f"{100 * other[i].accuracy:.1f} %"] if other else []
         share = Cell(f"{100 * scores.accuracy:.1f} %", bar=scores.accuracy)
         cells = (f"{scores.precision:.4f}", f"{scores.f1:.4f}", f"{scores.iou:.4f}")
-        rows.append(row(Cell(scores.name, name=True), f"{scores.support:,}", share, *random, *cells))
+        support = [f"{scores.support:,}"] if len(sizes) > 1 else []
+        rows.append(row(Cell(scores.name, name=True), *support, share, *random, *cells))
     whose = "random encoder" if pair.trained is None else "pretrained encoder"
-    head = ("class", "images", "accuracy", *(["random encoder"] if other else []), "precision", "F1", "IoU")
-    summary = f"{len(rows):,} classes, {pair.name}, {whose}"
+    images, random = ["images"] if len(sizes) > 1 else [], ["random encoder"] if other else []
+    head = ("class", *images, "accuracy", *random, "precision", "F1", "IoU")
+    each = "" if images else f", {counted(sizes.pop(), 'test image')} each"
+    summary = f"{len(rows):,} classes{each}, {pair.name}, {whose}"
     return Section("Classes", tables=(Table(head, tuple(rows), summary=summary, opened=len(rows) <= OPEN_TABLE),))
 
 
 def protocols_section(results: Sequence[EvaluationResult]) -> Section | None:
-    """The protocol sentence, the state of the features and the notes of every result; None without results."""
+    """How every result was made and the state of the features; None without results."""
     if not results:
         return None
     aside = (
         "The last weights of the run are evaluated, never the best on test. Hyper-parameters of a "
         "probe come from a split of train. Test images that are in train, pixel for pixel, are counted, and more "
-        "than 1 % is refused. Accuracy of a class is its recall; IoU = TP / (TP + FP + FN); macro averages run "
-        "over the classes that have test images."
+        "than 1 % is refused. Macro averages run over the classes that have test images."
     )
-    return Section("How the numbers were made", protocols={"": [*map(protocol, results)]}, aside=aside)
+    return Section("How the numbers were made", protocols={"": protocols(results)}, aside=aside)
 
 
-def protocol(result: EvaluationResult) -> Protocol:
-    """How a result was made."""
-    features, words = result.features, [f"{result.protocol}."]
-    if features:
-        words.append(
-            f"Features: {int(features.get('dim', 0))}-d, effective rank {features.get('effective_rank', 0.0):.1f}, "
-            f"standard deviation {features.get('std', 0.0):.4f} at unit length."
-        )
-    if result.encoder:
-        words.append(f"Encoder sha256 {result.encoder[:16]}….")
-    init = "random" if result.init == "scratch" else result.init
-    head = f"{METHOD_NAMES.get(result.method, result.method)}, {init} encoder."
-    head = head[0].upper() + head[1:] if head[1:2].islower() else head
-    return Protocol(head, " ".join(words), tuple(result.notes))
+def protocols(results: Sequence[EvaluationResult]) -> list[Protocol]:
+    """The protocol sentence and the notes of every result, then once what those of one encoder have in common: the
+    state of its features, and its hash."""
+    made: list[Protocol] = []
+    encoders: dict[Protocol, None] = {}
+    for result in results:
+        whose = f"{'random' if result.init == 'scratch' else result.init} encoder"
+        name = METHOD_NAMES.get(result.method, result.method)
+        words = result.protocol.removeprefix(f"{name} ")  # not said twice
+        end = "." if words == result.protocol else ""
+        made.append(Protocol(f"{first_capital(name)}, {whose}{end}", f"{words}.", tuple(result.notes)))
+        features, said = result.features, []
+        if features:
+            said.append(
+                f"Features: {int(features.get('dim', 0))}-d, effective rank {features.get('effective_rank', 0.0):.1f}, "
+                f"standard deviation {features.get('std', 0.0):.4f} at unit length."
+            )
+        if result.encoder:
+            said.append(f"Encoder sha256 {result.encoder[:16]}…")
+        if said:
+            encoders[Protocol(f"{first_capital(whose)}.", " ".join(said), ())] = None
+    return [*made, *encoders]
 
 
 def exported_section(record: Mapping[str, Any] | None) -> Section | None:
@@ -429,26 +453,29 @@ def exported_section(record: Mapping[str, Any] | None) -> Section | None:
         return None
     files = [record, *_mappings(record.get("variants"))]
     head = ("file", "precision", "size", "largest difference", "same label", "accuracy", "accuracy in fp32")
-    table = Table(
-        head, tuple(_exported_row(file) for file in files), words=2, title="Files", aside=_export_words(files)
-    )
-    facts = [
-        ("takes", str(record.get("input") or "")),
-        ("returns", str(record.get("output") or "")),
-        ("opset", str(record.get("opset") or "")),
-        ("probe", _probe_words(record.get("probe"))),
-        ("time", duration(seconds) if (seconds := _figure(record, "seconds")) is not None else ""),
-        *((f"sha256 of {Path(str(file.get('file'))).name}", str(file.get("sha256") or "")) for file in files),
-    ]
-    return Section("Exported file", facts=facts, tables=(table, *_card_tables(record.get("card"))))
+    rows = [_exported_row(file) for file in files]
+    known = [k for k in range(len(head)) if k < 5 or any(cells[k] != NOTHING for cells in rows)]
+    lines = tuple(row(*(cells[k] for k in known)) for cells in rows)
+    table = Table(tuple(head[k] for k in known), lines, words=2, aside=_export_words(files))
+    seconds = _figure(record, "seconds")
+    facts = {
+        "takes": str(record.get("input") or ""),
+        "returns": str(record.get("output") or ""),
+        "opset": str(record.get("opset") or ""),
+        "probe": _probe_words(record.get("probe")),
+        "written in": duration(seconds) if seconds is not None else "",
+    }
+    said = {name: value for name, value in facts.items() if value}
+    contract = [Table(tuple(said), (row(*said.values()),), words=len(said))] if said else []
+    return Section("Exported file", tables=(table, *contract, *_card_tables(record.get("card"))))
 
 
-def _exported_row(file: Mapping[str, Any]) -> Row:
+def _exported_row(file: Mapping[str, Any]) -> tuple[Cell | str, ...]:
     size, apart = _figure(file, "bytes"), _figure(file, "parity", "max_abs")
     same = _figure(file, "agreement", "agreement")
     same = _figure(file, "parity", "label_agreement") if same is None else same
     scores = [_figure(file, "agreement", key) for key in ("accuracy", "accuracy_fp32")]
-    return row(
+    return (
         Cell(Path(str(file.get("file") or "?")).name, name=True),
         str(file.get("precision") or "?"),
         f"{size / 2**20:.1f} MiB" if size is not None else NOTHING,
@@ -458,14 +485,18 @@ def _exported_row(file: Mapping[str, Any]) -> Row:
 
 
 def _export_words(files: Sequence[Mapping[str, Any]]) -> str:
-    """On which images the files were compared with PyTorch, and the smaller ones with fp32."""
-    words = ["Largest difference: of a feature, to PyTorch's. Same label: as PyTorch, or for a smaller file as fp32."]
+    """On which images the files were compared with PyTorch, and the smaller ones with fp32; and the hash of each."""
+    words = [
+        "Largest difference: of a feature from that of PyTorch. Same label: as PyTorch, or for a smaller file as fp32."
+    ]
     for file in files:
         name = Path(str(file.get("file"))).name
         for key, what in (("parity", "checked"), ("agreement", "accuracy")):
             images, source = _figure(file, key, "images"), _value(file, key, "image_source")
             if images is not None and source:
                 words.append(f"{name}: {what} on {counted(int(images), 'image')} ({source}).")
+        if file.get("sha256"):
+            words.append(f"sha256 of {name}: {file['sha256']}.")
     return " ".join(words)
 
 
@@ -490,7 +521,7 @@ def _card_tables(card: Any) -> list[Table]:
     head = ("runs by", "images/s, batch 1", "images/s, batch 64", "memory", "start-up")
     threads = _figure(card, "threads")
     machine = f"{card.get('device')}" + (f", {counted(int(threads), 'thread')}" if threads is not None else "")
-    return [Table(head, tuple(rows), title="Speed", aside=f"Median rates on {machine}, measured in turn.")]
+    return [Table(head, tuple(rows), aside=f"Median rates on {machine}, measured in turn.")]
 
 
 def _value(tree: Any, *keys: str) -> Any:

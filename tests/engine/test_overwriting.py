@@ -287,7 +287,7 @@ def reported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def blank(theme: object) -> Figure:
     """For drawing takes its time."""
-    return new_figure(1, 1)[0]
+    return new_figure(height=1)[0]
 
 
 @pytest.fixture

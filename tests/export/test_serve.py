@@ -82,7 +82,7 @@ def test_an_answer_has_the_file_s_probabilities_and_the_index_s_nearest(service:
     rows = index.search(service.embedder.embed(pixels[None]), module.NEIGHBOURS + 1)[1][0]
     rows = rows[rows != 1]
     assert answer.itself == "photos/1.png" and len(rows) == module.NEIGHBOURS
-    captions = [f"{CLASSES[i % 3]}, {i}.png {cosines[i]:.3f}" for i in rows]
+    captions = [f"{CLASSES[i % 3]}, {i}.png · {cosines[i]:.3f}" for i in rows]
     assert [caption for _, caption in answer.neighbours] == captions
     np.testing.assert_array_equal(np.stack([shown for shown, _ in answer.neighbours]), index.images[rows])
     assert "photos/1.png" in gallery(answer.neighbours, answer.itself)
@@ -107,7 +107,7 @@ def test_the_map_draws_every_point_once_and_marks_the_image(service: Service) ->
     numbers = [float(n) for pair in re.findall(r"M(-?[\d.]+) (-?[\d.]+)h0", svg) for n in pair]
     assert min(numbers) >= 0 and max(numbers) <= 640
     far = service.draw_map((1e6, -1e6))
-    x, y = map(float, re.findall(r'cx="([\d.]+)" cy="([\d.]+)"', far)[0])
+    x, y = map(float, re.findall(r'class="core" d="M([\d.]+) ([\d.]+)l0 0"', far)[0])
     assert 0 <= x <= 640 and 0 <= y <= 420
 
 

@@ -147,8 +147,7 @@ def test_the_document_has_the_numbers_of_the_page(three: tuple[Path, Page, dict[
 
 def test_the_pictures_have_every_curve_in_both_themes(three: tuple[Path, Page, dict[str, Any]]) -> None:
     page = three[1]
-    assert len(page.section("curves").all("img")) == 8  # loss and kNN, by epoch and by time
-    assert len(page.section("methods").all("img")) == 2
+    assert len(page.section("figures").all("img")) == 2 * 5  # accuracy; loss and kNN, by epoch and by time
     assert {a["class"] for a in page.all("img")} == {"light", "dark"}
 
 
@@ -236,3 +235,13 @@ def test_a_file_that_compare_did_not_write_is_replaced_only_when_asked(tmp_path:
     for options in (["--overwrite"], []):  # then it is one of ours
         done = CliRunner().invoke(command, [*runs, *options])
         assert done.exit_code == 0 and "2 runs side by side" in page.read_text()
+
+
+def test_what_all_runs_have_in_common_is_said_once(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / name) for name in ("a", "b")]
+    for run in runs:
+        saved(run, protocol="the same of both")
+        saved(run, method="knn", protocol=f"its own of {run.directory.name}")
+    text = rendered(open_runs([run.directory for run in runs])).section("how-the-numbers-were-made").text
+    assert text.count("the same of both") == text.count("its own of a") == text.count("its own of b") == 1
+    assert text.index("its own of b") < text.index("All runs") < text.index("the same of both")

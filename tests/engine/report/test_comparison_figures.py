@@ -92,6 +92,17 @@ def test_a_bar_has_its_runs_colour_and_stands_at_its_method() -> None:
         assert sum(centres) / 3 == pytest.approx(m) and centres == sorted(centres)
 
 
+def test_a_method_of_one_run_alone_takes_the_room_of_one_bar() -> None:
+    figure = comparison_figures.accuracy_overlay(
+        ["both", "one"], ["a", "b"], [[0.31, 0.32], [None, 0.42]], [[None] * 2] * 2
+    )
+    places = {round(bar.get_width(), 2): bar.get_y() + bar.get_height() / 2 for bar in _bars(figure)}
+    middles = figure.axes[0].get_yticks()
+    assert places[0.42] == pytest.approx(middles[1])
+    assert (places[0.31] + places[0.32]) / 2 == pytest.approx(middles[0])
+    assert places[0.42] - places[0.32] == pytest.approx((1 + comparison_figures.GAP) * (places[0.32] - places[0.31]))
+
+
 def test_bars_have_percents_and_the_random_ones_only_without_a_bar() -> None:
     figure = comparison_figures.accuracy_overlay(["linear"], ["a", "b"], [[0.5, None]], [[0.2, 0.1]])
     assert sorted(_words(figure)) == ["10.0 random", "50.0"]

@@ -172,7 +172,16 @@ def test_a_thousand_classes_become_a_curve_of_summed_shares() -> None:
 def test_one_encoder_without_classifiers_has_its_spectrum() -> None:
     figure = feature_figures.collapse_figure(None, feature_figures.spectrum(np.eye(3, dtype=np.float32)), images=3)
     assert len(figure.axes) == 1
-    assert figure.axes[0].get_title(loc="left") == "Directions that the features use (n = 3)"
+    assert figure.get_suptitle() == "Directions that the features use\n(n = 3)"
+
+
+def test_what_each_class_is_named_for_can_stand_alone() -> None:
+    figure = feature_figures.collapse_figure(
+        None, None, class_names=NAMES, trained_counts=np.array([1, 0, 3]), title="kNN"
+    )
+    (axes,) = figure.axes
+    assert [bar.get_width() for bar in axes.patches] == [0.25, 0.0, 0.75]
+    assert figure.get_suptitle() == "kNN: predicted classes (n = 4)"
 
 
 def test_principal_components_equal_an_svd() -> None:

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from fixtures.synthetic_run import (
+    neighbours,
     predictions,
     random_confusion,
     result,
@@ -75,11 +76,12 @@ def test_an_evaluated_run_gives_every_picture(run: Run) -> None:
         "neighbours-pretrained",
         "neighbours-random",
         "spectrum",
+        "named-classes",
         "loss",
     }
     assert not any("reliability" in name and "scratch" in name for name in found)
     assert list(dict.fromkeys(one.section for one in found.values())) == [
-        "Accuracy by method",
+        "Methods",
         "Predictions",
         "Learning from labels",
         "Features",
@@ -95,15 +97,15 @@ def test_captions_say_what_was_counted(run: Run) -> None:
     assert stored is not None
     rows = stored.rows[result_figures.pick(5, 3, len(stored.rows))]
     right = int((stored.truth == stored.predicted)[rows].sum())
-    caption = found["predictions-photos-linear-pretrained"].caption
-    assert "5 of 300 test images, drawn at random (seed 3; the same for every method)" in caption
-    assert f"{right} of these are right" in caption
-    figure = found["predictions-photos-linear-pretrained"].draw(theme=LIGHT)
+    gallery = found["predictions-photos-linear-pretrained"]
+    assert "drawn at random (seed 3; the same for every method)" in gallery.note
+    assert f"{right} of these 5 are right" in gallery.caption and "of all 300 test images" in gallery.caption
+    figure = gallery.draw(theme=LIGHT)
     shown = [np.asarray(axes.images[0].get_array()) for axes in figure.axes if axes.images]
     np.testing.assert_array_equal(shown, stored.images[result_figures.pick(5, 3, len(stored.rows))])
     assert "training from the pretrained one is after epoch 3" in found["training-photos-head-pretrained"].caption
     assert "all 300 through 8 principal components" in found["embedding-tsne-random"].caption
-    assert "3 of 3 classes are named at all" in found["spectrum"].caption
+    assert "named at all: 3 of 3 on the pretrained encoder" in found["named-classes"].caption
 
 
 def test_a_sample_of_the_features_is_stated(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,7 +114,7 @@ def test_a_sample_of_the_features_is_stated(run: Run, monkeypatch: pytest.Monkey
     assert "120 of the 300, at even distances along the file" in found["embedding-tsne-random"].caption
     assert "All 300 test images" in found["embedding-pca-random"].caption
     figure = found["embedding-tsne-random"].draw(theme=LIGHT)
-    assert figure.axes[0].get_title(loc="left") == "t-SNE, random encoder (n = 120 of 300)"
+    assert figure.get_suptitle() == "t-SNE, random encoder (n = 120 of 300)"
     assert sum(len(c.get_offsets()) for c in figure.axes[0].collections) == 120
 
 
@@ -218,3 +220,25 @@ def test_the_effective_rank_is_drawn_only_where_every_deviation_has_one(run: Run
     path = run.directory / "metrics.jsonl"
     path.write_text(path.read_text().replace(', "rankme": 40.0', "", 1))
     assert len(of(run)["feature-spread"].draw().axes) == 1
+
+
+def test_a_sheet_has_the_images_and_words_of_its_picture(run: Run) -> None:
+    found = of(run, images=6)
+    stored = load_predictions(run.directory / "evaluation", "photos-linear-pretrained")
+    assert stored is not None
+    sheet, chosen = found["predictions-photos-linear-pretrained"].sheet, result_figures.pick(6, 0, len(stored.rows))
+    assert sheet is not None and len(sheet.tiles) == 6
+    names = ("ant", "bee", "cat")
+    for tile, i in zip(sheet.tiles, chosen, strict=True):
+        row = stored.rows[i]
+        said, true = names[stored.predicted[row]], names[stored.truth[row]]
+        np.testing.assert_array_equal(tile.image, stored.images[i])
+        right = ("right", "") if said == true else ("wrong", true)
+        assert (tile.kind, tile.truth) == right
+        assert (tile.name, tile.value) == (said, f"{100 * stored.confidence[row]:.0f} %")
+    near, shown = found["neighbours-random"].sheet, neighbours(names, seed=1)
+    assert near is not None
+    assert [tile.kind == "query" for tile in near.tiles[:10]] == [True, *[False] * 8, True]
+    assert [tile.kind == "right" for tile in near.tiles[1:9]] == (shown.labels[0] == shown.query_labels[0]).tolist()
+    np.testing.assert_array_equal(near.tiles[1].image, shown.images[0, 0])
+    assert near.tiles[1].value == f"{shown.cosines[0, 0]:.2f}"

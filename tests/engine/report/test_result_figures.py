@@ -87,7 +87,7 @@ def test_learning_curves_of_both_encoders_share_their_axes() -> None:
     assert accuracy["reached by the pretrained one: epoch 3"].get_xdata()[0] == 3
     (per_step,) = figure.axes[4].lines
     np.testing.assert_array_equal(per_step.get_xydata(), [[i, 1 / i] for i in range(1, 9)])
-    assert figure.axes[0].get_ylabel() == "accuracy (300 images)"
+    assert figure.axes[0].get_title(loc="left") == "Test accuracy (300 images)"
     assert [axes.get_xlabel() for axes in figure.axes[:5]] == ["epoch"] * 4 + ["step"]
 
 
@@ -184,7 +184,7 @@ def test_reliability_bins_are_those_of_the_calibration_error() -> None:
     shares = [bar.get_height() for bar in lower.containers[0]]
     assert shares[0] == shares[1] == 0.2
     assert shares[14] == pytest.approx(0.6)
-    assert upper.get_title(loc="left") == "kNN: calibration error 0.250"
+    assert figure.get_suptitle() == "kNN: calibration error 0.250"
 
 
 def test_the_confusion_matrix_shows_shares_of_each_true_class() -> None:
@@ -193,7 +193,7 @@ def test_the_confusion_matrix_shows_shares_of_each_true_class() -> None:
     np.testing.assert_allclose(figure.axes[0].images[0].get_array(), [[0.8, 0.2, 0], [0, 0, 0], [0.25, 0.25, 0.5]])
     assert [t.get_text() for t in figure.axes[0].texts] == ["80", "20", "25", "25", "50"]
     assert "ant (10)" in texts(figure)
-    assert "Linear probe: % of each true class (n = 14)" in texts(figure)
+    assert "Linear probe:\n% of each true class (n = 14)" in texts(figure)
 
 
 @pytest.mark.parametrize("theme", THEMES)
