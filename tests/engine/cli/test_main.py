@@ -133,6 +133,17 @@ def test_an_error_has_cause_value_and_fix_and_its_exit_code(
     assert not (tmp_path / "runs").exists()  # nothing is left behind by a run that never began
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="DALI is for Linux")
+@pytest.mark.parametrize("extra", [[], ["--dry-run"]])
+def test_dali_that_is_not_installed_is_said_before_images_are_read(
+    extra: list[str], tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "nvidia.dali", None)
+    done = call("pretrain", "--data", "no/such/folder", "--device", "cpu", "--augment", "dali", *extra, cwd=tmp_path)
+    assert done.returncode == 3, done.stderr
+    assert "pip install '.[dali]'" in done.stderr and "Traceback" not in done.stderr
+
+
 def test_an_existing_directory_is_refused_and_left_alone(tmp_path: Path, call: Call) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("years of work")
