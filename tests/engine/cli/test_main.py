@@ -217,6 +217,31 @@ def test_a_command_that_exits_with_a_code_gives_it_to_the_shell(call: Call, monk
     assert call("doctor", "--json").returncode == 3
 
 
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        ("simclr-engine pre", ["plain,pretrain", "plain,predict"]),
+        ("simclr-engine bench ep", ["plain,epoch"]),
+        ("simclr-engine pretrain --augment na", ["plain,native"]),
+        ("simclr-engine pretrain --max-m", ["plain,--max-minutes"]),
+        ("simclr-engine pretrain --data ph", ["file,ph"]),
+        ("simclr-engine pretrain --resume ru", ["file,ru"]),
+        ("simclr-engine evaluate ru", ["file,ru"]),
+        ("simclr-engine predict encoder.onnx ca", ["file,ca"]),
+        ("simclr-engine bench race --out bu", ["file,bu"]),
+        ("simclr-engine pretrain --epochs 1", []),
+    ],
+)
+def test_the_shell_completes_commands_options_choices_and_files(
+    words: str, offered: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("_SIMCLR_ENGINE_COMPLETE", "bash_complete")
+    monkeypatch.setenv("COMP_WORDS", words)
+    monkeypatch.setenv("COMP_CWORD", str(len(words.split()) - 1))
+    code = "import sys; sys.argv = ['simclr-engine']; from simclr_engine.cli.main import main; main()"
+    assert run(code=code).stdout.split() == offered
+
+
 def test_without_a_command_the_help_is_shown_and_no_error(call: Call) -> None:
     done = call()
     assert done.returncode == 2 and done.stderr.startswith("Usage: ") and "\n  pretrain " in done.stderr
