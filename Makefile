@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: install demo test lint bench gpu sanitize fuzz chaos clean
+.PHONY: install demo test lint bench gpu sanitize fuzz chaos wheel-check clean
 
 install: $(READY)
 
@@ -93,6 +93,11 @@ fuzz: $(READY)
 # 200 processes killed while they train or pack, and what was lost by it.
 chaos: $(READY)
 	PYTHONPATH=tests $(BIN)/python -m chaos --kills 200
+
+# The wheel as a stranger builds and installs it, with every Python of 3.11 to 3.13 that is here. Fetches packages into
+# temporary environments.
+wheel-check: $(READY)
+	$(BIN)/python tests/wheel_check.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info
