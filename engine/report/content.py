@@ -256,7 +256,7 @@ def run_facts(content: ReportContent) -> list[tuple[str, str]]:
         ("started from", str(weights["words"]) if weights else ""),
         ("images", f"{about.get('name', '?')}, split {about.get('split', '?')}: {images}{limit}"),
         ("fingerprint of the images", f"{str(about.get('fingerprint', 'unknown'))[:16]}…"),
-        ("length", f"{content.length} epochs{_lengthened(plan)}"),
+        ("length", f"{counted(content.length, 'epoch')}{_lengthened(plan)}"),
         ("steps", f"{int(plan['total_steps']):,} {batch}" if plan.get("total_steps") else batch),
         ("optimizer", f"{recipe.optimizer.name}, {recipe.schedule.name} schedule{peak}"),
         ("loss", f"NT-Xent, temperature {recipe.loss.temperature:g}"),
