@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: install demo test lint bench gpu sanitize fuzz chaos clean
+.PHONY: install demo test lint bench gpu sanitize fuzz chaos wheel-check clean
 
 install: $(READY)
 
@@ -12,7 +12,7 @@ $(READY): pyproject.toml setup.py constraints.txt CMakeLists.txt $(wildcard kern
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: Python 3.11 or newer is needed; name one with PYTHON=…"; exit 3; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,serve]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,serve,dali]'
 	@touch $(READY)
 
 demo: $(READY)
@@ -93,6 +93,11 @@ fuzz: $(READY)
 # 200 processes killed while they train or pack, and what was lost by it.
 chaos: $(READY)
 	PYTHONPATH=tests $(BIN)/python -m chaos --kills 200
+
+# The wheel as a stranger builds and installs it, with every Python of 3.11 to 3.13 that is here. Fetches packages into
+# temporary environments.
+wheel-check: $(READY)
+	$(BIN)/python tests/wheel_check.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from simclr_engine.kernels import pick_augment, pick_nt_xent
+from simclr_engine.kernels.augmentation.dispatch import BACKENDS
 
 from .budget import CALIBRATION_SHARE, Clock, cost_after, mean_seconds, rest_within, steps_within
 from .calibration import calibrate
@@ -420,17 +421,28 @@ def spread(trainer: Trainer) -> list[str]:
     return rows
 
 
+def choose_augment(options: RunOptions, device: torch.device) -> tuple[str, str]:
+    """The augmentation backend and the reason for it. Asked also before images are read and packed, which takes long.
+
+    Raises:
+        UsageError: there is no backend of this name.
+        PlatformError: it does not work on this machine.
+    """
+    if options.own.view is not None:
+        return "own", ""
+    wanted = "torch" if options.fused is False and options.augment == "auto" else options.augment
+    try:
+        return pick_augment(wanted, device)
+    except ValueError as error:
+        kind = PlatformError if wanted in BACKENDS else UsageError
+        raise kind("the augmentation backend is not available", saw=error, fix="use --augment auto") from error
+
+
 def _backends(platform: Platform, recipe: Recipe, options: RunOptions) -> tuple[Backends, tuple[str, ...]]:
     """The implementation of each kernel on this device, and notes about the choice."""
-    plain, augment = options.fused is False, options.augment
-    dimension, temperature = recipe.head.dimension, recipe.loss.temperature
-    own = options.own.view is not None
-    try:
-        wanted = "torch" if plain and augment == "auto" else augment
-        views, why_views = ("own", "") if own else pick_augment(wanted, platform.device)
-        loss, why_loss = pick_nt_xent("torch" if plain else "auto", platform.device, dimension, temperature)
-    except ValueError as error:
-        raise UsageError("the kernel backend is not available", saw=error, fix="use --augment auto") from error
+    plain, dimension, temperature = options.fused is False, recipe.head.dimension, recipe.loss.temperature
+    views, why_views = choose_augment(options, platform.device)
+    loss, why_loss = pick_nt_xent("torch" if plain else "auto", platform.device, dimension, temperature)
     said = {f"augmentation by {views}": why_views, f"NT-Xent by {loss}": why_loss}
     # With --fused, all reasons are shown; otherwise only those against a faster kernel ("…; no native: …").
     notes = tuple(f"{what}: {why}" for what, why in said.items() if options.fused or "; no " in why)

@@ -31,7 +31,7 @@ from .loggers import LOGGERS, Listener
 from .memory import memory_errors
 from .monitor import OnlineMonitor
 from .plan import Plan
-from .planning import Estimate, RunOptions, describe, prepare
+from .planning import Estimate, RunOptions, choose_augment, describe, prepare
 from .progress import Progress
 from .recipe import DEFAULT, Recipe
 from .recording import Recording, environment_of
@@ -164,6 +164,7 @@ def pretrain(
     with deterministic_algorithms(deterministic), start_world(device) as world, RunLock(directory) as lock:
         options = replace(options, device=world.device, quiet=quiet or not world.main)
         with world.fail_together():
+            choose_augment(options, pick_device(world.device))
             if world.main:
                 if asked is not None and not resume:
                     check_shares(asked.train, world.size)

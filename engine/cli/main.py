@@ -32,6 +32,20 @@ COMMANDS = {
 DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn"}
 
 
+# In the metavar of an option or argument: it takes a file or a folder.
+PLACES = ("PATH", "DIR", "RUN", "FILE", "NAME.npy", "IMAGES")
+
+
+def _complete_paths(command: click.Command) -> None:
+    """Lets the shell complete file names where a metavar names one; click does so only for paths by type."""
+    for taken in command.params:
+        text = isinstance(taken.type, type(click.STRING) | type(click.UNPROCESSED))
+        if text and any(place in (taken.metavar or "") for place in PLACES):
+            taken.type = click.Path()
+    for below in command.commands.values() if isinstance(command, click.Group) else ():
+        _complete_paths(below)
+
+
 class LazyGroup(click.Group):
     """Lists the commands by name and imports only the one that runs, so that `--help` takes less than 0.2 s."""
 
@@ -43,6 +57,8 @@ class LazyGroup(click.Group):
             return None
         module = import_module(f".{cmd_name}", __package__)
         command: click.Command = module.command
+        if ctx.resilient_parsing:  # the shell asks what may follow
+            _complete_paths(command)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -190,9 +190,9 @@ def command(
 
     from dataclasses import replace
 
-    from ..device import deterministic_algorithms
+    from ..device import deterministic_algorithms, pick_device
     from ..distributed import PeerFailed, is_main, start_world
-    from ..planning import RunOptions, describe, prepare
+    from ..planning import RunOptions, choose_augment, describe, prepare
     from ..pretraining import Interrupted, open_data, pretrain, start_of
     from ..resuming import trained_on
 
@@ -220,6 +220,7 @@ def command(
         options = RunOptions(**how)
         with deterministic_algorithms(deterministic), start_world(device) as world:
             options = replace(options, device=world.device, quiet=as_json or not world.main)
+            choose_augment(options, pick_device(world.device))
             start = start_of(world, resolved, options)
             recipe_of_start = resolved if start is None else start.recipe
             store, _ = world.leaders_first(lambda: open_data(recipe_of_start, images, options))

@@ -149,7 +149,7 @@ def one_thread() -> AbstractContextManager[object]:
     them gain little on an idle machine, and on a busy one they spin for each other: a fit of 2,000 × 512 features was
     seen to take 45 to 104 s with two threads and 4.5 s with one.
     """
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # comes with scikit-learn
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # it has no hints
 
     limits: AbstractContextManager[object] = threadpool_limits(limits=1)
     return limits

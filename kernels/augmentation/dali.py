@@ -41,6 +41,7 @@ from .spec import AugmentSpec
 from .table import BRIGHTNESS, CONTRAST, FLIP, GRAY, HUE, JITTER_ON, SATURATION, SIGMA, H, W, X, Y
 
 PACKAGE = "nvidia-dali-cuda130"
+INSTALL = "pip install 'simclr-engine[dali]' (in a checkout: pip install '.[dali]')"
 # Graphs kept ready, each with threads and memory of its own: training and evaluation, with a last, smaller batch each.
 GRAPHS_KEPT = 4
 
@@ -57,7 +58,7 @@ def why_not(device: torch.device) -> str:
         import nvidia.dali  # noqa: F401 (whether it loads is the question)
     except (ImportError, OSError) as error:
         missing = isinstance(error, ModuleNotFoundError) and error.name in ("nvidia", "nvidia.dali")
-        return f"{PACKAGE} {'is not installed' if missing else f'does not load ({error})'}: pip install {PACKAGE}"
+        return f"{PACKAGE} {'is not installed' if missing else f'does not load ({error})'}: {INSTALL}"
     return ""
 
 

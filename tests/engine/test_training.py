@@ -554,8 +554,10 @@ def test_kernels_are_chosen_by_the_flags_and_what_ran_is_recorded(
     assert backends(fused=False, augment="native")[0]["augment"] == "native"
     chosen, said = backends(fused=True)
     assert chosen["augment"] == "native" and "NT-Xent by torch: the fastest for cpu" in said
-    with pytest.raises(UsageError, match="cannot serve cpu here"):
+    with pytest.raises(PlatformError, match="cannot serve cpu here"):
         backends(augment="triton")
+    with pytest.raises(UsageError, match="no augmentation backend 'cudnn'"):
+        backends(augment="cudnn")
 
 
 @pytest.mark.usefixtures("_narrow")

@@ -1,33 +1,32 @@
 """The evaluator works in an environment that has nothing but its light dependencies.
 
-Not a process in which imports are blocked: a virtual environment of its own, with numpy, Pillow, onnxruntime,
-scikit-learn, click, rich, matplotlib and what those need. The distributions are linked from the running environment, so
-that nothing is downloaded; the package is linked as `setup.py` maps it.
+Not a process in which imports are blocked: a virtual environment of its own, with what requirements-onnx.txt names and
+what that needs. The distributions are linked from the running environment, so that nothing is downloaded; the package
+is linked as `setup.py` maps it.
 """
 
 from __future__ import annotations
 
+import ast
 import json
-import os
-import re
-import subprocess
 import sys
-import venv
+import tomllib
 from collections.abc import Iterator
-from importlib.metadata import Distribution, PackageNotFoundError, distribution
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import numpy as np
 import pytest
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from fixtures import ROOT
+from fixtures.environments import LIGHT, linked_environment, requirements, run_in, site_packages, succeeded
 from fixtures.image_files import encode, write_tree
 from fixtures.synthetic_run import write_run
 from fixtures.tiny_probe import CLASSES, write_tiny_probe
 from simclr_engine.export import OnnxEncoder, onnx_features
 
-LIGHT = ("numpy", "Pillow", "onnxruntime", "scikit-learn", "click", "rich", "matplotlib")
 ABSENT = (
     "torch", "torchvision", "onnx", "onnxscript", "safetensors", "tensorboard", "triton", "jinja2", "pydantic", "pip",
     "pytest",
@@ -42,52 +41,22 @@ NEEDS = {
 }
 # The rooms of the light install: of export/ only these, of the rest of engine/ likewise.
 ROOMS = ("cli", "data", "evaluation", "report")
-SINGLE = ("recipe", "errors", "timing", "run", "bench.card")
+SINGLE = ("recipe", "errors", "timing", "run", "terminal", "progress", "bench.card")
 EXPORT = ("embed", "features", "index", "metadata", "predict", "publishing", "runtime", "serve")
-
-
-def _closure(names: tuple[str, ...]) -> dict[str, Distribution]:
-    """The named distributions and everything that they require here, by normalised name."""
-    found: dict[str, Distribution] = {}
-    waiting = list(names)
-    while waiting:
-        name = waiting.pop()
-        key = re.sub(r"[-_.]+", "-", name).lower()
-        if key in found:
-            continue
-        found[key] = distribution(name)
-        needs = map(Requirement, found[key].requires or ())
-        waiting += [n.name for n in needs if n.marker is None or n.marker.evaluate({"extra": ""})]
-    return found
-
-
-def _link(one: Distribution, site: Path) -> None:
-    """Links what the distribution put into site-packages: packages, modules, libraries, metadata."""
-    tops = {Path(f).parts[0] for f in one.files or () if Path(f).parts[0] not in ("..", "__pycache__")}
-    assert tops, f"{one.name} does not list its files"
-    for top in tops:
-        if not (site / top).exists():
-            (site / top).symlink_to(Path(str(one.locate_file(top))).resolve())
 
 
 @pytest.fixture(scope="module")
 def light(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Python of an environment with the light dependencies and the package."""
     home = tmp_path_factory.mktemp("light")
-    venv.create(home, symlinks=True, with_pip=False)
-    site = next(home.glob("lib/python*/site-packages")) if os.name != "nt" else home / "Lib" / "site-packages"
-    try:
-        distributions = _closure(LIGHT)
-    except PackageNotFoundError as missing:
-        pytest.skip(f"{missing.name} is not installed, so that it cannot be linked")
-    for one in distributions.values():
-        _link(one, site)
+    python = linked_environment(home, requirements(LIGHT).values())
+    site = site_packages(home)
     package = site / "simclr_engine"
     package.mkdir()
     for source in [*(ROOT / "engine").iterdir(), *(ROOT / n for n in ("kernels", "export", "bench"))]:
         if source.name != "__pycache__":
             (package / source.name).symlink_to(source)
-    return home / ("Scripts" if os.name == "nt" else "bin") / "python"
+    return python
 
 
 @pytest.fixture(scope="module")
@@ -102,20 +71,6 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
             images[f"{name}/{n}.png"] = encode((np.array(colour) + noise).clip(0, 255).astype(np.uint8))
     write_tree(home / "photos", images)
     return home
-
-
-def _run(python: Path | str, *args: str | Path, cwd: Path, **more: str) -> subprocess.CompletedProcess[str]:
-    keep = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "COV_", "VIRTUAL_ENV"))}
-    cache = str(cwd / "cache" / Path(python).parts[-3])  # what one environment computed must not serve the other
-    return subprocess.run(
-        [str(python), *map(str, args)],
-        cwd=cwd, capture_output=True, text=True, env=keep | {"SIMCLR_ENGINE_CACHE": cache} | more, timeout=300,
-    )  # fmt: skip
-
-
-def _ok(done: subprocess.CompletedProcess[str]) -> str:
-    assert done.returncode == 0, done.stderr + done.stdout
-    return done.stdout
 
 
 def _modules() -> Iterator[str]:
@@ -134,7 +89,7 @@ print([name for name in sys.argv[1:] if find_spec(name)])
 import simclr_engine, numpy, PIL, onnxruntime, sklearn, click, rich, matplotlib
 print({m.__file__.startswith(sys.prefix) for m in (simclr_engine, numpy, PIL, onnxruntime, sklearn)})
 """
-    assert _ok(_run(light, "-c", script, *ABSENT, cwd=tmp_path)).splitlines() == ["[]", "{True}"]
+    assert succeeded(run_in(light, "-c", script, *ABSENT, cwd=tmp_path)).splitlines() == ["[]", "{True}"]
 
 
 def test_every_module_of_the_light_rooms_is_imported(light: Path, tmp_path: Path) -> None:
@@ -149,8 +104,48 @@ for name in sys.argv[1:]:
 """
     names = list(_modules())
     assert len(names) > 60 and {"simclr_engine.export.runtime", "simclr_engine.report.page"} <= set(names)
-    lines = _ok(_run(light, "-c", script, *names, cwd=tmp_path)).splitlines()
+    lines = succeeded(run_in(light, "-c", script, *names, cwd=tmp_path)).splitlines()
     assert dict(line.split(" ", 1) for line in lines) == NEEDS
+
+
+# What the light rooms import only where it is there or asked for, and say how to install it otherwise.
+OPTIONAL = {
+    "torch", "torchvision", "safetensors", "pydantic", "jinja2", "gradio", "starlette", "zstandard", "pillow-heif",
+    "compression",  # of Python 3.14 itself
+}  # fmt: skip
+
+
+def _imported() -> set[str]:
+    """The distributions that the source of the light rooms imports anywhere but for type checkers."""
+    found = set[str]()
+    for name in _modules():
+        path = ROOT / ("" if name.startswith(("simclr_engine.export", "simclr_engine.bench")) else "engine")
+        tree = ast.parse((path.joinpath(*name.split(".")[1:]).with_suffix(".py")).read_text("utf-8"))
+        for_types = {
+            below
+            for node in ast.walk(tree)
+            if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+            for below in ast.walk(node)
+        }
+        for node in set(ast.walk(tree)) - for_types:
+            if isinstance(node, ast.Import):
+                found |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
+                found.add(node.module.split(".")[0])
+    owners = packages_distributions()
+    others = found - sys.stdlib_module_names - {"simclr_engine"}
+    return {canonicalize_name(owner) for name in others for owner in owners.get(name, [name])}
+
+
+def test_the_requirements_are_what_the_light_rooms_import() -> None:
+    assert _imported() - OPTIONAL == set(requirements(LIGHT))
+
+
+def test_the_requirements_have_the_bounds_of_the_project() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    bounds = {canonicalize_name(one.name): one for one in map(Requirement, project["dependencies"])}
+    light = requirements(LIGHT)
+    assert light == {name: bounds[name] for name in light}
 
 
 def test_importing_a_light_package_loads_nothing_heavy(tmp_path: Path) -> None:
@@ -163,7 +158,7 @@ for name in sys.argv[1:]:
     import_module(name)
 print(sorted({{name.split(".")[0] for name in sys.modules}} & {set(ABSENT)!r}))
 """
-    assert _ok(_run(sys.executable, "-c", script, *names, cwd=tmp_path)).strip() == "[]"
+    assert succeeded(run_in(sys.executable, "-c", script, *names, cwd=tmp_path)).strip() == "[]"
 
 
 METHODS = ("linear", "knn", "probe")
@@ -171,7 +166,9 @@ EVALUATE = ("-m", "simclr_engine", "evaluate", "probe.onnx", "--data", "photos",
 
 
 def test_evaluate_gives_the_same_scores_as_in_the_full_environment(light: Path, files: Path) -> None:
-    documents = [json.loads(_ok(_run(python, *EVALUATE, "--json", cwd=files))) for python in (light, sys.executable)]
+    documents = [
+        json.loads(succeeded(run_in(python, *EVALUATE, "--json", cwd=files))) for python in (light, sys.executable)
+    ]
     for results in zip(*(document["results"] for document in documents), strict=True):
         ours, full = ({k: v for k, v in r.items() if k != "seconds"} for r in results)
         assert ours == full
@@ -181,8 +178,8 @@ def test_evaluate_gives_the_same_scores_as_in_the_full_environment(light: Path, 
 
 
 def test_the_table_is_printed_and_results_and_pictures_are_written(light: Path, files: Path) -> None:
-    done = _run(light, *EVALUATE, "--out", "results", cwd=files)
-    said = _ok(done)
+    done = run_in(light, *EVALUATE, "--out", "results", cwd=files)
+    said = succeeded(done)
     assert "linear" in said and all(name in said for name in CLASSES)
     written = {path.name for path in (files / "results").rglob("*")}
     assert {f"photos-{method}-pretrained.json" for method in METHODS} <= written
@@ -195,9 +192,11 @@ def test_the_table_is_printed_and_results_and_pictures_are_written(light: Path, 
 def test_embed_and_predict_give_what_they_give_in_the_full_environment(light: Path, files: Path) -> None:
     found = []
     for python, out in ((light, "light.npy"), (Path(sys.executable), "full.npy")):
-        _ok(_run(python, "-m", "simclr_engine", "embed", "probe.onnx", "photos", "--out", out, "--json", cwd=files))
+        succeeded(
+            run_in(python, "-m", "simclr_engine", "embed", "probe.onnx", "photos", "--out", out, "--json", cwd=files)
+        )
         arguments = ("predict", "probe.onnx", "photos/ant/0.png", "photos/cat/1.png", "--neighbours", "2", "--json")
-        done = _ok(_run(python, "-m", "simclr_engine", *arguments, "--index", out, cwd=files))
+        done = succeeded(run_in(python, "-m", "simclr_engine", *arguments, "--index", out, cwd=files))
         found.append(json.loads(done)["images"])
     assert found[0] == found[1] and len(found[0]) == 2
     assert np.array_equal(np.load(files / "light.npy"), np.load(files / "full.npy"))
@@ -219,7 +218,7 @@ assert np.array_equal(features, onnx_features(path, store))
 probabilities, labels = probe_predictions(path, store)
 np.savez("found.npz", features=features, probabilities=probabilities, labels=labels)
 """
-    _ok(_run(light, "-c", script, files / "probe.onnx", cwd=tmp_path))
+    succeeded(run_in(light, "-c", script, files / "probe.onnx", cwd=tmp_path))
     encoder = OnnxEncoder(files / "probe.onnx")
     probabilities, labels = encoder.predict(images)
     with np.load(tmp_path / "found.npz") as found:
@@ -239,7 +238,7 @@ def test_a_page_without_its_packages_says_what_to_install(light: Path, tmp_path:
             ("pydantic", (light, "-m", "simclr_engine")),
             ("jinja2", (sys.executable, "-c", WITHOUT_JINJA2)),
         ):
-            done = _run(*how, *arguments, cwd=tmp_path)
+            done = run_in(*how, *arguments, cwd=tmp_path)
             assert done.returncode == 3, done.stderr
             assert f"fix: pip install {package}" in done.stderr
             assert "Traceback" not in done.stderr
@@ -263,11 +262,11 @@ print("jinja2" in sys.modules, file=sys.stderr)
     [(*EVALUATE[2:], "--out", "drawn"), ("predict", "probe.onnx", "photos/ant/0.png", "--save", "drawn.png")],
 )
 def test_scores_predictions_and_pictures_import_no_jinja2(files: Path, arguments: tuple[str, ...]) -> None:
-    done = _run(sys.executable, "-c", NO_JINJA2, *arguments, cwd=files)
-    assert _ok(done) and done.stderr.strip().splitlines()[-1] == "False"
+    done = run_in(sys.executable, "-c", NO_JINJA2, *arguments, cwd=files)
+    assert succeeded(done) and done.stderr.strip().splitlines()[-1] == "False"
 
 
 def test_what_needs_torch_says_so_without_a_traceback(light: Path, files: Path) -> None:
-    done = _run(light, "-m", "simclr_engine", "pretrain", "--data", "photos", "--dry-run", cwd=files)
+    done = run_in(light, "-m", "simclr_engine", "pretrain", "--data", "photos", "--dry-run", cwd=files)
     assert done.returncode == 3 and "Traceback" not in done.stderr
     assert "fix: pip install pydantic" in done.stderr or "fix: pip install torch" in done.stderr

@@ -133,6 +133,17 @@ def test_an_error_has_cause_value_and_fix_and_its_exit_code(
     assert not (tmp_path / "runs").exists()  # nothing is left behind by a run that never began
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="DALI is for Linux")
+@pytest.mark.parametrize("extra", [[], ["--dry-run"]])
+def test_dali_that_is_not_installed_is_said_before_images_are_read(
+    extra: list[str], tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "nvidia.dali", None)
+    done = call("pretrain", "--data", "no/such/folder", "--device", "cpu", "--augment", "dali", *extra, cwd=tmp_path)
+    assert done.returncode == 3, done.stderr
+    assert "pip install '.[dali]'" in done.stderr and "Traceback" not in done.stderr
+
+
 def test_an_existing_directory_is_refused_and_left_alone(tmp_path: Path, call: Call) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("years of work")
@@ -204,6 +215,31 @@ def test_a_command_that_exits_with_a_code_gives_it_to_the_shell(call: Call, monk
 
     monkeypatch.setattr(doctor, "_torch_findings", lambda: [("torch", False, "broken")])
     assert call("doctor", "--json").returncode == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        ("simclr-engine pre", ["plain,pretrain", "plain,predict"]),
+        ("simclr-engine bench ep", ["plain,epoch"]),
+        ("simclr-engine pretrain --augment na", ["plain,native"]),
+        ("simclr-engine pretrain --max-m", ["plain,--max-minutes"]),
+        ("simclr-engine pretrain --data ph", ["file,ph"]),
+        ("simclr-engine pretrain --resume ru", ["file,ru"]),
+        ("simclr-engine evaluate ru", ["file,ru"]),
+        ("simclr-engine predict encoder.onnx ca", ["file,ca"]),
+        ("simclr-engine bench race --out bu", ["file,bu"]),
+        ("simclr-engine pretrain --epochs 1", []),
+    ],
+)
+def test_the_shell_completes_commands_options_choices_and_files(
+    words: str, offered: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("_SIMCLR_ENGINE_COMPLETE", "bash_complete")
+    monkeypatch.setenv("COMP_WORDS", words)
+    monkeypatch.setenv("COMP_CWORD", str(len(words.split()) - 1))
+    code = "import sys; sys.argv = ['simclr-engine']; from simclr_engine.cli.main import main; main()"
+    assert run(code=code).stdout.split() == offered
 
 
 def test_without_a_command_the_help_is_shown_and_no_error(call: Call) -> None:

@@ -63,6 +63,10 @@ def test_the_page_needs_nothing_beside_it(full: tuple[Run, Page]) -> None:
     assert not re.search(r"https?://", full[1].html)
 
 
+def test_the_first_sentence_says_how_long_on_how_many_images(full: tuple[Run, Page]) -> None:
+    assert re.search(r"pretrained without labels for 10 epochs on [\d,]+ images of photos", full[1].text)
+
+
 def test_every_picture_is_a_png_in_both_themes_and_a_file_of_the_run(full: tuple[Run, Page]) -> None:
     run, page = full
     light, dark = ([a["src"] for a in page.all("img") if a["class"] == name] for name in ("light", "dark"))

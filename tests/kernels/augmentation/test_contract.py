@@ -140,7 +140,8 @@ def test_a_device_or_a_system_without_dali_is_told_so(monkeypatch: pytest.Monkey
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="DALI is for Linux")
 def test_without_the_package_dali_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "nvidia.dali", None)
-    assert dali.why_not(CPU) == "nvidia-dali-cuda130 is not installed: pip install nvidia-dali-cuda130"
+    install = "pip install 'simclr-engine[dali]' (in a checkout: pip install '.[dali]')"
+    assert dali.why_not(CPU) == f"nvidia-dali-cuda130 is not installed: {install}"
     with pytest.raises(ValueError, match="'dali' cannot serve cpu here: nvidia-dali-cuda130 is not installed"):
         augment(pictures(2, 16), table(2), replace(STRONG, blur=0), backend="dali")
 
