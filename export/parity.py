@@ -23,13 +23,13 @@ from simclr_engine.evaluation.linear import LinearProbe
 from simclr_engine.timing import Timing, interleave
 
 from .graph import Traced, traced_values
+from .metadata import LIMIT
 from .probe import ChosenProbe, saved_probes
 from .runtime import INPUT, OUTPUT, batches, open_session
 from .samples import Samples
 
 BATCHES = (1, 2, 7, 64)
 # float32 through some twenty convolutions differs by about 1e-6 of the largest value between implementations.
-LIMIT = 1e-4  # of one feature, absolute
 RELATIVE_LIMIT = 1e-5  # of one image's features; counts where they are so large that float32 cannot keep LIMIT
 COSINE_LIMIT = 1e-6  # what a cosine may lack of 1; counts where they are so small that LIMIT says nothing
 PROBABILITY_LIMIT = 1e-4  # of one class, absolute

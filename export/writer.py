@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import hashlib
 import json
-import os
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -33,8 +32,9 @@ from simclr_engine.files import write_text_atomic
 from simclr_engine.run import Run
 
 from . import parity as gate
+from .description import description_path
 from .graph import OPSET, VERSION, Traced, check_opset, serialised, trace_encoder, with_metadata
-from .metadata import INTERPOLATION, PRECISIONS, SCHEMA, ModelMetadata, sidecar_path
+from .metadata import INTERPOLATION, PRECISIONS, SCHEMA, ModelFile, ModelMetadata
 from .parity import (
     BATCHES,
     FP16,
@@ -54,7 +54,7 @@ from .parity import (
 )
 from .precision import CALIBRATION_IMAGES, check_calibration, check_fused, halve, has_vnni, quantize
 from .probe import ChosenProbe, attach_probe, choose_probe
-from .publishing import check_target, disk_errors, remove, reserved, temporary_path, write
+from .publishing import check_target, disk_errors, remove, rename, reserved, temporary_path, write, write_beside
 from .runtime import INPUT, LABEL, OUTPUT, PROBABILITIES, OnnxEncoder, open_session
 from .samples import Images, Samples, images_of, parity_samples
 
@@ -74,7 +74,8 @@ class ExportResult:
     """What was written.
 
     Attributes:
-        file: the ONNX file; its checksum lies beside it as `FILE.sha256`.
+        file: the ONNX file; beside it lie its checksum, `FILE.sha256`, and its description, `encoder.json` for
+            `encoder.onnx`.
         sha256: of the whole file, 64 hex digits.
         bytes: its size.
         parity: the measured difference to PyTorch.
@@ -111,6 +112,7 @@ class ExportResult:
         unfinished = {"unfinished": m.unfinished} if m.unfinished else {}
         return {
             "file": str(self.file),
+            "description": str(description_path(self.file)),
             **unfinished,
             "sha256": self.sha256,
             "bytes": self.bytes,
@@ -147,7 +149,8 @@ def export_onnx(
     an earlier one of that name stays until then. Gates: fp32 gives PyTorch's features, probabilities and labels
     (`parity.FP32`, batches of 1, 2, 7 and 64), fp16 likewise with `parity.FP16`; int8 has all of its convolutions in
     int8 and is 1.2 times as fast as fp32; both lose no more than a point of accuracy on the same images. Where a
-    smaller file fails, the others stay and it, even an earlier one, does not. The same run gives the same bytes. The
+    smaller file fails, the others stay and it, even an earlier one, does not. The same run gives the same bytes. Beside
+    each file lie its checksum, `FILE.sha256`, and its description, `encoder.json` (see `description.describe`). The
     result is also recorded as `export.json` in the run.
 
     Args:
@@ -180,6 +183,12 @@ def export_onnx(
     target = check_target(Path(file), overwrite)
     smaller = {p: check_target(variant_path(target, p), overwrite) for p in precisions if p != "fp32"}
     run = run if isinstance(run, Run) else Run.open(run)
+    if description_path(target).resolve() == (run.directory / RECORD).resolve():
+        raise UsageError(
+            "the description would have the name of the run's record of its exports",
+            saw=description_path(target),
+            fix="choose another name, such as encoder.onnx",
+        )
     keep_freed_memory()  # 45 MB are held a dozen times in turn
     with reserved(target, *smaller.values()), _no_collection():
         source = _Source.of(run, probe, "int8" in smaller, data, encoder)
@@ -365,12 +374,10 @@ def _publish(target: Path, built: _Built, source: _Source, opset: int, begin: fl
     temporary, sha256 = temporary_path(target), hashlib.sha256(built.data).hexdigest()
     with disk_errors(target):
         write(temporary, built.data)
-        write(sidecar_path(temporary), f"{sha256}  ".encode() + os.fsencode(target.name) + b"\n")
+        write_beside(temporary, ModelFile(target, built.data, sha256, built.metadata))
     _check_read_back(temporary, built)
     with disk_errors(target):
-        sidecar_path(target).unlink(missing_ok=True)  # at no moment a new file beside an old checksum
-        temporary.replace(target)
-        sidecar_path(temporary).replace(sidecar_path(target))
+        rename(temporary, target)
     seconds = time.perf_counter() - begin
     size, directory = len(built.data), source.run.directory
     return ExportResult(target, sha256, size, built.parity, built.metadata, opset, directory, seconds, **more)

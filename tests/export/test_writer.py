@@ -244,13 +244,13 @@ def test_overwrite_replaces_a_file_of_another_kind(little_run: Run, tmp_path: Pa
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-@pytest.mark.parametrize("name", ["e.onnx", "e.onnx.sha256"])
+@pytest.mark.parametrize("name", ["e.onnx", "e.onnx.sha256", "e.json"])
 def test_an_export_does_not_write_through_a_link(
     little_run: Run, little_file: Path, tmp_path: Path, name: str, overwrite: bool
 ) -> None:
     folder = tmp_path / "out"
     folder.mkdir()
-    mine = {"e.onnx": little_file, "e.onnx.sha256": sidecar_path(little_file)}[name]
+    mine = little_file.parent / name.replace("e.", "encoder.", 1)
     before = mine.read_bytes()
     for target in (mine, folder / "nothing"):
         (folder / name).symlink_to(target)
@@ -279,7 +279,7 @@ def test_a_temporary_file_is_not_written_through_a_link(little_run: Run, tmp_pat
     (tmp_path / f".e.{os.getpid()}.partial.onnx").symlink_to(mine)
     export_onnx(little_run, tmp_path / "e.onnx")
     assert mine.read_text() == "mine"
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["e.onnx", "e.onnx.sha256", "mine"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["e.json", "e.onnx", "e.onnx.sha256", "mine"]
 
 
 def test_an_absent_run_is_a_data_error_and_leaves_nothing(tmp_path: Path) -> None:
