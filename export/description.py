@@ -44,7 +44,7 @@ def describe(file: ModelFile) -> dict[str, Any]:
         `format`, `schema`, `file`, `sha256`, `bytes`; `input` and `outputs` with name, shape and dtype; `image_size`,
         `resize`, `mean_std`; `class_names` in label order, or None; `parity` with PyTorch (the tolerance is of fp32
         alone); `probe` on the test split, or None; `unfinished`, how far the run had come if it had not ended, or None;
-        `precision`, `opset`, `architecture`, `made_by`.
+        `precision`, `opset`, `architecture`, `stem`, `made_by`.
     """
     metadata = file.metadata
     return {
@@ -75,6 +75,7 @@ def describe(file: ModelFile) -> dict[str, Any]:
         "precision": metadata.precision,
         "opset": opset_of(file.data),
         "architecture": metadata.architecture,
+        "stem": metadata.stem,
         "made_by": f"simclr-engine {metadata.project_version}",
     }
 

@@ -216,7 +216,7 @@ def check(parity: Parity, traced: Traced, images: NDArray[np.uint8], limits: Lim
         "the ONNX graph does not give PyTorch's features; it was not written",
         saw=f"max |Δ| {parity.max_abs:.2g} (limit {limits.absolute:g}), relative {parity.max_relative:.2g} "
         f"(or {limits.relative:g}), min cosine {parity.min_cosine:.6f} (limit 1 − {limits.cosine:g}){probe}; {where}",
-        fix="try --opset 20, or update onnxscript and onnxruntime; then report it with the line above",
+        fix="try another --opset, or update onnxscript and onnxruntime; then report it with the line above",
     )
 
 

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 @click.option(
     "--opset",
     type=int,
-    default=20,
+    default=18,
     show_default=True,
     metavar="N",
     help="Version of the ONNX operator set, at least 18.",
