@@ -34,7 +34,7 @@ from simclr_engine.run import Run
 from . import parity as gate
 from .description import description_path
 from .graph import OPSET, VERSION, Traced, check_opset, serialised, trace_encoder, with_metadata
-from .metadata import INTERPOLATION, PRECISIONS, SCHEMA, ModelFile, ModelMetadata
+from .metadata import INTERPOLATION, PRECISIONS, SCHEMA, ModelFile, ModelMetadata, opset_of
 from .parity import (
     BATCHES,
     FP16,
@@ -156,7 +156,7 @@ def export_onnx(
     Args:
         run: a run or its directory.
         file: name of the file, ending in `.onnx`; an earlier export of this name is replaced.
-        opset: 18 or newer.
+        opset: 18 or newer; the int8 file has at least 19.
         probe: True for the run's newest linear probe on all images, or the ID of one; None or False for none.
         precision: `fp32`, `fp16` or `int8`, or several of them.
         data: images to check and calibrate on, as `load_data` takes them; None for those that the run was trained on,
@@ -195,12 +195,12 @@ def export_onnx(
         built = _build(source, opset)
         for path in smaller.values():
             remove(path)  # it is of the file that is replaced now
-        result = _publish(target, built, source, opset, begin)
+        result = _publish(target, built, source, begin)
         failed: CheckFailed | None = None
         for name, path in smaller.items():
             begin = time.perf_counter()
             try:
-                made = _publish_variant(path, built, source, name, opset, begin)
+                made = _publish_variant(path, built, source, name, begin)
                 result = replace(result, variants=(*result.variants, made))
             except CheckFailed as error:
                 failed = failed or error
@@ -369,7 +369,7 @@ def _sealed(
     return _Built(traced, with_metadata(plain, metadata), metadata, parity, images, expected, session)
 
 
-def _publish(target: Path, built: _Built, source: _Source, opset: int, begin: float, **more: Any) -> ExportResult:
+def _publish(target: Path, built: _Built, source: _Source, begin: float, **more: Any) -> ExportResult:
     """Writes the file under a temporary name, reads it back, and then renames it."""
     temporary, sha256 = temporary_path(target), hashlib.sha256(built.data).hexdigest()
     with disk_errors(target):
@@ -379,13 +379,11 @@ def _publish(target: Path, built: _Built, source: _Source, opset: int, begin: fl
     with disk_errors(target):
         rename(temporary, target)
     seconds = time.perf_counter() - begin
-    size, directory = len(built.data), source.run.directory
+    size, opset, directory = len(built.data), opset_of(built.data), source.run.directory
     return ExportResult(target, sha256, size, built.parity, built.metadata, opset, directory, seconds, **more)
 
 
-def _publish_variant(
-    target: Path, fp32: _Built, source: _Source, precision: str, opset: int, begin: float
-) -> ExportResult:
+def _publish_variant(target: Path, fp32: _Built, source: _Source, precision: str, begin: float) -> ExportResult:
     """Writes the smaller file beside the fp32 file, if it passes its gates."""
     model = _int8(source, fp32) if precision == "int8" else halve(fp32.traced.model)
     traced, plain = replace(fp32.traced, model=model), serialised(model)
@@ -403,7 +401,7 @@ def _publish_variant(
     figures = agreement.bounds() if source.in_graph else {}
     metadata = replace(fp32.metadata, precision=precision, parity=parity.bounds() | figures)
     built = _sealed(source, traced, plain, session, metadata, parity)
-    return _publish(target, built, source, opset, begin, agreement=agreement, speed=speed)
+    return _publish(target, built, source, begin, agreement=agreement, speed=speed)
 
 
 def _int8(source: _Source, fp32: _Built) -> onnx.ModelProto:

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     default=18,
     show_default=True,
     metavar="N",
-    help="Version of the ONNX operator set, at least 18.",
+    help="Version of the ONNX operator set, at least 18; of the int8 file at least 19.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace files of these names even if `export` did not write them.")
 @click.option(

@@ -20,6 +20,7 @@ from simclr_engine.export import OnnxEncoder, export_onnx
 from simclr_engine.export.description import describe, description_path, description_text
 from simclr_engine.export.graph import OPSET
 from simclr_engine.export.metadata import read_model
+from simclr_engine.export.precision import QDQ_OPSET
 from simclr_engine.run import Run
 
 
@@ -35,7 +36,8 @@ def test_the_description_says_what_the_file_and_its_graph_say(
         kinds = {"uint8": "tensor(uint8)", "float32": "tensor(float)", "int64": "tensor(int64)"}
         graph = [(o.name, o.shape, o.type) for o in (*session.get_inputs(), *session.get_outputs())]
         assert [(o["name"], o["shape"], kinds[o["dtype"]]) for o in (said["input"], *said["outputs"])] == graph
-        assert said["opset"] == onnx.load(each.file).opset_import[0].version == OPSET
+        opset = QDQ_OPSET if metadata.precision == "int8" else OPSET
+        assert said["opset"] == each.opset == onnx.load(each.file).opset_import[0].version == opset
         assert said["class_names"] == [str(digit) for digit in range(10)]
         assert said["precision"] == metadata.precision
         assert said["parity"]["largest_difference"] == metadata.parity["max_abs"]
