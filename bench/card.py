@@ -381,6 +381,8 @@ def show_card(card: Card) -> None:
     )
     if compared := next((row.difference.images for row in card.rows if row.difference and row.difference.images), None):
         how += f"; points and same labels: against fp32 on {counted(compared, 'image')}"
+    if any(row.precision == "int8" for row in card.rows):
+        how += "; int8: other programs than onnxruntime round elsewhere, and one image in twenty may get another label"
     notes = [styled(f"{row.name}: {row.note}", "yellow") for row in card.rows if row.note]
     show(made, styled(how, "dim"), *notes, width=110)
 

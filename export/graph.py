@@ -14,6 +14,7 @@ from typing import Any
 import onnx
 import torch
 from numpy.typing import NDArray
+from onnx import helper, numpy_helper
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
@@ -24,8 +25,9 @@ from .probe import LOGITS, ChosenProbe
 from .runtime import INPUT, OUTPUT, PROBABILITIES
 
 VERSION = version("simclr-engine")
-OPSET = 20
-LOWEST_OPSET = 18  # torch's exporter writes no lower one: asked for 17 it silently writes 18
+# Most clients know it, and none that knows a newer one refuses it. The exporter writes it without converting, and no
+# lower one: asked for 17 it silently writes 18.
+OPSET = LOWEST_OPSET = 18
 
 
 class UInt8Encoder(nn.Module):
@@ -97,7 +99,7 @@ def check_opset(opset: int) -> None:
         raise UsageError(
             "this opset cannot be written",
             saw=opset,
-            fix=f"--opset {LOWEST_OPSET} to {highest}; {OPSET} is tested most",
+            fix=f"--opset {LOWEST_OPSET} to {highest}; {OPSET} is read by the most programs",
         )
 
 
@@ -114,7 +116,8 @@ def trace_encoder(
 
     Returns:
         Input `images` uint8 `[batch, S, S, 3]`, output `features` float32 `[batch, D]`, weights inside, batch norm
-        folded into the convolutions (parity is measured on the result, against the encoder as it was).
+        folded into the convolutions, means over the image as GlobalAveragePool (parity is measured on the result,
+        against the encoder as it was).
 
     Raises:
         UsageError: the exporter could not write this opset.
@@ -145,7 +148,45 @@ def trace_encoder(
             "the exporter could not write this opset", saw=f"asked {opset}, written {written}", fix=f"--opset {OPSET}"
         )
     strip_origin(model)
+    _pool_globally(model.graph)
     return Traced(model, exported.exported_program)
+
+
+def _pool_globally(graph: onnx.GraphProto) -> None:
+    """Writes a mean over the image as GlobalAveragePool, and a Reshape of it to one row an image as Flatten.
+
+    Several programs know ReduceMean only as it was before opset 18, with its axes as an attribute; all know these two.
+    Values keep their names.
+    """
+    shapes = {v.name: v.type.tensor_type.shape.dim for v in (*graph.value_info, *graph.output)}
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    pooled: set[str] = set()
+    nodes: list[onnx.NodeProto] = []
+    for node in graph.node:
+        source, result = node.input[0], node.output[0]
+        if node.op_type == "ReduceMean" and len(shapes.get(source, ())) == 4 and _axes(node, constants) == {2, 3}:
+            kept = next((bool(a.i) for a in node.attribute if a.name == "keepdims"), True)
+            pool = result if kept else f"{result}/pool"
+            nodes.append(helper.make_node("GlobalAveragePool", [source], [pool], f"{node.name}_pool"))
+            if not kept:
+                nodes.append(helper.make_node("Flatten", [pool], [result], node.name, axis=1))
+            pooled.add(pool)
+        elif node.op_type == "Reshape" and source in pooled and len(shapes.get(result, ())) == 2:
+            nodes.append(helper.make_node("Flatten", [source], [result], node.name, axis=1))
+        else:
+            nodes.append(node)
+    used = {name for node in nodes for name in node.input}
+    kept_tensors = [tensor for tensor in graph.initializer if tensor.name in used]
+    del graph.node[:], graph.initializer[:]
+    graph.node.extend(nodes)
+    graph.initializer.extend(kept_tensors)
+
+
+def _axes(node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto]) -> set[int]:
+    """The axes of a reduction of four-dimensional values; none if they are computed."""
+    if len(node.input) < 2 or node.input[1] not in constants:
+        return set()
+    return {int(axis) % 4 for axis in numpy_helper.to_array(constants[node.input[1]]).ravel()}
 
 
 def strip_origin(message: Any) -> None:
@@ -210,6 +251,7 @@ def serialised(model: onnx.ModelProto) -> bytes:
     plain = onnx.ModelProto()
     plain.CopyFrom(model)
     plain.producer_name, plain.producer_version = "simclr-engine", VERSION
+    plain.ir_version = helper.find_min_ir_version_for(list(plain.opset_import), True)  # what the most programs read
     del plain.metadata_props[:]
     return plain.SerializeToString(deterministic=True)
 

@@ -1,7 +1,8 @@
 """The metadata in `encoder.onnx`: what is written into the file, and how a file is judged before it is used.
 
 ONNX keeps metadata as text by key. Each of ours is a JSON value under `simclr_engine.FIELD`; beside them stand the
-`Image.*` keys that the ONNX specification defines for image inputs.
+`Image.*` keys that the ONNX specification defines for image inputs, and `names`, the class names by label as several
+tools read them.
 
 The light install has no `onnx`, and a file must be judged before onnxruntime opens it: its bytes are read with the
 standard library alone. An ONNX file is one protobuf message, so a walk over its fields is enough:
@@ -23,11 +24,13 @@ from simclr_engine.data.levels import are_levels
 from simclr_engine.errors import DataError, PlatformError
 
 SCHEMA = 2
+LIMIT = 1e-4  # what a feature of an fp32 file may differ by from PyTorch's, absolute
 PRECISIONS = ("fp32", "fp16", "int8")
 ADDED_LATER: Mapping[str, tuple[int, Any]] = {"precision": (2, "fp32"), "probe": (2, {})}  # schema, value before it
 # Fields that are written only where they say something, and their values where they are not.
 OPTIONAL: Mapping[str, Any] = {"unfinished": "", "levels": ()}
 PREFIX = "simclr_engine."
+NAMES = "names"  # class names by label, where tools of other makers look for them
 DIGEST = PREFIX + "content_sha256"
 # https://github.com/onnx/onnx/blob/main/docs/MetadataProps.md
 IMAGE_PROPERTIES = {
@@ -38,7 +41,7 @@ IMAGE_PROPERTIES = {
 INTERPOLATION = "bilinear, antialiased, centre crop"  # what `data.decode.decode_image` does to images of another size
 LARGEST = 2**31 - 1  # a protobuf message cannot be larger
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
-IR_VERSION, GRAPH, METADATA = 1, 7, 14  # fields of ModelProto
+IR_VERSION, GRAPH, OPSET_IMPORT, METADATA = 1, 7, 8, 14  # fields of ModelProto
 
 # The messages in which a tensor can hide: field number -> the kind of message it holds.
 NESTED: dict[str, dict[int, str]] = {
@@ -109,7 +112,9 @@ class ModelMetadata:
         """Key and text of every property but the digest, in a fixed order."""
         ours = {f.name: getattr(self, f.name) for f in fields(self)}
         ours = {name: value for name, value in ours.items() if OPTIONAL.get(name) != value}
-        return {PREFIX + k: _json(v) for k, v in ours.items()} | IMAGE_PROPERTIES
+        by_label = {str(label): name for label, name in enumerate(self.class_names)}
+        names = {NAMES: _json(by_label, sort=False)} if by_label else {}
+        return {PREFIX + k: _json(v) for k, v in ours.items()} | names | IMAGE_PROPERTIES
 
     @classmethod
     def from_properties(cls, properties: Mapping[str, str], where: str) -> ModelMetadata:
@@ -176,9 +181,9 @@ class ModelFile:
     metadata: ModelMetadata
 
 
-def _json(value: Any) -> str:
+def _json(value: Any, sort: bool = True) -> str:
     """JSON with letters as they are, but `\\udce9` for halves of surrogate pairs: ONNX holds UTF-8 alone."""
-    return json.dumps(value, ensure_ascii=False, sort_keys=True).encode(errors="backslashreplace").decode()
+    return json.dumps(value, ensure_ascii=False, sort_keys=sort).encode(errors="backslashreplace").decode()
 
 
 def read_model(path: str | Path) -> ModelFile:
@@ -223,6 +228,17 @@ def read_model(path: str | Path) -> ModelFile:
 def read_metadata(path: str | Path) -> ModelMetadata:
     """The metadata of a file that passes every check of `read_model`."""
     return read_model(path).metadata
+
+
+def opset_of(data: bytes) -> int:
+    """The version of the ONNX standard's operators that the file asks for; 0 if it names none."""
+    for part in _fields(memoryview(data)):
+        if part.number == OPSET_IMPORT:
+            imported = {each.number: each for each in _fields(_message(part))}
+            domain, number = imported.get(1), imported.get(2)
+            if number is not None and isinstance(number.value, int) and (domain is None or not domain.text):
+                return number.value
+    return 0
 
 
 def sidecar_path(path: Path) -> Path:

@@ -23,13 +23,13 @@ from simclr_engine.evaluation.linear import LinearProbe
 from simclr_engine.timing import Timing, interleave
 
 from .graph import Traced, traced_values
+from .metadata import LIMIT
 from .probe import ChosenProbe, saved_probes
 from .runtime import INPUT, OUTPUT, batches, open_session
 from .samples import Samples
 
 BATCHES = (1, 2, 7, 64)
 # float32 through some twenty convolutions differs by about 1e-6 of the largest value between implementations.
-LIMIT = 1e-4  # of one feature, absolute
 RELATIVE_LIMIT = 1e-5  # of one image's features; counts where they are so large that float32 cannot keep LIMIT
 COSINE_LIMIT = 1e-6  # what a cosine may lack of 1; counts where they are so small that LIMIT says nothing
 PROBABILITY_LIMIT = 1e-4  # of one class, absolute
@@ -216,7 +216,7 @@ def check(parity: Parity, traced: Traced, images: NDArray[np.uint8], limits: Lim
         "the ONNX graph does not give PyTorch's features; it was not written",
         saw=f"max |Δ| {parity.max_abs:.2g} (limit {limits.absolute:g}), relative {parity.max_relative:.2g} "
         f"(or {limits.relative:g}), min cosine {parity.min_cosine:.6f} (limit 1 − {limits.cosine:g}){probe}; {where}",
-        fix="try --opset 20, or update onnxscript and onnxruntime; then report it with the line above",
+        fix="try another --opset, or update onnxscript and onnxruntime; then report it with the line above",
     )
 
 

@@ -34,6 +34,7 @@ CALIBRATION_IMAGES = 512
 FEWEST_IMAGES = 32
 REDUCED = ("Conv", "Add", "Relu", "MaxPool")  # what is computed in int8 or fp16
 LARGEST_FP16 = float(np.finfo(np.float16).max)
+QDQ_OPSET = 19  # onnx's own reference implementation knows DequantizeLinear from here on
 DIGITS = 3  # of a range that are kept: the last ones depend on the machine, and the same run must give the same file
 VNNI_FLAGS = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
 
@@ -104,6 +105,9 @@ def quantize(model: onnx.ModelProto, images: NDArray[np.uint8], reduce_range: bo
     del quantized.graph.value_info[:]  # of tensors that are now of another type
     used = {node.domain for node in quantized.graph.node}
     kept = [o for o in quantized.opset_import if o.domain in used]
+    for standard in kept:
+        if not standard.domain:  # the operators of the graph are the same in both
+            standard.version = max(standard.version, QDQ_OPSET)
     del quantized.opset_import[:]
     quantized.opset_import.extend(kept)
     return quantized

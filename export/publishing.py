@@ -1,4 +1,5 @@
-"""Writes an export whole, with its checksum beside it, or not at all; says what an output may replace."""
+"""Writes an export whole, with its checksum and its description beside it, or not at all; says what an output may
+replace."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ from pathlib import Path
 from simclr_engine.errors import DataError, PlatformError, UsageError
 from simclr_engine.files import occupied
 
-from .metadata import read_model, sidecar_path
+from .description import description_path, description_text, is_description
+from .metadata import ModelFile, read_model, sidecar_path
 
 
 def check_target(target: Path, overwrite: bool = False) -> Path:
@@ -20,15 +22,16 @@ def check_target(target: Path, overwrite: bool = False) -> Path:
 
     Raises:
         UsageError: it is not. `overwrite` allows any regular file at `target`; a link, a folder, or something else than
-            a checksum at the checksum's name is always refused.
+            a checksum and a description at the names of these is always refused.
     """
     if target.suffix != ".onnx" or target.is_dir():
         raise UsageError("the output must be a file name ending in .onnx", saw=target, fix="encoder.onnx")
-    sidecar = sidecar_path(target)
-    if occupied(sidecar) and not _is_checksum(sidecar):
-        raise UsageError(
-            "the checksum would replace a file that is not one", saw=sidecar, fix="remove it, or choose another name"
-        )
+    for what, beside, is_one in BESIDE:
+        path = beside(target)
+        if occupied(path) and not is_one(path):
+            raise UsageError(
+                f"the {what} would replace a file that is not one", saw=path, fix="remove it, or choose another name"
+            )
     if occupied(target) and not overwrite:
         try:
             read_model(target)
@@ -50,6 +53,10 @@ def _is_checksum(path: Path) -> bool:
         return False
 
 
+# What lies beside an exported file: its name in errors, where it lies, and whether a file there is one.
+BESIDE = (("checksum", sidecar_path, _is_checksum), ("description", description_path, is_description))
+
+
 def write(path: Path, data: bytes) -> None:
     """Writes a new file, never through a link, and waits for the disk, so that a full disk is reported here."""
     path.unlink(missing_ok=True)
@@ -57,6 +64,21 @@ def write(path: Path, data: bytes) -> None:
         output.write(data)
         output.flush()
         os.fsync(output.fileno())
+
+
+def write_beside(path: Path, file: ModelFile) -> None:
+    """Writes checksum and description of `file` beside `path`."""
+    write(sidecar_path(path), f"{file.sha256}  ".encode() + os.fsencode(file.path.name) + b"\n")
+    write(description_path(path), description_text(file))
+
+
+def rename(temporary: Path, target: Path) -> None:
+    """Gives a file and what lies beside it their names; at no moment is a new file beside an old checksum."""
+    for _, beside, _ in BESIDE:
+        beside(target).unlink(missing_ok=True)
+    temporary.replace(target)
+    for _, beside, _ in BESIDE:
+        beside(temporary).replace(beside(target))
 
 
 def temporary_path(target: Path) -> Path:
@@ -80,8 +102,8 @@ def reserved(*targets: Path | None) -> Iterator[None]:
 
 
 def remove(file: Path) -> None:
-    """Removes a file and its checksum if they exist. A folder that cannot be written holds none of ours."""
-    for path in (file, sidecar_path(file)):
+    """Removes a file and what lies beside it, if they exist. A folder that cannot be written holds none of ours."""
+    for path in (file, *(beside(file) for _, beside, _ in BESIDE)):
         with suppress(OSError):
             path.unlink(missing_ok=True)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import hashlib
 import json
-import os
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -33,8 +32,9 @@ from simclr_engine.files import write_text_atomic
 from simclr_engine.run import Run
 
 from . import parity as gate
+from .description import description_path
 from .graph import OPSET, VERSION, Traced, check_opset, serialised, trace_encoder, with_metadata
-from .metadata import INTERPOLATION, PRECISIONS, SCHEMA, ModelMetadata, sidecar_path
+from .metadata import INTERPOLATION, PRECISIONS, SCHEMA, ModelFile, ModelMetadata, opset_of
 from .parity import (
     BATCHES,
     FP16,
@@ -54,7 +54,7 @@ from .parity import (
 )
 from .precision import CALIBRATION_IMAGES, check_calibration, check_fused, halve, has_vnni, quantize
 from .probe import ChosenProbe, attach_probe, choose_probe
-from .publishing import check_target, disk_errors, remove, reserved, temporary_path, write
+from .publishing import check_target, disk_errors, remove, rename, reserved, temporary_path, write, write_beside
 from .runtime import INPUT, LABEL, OUTPUT, PROBABILITIES, OnnxEncoder, open_session
 from .samples import Images, Samples, images_of, parity_samples
 
@@ -74,7 +74,8 @@ class ExportResult:
     """What was written.
 
     Attributes:
-        file: the ONNX file; its checksum lies beside it as `FILE.sha256`.
+        file: the ONNX file; beside it lie its checksum, `FILE.sha256`, and its description, `encoder.json` for
+            `encoder.onnx`.
         sha256: of the whole file, 64 hex digits.
         bytes: its size.
         parity: the measured difference to PyTorch.
@@ -111,6 +112,7 @@ class ExportResult:
         unfinished = {"unfinished": m.unfinished} if m.unfinished else {}
         return {
             "file": str(self.file),
+            "description": str(description_path(self.file)),
             **unfinished,
             "sha256": self.sha256,
             "bytes": self.bytes,
@@ -147,13 +149,14 @@ def export_onnx(
     an earlier one of that name stays until then. Gates: fp32 gives PyTorch's features, probabilities and labels
     (`parity.FP32`, batches of 1, 2, 7 and 64), fp16 likewise with `parity.FP16`; int8 has all of its convolutions in
     int8 and is 1.2 times as fast as fp32; both lose no more than a point of accuracy on the same images. Where a
-    smaller file fails, the others stay and it, even an earlier one, does not. The same run gives the same bytes. The
+    smaller file fails, the others stay and it, even an earlier one, does not. The same run gives the same bytes. Beside
+    each file lie its checksum, `FILE.sha256`, and its description, `encoder.json` (see `description.describe`). The
     result is also recorded as `export.json` in the run.
 
     Args:
         run: a run or its directory.
         file: name of the file, ending in `.onnx`; an earlier export of this name is replaced.
-        opset: 18 or newer.
+        opset: 18 or newer; the int8 file has at least 19.
         probe: True for the run's newest linear probe on all images, or the ID of one; None or False for none.
         precision: `fp32`, `fp16` or `int8`, or several of them.
         data: images to check and calibrate on, as `load_data` takes them; None for those that the run was trained on,
@@ -180,18 +183,24 @@ def export_onnx(
     target = check_target(Path(file), overwrite)
     smaller = {p: check_target(variant_path(target, p), overwrite) for p in precisions if p != "fp32"}
     run = run if isinstance(run, Run) else Run.open(run)
+    if description_path(target).resolve() == (run.directory / RECORD).resolve():
+        raise UsageError(
+            "the description would have the name of the run's record of its exports",
+            saw=description_path(target),
+            fix="choose another name, such as encoder.onnx",
+        )
     keep_freed_memory()  # 45 MB are held a dozen times in turn
     with reserved(target, *smaller.values()), _no_collection():
         source = _Source.of(run, probe, "int8" in smaller, data, encoder)
         built = _build(source, opset)
         for path in smaller.values():
             remove(path)  # it is of the file that is replaced now
-        result = _publish(target, built, source, opset, begin)
+        result = _publish(target, built, source, begin)
         failed: CheckFailed | None = None
         for name, path in smaller.items():
             begin = time.perf_counter()
             try:
-                made = _publish_variant(path, built, source, name, opset, begin)
+                made = _publish_variant(path, built, source, name, begin)
                 result = replace(result, variants=(*result.variants, made))
             except CheckFailed as error:
                 failed = failed or error
@@ -360,25 +369,21 @@ def _sealed(
     return _Built(traced, with_metadata(plain, metadata), metadata, parity, images, expected, session)
 
 
-def _publish(target: Path, built: _Built, source: _Source, opset: int, begin: float, **more: Any) -> ExportResult:
+def _publish(target: Path, built: _Built, source: _Source, begin: float, **more: Any) -> ExportResult:
     """Writes the file under a temporary name, reads it back, and then renames it."""
     temporary, sha256 = temporary_path(target), hashlib.sha256(built.data).hexdigest()
     with disk_errors(target):
         write(temporary, built.data)
-        write(sidecar_path(temporary), f"{sha256}  ".encode() + os.fsencode(target.name) + b"\n")
+        write_beside(temporary, ModelFile(target, built.data, sha256, built.metadata))
     _check_read_back(temporary, built)
     with disk_errors(target):
-        sidecar_path(target).unlink(missing_ok=True)  # at no moment a new file beside an old checksum
-        temporary.replace(target)
-        sidecar_path(temporary).replace(sidecar_path(target))
+        rename(temporary, target)
     seconds = time.perf_counter() - begin
-    size, directory = len(built.data), source.run.directory
+    size, opset, directory = len(built.data), opset_of(built.data), source.run.directory
     return ExportResult(target, sha256, size, built.parity, built.metadata, opset, directory, seconds, **more)
 
 
-def _publish_variant(
-    target: Path, fp32: _Built, source: _Source, precision: str, opset: int, begin: float
-) -> ExportResult:
+def _publish_variant(target: Path, fp32: _Built, source: _Source, precision: str, begin: float) -> ExportResult:
     """Writes the smaller file beside the fp32 file, if it passes its gates."""
     model = _int8(source, fp32) if precision == "int8" else halve(fp32.traced.model)
     traced, plain = replace(fp32.traced, model=model), serialised(model)
@@ -396,7 +401,7 @@ def _publish_variant(
     figures = agreement.bounds() if source.in_graph else {}
     metadata = replace(fp32.metadata, precision=precision, parity=parity.bounds() | figures)
     built = _sealed(source, traced, plain, session, metadata, parity)
-    return _publish(target, built, source, opset, begin, agreement=agreement, speed=speed)
+    return _publish(target, built, source, begin, agreement=agreement, speed=speed)
 
 
 def _int8(source: _Source, fp32: _Built) -> onnx.ModelProto:

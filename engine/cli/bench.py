@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..terminal import add, say, show, table
+from ..terminal import add, say, show, table, tell
 from .options import print_json
 
 if TYPE_CHECKING:
@@ -25,12 +25,14 @@ def command() -> None:
     """Benchmark one part of the engine on this machine against alternatives."""
 
 
-def _outputs(function: Callable[..., None]) -> Callable[..., None]:
-    """The options of every benchmark about what it writes."""
+_PLOT = click.option("--plot", type=PATH, metavar="PATH", help="Draw the rows as a picture, such as rows.png.")
+
+
+def _document(function: Callable[..., None]) -> Callable[..., None]:
+    """The options of every benchmark about the document that it writes."""
     for option in (
         click.option("--json", "as_json", is_flag=True, help="Print one JSON document to stdout instead of text."),
         click.option("--overwrite", is_flag=True, help="Replace files of these names that `bench` did not write."),
-        click.option("--plot", type=PATH, metavar="PATH", help="Draw the rows as a picture, such as rows.png."),
         click.option("--out", type=PATH, metavar="PATH", help="Also write the JSON document to this file."),
     ):
         function = option(function)
@@ -52,7 +54,8 @@ def _add(name: str, words: str, small: dict[str, Any], *further: Callable[..., A
         "--small", is_flag=True, help="Use tiny sizes, to test that the benchmark runs. The figures mean nothing."
     )
     @click.option("--check", is_flag=True, help="Exit with 1 if a figure misses its floor.")
-    @_outputs
+    @_document
+    @_PLOT
     def run(**options: Any) -> None:
         _measure(name, small if options.pop("small") else None, **options)
 
@@ -132,7 +135,8 @@ _add(
     metavar="DIR",
     help="Where the runs are kept; the same command continues a race that was stopped.",
 )
-@_outputs
+@_document
+@_PLOT
 def race(
     out: Path | None, plot: Path | None, overwrite: bool, as_json: bool, runs: Path, contenders: tuple[str, ...],
     **options: Any,
@@ -148,6 +152,47 @@ def race(
     _check_outputs(overwrite, (out, b'"device"'), (plot, MADE_BY))
     rows = racing.race(folder=runs, contenders=contenders or racing.CONTENDERS, **options)
     _publish(bench_document(rows), racing.draw, out, plot, as_json)
+
+
+@command.command("clients", short_help="an exported file in other programs, compared with ours")
+@click.argument("files", nargs=-1, required=True, metavar="FILE.onnx...", type=PATH)
+@click.option("--data", default="glyphs", show_default=True, metavar="NAME|PATH", help="The images, as for `pretrain`.")
+@click.option("--n", "images", type=click.IntRange(min=2), default=100, show_default=True, help="Number of images.")
+@click.option(
+    "--node",
+    "node_modules",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    metavar="FOLDER",
+    help="The node_modules in which onnxruntime-node and onnxruntime-web are.  [default: where Node looks]",
+)
+@click.option("--markdown", is_flag=True, help="Print the table as Markdown.")
+@click.option(
+    "--check", is_flag=True, help="Exit with 1 if an installed client does not give what the file gives here."
+)
+@_document
+def clients(
+    files: tuple[Path, ...], check: bool, markdown: bool, out: Path | None, overwrite: bool, as_json: bool,
+    **options: Any,
+) -> None:  # fmt: skip
+    """Run exported files in onnxruntime for Node and the web, OpenVINO, OpenCV, onnx and onnx2torch.
+
+    Shows for each that is installed the largest difference of a feature to our own runtime on the same file, and the
+    share of images that get the same label.
+    """
+    from simclr_engine.bench import clients as subject
+    from simclr_engine.bench.rows import bench_document
+
+    _check_outputs(overwrite, (out, b'"device"'))
+    document = bench_document(subject.rows(files, **options))
+    _write_document(document, out)
+    if as_json:
+        print_json(document)
+    elif markdown:
+        tell(*subject.markdown(document["rows"]).splitlines())
+    else:
+        _table_of_clients(document)
+    if check:
+        subject.check(document["rows"])
 
 
 def _measure(
@@ -205,18 +250,22 @@ def _publish(
     plot: Path | None,
     as_json: bool,
 ) -> None:
-    if out is not None:
-        import json
-
-        from ..files import write_text_atomic
-
-        write_text_atomic(out, json.dumps(document, indent=2) + "\n")
+    _write_document(document, out)
     if plot is not None:
         _write_picture(draw(document), plot)
     if as_json:
         print_json(document)
     else:
         _table(document)
+
+
+def _write_document(document: dict[str, Any], out: Path | None) -> None:
+    if out is not None:
+        import json
+
+        from ..files import write_text_atomic
+
+        write_text_atomic(out, json.dumps(document, indent=2) + "\n")
 
 
 def _write_picture(figure: Figure, path: Path) -> None:
@@ -239,6 +288,22 @@ def _table(document: dict[str, Any]) -> None:
             continue
         figures = [f"{row[k]:,.0f}" if row[k] >= 100 else f"{row[k]:.3g}" for k in ("median", "p20", "p80")]
         add(measured, row["name"], row["contender"], *figures, row["unit"], _also(row))
+    show(measured, width=200)
+
+
+def _table_of_clients(document: dict[str, Any]) -> None:
+    from simclr_engine.bench.clients import UNIT
+
+    def share(labels: float | None) -> str:
+        return "" if labels is None else f"{labels:.0%}"
+
+    columns = ("file", "client", "version", "#images", f"#{UNIT}", "#same label", "#as fp32", "also")
+    measured = table(*columns, title=str(document["device"]), rule=False)
+    for row in document["rows"]:
+        difference = "–" if row["median"] is None else f"{row['median']:.1e}"
+        labels = share(row.get("label_agreement")), share(row.get("fp32_agreement"))
+        about = row.get("client_version", "–"), str(row["images"])
+        add(measured, row["name"], row["contender"], *about, difference, *labels, row.get("note", ""))
     show(measured, width=200)
 
 

@@ -41,10 +41,10 @@ if TYPE_CHECKING:
 @click.option(
     "--opset",
     type=int,
-    default=20,
+    default=18,
     show_default=True,
     metavar="N",
-    help="Version of the ONNX operator set, at least 18.",
+    help="Version of the ONNX operator set, at least 18; of the int8 file at least 19.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace files of these names even if `export` did not write them.")
 @click.option(
@@ -68,8 +68,9 @@ def command(
 ) -> None:
     """Write the encoder of a run as one ONNX file that takes uint8 images.
 
-    The file is written only if its features match PyTorch's. Its checksum is written to FILE.onnx.sha256. Prints the
-    measured differences and their limits.
+    The file is written only if its features match PyTorch's. Its checksum is written to FILE.onnx.sha256, and
+    what a program must know of it (class names, size, how images are resized) to FILE.json. Prints the measured
+    differences and their limits.
 
     \b
     simclr-engine export encoder.onnx

@@ -239,7 +239,7 @@ def _about(content: ReportContent) -> dict[str, Any]:
         "unfinished": content.run.unfinished,
         "recipe": recipe.name,
         "arch": "own encoder" if recipe.model.arch == "own" else recipe.model.arch,
-        "epochs": counted(content.length, "epoch"),
+        "epochs": content.length,
         "images": counted(content.images, "image"),
         "data": content.data_name,
         "image_size": content.data.get("image_size", "?"),

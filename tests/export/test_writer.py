@@ -16,8 +16,9 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper
-from torch import nn
+from torch import Tensor, nn
 
+from fixtures.run_graph import graph_features
 from simclr_engine import __version__
 from simclr_engine.cli.export import command
 from simclr_engine.errors import CheckFailed, DataError, PlatformError, UsageError
@@ -77,9 +78,9 @@ def test_a_resnet50_with_the_imagenet_stem_exports_at_another_size(write_run: Wr
 def test_the_graph_holds_plain_operators_and_folded_batch_norm(shared_export: ExportResult) -> None:
     model = onnx.load(shared_export.file, load_external_data=False)
     kinds = [node.op_type for node in model.graph.node]
-    assert set(kinds) <= {"Transpose", "Cast", "Mul", "Sub", "Conv", "Relu", "Add", "ReduceMean", "Reshape"}
+    assert set(kinds) <= {"Transpose", "Cast", "Mul", "Sub", "Conv", "Relu", "Add", "GlobalAveragePool", "Flatten"}
     assert kinds.count("Conv") == 20 and len(kinds) == 51
-    assert [o.version for o in model.opset_import] == [20]
+    assert [(o.domain, o.version) for o in model.opset_import] == [("", 18)] and model.ir_version == 8
     dims = [d.dim_param or d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim]
     assert dims == ["batch", 32, 32, 3]
     assert model.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.UINT8
@@ -115,10 +116,40 @@ def test_result_metadata_and_record_say_what_was_written(shared_run: Run, shared
     assert set(record["parity"]) >= {"max_abs", "label_agreement", "label_source", "limit"}
 
 
-def test_an_older_opset_can_be_asked_for() -> None:
-    encoder = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    model = trace_encoder(encoder, (0.5,) * 3, (0.25,) * 3, 8, 18).model
-    assert [o.version for o in model.opset_import] == [18]
+class _Mean(nn.Module):
+    """The mean over the image, or over a part of its axes."""
+
+    def __init__(self, *axes: int, keepdim: bool = False) -> None:
+        super().__init__()
+        self.axes, self.keepdim = axes, keepdim
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.flatten(x.mean(self.axes, self.keepdim), 1)
+
+
+@pytest.mark.parametrize(
+    ("pool", "kinds"),
+    [
+        (nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()), {"GlobalAveragePool", "Flatten"}),
+        (_Mean(2, 3), {"GlobalAveragePool", "Flatten"}),
+        (_Mean(-1, -2, keepdim=True), {"GlobalAveragePool", "Flatten"}),
+        (_Mean(3), {"ReduceMean", "Reshape"}),
+        (_Mean(1, 2), {"ReduceMean"}),
+    ],
+)
+@pytest.mark.parametrize("opset", [18, 21])
+def test_a_mean_over_the_image_is_a_global_average_pool(pool: nn.Module, kinds: set[str], opset: int) -> None:
+    encoder = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), pool).eval()
+    traced = trace_encoder(encoder, (0.5,) * 3, (0.25,) * 3, 8, opset)
+    assert {node.op_type for node in traced.model.graph.node} == {"Transpose", "Cast", "Mul", "Sub", "Conv"} | kinds
+    assert [o.version for o in traced.model.opset_import] == [opset]
+    images = natural_images(3, 8)
+    normalised = (torch.from_numpy(images).permute(0, 3, 1, 2) / 255 - 0.5) / 0.25
+    with torch.no_grad():
+        expected = encoder(normalised).numpy()
+    np.testing.assert_allclose(graph_features(traced.model, images), expected, atol=1e-5)
+    assert first_divergence(traced, images).startswith("no node diverges")
+    onnx.checker.check_model(traced.model, full_check=True)
 
 
 @pytest.mark.parametrize("opset", [9, 17, 99])
@@ -244,13 +275,13 @@ def test_overwrite_replaces_a_file_of_another_kind(little_run: Run, tmp_path: Pa
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-@pytest.mark.parametrize("name", ["e.onnx", "e.onnx.sha256"])
+@pytest.mark.parametrize("name", ["e.onnx", "e.onnx.sha256", "e.json"])
 def test_an_export_does_not_write_through_a_link(
     little_run: Run, little_file: Path, tmp_path: Path, name: str, overwrite: bool
 ) -> None:
     folder = tmp_path / "out"
     folder.mkdir()
-    mine = {"e.onnx": little_file, "e.onnx.sha256": sidecar_path(little_file)}[name]
+    mine = little_file.parent / name.replace("e.", "encoder.", 1)
     before = mine.read_bytes()
     for target in (mine, folder / "nothing"):
         (folder / name).symlink_to(target)
@@ -279,7 +310,7 @@ def test_a_temporary_file_is_not_written_through_a_link(little_run: Run, tmp_pat
     (tmp_path / f".e.{os.getpid()}.partial.onnx").symlink_to(mine)
     export_onnx(little_run, tmp_path / "e.onnx")
     assert mine.read_text() == "mine"
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["e.onnx", "e.onnx.sha256", "mine"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["e.json", "e.onnx", "e.onnx.sha256", "mine"]
 
 
 def test_an_absent_run_is_a_data_error_and_leaves_nothing(tmp_path: Path) -> None:

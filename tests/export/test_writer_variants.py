@@ -39,8 +39,8 @@ def int8_export(little_digits: Run, fast_int8: None, tmp_path: Path) -> ExportRe
 
 def test_int8_is_written_beside_the_fp32_file(int8_export: ExportResult, little_digits: Run) -> None:
     folder = int8_export.file.parent
-    names = ["encoder.int8.onnx", "encoder.int8.onnx.sha256", "encoder.onnx", "encoder.onnx.sha256"]
-    assert sorted(p.name for p in folder.iterdir()) == names
+    names = [f"encoder{kind}{end}" for kind in (".int8", "") for end in (".json", ".onnx", ".onnx.sha256")]
+    assert sorted(p.name for p in folder.iterdir()) == sorted(names)
     (variant,) = int8_export.variants
     store = load_data("digits")
     plain, small = OnnxEncoder(int8_export.file), OnnxEncoder(variant.file)
@@ -103,7 +103,7 @@ def test_a_failed_int8_gate_leaves_fp32_and_no_int8_file(
         export_onnx(little_digits, int8_export.file, precision="int8")
     assert caught.value.exit_code == 1 and "encoder.onnx, in fp32," in str(caught.value.fix)
     folder = int8_export.file.parent
-    assert sorted(p.name for p in folder.iterdir()) == ["encoder.onnx", "encoder.onnx.sha256"]
+    assert sorted(p.name for p in folder.iterdir()) == ["encoder.json", "encoder.onnx", "encoder.onnx.sha256"]
     assert not OnnxEncoder(int8_export.file).has_probe  # the new one
     assert "variants" not in json.loads((little_digits.directory / "export.json").read_text())
 
@@ -118,7 +118,7 @@ def test_every_int8_gate_is_asked(
     monkeypatch.setattr(writer, gate, refuse)
     with pytest.raises(CheckFailed, match=gate):
         export_onnx(little_digits, tmp_path / "e.onnx", precision="int8")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["e.onnx", "e.onnx.sha256"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["e.json", "e.onnx", "e.onnx.sha256"]
 
 
 def test_features_that_are_not_finite_fail_in_int8_too(
