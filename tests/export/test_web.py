@@ -155,7 +155,8 @@ def test_a_file_a_link_or_the_working_directory_is_not_replaced(
 ) -> None:
     (tmp_path / "file").write_bytes(b"mine")
     (tmp_path / "real" / "below").mkdir(parents=True)
-    (tmp_path / "link").symlink_to(tmp_path / "real")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "other")
     monkeypatch.chdir(tmp_path / "real" / "below")
     for given in (tmp_path / "file", tmp_path / "link", ".", "..", tmp_path / "real", ""):
         with pytest.raises(UsageError):
