@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from .features import onnx_features as onnx_features
     from .index import EmbeddingIndex as EmbeddingIndex
     from .runtime import OnnxEncoder as OnnxEncoder
+    from .web import WebPage as WebPage
+    from .web import export_web as export_web
     from .writer import ExportResult as ExportResult
     from .writer import export_onnx as export_onnx
 
@@ -20,11 +22,13 @@ _HOMES = {
     "EmbeddingIndex": "index",
     "ExportResult": "writer",
     "OnnxEncoder": "runtime",
+    "WebPage": "web",
     "export_onnx": "writer",
+    "export_web": "web",
     "onnx_features": "features",
 }
 
-__all__ = ["EmbeddingIndex", "ExportResult", "OnnxEncoder", "export_onnx", "onnx_features"]
+__all__ = ["EmbeddingIndex", "ExportResult", "OnnxEncoder", "WebPage", "export_onnx", "export_web", "onnx_features"]
 
 
 __getattr__, __dir__ = lazy_names(__name__, {name: f".{module}" for name, module in _HOMES.items()})

@@ -109,14 +109,14 @@ def remove(file: Path) -> None:
 
 
 @contextmanager
-def disk_errors(target: Path) -> Iterator[None]:
+def disk_errors(target: Path, what: str = "the ONNX file") -> Iterator[None]:
     """Turns failures of the file system into errors that say what they mean for an export."""
     try:
         yield
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         raise PlatformError(
-            "the disk is full" if full else "the ONNX file cannot be written",
+            "the disk is full" if full else f"{what} cannot be written",
             saw=f"{target}: {error.strerror or error}",
             fix="free space, then export again" if full else "choose a folder that exists and that you may write to",
         ) from error

@@ -139,6 +139,7 @@ def export_onnx(
     data: str | Path | Selection | None = None,
     overwrite: bool = False,
     encoder: nn.Module | None = None,
+    recorded: bool = True,
 ) -> ExportResult:
     """Writes the run's encoder as one ONNX file: uint8 `images` `[batch, S, S, 3]` → float32 `features` `[batch, D]`.
 
@@ -163,6 +164,7 @@ def export_onnx(
             from the cache or from where they were; noise where they are gone.
         overwrite: replace files of these names that are no exports of ours; never a folder, nor through a link.
         encoder: the module of a run that trained its caller's own; see `load_encoder`.
+        recorded: whether the run's `export.json` shall speak of this export.
 
     Raises:
         UsageError: the name, the opset or the precision is invalid, the name is taken by something else, or the
@@ -204,7 +206,8 @@ def export_onnx(
                 result = replace(result, variants=(*result.variants, made))
             except CheckFailed as error:
                 failed = failed or error
-        record(run, result.to_json())
+        if recorded:
+            record(run, result.to_json())
         if failed is not None:
             kept = [f"{target.name}, in fp32,", *(f"{made.file.name}" for made in result.variants)]
             fix = f"{failed.fix}; {' and '.join(kept)} passed {'its' if len(kept) == 1 else 'their'} gates and stayed"

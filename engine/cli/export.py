@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +16,11 @@ from .options import print_json, selected, selection_options
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from simclr_engine.export import ExportResult
+    from simclr_engine.export import ExportResult, WebPage
 
 
 @click.command(name="export")
-@click.argument("file", metavar="[FILE.onnx]", default="encoder.onnx", type=click.Path(dir_okay=False, path_type=Path))
+@click.argument("file", metavar="[FILE.onnx|FOLDER]", required=False, type=click.Path(path_type=Path))
 @click.option("--run", "run_path", metavar="RUN", help="Run directory.  [default: the newest finished run under runs/]")
 @click.option(
     "--probe",
@@ -30,8 +31,22 @@ if TYPE_CHECKING:
     "RUN/evaluation.  [default ID: the newest one learned from all images]",
 )
 @click.option("--no-probe", is_flag=True, help="Export the features only. This is the default.")
-@click.option("--int8", is_flag=True, help="Also write FILE.int8.onnx, calibrated on the images of --data.")
+@click.option(
+    "--int8/--no-int8",
+    default=None,
+    help="Also write FILE.int8.onnx, calibrated on the images of --data.  [default: no; with --web, yes]",
+)
 @click.option("--fp16", is_flag=True, help="Also write FILE.fp16.onnx, half the size, for GPUs.")
+@click.option(
+    "--web",
+    is_flag=True,
+    help="Write FOLDER instead: a page that runs the model in the browser. Any static web server can serve it.",
+)
+@click.option(
+    "--runtime",
+    metavar="FOLDER",
+    help="Folder of the npm package onnxruntime-web, for --web.  [default: node_modules/onnxruntime-web]",
+)
 @click.option(
     "--data",
     metavar="NAME|PATH",
@@ -52,12 +67,14 @@ if TYPE_CHECKING:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document to stdout instead of text.")
 def command(
-    file: Path,
+    file: Path | None,
     run_path: str | None,
     probe: str | None,
     no_probe: bool,
-    int8: bool,
+    int8: bool | None,
     fp16: bool,
+    web: bool,
+    runtime: str | None,
     data: str | None,
     labels: str | None,
     files: str | None,
@@ -75,27 +92,41 @@ def command(
     \b
     simclr-engine export encoder.onnx
     simclr-engine export encoder.onnx --run runs/first --probe --int8
+    simclr-engine export page/ --web --runtime node_modules/onnxruntime-web
     """
     from ..run import Run, unfinished_notes
 
     wanted = _wanted(probe, no_probe)
+    if web or runtime is not None:
+        _check_web(web, file, fp16, overwrite)
+    file = file or Path("page" if web else "encoder.onnx")
     precision = [name for name, asked in (("int8", int8), ("fp16", fp16)) if asked] or "fp32"
     run = Run.newest() if run_path is None else Run.open(run_path)
     say(f"run: {run.directory}" + (" (the newest finished one)" if run_path is None else ""))
     for note in unfinished_notes(run.unfinished):
         say(f"note: {note}")
 
-    from simclr_engine.export import export_onnx
+    from simclr_engine.export import export_onnx, export_web
     from simclr_engine.export.samples import SYNTHETIC
 
     images = selected(data, labels, files)
-    result = export_onnx(run, file, opset=opset, probe=wanted, precision=precision, data=images, overwrite=overwrite)
+    page: WebPage | None = None
+    if web:
+        asked = False if no_probe else wanted
+        page = export_web(run, file, runtime, opset=opset, probe=asked, int8=int8, data=images)
+        result, document = page.exported, page.to_json()
+    else:
+        result = export_onnx(
+            run, file, opset=opset, probe=wanted, precision=precision, data=images, overwrite=overwrite
+        )
+        document = result.to_json()
     if result.parity.image_source == SYNTHETIC:
         say("note: the images of the run are gone, so the file was checked on noise; --data NAME|PATH names real ones")
-    document = result.to_json()
     if not as_json:
         _show(result)
-    if card:
+    if page is not None:
+        _show_page(page, run, no_probe, sizes=not as_json)
+    elif card:
         document |= _card(result, run, shown=not as_json)
     if as_json:
         print_json(document)
@@ -114,6 +145,34 @@ def _wanted(probe: str | None, no_probe: bool) -> bool | str | None:
             fix=f"name the file first: {command_here('export', Path(probe), '--probe')}",
         )
     return probe or True
+
+
+def _check_web(web: bool, file: Path | None, fp16: bool, overwrite: bool) -> None:
+    """Refuses options that say nothing of what is written."""
+    if not web:
+        raise UsageError("--runtime is for --web alone", fix="add --web, or leave --runtime out")
+    for name, given in (("--fp16", fp16), ("--overwrite", overwrite)):
+        if given:
+            raise UsageError(f"--web and {name} cannot be used together", fix=f"leave {name} out")
+    if file is not None and file.suffix.lower() == ".onnx":
+        raise UsageError("--web writes a folder", saw=file, fix="name a folder: page/")
+
+
+def _show_page(page: WebPage, run: Any, no_probe: bool, sizes: bool) -> None:
+    """Says on stderr what the page lacks; prints its sizes and how to see it, unless stdout is for JSON."""
+    if page.note:
+        say(f"note: {page.note}")
+    if not page.exported.metadata.probe and not no_probe:
+        first = command_here("evaluate", run.directory, "--method", "linear")
+        say(f"note: the run has no linear probe, so the page compares pictures and names no classes; first: {first}")
+    if sizes:
+        runtime = f"onnxruntime-web {page.runtime}".strip()
+        server = ["python3", "-m", "http.server", "--directory", str(page.folder)]
+        ours, theirs = (page.page_bytes + page.model_bytes) / 2**20, page.runtime_bytes / 2**20
+        tell(
+            f"{page.folder}  {ours:.1f} MiB with the model, and {theirs:.1f} MiB of {runtime}",
+            f"serve the folder over http, for example: {shlex.join(server)}",
+        )
 
 
 def _card(result: ExportResult, run: Any, shown: bool) -> dict[str, Any]:

@@ -7,10 +7,8 @@ import importlib.util
 import io
 import json
 import re
-import shutil
 import socket
 import sys
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -22,6 +20,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
+from fixtures.browser import drop_file, needs_browser, requested, set_width, severe, start_browser, wait_for
 from fixtures.image_files import encode
 from fixtures.tiny_model import tiny_features
 from fixtures.tiny_probe import CLASSES, tiny_probabilities, write_tiny_probe
@@ -35,12 +34,7 @@ from simclr_engine.export.index import EmbeddingIndex
 from simclr_engine.export.serve import EmbeddingMap, Service, gallery, headline, start_page
 
 SIZE = 8
-CHROMIUM, DRIVER = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
 needs_gradio = pytest.mark.skipif(importlib.util.find_spec("gradio") is None, reason="gradio is not installed")
-FLAGS = (
-    "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --window-size=1280,1000"
-)
 
 
 def picture(colour: tuple[int, int, int], seed: int = 0) -> bytes:
@@ -237,47 +231,22 @@ def test_a_port_that_is_taken_is_a_platform_error(page: tuple[str, list[Any]], s
         pass
 
 
-def wait_for(found: Callable[[], Any], seconds: float = 60) -> Any:
-    """What `found` gives as soon as it is true."""
-    end = time.monotonic() + seconds
-    while not (value := found()):
-        assert time.monotonic() < end, "the page did not come to it"
-        time.sleep(0.05)
-    return value
-
-
-DROP = """
-const [zone, name, text] = arguments, data = new DataTransfer();
-const bytes = Uint8Array.from(atob(text), c => c.charCodeAt(0));
-data.items.add(new File([bytes], name, {type: "image/png"}));
-for (const kind of ["dragenter", "dragover", "drop"])
-  zone.dispatchEvent(new DragEvent(kind, {bubbles: true, cancelable: true, dataTransfer: data}));
-"""
-
-
 @needs_gradio
 @pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None or DRIVER is None, reason="chromium and chromedriver are not installed")
+@needs_browser
 def test_a_browser_shows_the_class_of_a_dropped_image(
     page: tuple[str, list[Any]], service: Service, tmp_path: Path
 ) -> None:
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-    from selenium.webdriver.chrome.service import Service as Driver
     from selenium.webdriver.common.by import By
 
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in [*FLAGS.split(), f"--user-data-dir={tmp_path / 'profile'}"]:
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Driver(DRIVER))
+    driver = start_browser(tmp_path)
 
     def text(part: str) -> str:
         return " ".join(one.text for one in driver.find_elements(By.ID, part))
 
     def drop(data: bytes) -> None:
         zone = wait_for(lambda: driver.find_elements(By.CSS_SELECTOR, "#upload button[aria-label*='rop']"))[0]
-        driver.execute_script(DROP, zone, "dropped.png", base64.b64encode(data).decode())
+        drop_file(driver, zone, "dropped.png", data)
 
     try:
         driver.get(page[0])
@@ -298,14 +267,12 @@ def test_a_browser_shows_the_class_of_a_dropped_image(
         drop(data)  # and the page goes on
         wait_for(lambda: "%" in text("classes") and "Not a readable" not in text("said"))
         for width in (1280, 390):
-            size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
-            driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+            set_width(driver, width)
             assert driver.execute_script("return document.documentElement.scrollWidth") <= width
-        events = [json.loads(row["message"])["message"] for row in driver.get_log("performance")]
-        asked = {e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"}
+        asked = requested(driver)
         assert len(asked) > 10
         assert {url for url in asked if not url.startswith((page[0], "data:", "blob:", "chrome:"))} == set()
-        assert [row for row in driver.get_log("browser") if row["level"] == "SEVERE"] == []
+        assert severe(driver) == []
     finally:
         driver.quit()
 
