@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from .errors import UsageError
@@ -121,7 +121,7 @@ def steps_within(plan: Plan, seconds: float, per_step: dict[int, float]) -> int:
     return int(seconds / mean)
 
 
-def cost_after(plan: Plan, step: int, per_step: dict[int, float]) -> float:
+def cost_after(plan: Plan, step: int, per_step: Mapping[int, float]) -> float:
     """What the steps of `plan` after the first `step` cost: `per_step` is seconds or operations at each view size."""
     cost, begin = 0.0, step
     for end, size in plan.phases():

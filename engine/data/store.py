@@ -170,7 +170,7 @@ def image_hashes(images: Pixels) -> list[bytes]:
 
 def copy_numbers(images: Pixels) -> NDArray[np.int64] | None:
     """int64 `[N]`, the same number for images that are equal pixel for pixel; None if no two are."""
-    sums = [zlib.crc32(np.ascontiguousarray(image)) for image in images]  # fast, and tells nearly all apart
+    sums = [zlib.crc32(np.ascontiguousarray(image).data) for image in images]  # fast, and tells nearly all apart
     times = Counter(sums)
     if len(times) == len(sums):
         return None
