@@ -2,20 +2,32 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+PLAIN := $(VENV)/.plain
 READY := $(VENV)/.ready
 
 .PHONY: install demo test lint bench gpu sanitize fuzz chaos wheel-check clean
 
 install: $(READY)
 
-$(READY): pyproject.toml setup.py constraints.txt CMakeLists.txt $(wildcard kernels/native/*)
+INPUTS := pyproject.toml setup.py constraints.txt CMakeLists.txt $(wildcard kernels/native/*)
+EXTRAS := [dev,serve,dali]
+define environment
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: Python 3.11 or newer is needed; name one with PYTHON=…"; exit 3; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,serve,dali]'
-	@touch $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.$(1)'
+endef
 
-demo: $(READY)
+# What users install, which is enough for the demo; everything else comes with the extras.
+$(PLAIN): $(INPUTS)
+	$(call environment)
+	@touch $(PLAIN)
+
+$(READY): $(INPUTS)
+	$(call environment,$(EXTRAS))
+	@touch $(PLAIN) $(READY)
+
+demo: $(PLAIN)
 	$(BIN)/simclr-engine demo
 
 # Two halves beside each other, one thread each (OMP_NUM_THREADS says otherwise), because two cores are all that is asked
