@@ -192,7 +192,7 @@ def _templates() -> Environment:
         lstrip_blocks=True,
         auto_reload=False,
     )
-    environment.filters["unbroken"] = lambda text: text.replace(" %", "\u00a0%")
+    environment.filters["unbroken"] = lambda text: str(text).replace(" %", "\u00a0%")
     return environment
 
 

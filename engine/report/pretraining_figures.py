@@ -169,7 +169,7 @@ def _marks(points: Sequence[float]) -> dict[str, Any]:
 
 def _epochs(axes: Axes, images: int) -> None:
     axes.set(xlabel="epoch" + (f" (of {counted(images, 'image')})" if images else ""), xlim=(0.0, None))
-    axes.yaxis.set_major_locator(MaxNLocator(nbins=5, min_n_ticks=3))
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=5, min_n_ticks=3, steps=[1, 2, 2.5, 5, 10]))
     axes.xaxis.set_major_locator(MaxNLocator(nbins=7, min_n_ticks=3, steps=[1, 2, 2.5, 5, 10]))
 
 

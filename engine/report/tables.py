@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from ..recipe import Recipe
 
 OPEN_TABLE = 20  # classes; longer tables start folded
-STACKED = 8  # rows
+STACKED = 8  # rows at most of a table that a phone shows as blocks
 GROUPS = (
     ("Frozen encoder", lambda pair: pair.method in FROZEN),
     ("Encoder trained with the labels", lambda pair: pair.method not in FROZEN),

@@ -294,7 +294,7 @@ def test_a_run_that_has_logged_and_evaluated_nothing_still_has_a_page(tmp_path: 
 def test_environment_without_optional_entries_still_has_a_page(tmp_path: Path) -> None:
     run = write_run(tmp_path / "old")
     data = {"name": "photos", "fingerprint": "ab", "images": 5, "image_size": 16, "class_names": []}
-    (run.directory / "environment.json").write_text(json.dumps({"finished": True, "data": data}))
+    (run.directory / "environment.json").write_text(json.dumps({"finished": True, "data": data, "notes": [3, "% 4 %"]}))
     assert "photos" in Page(write_report(Run.open(run.directory)).read_text("utf-8")).text
 
 
