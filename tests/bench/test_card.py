@@ -76,6 +76,12 @@ def test_the_table_is_readable_and_foreign_text_stays_text(made: Card, capsys: p
     assert all(len(line) <= 110 for line in said.splitlines())
 
 
+def test_the_card_says_of_int8_alone_that_it_differs_elsewhere(made: Card, capsys: pytest.CaptureFixture[str]) -> None:
+    for rows, expected in ((made.rows, True), (made.rows[:1], False)):
+        show_card(replace(made, rows=rows))
+        assert ("may get another label" in " ".join(capsys.readouterr().out.split())) == expected
+
+
 @pytest.mark.parametrize(
     ("difference", "accuracy", "text"),
     [
