@@ -206,7 +206,7 @@ def check_folder(given: str | Path) -> Path:
     Raises:
         UsageError: it is a file, a link or the working directory, or it holds something else, which would be lost.
     """
-    folder = named_path(given, "FOLDER")
+    folder = named_path(given, "DIR")
     if Path.cwd().is_relative_to(folder.resolve()):
         raise UsageError("the page would replace the working directory", saw=folder, fix="name a new folder: page/")
     if folder.is_symlink() or not folder.is_dir():

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @click.command(name="export")
-@click.argument("file", metavar="[FILE.onnx|FOLDER]", required=False, type=click.Path(path_type=Path))
+@click.argument("file", metavar="[FILE.onnx|DIR]", required=False, type=click.Path(path_type=Path))
 @click.option("--run", "run_path", metavar="RUN", help="Run directory.  [default: the newest finished run under runs/]")
 @click.option(
     "--probe",
@@ -40,11 +40,11 @@ if TYPE_CHECKING:
 @click.option(
     "--web",
     is_flag=True,
-    help="Write FOLDER instead: a page that runs the model in the browser. Any static web server can serve it.",
+    help="Write the folder DIR instead: a page that runs the model in the browser. Any static web server can serve it.",
 )
 @click.option(
     "--runtime",
-    metavar="FOLDER",
+    metavar="DIR",
     help="Folder of the npm package onnxruntime-web, for --web.  [default: node_modules/onnxruntime-web]",
 )
 @click.option(
