@@ -67,7 +67,11 @@ def command_lines(text: str) -> Iterator[list[str]]:
     """The words of each command of ours in the fenced blocks, without comments, continued over `&&` and pipes."""
     for block in blocks(text):
         for line in block.splitlines():
-            words = shlex.split(line.replace("…", "x"), comments=True) if "simclr-engine " in line else []
+            words = (
+                shlex.split(line.replace("…", "x"), comments=True)
+                if re.search(r"(^|&& |\| )simclr-engine ", line)
+                else []
+            )
             command: list[str] = []
             for word in [*words, "&&"]:
                 if word not in ("&&", "|"):
@@ -111,7 +115,7 @@ def test_every_option_in_the_prose_is_one_of_our_commands(page: Path) -> None:
         known |= {word for one in below for option in one.params for word in (*option.opts, *option.secondary_opts)}
     prose = re.sub(r"^```.*?^```$", "", page.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
     for code in re.findall(r"`([^`\n]*)`", prose):
-        if not code.startswith(("pip ", "python ", "torchrun", "tensorboard", "--rdzv")):
+        if not code.startswith(("pip ", "npm ", "python ", "torchrun", "tensorboard", "--rdzv")):
             assert set(re.findall(r"(?:^|\s)(--[a-z][a-z0-9-]+)", code)) <= known, code
 
 

@@ -157,12 +157,14 @@ def race(
 @command.command("clients", short_help="an exported file in other programs, compared with ours")
 @click.argument("files", nargs=-1, required=True, metavar="FILE.onnx...", type=PATH)
 @click.option("--data", default="glyphs", show_default=True, metavar="NAME|PATH", help="The images, as for `pretrain`.")
-@click.option("--n", "images", type=click.IntRange(min=2), default=100, show_default=True, help="Number of images.")
+@click.option(
+    "--n", "images", type=click.IntRange(min=2), default=100, show_default=True, metavar="N", help="Number of images."
+)
 @click.option(
     "--node",
     "node_modules",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    metavar="FOLDER",
+    metavar="DIR",
     help="The node_modules in which onnxruntime-node and onnxruntime-web are.  [default: where Node looks]",
 )
 @click.option("--markdown", is_flag=True, help="Print the table as Markdown.")
