@@ -85,6 +85,7 @@ def clients(node_modules: Path | None = None) -> tuple[Client, ...]:
         Client("OpenVINO, f32", partial(_openvino, "f32"), openvino),
         Client(AS_IT_COMES, partial(_openvino, None), openvino),
         Client("OpenCV DNN", _opencv, partial(_pip_version, "cv2", "opencv-python-headless")),
+        Client("tract", _tract, partial(_pip_version, "tract", "tract")),
         Client("onnx reference", _reference, partial(_pip_version, "onnx", "onnx"), most=8),
         Client("onnx2torch", _onnx2torch, partial(_pip_version, "onnx2torch", "onnx2torch")),
     )
@@ -264,6 +265,19 @@ def _opencv(file: Path, _: Sequence[str]) -> Run:
     return run
 
 
+def _tract(file: Path, _: Sequence[str]) -> Run:
+    import onnx
+    import tract
+
+    names = [output.name for output in onnx.load(file).graph.output]  # it gives all of them, by names of its own
+    model = tract.onnx().load(file).into_model().into_runnable()
+
+    def run(images: NDArray[np.uint8]) -> Outputs:
+        return {name: value.to_numpy() for name, value in zip(names, model.run([images]), strict=True)}
+
+    return run
+
+
 def _reference(file: Path, outputs: Sequence[str]) -> Run:
     from onnx.reference import ReferenceEvaluator
 
@@ -278,7 +292,7 @@ def _onnx2torch(file: Path, outputs: Sequence[str]) -> Run:
     import torch
 
     model = onnx.load(file)
-    names = [output.name for output in model.graph.output]
+    names = [output.name for output in model.graph.output]  # it gives all of them
     module = onnx2torch.convert(model).eval()
 
     def run(images: NDArray[np.uint8]) -> Outputs:

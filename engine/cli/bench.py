@@ -176,7 +176,7 @@ def clients(
     files: tuple[Path, ...], check: bool, markdown: bool, out: Path | None, overwrite: bool, as_json: bool,
     **options: Any,
 ) -> None:  # fmt: skip
-    """Run exported files in onnxruntime for Node and the web, OpenVINO, OpenCV, onnx and onnx2torch.
+    """Run exported files in onnxruntime for Node and the web, OpenVINO, OpenCV, tract, onnx and onnx2torch.
 
     Shows for each that is installed the largest difference of a feature to our own runtime on the same file, and the
     share of images that get the same label.

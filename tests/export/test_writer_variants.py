@@ -20,7 +20,7 @@ from simclr_engine.errors import CheckFailed, DataError, PlatformError, UsageErr
 from simclr_engine.evaluation.features import extract_features
 from simclr_engine.export import OnnxEncoder, export_onnx, writer
 from simclr_engine.export import precision as precision_room
-from simclr_engine.export.graph import trace_encoder
+from simclr_engine.export.graph import OPSET, trace_encoder
 from simclr_engine.export.metadata import read_model, sidecar_path
 from simclr_engine.export.parity import FP16, Difference, SpeedUp
 from simclr_engine.export.precision import halve
@@ -275,7 +275,7 @@ def test_the_command_shows_both_files_and_their_gates(
 def test_every_encoder_exports_in_every_precision(arch: str, stem: str, size: int) -> None:
     encoder = build_encoder(arch, stem).eval()
     mean, std = (0.5, 0.4, 0.3), (0.2, 0.3, 0.25)
-    traced = trace_encoder(encoder, mean, std, size, 20)
+    traced = trace_encoder(encoder, mean, std, size, OPSET)
     images = natural_images(32, size)
     reference = extract_features(encoder, images[:3], mean, std)
     assert Difference.between(reference, graph_features(traced.model, images[:3])).holds()
