@@ -323,7 +323,7 @@ def npm_folder(package: str, node_modules: Path | None = None) -> Path:
     done = subprocess.run(command, env=_node_environment(node_modules), capture_output=True, text=True)
     above = [path for path in Path(done.stdout.strip()).parents if path.parent.name == "node_modules"]
     if done.returncode != 0 or not above:
-        raise Unavailable(f"not found: npm install {package}, then --node FOLDER/node_modules")
+        raise Unavailable(f"not found: npm install {package}, then --node node_modules")
     return above[0]
 
 
