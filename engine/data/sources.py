@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 from collections.abc import Callable, Container, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -399,7 +400,7 @@ def packed(
 ) -> tuple[Path, Meta]:
     """The cache entry of a source and its description; packed now if it is missing or its description is damaged.
 
-    What is left out is said on stderr each time.
+    What is left out is said on stderr, once in a process.
     """
     if size is not None and not MIN_SIZE <= size <= MAX_SIZE:
         raise UsageError("the image size is out of range", saw=size, fix=f"{MIN_SIZE} to {MAX_SIZE} pixels")
@@ -432,8 +433,15 @@ def packed(
         cache.remember("size", {"content": content}, own)
     if meta.skipped:
         total = len(meta.skipped) + sum(split.images for split in meta.splits.values())
-        say(f"{source.name}: {len(meta.skipped):,} of {counted(total, 'file')} skipped: {words_left_out(meta.skipped)}")
+        skipped = f"{len(meta.skipped):,} of {counted(total, 'file')} skipped: {words_left_out(meta.skipped)}"
+        _say_once(f"{source.name}: {skipped}")
     return entry, meta
+
+
+@functools.cache
+def _say_once(line: str) -> None:
+    """Says a line once in a process: an evaluation opens its source more than once."""
+    say(line)
 
 
 def _current(source: Source, entry: Path) -> Meta | None:
