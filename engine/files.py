@@ -12,12 +12,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from .bounds import LARGEST_NPZ
 from .errors import DataError, PlatformError, UsageError
+from .inputs import open_regular
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-LARGEST_NPZ = 1 << 30  # bytes of the arrays in an .npz file: of the most images that are kept, 0.1 GiB
 MARKER = ".simclr-engine-run"  # the file by which a folder is known as a run
 
 # Whether names can be looked up in an open directory. If not (Windows), paths are joined and checked before each use.
@@ -255,7 +256,7 @@ def read_arrays(path: Path, *names: str) -> list[NDArray[Any]] | None:
     import numpy as np
 
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open_regular(path) as opened, np.load(opened, allow_pickle=False) as file:
             if sum(member.file_size for member in file.zip.infolist()) > LARGEST_NPZ:
                 return None
             arrays = [file[name] for name in names]
@@ -340,7 +341,7 @@ def check_output(path: Path, mark: bytes, overwrite: bool = False) -> None:
     """
     if not occupied(path) or overwrite:
         return
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         ours = mark in file.read(4096)
     if not ours:
         raise UsageError(

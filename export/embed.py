@@ -28,9 +28,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from simclr_engine.bounds import LARGEST_DOCUMENT
 from simclr_engine.data.stream import WINDOW, Pictures, Window, windows
 from simclr_engine.errors import CheckFailed, DataError, PlatformError, UsageError
 from simclr_engine.files import write_atomic, write_text_atomic
+from simclr_engine.inputs import read_text
 
 from .embedder import Embedder, Vectors
 from .index import IndexFiles, check_replaceable, index_files, manifest_of, table_writer, taken, write_manifest
@@ -360,7 +362,7 @@ def _plan(embedder: Embedder, parts: Sequence[Pictures], pictures: bool, window:
 def _begun_plan(files: IndexFiles) -> str | None:
     """The plan of the unfinished index here; None for none."""
     try:
-        return str(json.loads((files.partial / "plan.json").read_text("utf-8"))["digest"])
+        return str(json.loads(read_text(files.partial / "plan.json", LARGEST_DOCUMENT))["digest"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -368,7 +370,7 @@ def _begun_plan(files: IndexFiles) -> str | None:
 def _finished_plan(files: IndexFiles) -> str | None:
     """The plan of the finished index here; "" for one that cannot say."""
     try:
-        return str(json.loads(files.manifest.read_text("utf-8")).get("plan", ""))
+        return str(json.loads(read_text(files.manifest, LARGEST_DOCUMENT)).get("plan", ""))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, AttributeError):
@@ -393,7 +395,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _result(files: IndexFiles, began: float, embedded: int) -> EmbedResult:
-    about = json.loads(files.manifest.read_text("utf-8"))
+    about = json.loads(read_text(files.manifest, LARGEST_DOCUMENT))
     skipped = tuple((str(path), str(why)) for path, why in about.get("skipped", ()))
     return EmbedResult(
         files.vectors,

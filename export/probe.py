@@ -12,10 +12,12 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from simclr_engine.bounds import LARGEST_DOCUMENT
 from simclr_engine.command_line import command_here
 from simclr_engine.errors import DataError, UsageError
 from simclr_engine.evaluation.linear import LinearProbe
 from simclr_engine.evaluation.result import EvaluationResult
+from simclr_engine.inputs import read_text
 from simclr_engine.run import Run
 
 from .runtime import LABEL, OUTPUT, PROBABILITIES
@@ -123,7 +125,7 @@ def choose_probe(run: Run, wanted: str | None, feature_dim: int, encoder_hash: s
 def _result(file: Path) -> EvaluationResult:
     path = file.with_suffix(".json")
     try:
-        return EvaluationResult.from_json(path.read_text("utf-8"))
+        return EvaluationResult.from_json(read_text(path, LARGEST_DOCUMENT))
     except (DataError, OSError, UnicodeDecodeError) as error:
         saw = error.saw if isinstance(error, DataError) else error
         raise DataError("the probe's result cannot be read", saw=f"{path}: {saw}", fix=MAKE_ONE) from error
