@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from .bounds import MAX_SIZE, MIN_SIZE
 from .checkpoint import newest_checkpoint
-from .data.decode import MAX_SIZE, MIN_SIZE
 from .data.store import ImageStore
 from .errors import DataError, UsageError, counted
 from .fitting import FITTED

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError
+from ..inputs import open_regular
 from ..progress import progress_bar
 from .arrangement import arrange
 from .cache import SplitMeta, images_paths, labels_path, sizes_and_times
@@ -100,11 +101,11 @@ def _sample(path: str) -> str:
 def _first_word(content: bytes | Path) -> str:
     try:
         if isinstance(content, Path):
-            with content.open("rb") as file:
+            with open_regular(content) as file:
                 content = file.read(HEAD_BYTES)
     except OSError:
         return ""
-    words = content[:HEAD_BYTES].decode("utf-8", "replace").split()
+    words = content[:HEAD_BYTES].decode("utf-8-sig", "replace").split()
     return words[0] if words else ""
 
 

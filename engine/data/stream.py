@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError, UsageError
+from ..inputs import open_regular
 from .archive import ArchiveSource
 from .decode import decode_image
 from .folder import FolderSource
@@ -131,7 +132,7 @@ def _content(path: Path) -> str:
     """sha256 of a file's bytes, since size and time may be those of another; "" if it cannot be read, which is reported
     when it is decoded."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError:
         return ""
