@@ -21,8 +21,10 @@ from torch import nn
 
 from .errors import DataError, UsageError
 from .files import Folder, in_fixed_order, write_atomic
+from .inputs import check_safetensors, open_regular
 from .model import build_encoder, own_encoder
 from .recipe import Recipe
+from .unpickling import read_state
 
 if TYPE_CHECKING:
     from .run import Run
@@ -74,17 +76,19 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         DataError: the file is missing, truncated, altered, or not a checkpoint of this project.
     """
     try:
-        raw = path.read_bytes()
+        with open_regular(path) as file:
+            raw = file.read()
     except OSError as error:
         raise DataError(
             "the checkpoint cannot be read", saw=f"{path}: {error.strerror}", fix="check the path"
         ) from error
     body, footer = raw[:-FOOTER_BYTES], raw[-FOOTER_BYTES:]
+    del raw  # a copy that a large network can do without
     if footer != FOOTER + hashlib.sha256(body).digest():
         raise DataError("the checkpoint is truncated or was altered", saw=path, fix="resume: the previous one is used")
     refuse_bomb(path, io.BytesIO(body))
     try:
-        state = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
+        state = read_state(body)
     except Exception as error:  # a hostile pickle may raise anything: KeyError, TypeError, MemoryError, …
         raise DataError(
             "the checkpoint does not load",
@@ -162,6 +166,7 @@ def read_tensors(path: Path, cause: str, fix: str) -> tuple[dict[str, torch.Tens
         DataError: the file cannot be read; `cause` and `fix` are the caller's words.
     """
     try:
+        check_safetensors(path)
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             return {key: file.get_tensor(key) for key in file.keys()}, metadata  # noqa: SIM118  # not a dict

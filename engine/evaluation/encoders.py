@@ -18,11 +18,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from ..bounds import LARGEST_MARK
 from ..data.cache import cache_root, cached_features
 from ..data.levels import FULL_LEVELS, Levels
 from ..data.store import ImageStore
 from ..errors import PlatformError, UsageError
 from ..files import Folder
+from ..inputs import check_safetensors, open_regular, read_text
 from ..progress import Advance, progress_bar
 from ..run import Run, unfinished_notes
 from ..stem import Stem
@@ -156,7 +158,7 @@ class ScratchEncoder(TorchEncoder):
         drawn_by = f"{self._arch}-{self.stem}-{SEED}-torch-{version('torch')}-{platform.machine()}"
         path = cache_root() / "features" / f"scratch-{drawn_by}.sha256"
         try:
-            sha256 = path.read_text("utf-8").strip()
+            sha256 = read_text(path, LARGEST_MARK).strip()
         except (OSError, UnicodeDecodeError):
             sha256 = ""
         if len(sha256) != 64:
@@ -377,7 +379,7 @@ def _open_file(path: Path) -> Target:
 def _holds_weights(path: Path) -> bool:
     """Whether a file of an unknown ending begins as torch.save and safetensors begin theirs: many name none."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             head = file.read(9)
             if head[:2] == b"PK":
                 return any(name.endswith("/data.pkl") for name in zipfile.ZipFile(file).namelist())
@@ -417,6 +419,7 @@ def _hash_of_file(path: Path) -> str:
 
     digest = hashlib.sha256()
     try:
+        check_safetensors(path)
         with safe_open(path, framework="np") as file:
             for name in sorted(file.keys()):
                 values = file.get_tensor(name)

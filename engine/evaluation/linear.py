@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ..errors import DataError
 from ..files import in_fixed_order, write_atomic
+from ..inputs import check_safetensors
 from .metrics import one_thread
 from .splits import require_finite
 
@@ -81,6 +82,7 @@ class LinearProbe:
         from safetensors import SafetensorError, safe_open
 
         try:
+            check_safetensors(path)
             with safe_open(path, framework="np") as file:
                 tensors = {name: file.get_tensor(name) for name in ("coef", "intercept", "mean", "scale", "classes")}
                 metadata = file.metadata() or {}

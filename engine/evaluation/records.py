@@ -13,10 +13,12 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from ..bounds import LARGEST_DOCUMENT
 from ..data.store import ImageStore, Pixels
 from ..errors import DataError
 from ..event_log import write_scalars
 from ..files import Folder, is_plain_name, read_arrays
+from ..inputs import read_text
 from ..run import read_rows
 from ..terminal import say
 from .knn import nearest
@@ -73,7 +75,7 @@ def load_results(directory: Path) -> dict[str, EvaluationResult]:
     results = {}
     for path in sorted(directory.glob("*.json")):
         try:
-            results[path.stem] = EvaluationResult.from_json(path.read_text("utf-8"))
+            results[path.stem] = EvaluationResult.from_json(read_text(path, LARGEST_DOCUMENT))
         except (DataError, OSError, UnicodeDecodeError) as error:
             saw = error.saw if isinstance(error, DataError) else error
             raise DataError(
@@ -110,12 +112,13 @@ def save_embeddings(directory: Path | Folder, name: str, store: ImageStore, feat
 
 def load_embeddings(directory: Path, name: str) -> Embeddings | None:
     """What `save_embeddings` wrote under a name; None where it is not there or not whole."""
+    path = directory / f"{name}.npy"
     try:
-        features = np.load(directory / f"{name}.npy", allow_pickle=False, mmap_mode="r")
+        features = np.load(path, allow_pickle=False, mmap_mode="r") if path.is_file() else None
     except Exception:  # numpy's readers raise a dozen kinds for damaged files; all mean the same here
         return None
     found = read_arrays(directory / f"{name}_labels.npz", "labels", "class_names", "data")
-    if found is None or found[1].ndim != 1:
+    if features is None or found is None or found[1].ndim != 1:
         return None
     labels, class_names = found[0], tuple(str(one) for one in found[1])
     whole = features.ndim == 2 and features.shape[:1] == labels.shape and features.dtype.kind == "f"
