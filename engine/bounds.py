@@ -33,12 +33,15 @@ MAX_HEADER_BYTES, MOST_HEADERS = 1 << 20, 16  # of the extended headers before o
 MAX_PATH = 4096  # characters of a member's path, as in Linux
 MAX_DEPTH = 256  # folders within folders
 
+QUEUED_BYTES = 128 << 20  # of members that are read and wait to be decoded
+
 # Images
 MAX_FILE_BYTES = 256 << 20
 MAX_PIXELS = 89_478_485  # Pillow's own warning threshold, a quarter of a gigabyte of RGB
-# Of formats whose decoders keep several copies: 16 to 24 bytes for a pixel, where PNG and JPEG take 8.
-PIXELS_OF_FORMAT = dict.fromkeys(("WEBP", "AVIF", "HEIF", "JPEG2000"), 50_000_000)
-JPEG_WORK = 16 * MAX_PIXELS  # pixels times scans; a progressive JPEG has ten
+# Of formats whose decoders keep several copies: 16 to 24 bytes for a pixel, where the others take 8.
+PIXELS_OF_FORMAT = {"WEBP": 50_000_000, "AVIF": 50_000_000, "HEIF": 50_000_000, "JPEG2000": 40_000_000}
+BYTES_OF_PIXEL = 8  # as decoded and as RGB; what a TIFF keeps of a strip or tile comes on top
+JPEG_WORK = 32 * MAX_PIXELS  # pixels times scans; a progressive JPEG has 10 scans, in CMYK 18
 LARGE_PIXELS = 1 << 24  # of larger images one is decoded at a time, whatever the number of threads
 MIN_SIZE, MAX_SIZE = 8, 1024  # side of the squares that images become, pixels
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from ..bounds import JPEG_WORK, LARGE_PIXELS, MAX_FILE_BYTES, MAX_PIXELS, PIXELS_OF_FORMAT
+from ..bounds import BYTES_OF_PIXEL, JPEG_WORK, LARGE_PIXELS, MAX_FILE_BYTES, MAX_PIXELS, MEMORY, PIXELS_OF_FORMAT
 from ..errors import DataError
 from ..inputs import UnfitError, open_regular
 from .levels import FULL_LEVELS, Levels
@@ -205,18 +205,25 @@ def _opened(source: bytes | Path) -> IO[bytes]:
 
 def _check_pixels(image: Image.Image, form: str) -> None:
     width, height = image.size
-    tags: Any = getattr(image, "tag_v2", {})
-    tile = int(tags.get(322, 0)) * int(tags.get(323, 0))  # of a TIFF: it may be larger than the image
-    most = min(MAX_PIXELS, PIXELS_OF_FORMAT.get(form, MAX_PIXELS))
-    if max(width * height, tile) > most:
+    most = min(MAX_PIXELS, MEMORY, PIXELS_OF_FORMAT.get(form, MAX_PIXELS))
+    if width * height > most:
         raise DataError(
-            f"the image has {width} × {height} pixels; at most {most:,} are decoded"
-            if width * height > most
-            else f"the image is stored in tiles of {tile:,} pixels; at most {most:,} are decoded",
-            fix="shrink the image first",
+            f"the image has {width} × {height} pixels; at most {most:,} are decoded", fix="shrink the image first"
+        )
+    if form == "TIFF" and (piece := _piece_bytes(image)) + BYTES_OF_PIXEL * width * height > MEMORY:
+        raise DataError(
+            f"the image of {width} × {height} pixels is stored in pieces of {piece:,} bytes",
+            fix="save it in smaller strips or tiles",
         )
     if width < 1 or height < 1:
         raise DataError(f"the image has {width} × {height} pixels", fix="replace the file")
+
+
+def _piece_bytes(image: Any) -> int:
+    """Of a strip or tile of a TIFF, which is unpacked whole; a tile may be far larger than the image."""
+    tags, (width, height) = image.tag_v2, image.size
+    tile = int(tags.get(322, 0)) * int(tags.get(323, 0))
+    return (tile or width * min(height, int(tags.get(278, height)))) * sum(tags.get(258, (1,))) // 8
 
 
 # A marker of JPEG, not a 0xff of the compressed pixels or one between their restart intervals.
