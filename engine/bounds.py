@@ -14,6 +14,7 @@ COSTS = {
     "table": (40, 2.0),  # short rows: `a1,b`
     "checkpoint": (4, 0.1),
     "onnx": (40, 2.0),
+    "index": (32, 1.0),
     "result": (32, 1.0),  # JSON: `[[],[],…`
 }
 
@@ -24,6 +25,7 @@ DEEPEST_VALUE = 32  # levels of lists and tables in a recipe
 LARGEST_MARK = 1 << 20  # small files beside others: markers, checksums, settings
 LARGEST_DOCUMENT = 256 << 20  # JSON: a confusion matrix of 5,000 classes has 75 MB
 LARGEST_ROW = 1 << 20  # characters of a line in a log; longer ones are skipped
+LARGEST_INDEX = 4 << 30  # the table of an index, one row for each image
 LARGEST_TABLE = 256 << 20  # of labels, or a list of files; seven million rows
 
 # Archives: images hardly compress, so a hundredfold growth beyond this much is no data set.

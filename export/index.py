@@ -23,8 +23,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from simclr_engine.bounds import LARGEST_DOCUMENT, LARGEST_INDEX
 from simclr_engine.errors import DataError, UsageError
 from simclr_engine.files import occupied, write_atomic, write_text_atomic
+from simclr_engine.inputs import open_regular, read_bytes, read_text
 
 FORMAT = 1
 COLUMNS = ("row", "path", "class")
@@ -371,7 +373,7 @@ def read_manifest(files: IndexFiles) -> dict[str, Any]:
             saw=files.partial if unfinished else files.manifest,
             fix="run the same `simclr-engine embed` command again to continue" if unfinished else EMBED_AGAIN,
         ) from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError("the index cannot be read", saw=f"{files.manifest}: {error}", fix=EMBED_AGAIN) from error
 
 
@@ -379,7 +381,7 @@ _TYPES = {"encoder": str, "images": int, "dim": int, "pictures": bool, "class_na
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
-    about = json.loads(path.read_text("utf-8"))
+    about = json.loads(read_text(path, LARGEST_DOCUMENT))
     if about["format"] > FORMAT:
         raise DataError(
             "the index was written by a newer simclr-engine",
@@ -394,7 +396,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 def _read_table(path: Path, sha256: str) -> tuple[tuple[str, ...], list[str]]:
     """Paths and classes, row by row; the file must be the very one that was written with the vectors."""
     try:
-        data = path.read_bytes()
+        data = read_bytes(path, LARGEST_INDEX)
     except OSError as error:
         raise DataError("the index cannot be read", saw=f"{path}: {error.strerror}", fix=EMBED_AGAIN) from error
     if hashlib.sha256(data).hexdigest() != sha256:
@@ -459,9 +461,10 @@ def _inverse_lengths(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def _mapped(path: Path) -> NDArray[Any]:
     try:
+        open_regular(path).close()
         array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError("the index cannot be read", saw=f"{path}: {error}", fix=EMBED_AGAIN) from error
+    except Exception as error:  # numpy's readers raise a dozen kinds for damaged files; all mean the same here
+        raise DataError("the index cannot be read", saw=f"{path}: {str(error)[:200]}", fix=EMBED_AGAIN) from error
     return array
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 FIVE = ("archive", "image", "recipe", "checkpoint", "onnx")
-READERS = (*FIVE, "result", "table")
+READERS = (*FIVE, "result", "table", "index")
 SLICE = 250  # inputs of one reader before it is the next one's turn
 WALL = 60.0  # seconds without an answer: the machine may be busy, a hang is for ever
 START = 120.0  # seconds for a worker to import everything

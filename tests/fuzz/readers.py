@@ -81,7 +81,7 @@ def run_input(reader: str, raw: bytes, suffix: str, room: Room) -> Outcome:
     return outcome
 
 
-OWN_FOLDERS = ("checkpoint", "onnx", "result")  # the reader below writes files beside the input itself
+OWN_FOLDERS = ("checkpoint", "onnx", "result", "index")  # the reader below writes files beside the input itself
 
 
 def _outcome(reader: Callable[[Path, Room], None], path: Path, room: Room) -> Outcome:
@@ -215,6 +215,20 @@ def read_onnx(path: Path, room: Room) -> None:
     if ModelMetadata.from_properties(metadata.to_properties(), "again").to_properties() != metadata.to_properties():
         raise Broken("the metadata come back as others")
     _require_no_weights_elsewhere(path.read_bytes())
+    _run(path)
+
+
+def _run(path: Path) -> None:
+    """What is accepted is loaded and run: it may be wrong, but takes no more than any encoder."""
+    import numpy as np
+
+    from simclr_engine.export.runtime import OnnxEncoder
+
+    with suppress(EngineError):
+        encoder = OnnxEncoder(path, threads=1)
+        side = encoder.image_size
+        with suppress(Exception):  # shapes that do not fit at run time are onnxruntime's to refuse
+            encoder.embed(np.zeros((1, side, side, 3), np.uint8))
 
 
 def _require_no_weights_elsewhere(data: bytes) -> None:
@@ -231,6 +245,18 @@ def _require_no_weights_elsewhere(data: bytes) -> None:
     ]
     if elsewhere:
         raise Broken(f"weights elsewhere: {elsewhere}")
+
+
+def read_index(path: Path, room: Room) -> None:
+    """An index that is taken can be searched."""
+    from simclr_engine.export.index import EmbeddingIndex
+
+    for part, name in zip([*path.read_bytes().split(PART), b"", b""], ("v.npy", "v.json", "v.csv"), strict=False):
+        (room.input / name).write_bytes(part)
+    index = EmbeddingIndex.load(room.input / "v.npy")
+    if len(index):
+        index.search(index.vectors[:1], 1)
+        index.class_of(0), index.paths[0]
 
 
 def read_result(path: Path, room: Room) -> None:
@@ -316,4 +342,5 @@ READERS: dict[str, Callable[[Path, Room], None]] = {
     "onnx": read_onnx,
     "result": read_result,
     "table": read_table,
+    "index": read_index,
 }

@@ -8,6 +8,7 @@ import io
 import json
 import lzma
 import tarfile
+import tempfile
 import warnings
 import zipfile
 from argparse import Namespace
@@ -261,15 +262,15 @@ def checkpoint_seeds() -> list[Seed]:
         entries = _entries(_torch_bytes(state))
         name = next(key for key in entries if key.endswith("data.pkl"))
         others = {key: value for key, value in entries.items() if key != name}
-        ours = lambda d, n=name, o=others: _footed(_stored({n: d, **o}))  # noqa: E731  # one of two, side by side
+        ours = lambda d, n=name, o=others: footed(_stored({n: d, **o}))  # noqa: E731  # one of two, side by side
         theirs = lambda d, n=name, o=others: _stored({n: d, **o})  # noqa: E731  # the other
         seeds += [Seed(entries[name], "pickle", ".pt", ours), Seed(entries[name], "pickle", ".foreign.pt", theirs)]
     whole = _torch_bytes(small)
-    seeds += [Seed(whole, "zip", ".pt", _footed), Seed(_deflated(small), "zip", ".pt", _footed)]
+    seeds += [Seed(whole, "zip", ".pt", footed), Seed(_deflated(small), "zip", ".pt", footed)]
     seeds += [Seed(_deflated({"a": torch.zeros(6_000_000)}), "zip", ".foreign.pt")]  # 24 MB in 24 KB
     old = (_torch_bytes(state, _use_new_zipfile_serialization=False) for state in (small, states[-2]))
     seeds += [Seed(data, "pickle", ".foreign.pt") for data in old]
-    seeds += [Seed(whole + bytes(48), "bytes", ".pt"), Seed(_footed(_torch_bytes([1, 2])), "bytes", ".pt")]
+    seeds += [Seed(whole + bytes(48), "bytes", ".pt"), Seed(footed(_torch_bytes([1, 2])), "bytes", ".pt")]
     return seeds + _safetensors_seeds()
 
 
@@ -332,17 +333,17 @@ def _deflated(state: object) -> bytes:
     return _stored(_entries(_torch_bytes(state)), zipfile.ZIP_DEFLATED)
 
 
-def _footed(body: bytes) -> bytes:
+def footed(body: bytes) -> bytes:
     from simclr_engine.checkpoint import FOOTER
 
     return body + FOOTER + hashlib.sha256(body).digest()
 
 
-def onnx_seeds() -> list[Seed]:
-    """A tiny model that is sealed anew after every change, with and without a probe, a sidecar, weights elsewhere."""
-    from simclr_engine.export.metadata import PREFIX, SCHEMA, ModelMetadata
+def about_onnx() -> Any:
+    """The metadata of the tiny model."""
+    from simclr_engine.export.metadata import SCHEMA, ModelMetadata
 
-    about = ModelMetadata(
+    return ModelMetadata(
         schema=SCHEMA,
         project_version="0.1.0",
         architecture="resnet18",
@@ -358,7 +359,13 @@ def onnx_seeds() -> list[Seed]:
         recipe_hash="ef" * 32,
         parity={"max_abs": 1e-5, "max_relative": 1e-5, "min_cosine": 0.999, "images": 74, "batches": [1, 2]},
     )
-    properties = about.to_properties()
+
+
+def onnx_seeds() -> list[Seed]:
+    """A tiny model that is sealed anew after every change, with and without a probe, a sidecar, weights elsewhere."""
+    from simclr_engine.export.metadata import PREFIX
+
+    properties = about_onnx().to_properties()
     old = {key: value for key, value in properties.items() if key not in (PREFIX + "precision", PREFIX + "probe")}
     old[PREFIX + "schema"] = "1"
     probe = {
@@ -383,10 +390,33 @@ def onnx_seeds() -> list[Seed]:
 
 
 def _graph(tensor: bytes, attributes: list[tuple[int, int | bytes]] = []) -> bytes:  # noqa: B006  # never changed
-    node = message([(1, b"images"), (2, b"features"), (4, b"Identity"), *attributes])
-    return message(
-        [(1, node), (2, b"tiny"), (5, tensor), (11, message([(1, b"images")])), (12, message([(1, b"features")]))]
-    )
+    """The mean colour of images of 8 pixels, cut to two channels; `attributes` are put to its first node."""
+    axes, few = np.array([1, 2], "<i8").tobytes(), np.array([2], "<i8").tobytes()
+    zero = np.array([0], "<i8").tobytes()
+    number = message([(1, b"to"), (3, 1), (20, 2)])
+    kept = message([(1, b"keepdims"), (3, 0), (20, 2)])
+    nodes = [
+        message([(1, b"images"), (2, b"x"), (4, b"Cast"), (5, number), *attributes]),
+        message([(1, b"x"), (1, b"axes"), (2, b"m"), (4, b"ReduceMean"), (5, kept)]),
+        message([(1, b"m"), *((1, name) for name in (b"zero", b"few", b"one")), (2, b"features"), (4, b"Slice")]),
+    ]
+    tensors = [(b"axes", 2, axes), (b"few", 1, few), (b"zero", 1, zero), (b"one", 1, np.array([1], "<i8").tobytes())]
+    held = [message([(1, count), (2, 7), (8, name), (9, raw)]) for name, count, raw in tensors]
+    ends = [_value_info(b"images", 2, [8, 8, 3]), _value_info(b"features", 1, [2])]
+    rows = [*((1, node) for node in nodes), (2, b"tiny"), *((5, one) for one in (tensor, *held) if one)]
+    return message([*rows, (11, ends[0]), (12, ends[1])])
+
+
+def _value_info(name: bytes, kind: int, sides: list[int]) -> bytes:
+    dims = [message([(2, b"batch")]), *(message([(1, side)]) for side in sides)]
+    tensor = message([(1, kind), (2, message([(1, dim) for dim in dims]))])
+    return message([(1, name), (2, message([(1, tensor)]))])
+
+
+def onnx_of(nodes: list[bytes], tensors: list[bytes]) -> bytes:
+    """A sealed model with these nodes and tensors, serialised, before and among its own."""
+    fields = [*((1, node) for node in nodes), *(parsed(_graph(b"")) or []), *((5, tensor) for tensor in tensors)]
+    return _sealed(_model(message(fields), about_onnx().to_properties()))
 
 
 def _model(graph: bytes, properties: Mapping[str, str]) -> bytes:
@@ -439,6 +469,27 @@ def result_seeds() -> list[Seed]:
         seeds += [Seed(packed, "zip", suffix), Seed(_joined(packed), "npy", suffix, _rejoined)]
     embedded = _npy_bytes(arrays["features"]) + PART + _packed(labels)
     return [*seeds, Seed(embedded, "npy", ".embeddings"), *_cache_seeds(images, rows)]
+
+
+def index_seeds() -> list[Seed]:
+    """An index of four vectors: the vectors, the manifest and the table."""
+    from simclr_engine.export.index import EmbeddingIndex
+
+    with tempfile.TemporaryDirectory() as folder:
+        index = EmbeddingIndex.build(np.eye(4, 3, dtype=np.float32) + 1, list("abcd"), ["x", "y", "", "x"])
+        vectors = index.save(Path(folder) / "v.npy")
+        parts = [
+            vectors.read_bytes(),
+            vectors.with_suffix(".json").read_bytes(),
+            vectors.with_suffix(".csv").read_bytes(),
+        ]
+    rest = PART + PART.join(parts[1:])
+    first, last = parts[0] + PART, PART + parts[2]
+    return [
+        Seed(parts[0], "npy", ".index", lambda d: d + rest),
+        Seed(parts[1], "json", ".index", lambda d: first + d + last),
+        Seed(PART.join(parts), "bytes", ".index"),
+    ]
 
 
 def _cache_seeds(images: Any, labels: Any) -> list[Seed]:
@@ -498,5 +549,6 @@ def seeds_of(reader: str, outside: str) -> tuple[Seed, ...]:
         "onnx": onnx_seeds,
         "result": result_seeds,
         "table": table_seeds,
+        "index": index_seeds,
     }
     return tuple(makers[reader]())

@@ -18,12 +18,15 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from simclr_engine.bounds import COSTS, MEMORY, SECONDS
+
 from .mutation import changed
 from .readers import Outcome, Room, run_input
+from .scaled import scaled
 from .seeds import Seed, seeds_of
 
 ADDRESS_SPACE = 2 << 30  # bytes that inputs may claim beyond what the libraries have taken
-MEMORY = 3 << 29  # bytes that an input may really fill: the largest image that is decoded takes 1.3 GB on the way
+SCALED = 0.02  # of all inputs: those of `scaled`
 _TRIES, _SECONDS = 400, 3.0  # to make a failing input smaller
 
 
@@ -42,6 +45,9 @@ def make_input(reader: str, seed: int, index: int, outside: str) -> Input:
     if index < len(seeds):
         return Input(seeds[index], seeds[index].data, seeds[index].seal(seeds[index].data))
     rng = Random(f"{seed} {reader} {index}")
+    if rng.random() < SCALED:
+        one = scaled(reader, rng)
+        return Input(one, one.data, one.data)
     one = rng.choice(seeds)
     data = changed(one.data, one.kind, rng, [other.data for other in seeds])
     raw = one.seal(data)
@@ -92,13 +98,16 @@ def _forget_peak() -> None:
 
 
 def judged(reader: str, one: Input, room: Room) -> tuple[Outcome, int]:
-    """What became of an input, and the bytes of memory that it filled at its peak."""
+    """What became of an input, and the bytes of memory that it filled at its peak; both bounds of `bounds` hold."""
     _forget_peak()
-    before = _status("VmRSS")
+    before, begin = _status("VmRSS"), time.process_time()
     outcome = run_input(reader, one.raw, one.seed.suffix, room)
-    grown = max(0, _status("VmHWM") - before)
-    if grown > MEMORY and not outcome.failure:
+    grown, seconds = max(0, _status("VmHWM") - before), time.process_time() - begin
+    of_byte, of_million = COSTS[reader]
+    if grown > MEMORY + of_byte * len(one.raw) and not outcome.failure:
         outcome = Outcome(outcome.kind, f"{grown >> 20:,} MB of memory", outcome.message)
+    if seconds > SECONDS + of_million * len(one.raw) / 1e6 and not outcome.failure:
+        outcome = Outcome(outcome.kind, f"{seconds:.1f} s of processor time", outcome.message)
     return outcome, grown
 
 
