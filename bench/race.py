@@ -310,7 +310,8 @@ def draw(document: dict[str, Any]) -> Figure:
             axis.spines[["top", "right"]].set_visible(False)
         line[0].set_ylabel(f"{name}, %")
     if contenders:
-        panels[0][0].legend(frameon=False, loc="lower right")
+        handles, labels = panels[0][0].get_legend_handles_labels()
+        figure.legend(handles, labels, frameon=False, loc="outside lower center", ncols=len(contenders))
     figure.suptitle(f"{document['device']}; torch {document['versions']['torch']}", fontsize="small")
     return figure
 
