@@ -16,8 +16,9 @@ from typing import IO, TYPE_CHECKING, Any, TypeGuard
 
 from .data.levels import Levels, as_levels
 from .errors import DataError, PlatformError, UsageError, plain
-from .files import Folder, is_plain_name, named_path
+from .files import MARKER, Folder, is_plain_name, named_path
 from .layout import LOCK, check_removable, empty, holds_a_lock, is_free, mark, remove_torn
+from .sealing import has_seal, verify_file
 
 try:
     import fcntl
@@ -59,6 +60,9 @@ class Run:
 
         directory = Path(path)
         try:
+            for name in ("recipe.toml", "environment.json"):
+                again = "restore it from a copy, or let `pretrain --resume` write it again"
+                verify_file(directory / name, again, name, needed=has_seal(directory / MARKER))
             recipe = Recipe.from_toml((directory / "recipe.toml").read_text("utf-8"))
             environment = _read_object((directory / "environment.json").read_text("utf-8"))
         except (OSError, ValueError) as error:
