@@ -23,7 +23,7 @@ from .errors import DataError, UsageError
 from .files import MARKER, Folder, sealed_tensors, write_atomic
 from .model import build_encoder, own_encoder
 from .recipe import Recipe
-from .sealing import NewerError, has_seal, verify_file
+from .sealing import FIELD, AlteredError, NewerError, has_seal, verify_file
 
 if TYPE_CHECKING:
     from .run import Run
@@ -173,7 +173,10 @@ def read_tensors(path: Path, cause: str, fix: str) -> tuple[dict[str, torch.Tens
         verify_file(path, fix, needed=path.name in WEIGHTS and has_seal(path.parent / MARKER))
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
+            metadata.pop(FIELD, None)
             return {key: file.get_tensor(key) for key in file.keys()}, metadata  # noqa: SIM118  # not a dict
+    except AlteredError as error:
+        raise DataError(cause, saw=error.saw, fix=fix) from error
     except (OSError, SafetensorError) as error:
         raise DataError(cause, saw=f"{path}: {str(error)[:200]}", fix=fix) from error
 

@@ -154,11 +154,9 @@ class Folder:
         return False
 
     @contextmanager
-    def writing(self, name: str, *, seal: bool = False) -> Iterator[IO[bytes]]:
+    def writing(self, name: str) -> Iterator[IO[bytes]]:
         """A file that is synchronised and gets its name at the end of the `with`; if that fails, the old file stays.
-
-        With `seal`, a seal follows what was written. NewerError if a newer version wrote the old file.
-        """
+        NewerError if a newer version wrote that."""
         self.check()
         temporary = f".{_plain(name)}.{os.getpid()}.tmp"
         with _clear_errors(self.path / name, self._what):
@@ -168,8 +166,6 @@ class Folder:
             try:
                 with self._create(temporary) as file:
                     yield file
-                    if seal:
-                        append_seal(file, name)
                     file.flush()
                     os.fsync(file.fileno())
                 self.rename(temporary, name)
@@ -177,6 +173,13 @@ class Folder:
                 with suppress(OSError):  # a full disk or a missing directory must not hide the cause
                     os.unlink(self._at(temporary), dir_fd=self._handle)
                 raise
+
+    @contextmanager
+    def sealing(self, name: str) -> Iterator[IO[bytes]]:
+        """`writing` for an .npy or .npz file; a seal follows what was written."""
+        with self.writing(name) as file:
+            yield file
+            append_seal(file, name)
 
     def _create(self, name: str) -> IO[bytes]:
         path = self.path / name

@@ -291,7 +291,7 @@ def save_view_samples(at: Folder, trainer: Trainer) -> None:
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (trainer.spec.mean, trainer.spec.std))
     pixels = ((batch * std + mean).clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 0, 3, 4, 2)
     originals = np.ascontiguousarray(trainer.store.images[: len(ids)])
-    with at.writing("views.npz", seal=True) as file:
+    with at.sealing("views.npz") as file:
         np.savez_compressed(file, originals=originals, views=pixels.numpy())
 
 

@@ -16,9 +16,10 @@ from typing import IO, TYPE_CHECKING, Any, TypeGuard
 
 from .data.levels import Levels, as_levels
 from .errors import DataError, PlatformError, UsageError, plain
-from .files import MARKER, Folder, is_plain_name, named_path
+from .files import Folder, is_plain_name, named_path
 from .layout import LOCK, check_removable, empty, holds_a_lock, is_free, mark, remove_torn
-from .sealing import has_seal, verify_file
+from .sealing import AlteredError, verify_file
+from .terminal import say_once
 
 try:
     import fcntl
@@ -60,9 +61,11 @@ class Run:
 
         directory = Path(path)
         try:
-            for name in ("recipe.toml", "environment.json"):
-                again = "restore it from a copy, or let `pretrain --resume` write it again"
-                verify_file(directory / name, again, name, needed=has_seal(directory / MARKER))
+            for name in ("recipe.toml", "environment.json"):  # text, which may be edited on purpose
+                try:
+                    verify_file(directory / name, "restore it from a copy unless you edited it", name)
+                except AlteredError as error:
+                    say_once(f"note: {error.saw}; {error.fix}")
             recipe = Recipe.from_toml((directory / "recipe.toml").read_text("utf-8"))
             environment = _read_object((directory / "environment.json").read_text("utf-8"))
         except (OSError, ValueError) as error:

@@ -234,7 +234,7 @@ class UnfinishedIndex:
         }
         if "images" not in self._arrays:
             del arrays["images"]
-        with Folder.open(self.files.partial).writing(self._window(self.windows).name, seal=True) as of_window:
+        with Folder.open(self.files.partial).sealing(self._window(self.windows).name) as of_window:
             np.savez(of_window, **arrays)
         self.windows, self.kept = self.windows + 1, self.kept + len(vectors)
 

@@ -403,7 +403,7 @@ def cached_features(
     store.verify()  # what damaged images gave is not kept under the name of good ones
     with (
         suppress(PlatformError, NewerError),
-        Folder.open(path.parent, make=True).writing(path.name, seal=True) as file,
+        Folder.open(path.parent, make=True).sealing(path.name) as file,
     ):
         np.save(file, features, allow_pickle=False)
     return features

@@ -109,9 +109,9 @@ def save_embeddings(directory: Path | Folder, name: str, store: ImageStore, feat
     """
     assert store.labels is not None
     names, at = np.array(store.class_names, dtype=np.str_), Folder.of(directory, RESULTS)
-    with at.writing(f"{name}.npy", seal=True) as file:
+    with at.sealing(f"{name}.npy") as file:
         np.save(file, features, allow_pickle=False)
-    with at.writing(f"{name}_labels.npz", seal=True) as file:
+    with at.sealing(f"{name}_labels.npz") as file:
         np.savez(file, labels=store.labels, class_names=names, data=np.str_(store.name))
 
 
@@ -333,7 +333,7 @@ Record = TypeVar("Record", Predictions, Neighbours)
 
 def _save_arrays(directory: Path | Folder, name: str, record: Predictions | Neighbours) -> None:
     arrays = {field.name: getattr(record, field.name) for field in fields(record)}
-    with Folder.of(directory, RESULTS).writing(f"{name}.npz", seal=True) as file:
+    with Folder.of(directory, RESULTS).sealing(f"{name}.npz") as file:
         np.savez_compressed(file, **arrays)
 
 

@@ -148,7 +148,7 @@ def cached_tsne(features: NDArray[np.float32], directory: Path, limit: int = TSN
     if stored is not None:
         return stored
     coordinates, rows = tsne(features, limit, seed)
-    with suppress(PlatformError, NewerError), _opened(directory).writing(path.name, seal=True) as file:
+    with suppress(PlatformError, NewerError), _opened(directory).sealing(path.name) as file:
         np.savez(file, coordinates=coordinates, rows=rows)
     return coordinates, rows
 
