@@ -22,7 +22,7 @@ from fixtures.synthetic_run import neighbours, predictions, random_confusion, re
 from simclr_engine.checkpoint import load_checkpoint, load_encoder, read_tensors
 from simclr_engine.data import cache, load_data, pack
 from simclr_engine.data.store import ImageStore
-from simclr_engine.errors import DataError
+from simclr_engine.errors import DataError, EngineError
 from simclr_engine.evaluation import evaluate_all, records
 from simclr_engine.evaluation.linear import LinearProbe
 from simclr_engine.export.index import EmbeddingIndex, index_files
@@ -238,7 +238,7 @@ def found(path: Path, good: object, read: Read, capsys: pytest.CaptureFixture[st
     capsys.readouterr()
     try:
         value = read()
-    except DataError as error:
+    except EngineError as error:
         assert path.stem in str(error) + capsys.readouterr().err and error.fix
         assert "newer version" not in str(error)
         return
