@@ -12,6 +12,7 @@ from pathlib import Path
 
 from .errors import EngineError, UsageError
 from .files import MARKER, Folder
+from .sealing import sealed_json
 from .terminal import say
 
 LOCK = ".lock"
@@ -56,7 +57,7 @@ def is_our_folder(folder: str) -> bool:
 
 def mark(at: Folder) -> None:
     """Writes the marker by which the directory is recognised as a run from the start."""
-    at.write_text(MARKER, json.dumps({"format": FORMAT, "id": uuid.uuid4().hex}) + "\n")
+    at.write(MARKER, sealed_json({"format": FORMAT, "id": uuid.uuid4().hex}, MARKER))
 
 
 def is_free(at: Folder) -> bool:

@@ -403,7 +403,7 @@ def open_data(
         source = recipe.data.source if data is None else data
         largest = LARGEST_ON_CPU if pick_device(options.device).type == "cpu" else LARGEST_CHOICE
         size, levels = recipe.data.size or None, as_levels(recipe.data.levels)
-        store = load_data(source, split, size, not options.quiet, largest, levels)
+        store = load_data(source, split, size, not options.quiet, largest, levels, verify=False)
         if isinstance(source, str | Path | Selection):
             place = _place(source, options)
             if not options.allow_skipped:

@@ -16,8 +16,10 @@ from typing import IO, TYPE_CHECKING, Any, TypeGuard
 
 from .data.levels import Levels, as_levels
 from .errors import DataError, PlatformError, UsageError, plain
-from .files import Folder, is_plain_name, named_path
+from .files import MARKER, Folder, is_plain_name, named_path
 from .layout import LOCK, check_removable, empty, holds_a_lock, is_free, mark, remove_torn
+from .sealing import AlteredError, has_seal, verify_file
+from .terminal import say_once
 
 try:
     import fcntl
@@ -59,6 +61,12 @@ class Run:
 
         directory = Path(path)
         try:
+            needed = has_seal(directory / MARKER)
+            for name in ("recipe.toml", "environment.json"):  # text, which may be edited on purpose
+                try:
+                    verify_file(directory / name, "restore it from a copy unless you edited it", name, needed=needed)
+                except AlteredError as error:
+                    say_once(f"note: {error.saw}; {error.fix}")
             recipe = Recipe.from_toml((directory / "recipe.toml").read_text("utf-8"))
             environment = _read_object((directory / "environment.json").read_text("utf-8"))
         except (OSError, ValueError) as error:

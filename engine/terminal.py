@@ -6,6 +6,7 @@ Text from outside is escaped here, so every module writes through these function
 from __future__ import annotations
 
 import codecs
+import functools
 import sys
 import warnings
 from typing import TYPE_CHECKING, TextIO
@@ -74,6 +75,12 @@ def _warn(
 def say(*lines: str) -> None:
     """Prints lines to stderr; what a terminal would obey is escaped."""
     _print(lines, sys.stderr)
+
+
+@functools.cache
+def say_once(line: str) -> None:
+    """Says a line once in a process, which may open the same file or source more than once."""
+    say(line)
 
 
 def tell(*lines: str) -> None:

@@ -7,7 +7,6 @@ import platform
 import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,13 +17,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data.cache import cache_root, cached_features
+from ..data.cache import cached_features, recall, remember
 from ..data.levels import FULL_LEVELS, Levels
 from ..data.store import ImageStore
-from ..errors import PlatformError, UsageError
-from ..files import Folder
+from ..errors import DataError, UsageError
+from ..files import MARKER
 from ..progress import Advance, progress_bar
 from ..run import Run, unfinished_notes
+from ..sealing import has_seal, verify_file
 from ..stem import Stem
 from .splits import SEED
 
@@ -153,15 +153,11 @@ class ScratchEncoder(TorchEncoder):
     @cached_property
     def sha256(self) -> str:
         """Kept on disk: building the network only to know it takes seconds of `import torch`."""
-        drawn_by = f"{self._arch}-{self.stem}-{SEED}-torch-{version('torch')}-{platform.machine()}"
-        path = cache_root() / "features" / f"scratch-{drawn_by}.sha256"
-        try:
-            sha256 = path.read_text("utf-8").strip()
-        except (OSError, UnicodeDecodeError):
-            sha256 = ""
-        if len(sha256) != 64:
+        drawn_by = {"drawn by": f"{self._arch}-{self.stem}-{SEED}-torch-{version('torch')}-{platform.machine()}"}
+        sha256 = recall("scratch", drawn_by)
+        if not isinstance(sha256, str) or len(sha256) != 64:
             sha256 = _hash_of(self.build())
-            _keep(path, sha256)
+            remember("scratch", drawn_by, sha256)
         return sha256
 
     def build(self) -> nn.Module:
@@ -399,12 +395,6 @@ def _open_weights(path: Path, stem_padding: int | None, stem_pool: str | None) -
     )
 
 
-def _keep(path: Path, text: str) -> None:
-    """A cache that cannot be written costs time, never the evaluation."""
-    with suppress(PlatformError):
-        Folder.open(path.parent, make=True).write_text(path.name, text + "\n")
-
-
 def _hash_of(encoder: nn.Module) -> str:
     from .features import encoder_hash
 
@@ -417,11 +407,12 @@ def _hash_of_file(path: Path) -> str:
 
     digest = hashlib.sha256()
     try:
+        verify_file(path, "", needed=has_seal(path.parent / MARKER))
         with safe_open(path, framework="np") as file:
             for name in sorted(file.keys()):
                 values = file.get_tensor(name)
                 digest.update(f"{name} torch.{values.dtype} {list(values.shape)}".encode())
                 digest.update(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
-    except (OSError, SafetensorError):
+    except (OSError, SafetensorError, DataError):
         return ""
     return digest.hexdigest()
