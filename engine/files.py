@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from .boundary import meaning
 from .errors import DataError, PlatformError, UsageError
 
 if TYPE_CHECKING:
@@ -264,6 +265,11 @@ def read_arrays(path: Path, *names: str) -> list[NDArray[Any]] | None:
     return arrays if all(isinstance(array, np.ndarray) for array in arrays) else None
 
 
+def expanded(path: str | Path) -> Path:
+    """The path with `~` and `~USER` replaced; that of an unknown user stays, and is then not found."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111  # Path.expanduser raises a RuntimeError
+
+
 def named_path(given: str | Path, option: str = "--out") -> Path:
     """The path that the user gave.
 
@@ -305,7 +311,7 @@ def _clear_errors(path: Path, what: str) -> Iterator[None]:
         raise PlatformError(
             f"cannot write {what}".rstrip(),
             saw=f"{path}: {error.strerror or error}",
-            fix="free space or choose another path; the existing files are unchanged",
+            fix=f"{meaning(error.errno)[2]}; the existing files are unchanged",
         ) from error
 
 

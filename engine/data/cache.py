@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import PlatformError
-from ..files import Folder
+from ..files import Folder, expanded
 from .store import MAPPED_BYTES, ImageStore, ShardedImages, fingerprint
 
 FORMAT = 2
@@ -101,10 +101,13 @@ class Meta:
 def cache_root() -> Path:
     """$SIMCLR_ENGINE_CACHE, else $XDG_CACHE_HOME/simclr_engine, else ~/.cache/simclr_engine."""
     if own := os.environ.get("SIMCLR_ENGINE_CACHE"):
-        return Path(own).expanduser()
+        return expanded(own)
     if shared := os.environ.get("XDG_CACHE_HOME"):
         return Path(shared) / "simclr_engine"
-    return Path.home() / ".cache" / "simclr_engine"
+    if not (home := expanded("~")).is_absolute():
+        fix = "set HOME, or SIMCLR_ENGINE_CACHE to a folder that can be written"
+        raise PlatformError("the home folder, where the cache is kept, is not known", saw="no HOME", fix=fix)
+    return home / ".cache" / "simclr_engine"
 
 
 def entry_path(content: str, size: int) -> Path:

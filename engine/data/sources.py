@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import DataError, UsageError, counted
+from ..files import expanded
 from ..terminal import say
 from . import cache
 from .archive import SUFFIXES, ArchiveSource, is_archive_path
@@ -347,7 +348,7 @@ def open_source(source: str | Path | Selection) -> Source:
         return _open_selection(source)
     if isinstance(source, str) and source in DESCRIPTIONS:
         return NamedSource(source)
-    text, path = str(source), Path(source).expanduser()
+    text, path = str(source), expanded(source)
     if text and path.is_dir():
         return FolderSource(path, text)
     if path.is_file() and is_archive_path(path):
@@ -372,7 +373,7 @@ def _with_levels(source: Source, levels: Levels) -> Source:
 
 
 def _open_selection(selection: Selection) -> Source:
-    table, names = (None if one is None else Path(one).expanduser() for one in (selection.labels, selection.files))
+    table, names = (None if one is None else expanded(one) for one in (selection.labels, selection.files))
     beside = names or table
     if selection.source is not None:
         opened = open_source(selection.source)

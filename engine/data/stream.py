@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError, UsageError
+from ..files import expanded
 from .archive import ArchiveSource
 from .decode import decode_image
 from .folder import FolderSource
@@ -96,7 +97,7 @@ def find_images(
                 opened = replace(opened, levels=levels) if isinstance(opened, ArchiveSource) else opened
                 found += _stores(text, opened, size, split, progress)
             continue
-        path = Path(text).expanduser()
+        path = expanded(text)
         if text in source_names():
             found += _stores(text, open_source(text), size, split, progress)
         elif text and path.is_dir():
