@@ -81,6 +81,8 @@ def engine_error(error: BaseException) -> EngineError | None:
     """
     if isinstance(error, EngineError):
         return error
+    if isinstance(error, RuntimeError) and isinstance(error.__context__, MemoryError | OSError):
+        error = error.__context__  # a library tells that it failed, and this is why
     text = cut(" ".join(str(error).split())) or type(error).__name__
     if is_out_of_memory(error):
         return PlatformError(_MEMORY, saw=text, fix=_LESS)
@@ -130,8 +132,9 @@ def _kind(error: BaseException, text: str) -> tuple[type[EngineError], str, str]
             if row := _LIBRARIES.get(module):
                 return *row, _CHECK
             module = module.rpartition(".")[0]
-    if isinstance(error, UnicodeError):
-        return DataError, "a name or a text is not UTF-8", "correct it"
+    for kind, cause in ((UnicodeError, "a name or a text is not UTF-8"), (EOFError, "a file is cut short")):
+        if isinstance(error, kind):
+            return DataError, cause, _CHECK
     if isinstance(error, RecursionError):
         return DataError, "the input is nested too deeply", _CHECK
     return meaning(None) if isinstance(error, OSError) else None

@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from .boundary import engine_error
 from .command_line import launch_command, launcher_number
 from .errors import EngineError, PlatformError, UsageError
 from .flat import flattened, unflattened
@@ -410,8 +411,8 @@ def _is_about_ranks(error: RuntimeError) -> bool:
 def _report(rank: int, error: Exception | None) -> tuple[int, str, int] | None:
     if error is None:
         return None
-    message = error.lines()[0] if isinstance(error, EngineError) else f"{type(error).__name__}: {error}"
-    return rank, message, getattr(error, "exit_code", 1)
+    ours = engine_error(error)
+    return rank, ours.lines()[0] if ours else f"{type(error).__name__}: {error}", ours.exit_code if ours else 1
 
 
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:

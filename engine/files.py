@@ -155,7 +155,8 @@ class Folder:
     def writing(self, name: str) -> Iterator[IO[bytes]]:
         """A file that is synchronised and gets its name at the end of the `with`; if that fails, the old file stays."""
         self.check()
-        temporary = f".{_plain(name)}.{os.getpid()}.tmp"
+        begin = os.fsdecode(os.fsencode(_plain(name))[:200])  # the name may have 255 bytes, and so may this one
+        temporary = f".{begin}.{os.getpid()}.tmp"
         with _clear_errors(self.path / name, self._what):
             try:
                 with self._create(temporary) as file:
