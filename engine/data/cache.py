@@ -38,8 +38,11 @@ _OURS = re.compile(r"(images|labels)-[a-z]+(\.\d+)?\.npy|meta\.json")  # the fil
 _CLOCK_NS = 2_000_000_000
 
 
-class DamagedError(Exception):
-    """A cache entry is not what was packed; its message says how."""
+class DamagedError(PlatformError):
+    """A cache entry is not what was packed; its message says how. Reaches a user only if it was packed just now."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__(how, fix="check the disk of the cache, then run the command again")
 
 
 @dataclass(frozen=True)

@@ -554,4 +554,4 @@ def _read(source: Source, split: str, entry: Path, meta: Meta, *, progress: bool
 
 
 def _say_damaged(source: Source, error: DamagedError) -> None:
-    say(f"the packed copy of {source.name} is damaged ({error}); packing it again")
+    say(f"the packed copy of {source.name} is damaged ({error.cause}); packing it again")
