@@ -41,6 +41,7 @@ _SYSTEM: tuple[tuple[tuple[int, ...], type[EngineError], str, str], ...] = (
     ((errno.ENAMETOOLONG,), DataError, "a name is too long for the file system", "use a shorter name"),
     ((errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP), DataError, "a file cannot be opened", "check the path"),
 )
+_FAULTS = (errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EDQUOT, errno.ESTALE)
 _OUT_OF_MEMORY = (
     *("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory", "alloc_failed"),
     *("bad_alloc", "bad allocation", "failed to allocate memory", "unable to allocate"),
@@ -95,6 +96,19 @@ def engine_error(error: BaseException) -> EngineError | None:
         kind, cause, fix = found
     place = _place(error)
     return kind(cause, saw=f"{place}: {text}" if place and place not in text else text, fix=fix)
+
+
+def raise_fault(error: BaseException) -> None:
+    """Raises the error of a machine that failed, in a place that leaves out files which cannot be read.
+
+    The file may be read the next time: without it, the result would be another one and would not say why.
+    """
+    if isinstance(error, PlatformError):
+        raise error
+    if is_out_of_memory(error) or getattr(error, "errno", None) in _FAULTS:
+        ours = engine_error(error)
+        assert ours is not None
+        raise ours from error
 
 
 def meaning(number: int | None) -> tuple[type[EngineError], str, str]:

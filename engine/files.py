@@ -327,7 +327,8 @@ def occupied(path: Path) -> bool:
     except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError as error:
-        raise PlatformError("the output cannot be reached", saw=f"{path}: {error.strerror}") from error
+        saw, fix = f"{path}: {error.strerror}", meaning(error.errno)[2]
+        raise PlatformError("the output cannot be reached", saw=saw, fix=fix) from error
     if stat.S_ISREG(mode):
         return True
     kind = "a link" if stat.S_ISLNK(mode) else "a folder" if stat.S_ISDIR(mode) else "no file"

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..boundary import raise_fault
 from ..errors import DataError, UsageError, counted
 from ..files import expanded
 from ..terminal import say
@@ -273,7 +274,8 @@ def overview(source: str | Path | Selection, size: int | None = None) -> dict[st
         entry = cache.entry_path(content, size)
         try:
             meta = _current(opened, entry)
-        except DamagedError:  # the next use packs it again and says so
+        except DamagedError as error:  # the next use packs it again and says so
+            raise_fault(error.__cause__ or error)
             meta = None
         if meta is not None:
             splits: dict[str, dict[str, Any]] = {

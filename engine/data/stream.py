@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ..boundary import raise_fault
 from ..errors import DataError, UsageError
 from ..files import expanded
 from .archive import ArchiveSource
@@ -134,7 +135,8 @@ def _content(path: Path) -> str:
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError:
+    except OSError as error:
+        raise_fault(error)
         return ""
 
 
