@@ -71,6 +71,11 @@ _LIBRARIES: dict[str, tuple[type[EngineError], str]] = {
     "sklearn": (DataError, "scikit-learn cannot compute this"),
     "sqlite3": (PlatformError, "a database cannot be used"),
 }
+_GENERAL: tuple[tuple[type[Exception], str], ...] = (
+    (UnicodeError, "a name or a text is not UTF-8"),
+    (EOFError, "a file is cut short"),
+    (RecursionError, "the input is nested too deeply"),
+)
 # Builtin errors that a library raises about its input. Others (TypeError, KeyError, …) are mistakes of ours.
 _ABOUT_INPUT = (OSError, ValueError, RuntimeError, EOFError, ArithmeticError)
 
@@ -135,9 +140,9 @@ def _number(error: BaseException) -> int | None:
 
 def _kind(error: BaseException, text: str) -> tuple[type[EngineError], str, str] | None:
     if isinstance(error, OSError | RuntimeError | ValueError):
-        for words, *row in _WORDED:
+        for words, kind, cause, fix in _WORDED:
             if re.search(words, text):
-                return row[0], row[1], row[2]
+                return kind, cause, fix
     modules = [type(error).__module__]
     if isinstance(error, _ABOUT_INPUT):
         modules += [str(frame.f_globals.get("__name__")) for frame in list(_frames(error))[:1]]
@@ -146,11 +151,9 @@ def _kind(error: BaseException, text: str) -> tuple[type[EngineError], str, str]
             if row := _LIBRARIES.get(module):
                 return *row, _CHECK
             module = module.rpartition(".")[0]
-    for kind, cause in ((UnicodeError, "a name or a text is not UTF-8"), (EOFError, "a file is cut short")):
-        if isinstance(error, kind):
-            return DataError, cause, _CHECK
-    if isinstance(error, RecursionError):
-        return DataError, "the input is nested too deeply", _CHECK
+    for general, says in _GENERAL:
+        if isinstance(error, general):
+            return DataError, says, _CHECK
     return meaning(None) if isinstance(error, OSError) else None
 
 
