@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from .boundary import meaning
 from .errors import DataError, PlatformError, UsageError
 from .sealing import BLANK, FIELD, AlteredError, NewerError, altered, append_seal, refuse_newer, sealed, verify
 from .terminal import say_once
@@ -158,7 +159,8 @@ class Folder:
         """A file that is synchronised and gets its name at the end of the `with`; if that fails, the old file stays.
         NewerError if a newer version wrote that."""
         self.check()
-        temporary = f".{_plain(name)}.{os.getpid()}.tmp"
+        begin = os.fsdecode(os.fsencode(_plain(name))[:200])  # the name may have 255 bytes, and so may this one
+        temporary = f".{begin}.{os.getpid()}.tmp"
         with _clear_errors(self.path / name, self._what):
             if self.is_file(name):
                 with suppress(OSError), open(self.path / name, "rb", opener=self._opener) as old:
@@ -338,6 +340,11 @@ def _arrays_in(file: IO[bytes], path: Path, again: str, names: tuple[str, ...], 
     return arrays
 
 
+def expanded(path: str | Path) -> Path:
+    """The path with `~` and `~USER` replaced; that of an unknown user stays, and is then not found."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111  # Path.expanduser raises a RuntimeError
+
+
 def named_path(given: str | Path, option: str = "--out") -> Path:
     """The path that the user gave.
 
@@ -379,7 +386,7 @@ def _clear_errors(path: Path, what: str) -> Iterator[None]:
         raise PlatformError(
             f"cannot write {what}".rstrip(),
             saw=f"{path}: {error.strerror or error}",
-            fix="free space or choose another path; the existing files are unchanged",
+            fix=f"{meaning(error.errno)[2]}; the existing files are unchanged",
         ) from error
 
 
@@ -394,7 +401,8 @@ def occupied(path: Path) -> bool:
     except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError as error:
-        raise PlatformError("the output cannot be reached", saw=f"{path}: {error.strerror}") from error
+        saw, fix = f"{path}: {error.strerror}", meaning(error.errno)[2]
+        raise PlatformError("the output cannot be reached", saw=saw, fix=fix) from error
     if stat.S_ISREG(mode):
         return True
     kind = "a link" if stat.S_ISLNK(mode) else "a folder" if stat.S_ISDIR(mode) else "no file"

@@ -333,9 +333,8 @@ class RunLock:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._file is not None:
-            with suppress(OSError):
+            with suppress(OSError), self._file:  # a failure to empty it must not hide the error of the run
                 self._file.truncate(0)
-            self._file.close()
             self._file = None
 
     @property

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..terminal import add, say, show, table, tell
-from .options import print_json
+from .options import Number, print_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -106,12 +106,10 @@ _add(
 
 @command.command("race", short_help="accuracy of recipes that had the same time or compute")
 @click.option("--data", required=True, metavar="NAME|PATH", help="The labelled images, as for `pretrain`.")
-@click.option(
-    "--minutes", type=click.FloatRange(min=0, min_open=True), metavar="MINUTES", help="Time limit of each entry."
-)
+@click.option("--minutes", type=Number(min=0, min_open=True), metavar="MINUTES", help="Time limit of each entry.")
 @click.option(
     "--pflop",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Number(min=0, min_open=True),
     metavar="PFLOP",
     help="Limit of compute of each entry, in 10^15 operations of the network and the optimizer.",
 )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ..terminal import add, show, styled, table, tell
-from .options import parse_overrides, print_json, selected, selection_options, stem_options
+from .options import Number, parse_overrides, print_json, selected, selection_options, stem_options
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -47,7 +47,7 @@ FULL_TABLE = 30  # classes; with more, the five best and the five worst are list
 @click.option(
     "--label-fraction",
     "fraction",
-    type=click.FloatRange(0, 1, min_open=True),
+    type=Number(0, 1, min_open=True),
     default=1.0,
     show_default=True,
     metavar="FRACTION",

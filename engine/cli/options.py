@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,16 @@ from ..terminal import tell
 
 if TYPE_CHECKING:
     from ..data import Selection
+
+
+class Number(click.FloatRange):
+    """A finite number above `min`; click would take `inf` and `nan`."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
 
 
 def stem_options(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError, PlatformError
-from ..files import Folder, make_folder, read_arrays, synchronise
+from ..files import Folder, expanded, make_folder, read_arrays, synchronise
 from ..sealing import NewerError, read_json, sealed_json
 from ..terminal import say_once
 from .store import MAPPED_BYTES, ImageStore, Pixels, ShardedImages, fingerprint
@@ -41,8 +41,11 @@ _OURS = re.compile(r"(images|labels)-[a-z]+(\.\d+)?\.npy|\.?meta\.json(\.\d+\.tm
 _CLOCK_NS = 2_000_000_000
 
 
-class DamagedError(Exception):
-    """A cache entry is not what was packed; its message says how."""
+class DamagedError(PlatformError):
+    """A cache entry is not what was packed; its message says how. Reaches a user only if it was packed just now."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__(how, fix="check the disk of the cache, then run the command again")
 
 
 @dataclass(frozen=True)
@@ -108,10 +111,13 @@ class Meta:
 def cache_root() -> Path:
     """$SIMCLR_ENGINE_CACHE, else $XDG_CACHE_HOME/simclr_engine, else ~/.cache/simclr_engine."""
     if own := os.environ.get("SIMCLR_ENGINE_CACHE"):
-        return Path(own).expanduser()
+        return expanded(own)
     if shared := os.environ.get("XDG_CACHE_HOME"):
         return Path(shared) / "simclr_engine"
-    return Path.home() / ".cache" / "simclr_engine"
+    if not (home := expanded("~")).is_absolute():
+        fix = "set HOME, or SIMCLR_ENGINE_CACHE to a folder that can be written"
+        raise PlatformError("the home folder, where the cache is kept, is not known", saw="no HOME", fix=fix)
+    return home / ".cache" / "simclr_engine"
 
 
 def entry_path(content: str, size: int) -> Path:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from ..boundary import raise_fault
 from ..errors import DataError
 from .levels import FULL_LEVELS, Levels
 
@@ -191,7 +192,8 @@ def _head(source: bytes | Path) -> bytes:
     if isinstance(source, Path):
         try:
             status = source.stat()
-        except (OSError, ValueError):
+        except (OSError, ValueError) as error:
+            raise_fault(error)
             status = None
         if status is None or not stat.S_ISREG(status.st_mode):
             raise DataError("not a file that can be read", saw=source, fix="check the path and its permissions")
@@ -263,6 +265,7 @@ def _square(picture: Image.Image, size: int) -> Image.Image:
 
 
 def _unreadable(error: Exception) -> DataError:
+    raise_fault(error)
     what = " ".join(str(error).split()) or type(error).__name__
     if "cannot identify image file" in what:
         what = "no such image data"

@@ -16,6 +16,7 @@ from typing import IO, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from ..boundary import raise_fault
 from ..errors import DataError
 from ..progress import progress_bar
 from .arrangement import arrange
@@ -102,7 +103,8 @@ def _first_word(content: bytes | Path) -> str:
         if isinstance(content, Path):
             with content.open("rb") as file:
                 content = file.read(HEAD_BYTES)
-    except OSError:
+    except OSError as error:
+        raise_fault(error)
         return ""
     words = content[:HEAD_BYTES].decode("utf-8", "replace").split()
     return words[0] if words else ""

@@ -11,7 +11,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..boundary import raise_fault
 from ..errors import DataError, PlatformError, UsageError, counted
+from ..files import expanded
 from ..sealing import AlteredError
 from ..terminal import say, say_once
 from . import cache
@@ -279,7 +281,8 @@ def overview(source: str | Path | Selection, size: int | None = None) -> dict[st
         entry = cache.entry_path(content, size)
         try:
             meta = _current(opened, entry)
-        except DamagedError:  # the next use packs it again and says so
+        except DamagedError as error:  # the next use packs it again and says so
+            raise_fault(error.__cause__ or error)
             meta = None
         if meta is not None:
             splits: dict[str, dict[str, Any]] = {
@@ -354,7 +357,7 @@ def open_source(source: str | Path | Selection) -> Source:
         return _open_selection(source)
     if isinstance(source, str) and source in DESCRIPTIONS:
         return NamedSource(source)
-    text, path = str(source), Path(source).expanduser()
+    text, path = str(source), expanded(source)
     if text and path.is_dir():
         return FolderSource(path, text)
     if path.is_file() and is_archive_path(path):
@@ -379,7 +382,7 @@ def _with_levels(source: Source, levels: Levels) -> Source:
 
 
 def _open_selection(selection: Selection) -> Source:
-    table, names = (None if one is None else Path(one).expanduser() for one in (selection.labels, selection.files))
+    table, names = (None if one is None else expanded(one) for one in (selection.labels, selection.files))
     beside = names or table
     if selection.source is not None:
         opened = open_source(selection.source)
@@ -557,5 +560,5 @@ def _read(source: Source, split: str, entry: Path, meta: Meta, progress: bool, v
 
 
 def _say_damaged(source: Source, error: DamagedError | AlteredError) -> None:
-    why = error.saw if isinstance(error, AlteredError) else error
+    why = error.saw if isinstance(error, AlteredError) else error.cause
     say(f"the packed copy of {source.name} is damaged ({why}); packing it again")
