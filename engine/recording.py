@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform as host
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from .budget import Clock
 from .checkpoint import LAST, encoder_metadata, keep_last_as, pack_weights, save_last
 from .command_line import PROGRAM, shell_command
 from .distributed import run_id
+from .documents import to_json
 from .errors import PlatformError
 from .event_log import RunLog
 from .files import Folder
@@ -169,7 +169,7 @@ class Recording:
         self._write_environment()
 
     def _write_environment(self) -> None:
-        self._lock.folder.write_text("environment.json", json.dumps(self._environment, indent=2) + "\n")
+        self._lock.folder.write_text("environment.json", to_json(self._environment, indent=2) + "\n")
 
     def _mend_names(self) -> None:
         """Gives the resumed checkpoint the names that it lacks because the process was killed."""

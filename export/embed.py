@@ -29,11 +29,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simclr_engine.data.stream import WINDOW, Pictures, Window, windows
-from simclr_engine.errors import CheckFailed, DataError, PlatformError, UsageError
+from simclr_engine.errors import DataError, PlatformError, UsageError
 from simclr_engine.files import write_atomic, write_text_atomic
 
-from .embedder import Embedder, Vectors
+from .embedder import Embedder, Vectors, naming
 from .index import IndexFiles, check_replaceable, index_files, manifest_of, table_writer, taken, write_manifest
+from .runtime import require_finite
 
 MOVE = "move it away, or choose another --out"
 
@@ -146,19 +147,16 @@ def _fill(unfinished: UnfinishedIndex, parts: Sequence[Pictures], length: int, a
     """Embeds what is missing, window by window.
 
     Raises:
-        CheckFailed: a feature is not finite.
-        DataError: no image could be read.
+        DataError: no image could be read, or a feature is not finite.
     """
     embedder = unfinished.embedder
     start = min(unfinished.windows * length, sum(len(part) for part in parts))
     advance(start)
     for window in windows(parts, embedder.image_size, start, length):
         images = window.images
-        vectors = embedder.embed(images) if len(images) else np.empty((0, embedder.feature_dim), np.float32)
-        broken = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
-        if len(broken):
-            fix = "train or export the encoder again"
-            raise CheckFailed("a feature is not finite", saw=window.paths[int(broken[0])], fix=fix)
+        with naming(window.paths):
+            vectors = embedder.embed(images) if len(images) else np.empty((0, embedder.feature_dim), np.float32)
+            require_finite(vectors, embedder.path)
         unfinished.append(window, vectors)
         advance(window.stop - window.start)
     if not unfinished.kept:
