@@ -48,13 +48,14 @@ def main() -> None:
         return
     if settings["patient"] and hasattr(os, "nice"):
         os.nice(10)
+    alarm = getattr(signal, "alarm", lambda seconds: None)  # Windows has none
     service.answer_pixels(np.zeros((service.embedder.image_size,) * 2 + (3,), np.uint8))  # the first one takes longest
     _bound_memory()
     _send(said, about)
     while body := _next(asked):
-        _alarm(int(PATIENT_SECONDS) + 5)
+        alarm(int(PATIENT_SECONDS) + 5)  # the system ends the process then, whatever it does
         _send(said, reply(service, body, settings["patient"]))
-        _alarm(0)
+        alarm(0)
 
 
 def _open(settings: dict[str, Any]) -> tuple[Service, dict[str, Any]]:
@@ -98,12 +99,6 @@ def _bound_memory() -> None:
     except (ImportError, OSError):
         return
     resource.setrlimit(resource.RLIMIT_DATA, (used + ROOM, used + ROOM))
-
-
-def _alarm(seconds: int) -> None:
-    """The system ends the process then, whatever it does; 0 for never. Windows has no such thing."""
-    if hasattr(signal, "alarm"):
-        signal.alarm(seconds)
 
 
 def _next(stream: IO[bytes]) -> bytes:

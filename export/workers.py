@@ -9,15 +9,12 @@ written to disk. This is the server's side, which reads no image; `answering.py`
 from __future__ import annotations
 
 import asyncio
-import heapq
-import itertools
 import json
 import math
 import os
 import sys
 from collections.abc import AsyncIterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from typing import Any
 
 from simclr_engine import errors
@@ -36,10 +33,10 @@ LARGE = "The picture takes too much memory. Shrink it first."
 
 
 class Upload:
-    """The bytes of an upload, and what is said of it as soon as that is known."""
+    """The bytes of an upload, what it may cost to answer it, and the answer as soon as that is known."""
 
     def __init__(self) -> None:
-        self.body = bytearray()
+        self.body, self.cost = bytearray(), 0.0
         self.answer: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
 
     def settle(self, said: dict[str, Any]) -> None:
@@ -48,22 +45,35 @@ class Upload:
         if not self.answer.done():
             self.answer.set_result(said)
 
-    def refuse(self, words: str) -> None:
-        """Says why there is no answer."""
-        self.settle({"refused": words})
-
 
 class Worker:
-    """A process that is started when it is needed and answers one message at a time.
+    """A process that is started when it is needed and answers one message at a time, and the uploads that wait for it.
 
     Args:
         settings: what `answering.main` takes.
         seconds: for one answer.
+        most: uploads that may wait.
     """
 
-    def __init__(self, settings: Mapping[str, Any], seconds: float) -> None:
-        self.settings, self._seconds = dict(settings), seconds
+    def __init__(self, settings: Mapping[str, Any], seconds: float, most: float = math.inf) -> None:
+        self.settings, self._seconds, self._most = dict(settings), seconds, most
+        self.waiting: list[Upload] = []
+        self._came = asyncio.Event()
         self._process: asyncio.subprocess.Process | None = None
+
+    def put(self, upload: Upload) -> None:
+        """Lets an upload wait for `next`, behind those of the same cost; of more than `most` the dearest is refused."""
+        self.waiting = sorted([*self.waiting, upload], key=lambda one: one.cost)
+        if len(self.waiting) > self._most:
+            self.waiting.pop().settle({"refused": BUSY})
+        self._came.set()
+
+    async def next(self) -> Upload:
+        """The cheapest of the uploads that wait."""
+        while not self.waiting:
+            self._came.clear()
+            await self._came.wait()
+        return self.waiting.pop(0)
 
     async def start(self) -> dict[str, Any]:
         """Starts the process; returns what it says of encoder and index. EngineError if it cannot open them."""
@@ -122,33 +132,6 @@ class Worker:
             await process.wait()
 
 
-@dataclass
-class Lane:
-    """Uploads that wait for a worker, those of least cost first."""
-
-    worker: Worker
-    most: float = math.inf
-    waiting: list[tuple[float, int, Upload]] = field(default_factory=list)
-    came: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(0))
-    order: Iterator[int] = field(default_factory=itertools.count)
-
-    def put(self, upload: Upload, cost: float = 0) -> None:
-        """Adds an upload; of more than `most` the one of highest cost is refused."""
-        heapq.heappush(self.waiting, (cost, next(self.order), upload))
-        self.came.release()
-        waiting = [one for one in self.waiting if not one[2].answer.done()]
-        if len(waiting) > self.most:
-            max(waiting)[2].refuse(BUSY)
-
-    async def next(self) -> Upload:
-        """The next one whose client still waits."""
-        while True:
-            await self.came.acquire()
-            upload = heapq.heappop(self.waiting)[2]
-            if not upload.answer.done():
-                return upload
-
-
 class Workers:
     """Both workers and the uploads that they answer.
 
@@ -157,73 +140,73 @@ class Workers:
     """
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
-        self._quick = Lane(Worker({**settings, "patient": False}, QUICK_SECONDS))
-        self._patient = Lane(Worker({**settings, "patient": True}, PATIENT_SECONDS), WAITING)
+        self._quick = Worker({**settings, "patient": False}, QUICK_SECONDS)
+        self._patient = Worker({**settings, "patient": True}, PATIENT_SECONDS, WAITING)
         self._uploads: set[Upload] = set()
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> dict[str, Any]:
-        """Starts them; returns what they say of encoder and index.
-
-        Raises:
-            EngineError: encoder or index cannot be opened.
-        """
-        about = await self._quick.worker.start()
-        self._patient.worker.settings["identity"] = about["identity"]
-        self._tasks = [asyncio.create_task(self._work(lane)) for lane in (self._quick, self._patient)]
+        """Starts them; returns what they say of encoder and index. EngineError if these cannot be opened."""
+        about = await self._quick.start()
+        self._patient.settings["identity"] = about["identity"]
+        self._tasks = [asyncio.create_task(self._work(worker)) for worker in (self._quick, self._patient)]
         return about
 
     @contextmanager
     def uploading(self) -> Iterator[Upload]:
-        """An upload, whose bytes count until the context ends."""
+        """An upload, which counts and waits until the context ends."""
         upload = Upload()
         self._uploads.add(upload)
         try:
             yield upload
         finally:
             self._uploads.remove(upload)
-            upload.settle({})
+            for worker in (self._quick, self._patient):
+                worker.waiting = [one for one in worker.waiting if one is not upload]
 
     async def receive(self, chunks: AsyncIterable[bytes], upload: Upload) -> None:
         """Takes the bytes of an upload and lets it wait for its answer."""
         async for chunk in chunks:
             upload.body += chunk
             if len(upload.body) > MAX_BYTES:
-                upload.refuse(f"The file is larger than {MAX_BYTES >> 20} MiB. Shrink it first.")
+                upload.settle({"refused": f"The file is larger than {MAX_BYTES >> 20} MiB. Shrink it first."})
             while sum(len(one.body) for one in self._uploads) > HELD_BYTES:
-                max(self._uploads, key=lambda one: len(one.body)).refuse(BUSY)
+                max(self._uploads, key=lambda one: len(one.body)).settle({"refused": BUSY})
             if upload.answer.done():
                 return
-        if not upload.body:
-            upload.refuse("The file is empty.")
-        elif len(upload.body) <= QUICK_BYTES:
-            self._quick.put(upload)
+        quick = len(upload.body) <= QUICK_BYTES
+        upload.cost = 0 if quick else 4 * len(upload.body)  # so many pixels, about, if it is a photo
+        if upload.body:
+            (self._quick if quick else self._patient).put(upload)
         else:
-            self._patient.put(upload, 4 * len(upload.body))  # so many pixels, about, if it is a photo
+            upload.settle({"refused": "The file is empty."})
 
-    async def _work(self, lane: Lane) -> None:
-        if lane is self._patient:
-            with suppress(EngineError):  # said to whoever asks for it next
-                await lane.worker.start()
+    async def _work(self, worker: Worker) -> None:
+        if worker is self._patient:
+            with suppress(EngineError):  # whoever asks for it next is told
+                await worker.start()
         while True:
-            upload = await lane.next()
+            upload = await worker.next()
+            if upload.answer.done():
+                continue
             try:
-                said = await lane.worker.answer(upload.body)
+                said = await worker.answer(upload.body)
             except TimeoutError:
-                said = {"later": math.inf} if lane is self._quick else {"refused": SLOW}
+                said = {"later": math.inf} if worker is self._quick else {"refused": SLOW}
             except (EOFError, OSError):
                 said = {"refused": LARGE}
             except EngineError as error:
                 said = {"refused": f"The page cannot answer any more: {error.cause}."}
-            if "later" in said:
-                self._patient.put(upload, said["later"])
-            else:
+            if "later" not in said:
                 upload.settle(said)
+            elif upload in self._uploads:
+                upload.cost = said["later"]
+                self._patient.put(upload)
 
     async def stop(self) -> None:
         """Ends them, at once."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for lane in (self._quick, self._patient):
-            await lane.worker.stop()
+        for worker in (self._quick, self._patient):
+            await worker.stop()

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import click
 
+from ..errors import PlatformError
 from ..terminal import say, tell
 from .options import sha256_option
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+INSTALL = "pip install 'simclr-engine[serve]' (in a checkout: pip install '.[serve]')"
 
 
 @click.command(name="serve")
@@ -33,12 +37,16 @@ def command(file: str, index_path: str | None, port: int, host: str, sha256: str
     """
     import threading
 
-    from simclr_engine.export.server import LOOPBACK, start_page
+    try:
+        from simclr_engine.export.server import start_page
+    except ImportError as error:
+        cause = f"the page needs {error.name}, which is not installed"
+        raise PlatformError(cause, saw=str(error), fix=INSTALL) from error
 
     if host not in LOOPBACK:
         say(f"listening on {host}: anyone who can reach this machine can use the page")
-    with start_page(file, index_path, host=host, port=port, sha256=sha256) as page:
-        for note in page.notes:
+    with start_page(file, index_path, host=host, port=port, sha256=sha256) as (address, notes):
+        for note in notes:
             say(note)
-        tell(f"{page.address}  (press Ctrl-C to stop)")
+        tell(f"{address}  (press Ctrl-C to stop)")
         threading.Event().wait()

@@ -149,10 +149,11 @@ def test_without_probe_and_index_there_is_nothing_to_show(tmp_path: Path) -> Non
     assert answer.classes == {} and len(answer.neighbours) == module.NEIGHBOURS
 
 
-@pytest.mark.parametrize("absent", ["uvicorn", "starlette.applications"])
+@pytest.mark.parametrize("absent", ["uvicorn", "starlette.requests"])
 def test_without_the_extra_the_error_has_the_line_that_installs_it(
     embedder: Embedder, monkeypatch: pytest.MonkeyPatch, absent: str
 ) -> None:
+    monkeypatch.delitem(sys.modules, "simclr_engine.export.server")
     monkeypatch.setitem(sys.modules, absent, None)
     error = CliRunner().invoke(command, [str(embedder.path)]).exception
     assert isinstance(error, PlatformError) and "pip install" in (error.fix or "")
@@ -172,8 +173,8 @@ def page(service: Service, tmp_path_factory: pytest.TempPathFactory) -> Iterator
             return real(self, address)
 
         patch.setattr(socket.socket, "connect", connect)
-        with start_page(service.embedder.path, index, port=free_port()) as served:
-            yield served.address, reached
+        with start_page(service.embedder.path, index, port=free_port()) as (address, _):
+            yield address, reached
 
 
 @needs_server

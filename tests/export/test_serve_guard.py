@@ -29,8 +29,8 @@ from simclr_engine.errors import DataError
 from simclr_engine.export import answering, server, workers
 from simclr_engine.export.embedder import open_embedder
 from simclr_engine.export.serve import Service, headline
-from simclr_engine.export.server import Page, start_page
-from simclr_engine.export.workers import BUSY, LARGE, MAX_BYTES, Lane, Upload, Worker, Workers
+from simclr_engine.export.server import start_page
+from simclr_engine.export.workers import BUSY, LARGE, MAX_BYTES, Upload, Worker, Workers
 
 PICTURE = encode(np.random.default_rng(0).integers(0, 256, (8, 8, 3)).astype(np.uint8))
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL)
@@ -55,8 +55,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def page(model: Path) -> Iterator[str]:
-    with start_page(model, port=free_port()) as served:
-        yield served.address
+    with start_page(model, port=free_port()) as (address, _):
+        yield address
 
 
 def _settings(model: Path, **more: Any) -> dict[str, Any]:
@@ -93,9 +93,9 @@ def test_only_the_page_itself_may_send_pictures(page: str) -> None:
 
 @needs_server
 def test_each_start_has_a_token_of_its_own(page: str, model: Path) -> None:
-    with start_page(model, port=free_port()) as other:
-        assert token_of(other.address) != token_of(page)
-        assert fetch(f"{other.address}classify", PICTURE, X_Token=token_of(page))[0] == 403
+    with start_page(model, port=free_port()) as (address, _):
+        assert token_of(address) != token_of(page)
+        assert fetch(f"{address}classify", PICTURE, X_Token=token_of(page))[0] == 403
 
 
 @needs_server
@@ -139,12 +139,13 @@ def test_of_the_uploads_that_are_held_the_largest_goes_first(monkeypatch: pytest
 
 def test_cheap_pictures_go_first_and_the_dearest_is_refused() -> None:
     async def run() -> None:
-        lane, uploads = Lane(Worker({}, 1), most=3), [Upload() for _ in range(4)]
+        worker, uploads = Worker({}, 1, most=3), [Upload() for _ in range(4)]
         for upload, cost in zip(uploads, (5, 9, 1, 5), strict=True):
-            lane.put(upload, cost)
+            upload.cost = cost
+            worker.put(upload)
         assert [one.answer.done() for one in uploads] == [False, True, False, False]
         assert uploads[1].answer.result() == {"refused": BUSY}
-        assert [uploads.index(await lane.next()) for _ in range(3)] == [2, 0, 3]
+        assert [uploads.index(await worker.next()) for _ in range(3)] == [2, 0, 3]
 
     asyncio.run(run())
 
@@ -203,9 +204,9 @@ def test_a_worker_that_is_slow_or_dies_is_replaced(model: Path) -> None:
 @needs_server
 def test_a_slow_picture_is_refused_and_the_page_goes_on(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers, "PATIENT_SECONDS", 0.001)
-    with start_page(model, port=free_port()) as served:
-        assert "takes longer" in classify(served.address, png(1500, 1500))["refused"]
-        assert classify(served.address, PICTURE)["classes"]
+    with start_page(model, port=free_port()) as (address, _):
+        assert "takes longer" in classify(address, png(1500, 1500))["refused"]
+        assert classify(address, PICTURE)["classes"]
 
 
 def _send(page: str, data: bytes) -> socket.socket:
@@ -269,9 +270,9 @@ def test_the_page_can_listen_on_the_loopback_address_of_ipv6(model: Path) -> Non
         port = free_port("::1")
     except OSError:
         pytest.skip("this machine has no IPv6")
-    with start_page(model, host="::1", port=port) as served:
-        assert served.address == f"http://[::1]:{port}/"
-        assert classify(served.address, PICTURE)["classes"]
+    with start_page(model, host="::1", port=port) as (address, _):
+        assert address == f"http://[::1]:{port}/"
+        assert classify(address, PICTURE)["classes"]
 
 
 def test_the_command_listens_on_the_loopback_address_unless_told_otherwise(
@@ -280,10 +281,10 @@ def test_the_command_listens_on_the_loopback_address_unless_told_otherwise(
     asked: list[str] = []
 
     @contextmanager
-    def start(*_: object, host: str, **__: object) -> Iterator[Page]:
+    def start(*_: object, host: str, **__: object) -> Iterator[tuple[str, list[str]]]:
         asked.append(host)
         raise KeyboardInterrupt
-        yield Page("", ())
+        yield "", []
 
     monkeypatch.setattr(server, "start_page", start)
     told = [CliRunner().invoke(command, [str(model), *more]).output for more in ([], ["--host", "0.0.0.0"])]

@@ -38,6 +38,7 @@ NEEDS = {
     "simclr_engine.evaluation.finetune": "torch",
     "simclr_engine.evaluation.features": "torch",
     "simclr_engine.recipe": "pydantic",
+    "simclr_engine.export.server": "uvicorn",
 }
 # The rooms of the light install: of export/ only these, of the rest of engine/ likewise.
 ROOMS = ("cli", "data", "evaluation", "report")
