@@ -136,8 +136,10 @@ class BoundedProtocol(H11Protocol):
         self.began = self.loop.time()
         others: set[Any] = self.connections
         if len(others) >= CONNECTIONS:
-            idle = [one for one in others if one.cycle is None or one.cycle.more_body]
-            (min(idle, key=lambda one: one.began).transport if idle else transport).abort()
+            idle = [one for one in others if one.cycle is None or one.cycle.more_body] or [self]
+            oldest = min(idle, key=lambda one: one.began)
+            others.discard(oldest)
+            (transport if oldest is self else oldest.transport).abort()
         super().connection_made(transport)
         self.ends = (
             self.loop.call_later(HEAD_SECONDS, lambda: self.cycle is None and transport.abort()),
@@ -189,8 +191,9 @@ class Application:
             return PlainTextResponse("there is no such page", 404)
         if not self._is_own(request.headers):
             return PlainTextResponse("only the page itself may send pictures: load it again", 403)
-        if int(request.headers.get("content-length", "0")) > MAX_BYTES:
-            return PlainTextResponse("the file is too large", 413)
+        length = request.headers.get("content-length")
+        if length is None or int(length) > MAX_BYTES:
+            return PlainTextResponse("the file is too large, or of no stated length", 411 if length is None else 413)
         return await self._classify(request)
 
     async def _classify(self, request: Request) -> Response:

@@ -26,6 +26,10 @@ QUICK_BYTES = QUICK_PIXELS = 1 << 20  # of a picture that the quick worker answe
 QUICK_SECONDS, PATIENT_SECONDS = 3.0, 10.0  # for one picture
 START_SECONDS = 120.0  # until a worker has opened encoder and index; a run imports torch
 WAITING = 8  # pictures that wait for the patient worker; beyond it the largest of them is refused
+PACE = 16 << 20  # bytes a second of all uploads together beyond the first `QUICK_BYTES` of each, taken in turns
+PIECE = 64 << 10  # bytes of a message that are handed to a pipe at once
+# One picture at a time has little use for more threads; and glibc gives back what is freed of a mebibyte or more.
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
 REPLY_BYTES = 16 << 20  # far above any answer: more is not taken from a worker
 BUSY = "The page is busy. Try again in a moment."
 SLOW = f"The picture takes longer than {PATIENT_SECONDS:.0f} seconds. Shrink it first."
@@ -81,8 +85,8 @@ class Worker:
             *(sys.executable, "-P", "-m", "simclr_engine.export.answering"),  # -P: nothing is imported from here
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
-            env={"OMP_NUM_THREADS": "1", **os.environ},  # one picture at a time has little use for more
-            start_new_session=True,  # a Ctrl-C is for the server, whose end ends the worker
+            env={**ENVIRONMENT, **os.environ},
+            process_group=0,  # a Ctrl-C is for the server, whose end ends the worker
         )
         try:
             about = await self._exchange(self._process, json.dumps(self.settings).encode(), START_SECONDS)
@@ -108,8 +112,10 @@ class Worker:
         assert process.stdin is not None and process.stdout is not None
         try:
             async with asyncio.timeout(seconds):
-                process.stdin.writelines((len(message).to_bytes(4, "big"), message))
-                await process.stdin.drain()
+                process.stdin.write(len(message).to_bytes(4, "big"))
+                for at in range(0, len(message), PIECE):
+                    process.stdin.write(message[at : at + PIECE])
+                    await process.stdin.drain()
                 length = int.from_bytes(await process.stdout.readexactly(4), "big")
                 if length > REPLY_BYTES:
                     raise EOFError(f"{length:,} bytes were announced")
@@ -143,6 +149,7 @@ class Workers:
         self._quick = Worker({**settings, "patient": False}, QUICK_SECONDS)
         self._patient = Worker({**settings, "patient": True}, PATIENT_SECONDS, WAITING)
         self._uploads: set[Upload] = set()
+        self._turn = asyncio.Lock()
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> dict[str, Any]:
@@ -165,15 +172,16 @@ class Workers:
                 worker.waiting = [one for one in worker.waiting if one is not upload]
 
     async def receive(self, chunks: AsyncIterable[bytes], upload: Upload) -> None:
-        """Takes the bytes of an upload and lets it wait for its answer."""
+        """Takes the bytes of an upload, at most `MAX_BYTES`, and lets it wait for its answer."""
         async for chunk in chunks:
             upload.body += chunk
-            if len(upload.body) > MAX_BYTES:
-                upload.settle({"refused": f"The file is larger than {MAX_BYTES >> 20} MiB. Shrink it first."})
             while sum(len(one.body) for one in self._uploads) > HELD_BYTES:
                 max(self._uploads, key=lambda one: len(one.body)).settle({"refused": BUSY})
             if upload.answer.done():
                 return
+            if len(upload.body) > QUICK_BYTES:
+                async with self._turn:
+                    await asyncio.sleep(len(chunk) / PACE)
         quick = len(upload.body) <= QUICK_BYTES
         upload.cost = 0 if quick else 4 * len(upload.body)  # so many pixels, about, if it is a photo
         if upload.body:

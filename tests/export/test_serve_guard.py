@@ -11,7 +11,6 @@ import socket
 import subprocess
 import sys
 import time
-import zlib
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +23,7 @@ from click.testing import CliRunner
 from fixtures.image_files import encode
 from fixtures.serving import classify, fetch, free_port, needs_server, token_of
 from fixtures.tiny_probe import write_tiny_probe
+from serve_load import run, transparent_png
 from simclr_engine.cli.serve import command
 from simclr_engine.errors import DataError
 from simclr_engine.export import answering, server, workers
@@ -34,18 +34,6 @@ from simclr_engine.export.workers import BUSY, LARGE, MAX_BYTES, Upload, Worker,
 
 PICTURE = encode(np.random.default_rng(0).integers(0, 256, (8, 8, 3)).astype(np.uint8))
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL)
-
-
-def png(width: int, height: int) -> bytes:
-    """A transparent picture of these sides, whose bytes are a thousandth of its pixels'."""
-
-    def chunk(name: bytes, data: bytes) -> bytes:
-        return len(data).to_bytes(4, "big") + name + data + zlib.crc32(name + data).to_bytes(4, "big")
-
-    packer, row = zlib.compressobj(9), bytes(1 + 4 * width)
-    data = b"".join([*(packer.compress(row) for _ in range(height)), packer.flush()])
-    head = width.to_bytes(4, "big") + height.to_bytes(4, "big") + b"\x08\x06\0\0\0"
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
 
 
 @pytest.fixture(scope="module")
@@ -113,8 +101,7 @@ def test_a_body_above_the_limit_is_not_taken(page: str) -> None:
     assert classify(page, PICTURE + bytes(MAX_BYTES - len(PICTURE)))["classes"]
     # The answer may be lost when the connection is cut under a client that goes on sending.
     assert fetch(f"{page}classify", bytes(MAX_BYTES + 1), X_Token=token)[0] in (413, 0)
-    status, said, _ = fetch(f"{page}classify", iter([bytes(1 << 20)] * 300), X_Token=token)  # of no stated length
-    assert status == 0 or "larger than 10 MiB" in said
+    assert fetch(f"{page}classify", iter([bytes(1 << 20)] * 300), X_Token=token)[0] in (411, 0)  # of no stated length
     assert classify(page, b"")["refused"] == "The file is empty."
 
 
@@ -153,14 +140,14 @@ def test_cheap_pictures_go_first_and_the_dearest_is_refused() -> None:
 def test_the_quick_worker_hands_on_large_pictures_unread(model: Path) -> None:
     service = Service(open_embedder(model), None)
     side = int(workers.QUICK_PIXELS**0.5)
-    assert answering.reply(service, png(side + 1, side), patient=False) == {"later": (side + 1) * side}
-    assert answering.reply(service, png(side, side), patient=False)["classes"]
-    assert answering.reply(service, png(side + 1, side), patient=True)["classes"]
+    assert answering.reply(service, transparent_png(side + 1, side), patient=False) == {"later": (side + 1) * side}
+    assert answering.reply(service, transparent_png(side, side), patient=False)["classes"]
+    assert answering.reply(service, transparent_png(side + 1, side), patient=True)["classes"]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is bounded on Linux alone")
 def test_a_picture_that_takes_too_much_memory_is_refused(model: Path) -> None:
-    bomb = png(9400, 9400)
+    bomb = transparent_png(9400, 9400)
     assert len(bomb) < 400_000
 
     async def run() -> None:
@@ -184,7 +171,7 @@ def test_a_worker_that_is_slow_or_dies_is_replaced(model: Path) -> None:
         about = await worker.start()
         worker._seconds = 0.001
         with pytest.raises(TimeoutError):
-            await worker.answer(png(1000, 1000))
+            await worker.answer(transparent_png(1000, 1000))
         worker._seconds = 60
         assert (await worker.answer(PICTURE))["classes"]
         assert worker._process is not None
@@ -205,7 +192,7 @@ def test_a_worker_that_is_slow_or_dies_is_replaced(model: Path) -> None:
 def test_a_slow_picture_is_refused_and_the_page_goes_on(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers, "PATIENT_SECONDS", 0.001)
     with start_page(model, port=free_port()) as (address, _):
-        assert "takes longer" in classify(address, png(1500, 1500))["refused"]
+        assert "takes longer" in classify(address, transparent_png(1500, 1500))["refused"]
         assert classify(address, PICTURE)["classes"]
 
 
@@ -303,7 +290,7 @@ def test_what_is_wrong_with_the_file_is_said_as_everywhere(model: Path, tmp_path
 
 @needs_server
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="signals of POSIX")
-def test_nothing_is_left_however_the_process_ends(model: Path, tmp_path: Path) -> None:
+def test_nothing_is_left_however_the_process_ends(model: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     temporary = tmp_path / "tmp"
     temporary.mkdir()
     environment = {**os.environ, "TMPDIR": str(temporary)}
@@ -311,6 +298,7 @@ def test_nothing_is_left_however_the_process_ends(model: Path, tmp_path: Path) -
     for _ in SIGNALS:
         call = [sys.executable, "-m", "simclr_engine", "serve", str(model), "--port", str(free_port())]
         served.append(subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment))
+        request.addfinalizer(served[-1].kill)
     for number, process in zip(SIGNALS, served, strict=True):
         assert process.stdout is not None
         address = process.stdout.readline().decode().split()[0]
@@ -330,3 +318,10 @@ def test_nothing_is_left_however_the_process_ends(model: Path, tmp_path: Path) -
         while any(Path(f"/proc/{child}").exists() for child in ours):  # they end by themselves
             assert time.monotonic() < end, "a worker outlives its server"
     assert list(temporary.iterdir()) == []
+
+
+@needs_server
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is bounded on Linux alone")
+def test_among_hostile_connections_every_honest_one_is_answered(model: Path) -> None:
+    _, memory, wrong = run(connections=20, seconds=1, model=model, pause=0.1, side=64)
+    assert wrong == [] and memory < 1 << 30
