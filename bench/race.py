@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from simclr_engine.documents import to_json
 from simclr_engine.errors import CheckFailed, DataError, EngineError, UsageError
 from simclr_engine.files import write_text_atomic
 from simclr_engine.run import public_name
@@ -223,7 +224,7 @@ def enter(entry: Entry) -> None:
         target = Path(entry.folder, about.pop("weights"))
         about["accuracy"] = {r.method: r.accuracy for r in _score(target, splits)}
         about["seconds_with_evaluation"] = time.perf_counter() - began
-    write_text_atomic(Path(entry.folder, ROW), json.dumps({"entry": asdict(entry), **about}, indent=2) + "\n")
+    write_text_atomic(Path(entry.folder, ROW), to_json({"entry": asdict(entry), **about}, indent=2) + "\n")
 
 
 def _splits(entry: Entry) -> tuple[ImageStore, ImageStore]:

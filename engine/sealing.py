@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from .documents import to_json
 from .errors import DataError
 
 FORMAT = 1
@@ -60,7 +61,7 @@ def _begun(name: str) -> hashlib._Hash:
 
 def sealed_json(plain: Mapping[str, Any], name: str = "") -> bytes:
     """A JSON document in UTF-8 with a seal."""
-    return sealed((json.dumps({FIELD: BLANK, **plain}, indent=1) + "\n").encode(), name)
+    return sealed((to_json({FIELD: BLANK, **plain}, indent=1) + "\n").encode(), name)
 
 
 def append_seal(file: IO[bytes], name: str) -> None:

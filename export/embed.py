@@ -29,11 +29,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simclr_engine.data.stream import WINDOW, Pictures, Window, windows
-from simclr_engine.errors import CheckFailed, DataError, PlatformError, UsageError
+from simclr_engine.errors import DataError, PlatformError, UsageError
 from simclr_engine.files import Folder, read_arrays, synchronise, write_atomic
 from simclr_engine.sealing import AlteredError, read_json, sealed_json
 
-from .embedder import Embedder, Vectors
+from .embedder import Embedder, Vectors, naming
 from .index import (
     FORMAT,
     EmbeddingIndex,
@@ -45,6 +45,7 @@ from .index import (
     taken,
     write_manifest,
 )
+from .runtime import require_finite
 
 MOVE = "move it away, or choose another --out"
 
@@ -158,19 +159,16 @@ def _fill(unfinished: UnfinishedIndex, parts: Sequence[Pictures], length: int, a
     """Embeds what is missing, window by window.
 
     Raises:
-        CheckFailed: a feature is not finite.
-        DataError: no image could be read.
+        DataError: no image could be read, or a feature is not finite.
     """
     embedder = unfinished.embedder
     start = min(unfinished.windows * length, sum(len(part) for part in parts))
     advance(start)
     for window in windows(parts, embedder.image_size, start, length):
         images = window.images
-        vectors = embedder.embed(images) if len(images) else np.empty((0, embedder.feature_dim), np.float32)
-        broken = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
-        if len(broken):
-            fix = "train or export the encoder again"
-            raise CheckFailed("a feature is not finite", saw=window.paths[int(broken[0])], fix=fix)
+        with naming(window.paths):
+            vectors = embedder.embed(images) if len(images) else np.empty((0, embedder.feature_dim), np.float32)
+            require_finite(vectors, embedder.path)
         unfinished.append(window, vectors)
         advance(window.stop - window.start)
     if not unfinished.kept:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..documents import to_json
 from ..terminal import add, say, show, table, tell
 from .options import Number, print_json
 
@@ -261,11 +262,9 @@ def _publish(
 
 def _write_document(document: dict[str, Any], out: Path | None) -> None:
     if out is not None:
-        import json
-
         from ..files import write_text_atomic
 
-        write_text_atomic(out, json.dumps(document, indent=2) + "\n")
+        write_text_atomic(out, to_json(document, indent=2) + "\n")
 
 
 def _write_picture(figure: Figure, path: Path) -> None:

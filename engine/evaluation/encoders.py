@@ -246,7 +246,7 @@ class FileEncoder(Encoder):
     def _compute(self, store: ImageStore, advance: Advance | None) -> NDArray[np.float32]:
         from simclr_engine.export.features import onnx_features
 
-        return onnx_features(self._path, store, advance=advance)
+        return onnx_features(self._path, store, advance=advance, sha256=self.sha256)
 
     def predict(self, store: ImageStore, progress: bool = False) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         if not self.probe:
@@ -254,7 +254,7 @@ class FileEncoder(Encoder):
         from simclr_engine.export.features import probe_predictions
 
         with progress_bar(f"classes ({self.name}, {store.split})", len(store), show=progress, lines=True) as advance:
-            return probe_predictions(self._path, store, advance=advance)
+            return probe_predictions(self._path, store, advance=advance, sha256=self.sha256)
 
 
 @dataclass(frozen=True, eq=False)
@@ -290,15 +290,17 @@ def open_target(
     *,
     stem_padding: int | None = None,
     stem_pool: str | None = None,
+    sha256: str | None = None,
 ) -> Target:
     """The run directory, .onnx file or file of weights at `target`; one that is open already stays as it is.
 
     `encoder` is the caller's own, with the weights that it was passed to `pretrain` with, of a run that trained it:
     `evaluate(open_target("runs/mine", encoder))`. `stem_padding` and `stem_pool` say of weights what their file does
-    not (see `load_foreign`).
+    not (see `load_foreign`). An .onnx file must have `sha256`, where that is given.
 
     Raises:
-        UsageError: it is none of them, or the stem of something else than weights is given.
+        UsageError: it is none of them, or the stem of something else than weights, or the sha256 of something else than
+            an .onnx file is given.
         DataError: it cannot be read, or is not what its name says.
     """
     if isinstance(target, Target):
@@ -311,10 +313,12 @@ def open_target(
             saw=path,
             fix="leave them out",
         )
+    if sha256 is not None and not onnx:
+        raise UsageError("--sha256 is for an .onnx file", saw=path, fix="leave it out")
     if isinstance(target, Run) or path.is_dir():
         return _open_run(target if isinstance(target, Run) else Run.open(target), encoder)
     if onnx:
-        return _open_file(path)
+        return _open_file(path, sha256)
     if path.is_file() and (path.suffix.lower() in WEIGHTS or _holds_weights(path)):
         return _open_weights(path, stem_padding, stem_pool)
     raise UsageError(
@@ -353,11 +357,11 @@ def _open_run(run: Run, own: nn.Module | None) -> Target:
     )
 
 
-def _open_file(path: Path) -> Target:
+def _open_file(path: Path, sha256: str | None) -> Target:
     from simclr_engine.export.features import difference_to_pytorch
     from simclr_engine.export.runtime import OnnxEncoder
 
-    onnx = OnnxEncoder(path)
+    onnx = OnnxEncoder(path, sha256=sha256)
     about = onnx.metadata
     return Target(
         path=path,

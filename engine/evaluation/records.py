@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -14,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data.store import ImageStore, Pixels
+from ..documents import to_json
 from ..errors import DataError
 from ..event_log import write_scalars
 from ..files import Folder, is_plain_name, read_arrays
@@ -62,7 +62,7 @@ def save_result(directory: Path | Folder, result: EvaluationResult, probe: Linea
     name, at = result_id(result), Folder.of(directory, RESULTS)
     if probe is not None:
         at.write(f"{name}.safetensors", probe.to_bytes(f"{name}.safetensors"))
-    at.write(f"{name}.json", sealed_json(json.loads(result.to_json()), f"{name}.json"))
+    at.write(f"{name}.json", sealed_json(result.to_dict(), f"{name}.json"))
     return name
 
 
@@ -246,7 +246,7 @@ def load_neighbours(directory: Path, name: str) -> Neighbours | None:
 
 def save_steps(directory: Path | Folder, name: str, rows: Sequence[Mapping[str, float]]) -> None:
     """Writes `NAME.jsonl`: `fold`, `step`, `epoch`, `train_loss` and `lr` of the steps of a method that trains."""
-    text = "".join(json.dumps(dict(row)) + "\n" for row in rows)
+    text = "".join(to_json(dict(row)) + "\n" for row in rows)
     Folder.of(directory, RESULTS).write_text(f"{name}.jsonl", text)
 
 
