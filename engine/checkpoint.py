@@ -21,9 +21,11 @@ from torch import nn
 
 from .errors import DataError, UsageError
 from .files import MARKER, Folder, sealed_tensors, write_atomic
+from .inputs import check_safetensors, open_regular
 from .model import build_encoder, own_encoder
 from .recipe import Recipe
 from .sealing import FIELD, AlteredError, NewerError, has_seal, verify_file
+from .unpickling import read_state
 
 if TYPE_CHECKING:
     from .run import Run
@@ -77,12 +79,14 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         DataError: the file is missing, truncated, altered, or not a checkpoint of this project.
     """
     try:
-        raw = path.read_bytes()
+        with open_regular(path) as file:
+            raw = file.read()
     except OSError as error:
         raise DataError(
             "the checkpoint cannot be read", saw=f"{path}: {error.strerror}", fix="check the path"
         ) from error
     body, footer = raw[:-FOOTER_BYTES], raw[-FOOTER_BYTES:]
+    del raw  # a copy that a large network can do without
     version = re.match(rb"simclr-engine/(\d+) ", footer)
     if version and int(version[1]) > FORMAT:
         raise NewerError(path, int(version[1]), FORMAT)
@@ -90,7 +94,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise DataError("the checkpoint is truncated or was altered", saw=path, fix="resume: the previous one is used")
     refuse_bomb(path, io.BytesIO(body))
     try:
-        state = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
+        state = read_state(body)
     except Exception as error:  # a hostile pickle may raise anything: KeyError, TypeError, MemoryError, …
         raise DataError(
             "the checkpoint does not load",
@@ -170,6 +174,7 @@ def read_tensors(path: Path, cause: str, fix: str) -> tuple[dict[str, torch.Tens
         DataError: the file cannot be read; `cause` and `fix` are the caller's words.
     """
     try:
+        check_safetensors(path)
         verify_file(path, fix, needed=path.name in WEIGHTS and has_seal(path.parent / MARKER))
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

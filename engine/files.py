@@ -13,14 +13,15 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from .boundary import meaning
+from .bounds import LARGEST_NPZ
 from .errors import DataError, PlatformError, UsageError
+from .inputs import open_regular
 from .sealing import BLANK, FIELD, AlteredError, NewerError, altered, append_seal, refuse_newer, sealed, verify
 from .terminal import say_once
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-LARGEST_NPZ = 1 << 30  # bytes of the arrays in an .npz file: of the most images that are kept, 0.1 GiB
 MARKER = ".simclr-engine-run"  # the file by which a folder is known as a run
 
 # Whether names can be looked up in an open directory. If not (Windows), paths are joined and checked before each use.
@@ -308,7 +309,7 @@ def read_arrays(path: Path, again: str, *names: str, needed: bool = False) -> li
         needed: whether a file without a seal counts as damaged.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             is_sealed = verify(file, path, again, path.name, needed=needed)
             return _arrays_in(file, path, again, names, is_sealed)
     except FileNotFoundError:
@@ -422,7 +423,7 @@ def check_output(path: Path, mark: bytes, overwrite: bool = False) -> None:
     """
     if not occupied(path) or overwrite:
         return
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         ours = mark in file.read(4096)
     if not ours:
         raise UsageError(

@@ -10,14 +10,15 @@ import uuid
 from contextlib import suppress
 from pathlib import Path
 
+from .bounds import LARGEST_MARK
 from .errors import EngineError, UsageError
 from .files import MARKER, Folder
+from .inputs import read_text
 from .sealing import sealed_json
 from .terminal import say
 
 LOCK = ".lock"
 FORMAT = "simclr-engine run 1"
-_MOST_BYTES = 1 << 20  # limit for the small files by which a run is recognised
 
 _PROTOCOL = r"[a-z]+-(pretrained|scratch)(-[0-9.e+-]+pct)?(-\d+folds)?"  # `evaluation.records.protocol_id`
 _RESULT = rf"[a-z0-9-]+-{_PROTOCOL}"  # `evaluation.records.result_id`
@@ -200,11 +201,10 @@ def _is_run(at: Folder) -> bool:
 
 
 def _read(at: Folder, name: str) -> str:
-    """The text of a regular file; ValueError for a link, a device or a file that is too large."""
-    found = at.status(name)
-    if not stat.S_ISREG(found.st_mode) or found.st_size > _MOST_BYTES:
-        raise ValueError("not a small regular file")
-    return (at.path / name).read_text("utf-8")
+    """The text of a regular file; ValueError or OSError for a link, a device or a file that is too large."""
+    if not at.is_file(name):
+        raise ValueError("not a regular file")
+    return read_text(at.path / name, LARGEST_MARK)
 
 
 def _full(path: Path) -> str:

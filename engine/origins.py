@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .bounds import LARGEST_MARK
 from .errors import DataError
+from .inputs import read_text
 from .stem import Stem
 from .unpickling import StandIn
 
@@ -21,7 +23,6 @@ from .unpickling import StandIn
 _SETTINGS = ("hyper_parameters", "hparams", "args", "opt", "cfg", "config")
 # timm's networks that smooth where they stride, without a tensor of their own.
 _SMOOTHED = re.compile(r"resnet(?:blur|aa)\d+\w*", re.IGNORECASE)
-_LARGEST_CONFIG = 1 << 20  # bytes
 # Layers of a plain ResNet, by the last part of their class.
 _PLAIN_LAYERS = re.compile(
     r"Conv2d|Convolution|BatchNorm2d|SyncBatchNorm|ReLU|MaxPool2d|(Select)?Adaptive\w*Pool2d|Identity|Linear|Flatten|Dropout\w*"
@@ -124,10 +125,9 @@ def _networks(path: Path, state: object) -> Iterator[str]:
     yield path.name
     config = path.with_name("config.json")  # of a model on Hugging Face's hub
     try:
-        if config.stat().st_size <= _LARGEST_CONFIG:
-            said = json.loads(config.read_text("utf-8"))
-            if isinstance(said, dict) and isinstance(said.get("architecture"), str):
-                yield said["architecture"]
+        said = json.loads(read_text(config, LARGEST_MARK))
+        if isinstance(said, dict) and isinstance(said.get("architecture"), str):
+            yield said["architecture"]
     except (OSError, ValueError, RecursionError):
         return
 

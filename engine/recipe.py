@@ -34,12 +34,13 @@ from pydantic import (
 
 from simclr_engine.kernels.augmentation.spec import AugmentSpec
 
+from .bounds import DEEPEST_VALUE, LARGEST_RECIPE, MOST_KEY_PARTS
 from .data.levels import are_levels
 from .errors import UsageError, cut, nearest, shown
+from .inputs import UnfitError, read_text
 from .stem import ALLOWED, is_stem
 
 DEFAULT = "cifar10"
-LARGEST_FILE = 1 << 20  # bytes; the recipes of the package have about 2,000
 MOST = 10**9  # steps, images or epochs, where nothing else sets a bound
 
 
@@ -488,7 +489,7 @@ def leaves(tree: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]
 def read_value(text: str) -> Any:
     """A TOML value (`[0.2, 1.0]`, `true`, `3`), a number as people type it (`.9`, `1e-6`), or plain text (`adamw`)."""
     try:
-        return tomllib.loads(f"v = {text}")["v"]
+        return _tree(f"v = {text}")["v"]
     except (ValueError, RecursionError):
         try:
             return float(text)
@@ -503,7 +504,10 @@ def _read(name: str) -> tuple[dict[str, Any], frozenset[str]]:
         text, where = resources.files("simclr_engine").joinpath("recipes", f"{name}.toml").read_text("utf-8"), name
     elif name.endswith(".toml") or Path(name).is_file():
         try:
-            text, where = _read_text(Path(name)), name
+            text, where = read_text(Path(name), LARGEST_RECIPE), name
+        except UnfitError as error:
+            saw = f"{name}: {error.strerror}"
+            raise UsageError("the file cannot be a recipe", saw=saw, fix="name a .toml file") from error
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError("the recipe file cannot be read", saw=f"{name}: {error}", fix="check the path") from error
     else:
@@ -525,20 +529,33 @@ def _read(name: str) -> tuple[dict[str, Any], frozenset[str]]:
     return merged | {"published": published}, named
 
 
-def _read_text(path: Path) -> str:
-    if path.stat().st_size > LARGEST_FILE:
-        raise UsageError(
-            "the file is too large for a recipe", saw=f"{path}: {path.stat().st_size:,} bytes", fix="name a .toml file"
-        )
-    return path.read_text("utf-8")
-
-
 def _parse(text: str, where: str) -> dict[str, Any]:
     """The tree of a TOML file; `where` names it in errors."""
     try:
-        return tomllib.loads(text)
+        return _tree(text)
     except (ValueError, RecursionError) as error:  # also deeply nested brackets, or a number of 5,000 digits
         raise UsageError("the recipe is not valid TOML", saw=cut(f"{where}{error}"), fix="correct that line") from error
+
+
+# Parts of a key with dots between them, more than any has: the time that tomllib takes grows with their square.
+_PART = r"""(?:(?<![\w-])[\w-]+|"[^"\n]*"|'[^'\n]*')"""
+_LONG_KEY = re.compile(rf"{_PART}(?:[ \t]*\.[ \t]*{_PART}){{{MOST_KEY_PARTS}}}", re.ASCII)
+
+
+def _tree(text: str) -> dict[str, Any]:
+    """Parses TOML of bounded length and depth; a ValueError or RecursionError for anything else."""
+    if len(text) > LARGEST_RECIPE:
+        raise ValueError(f"{len(text):,} characters; a recipe has at most {LARGEST_RECIPE:,}")
+    if found := _LONG_KEY.search(text):
+        raise ValueError(f"a key of more than {MOST_KEY_PARTS} parts: {found[0][:80]}")
+    tree = tomllib.loads(text)
+    level: list[Any] = [tree]
+    for _ in range(DEEPEST_VALUE):
+        inner = (part.values() if isinstance(part, dict) else part for part in level if isinstance(part, dict | list))
+        level = [one for part in inner for one in part]
+    if level:
+        raise ValueError(f"tables and lists within each other, more than {DEEPEST_VALUE} levels")
+    return tree
 
 
 def _override(tree: dict[str, Any], values: Mapping[str, Any]) -> None:

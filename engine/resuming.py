@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
+from .bounds import MAX_SIZE, MIN_SIZE
 from .checkpoint import newest_checkpoint
-from .data.decode import MAX_SIZE, MIN_SIZE
 from .data.store import ImageStore
 from .errors import DataError, UsageError, counted
 from .fitting import FITTED

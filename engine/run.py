@@ -14,9 +14,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, TypeGuard
 
+from .bounds import LARGEST_DOCUMENT, LARGEST_RECIPE, LARGEST_ROW, MAX_SIZE
 from .data.levels import Levels, as_levels
 from .errors import DataError, PlatformError, UsageError, plain
 from .files import MARKER, Folder, is_plain_name, named_path
+from .inputs import open_regular, read_text
 from .layout import LOCK, check_removable, empty, holds_a_lock, is_free, mark, remove_torn
 from .sealing import AlteredError, has_seal, verify_file
 from .terminal import say_once
@@ -67,8 +69,8 @@ class Run:
                     verify_file(directory / name, "restore it from a copy unless you edited it", name, needed=needed)
                 except AlteredError as error:
                     say_once(f"note: {error.saw}; {error.fix}")
-            recipe = Recipe.from_toml((directory / "recipe.toml").read_text("utf-8"))
-            environment = _read_object((directory / "environment.json").read_text("utf-8"))
+            recipe = Recipe.from_toml(read_text(directory / "recipe.toml", LARGEST_RECIPE))
+            environment = _read_object(read_text(directory / "environment.json", LARGEST_DOCUMENT))
         except (OSError, ValueError) as error:
             raise DataError(
                 "no readable run here",
@@ -83,7 +85,7 @@ class Run:
         found = []
         for file in Path(root).glob("*/environment.json"):
             try:
-                environment = _read_object(file.read_text("utf-8"))
+                environment = _read_object(read_text(file, LARGEST_DOCUMENT))
             except (OSError, ValueError):
                 continue
             if environment.get("finished"):
@@ -105,7 +107,7 @@ class Run:
             DataError: environment.json does not say it.
         """
         size = self.data.get("image_size")
-        if not isinstance(size, int) or size < 1:
+        if not isinstance(size, int) or not 1 <= size <= MAX_SIZE:
             raise DataError(
                 "the run does not say how large its images were",
                 saw=f"{self.directory / 'environment.json'}: data.image_size = {size!r}",
@@ -206,17 +208,17 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
     Raises:
         DataError: the file exists but cannot be read.
     """
-    if not path.is_file():
+    if not path.exists():
         return
     try:
-        lines = path.read_text("utf-8", errors="replace").splitlines()
+        with open_regular(path) as file:
+            while line := file.readline(LARGEST_ROW):  # of a longer line no part is an object
+                with suppress(ValueError):
+                    yield _read_object(line.decode("utf-8", "replace"))
     except OSError as error:
         raise DataError(
             "the log cannot be read", saw=f"{path}: {error.strerror}", fix="correct its permissions"
         ) from error
-    for line in lines:
-        with suppress(ValueError):
-            yield _read_object(line)
 
 
 def _read_object(text: str) -> dict[str, Any]:

@@ -17,8 +17,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from .bounds import LARGEST_DOCUMENT
 from .documents import to_json
 from .errors import DataError
+from .inputs import open_regular
 
 FORMAT = 1
 FIELD = "seal"
@@ -118,14 +120,14 @@ def verify(file: IO[bytes], path: Path, again: str, name: str = "", *, needed: b
 
 def verify_file(path: Path, again: str, name: str = "", *, needed: bool = False) -> None:
     """`verify` for the file at `path`; OSError where it cannot be read."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         verify(file, path, again, name, needed=needed)
 
 
 def has_seal(path: Path) -> bool:
     """Whether a file has a seal, right or wrong: those that were written with it then have one too."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return _SIGN.encode() in refuse_newer(file, path)
     except OSError:
         return False
@@ -147,7 +149,7 @@ def read_json(path: Path, again: str, name: str = "", *, ours: int = FORMAT, nee
         OSError, ValueError: it cannot be read, or is no JSON object.
         AlteredError, NewerError: as of `verify`.
     """
-    with path.open("rb") as file:
+    with open_regular(path, LARGEST_DOCUMENT) as file:
         try:
             fields = json.loads(file.read())
         except RecursionError as error:

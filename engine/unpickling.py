@@ -15,6 +15,7 @@ import mmap
 import pickletools
 import struct
 import zipfile
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -24,9 +25,9 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-MOST_INSTRUCTIONS = 1 << 22  # in one pickle: seconds of work and less than 1 GB; a checkpoint has some thousands
-MOST_PICKLED = 1 << 27  # bytes of one pickle in a zip archive
-MOST_DIMENSIONS = 64  # of a tensor, as torch's own limit
+from .bounds import MOST_DIMENSIONS, MOST_INSTRUCTIONS, MOST_PICKLED
+from .inputs import open_regular
+
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # before the state in the format that torch wrote until version 1.6
 
 _DTYPES: dict[str, torch.dtype] = {
@@ -100,13 +101,23 @@ def read_checkpoint(path: Path) -> object:
         UnreadableError, or any other error of a damaged file.
         OSError: the file cannot be read.
     """
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # what is written into it stays in this process
         whole = torch.frombuffer(mapped, dtype=torch.uint8)
         return _from_zip(file, whole) if mapped[:2] == b"PK" else _from_pickles(mapped, whole)
 
 
-def _from_zip(file: IO[bytes], whole: Tensor) -> object:
+def read_state(body: bytes) -> object:
+    """The object in the bytes of a file of `torch.save` in today's format, if all that it calls makes plain values.
+
+    Raises:
+        UnreadableError: also where it names a function or class that is none of torch's for tensors; or any other error
+            of damaged bytes.
+    """
+    return _from_zip(BytesIO(body), torch.frombuffer(bytearray(body), dtype=torch.uint8), strict=True)
+
+
+def _from_zip(file: IO[bytes], whole: Tensor, strict: bool = False) -> object:
     """The format since torch 1.6: `NAME/data.pkl`, and one member `NAME/data/KEY` for each storage."""
     with zipfile.ZipFile(file) as archive:
         members = {member.filename: member for member in archive.infolist()}
@@ -130,7 +141,7 @@ def _from_zip(file: IO[bytes], whole: Tensor) -> object:
             start = member.header_offset + 30 + sum(struct.unpack("<HH", header[26:30]))
             return _slice(whole, start, member.file_size)
 
-        return _Machine(place).run(BytesIO(archive.read(pickled)))
+        return _Machine(place, strict).run(BytesIO(archive.read(pickled)))
 
 
 def _from_pickles(file: mmap.mmap, whole: Tensor) -> object:
@@ -157,7 +168,7 @@ def _from_pickles(file: mmap.mmap, whole: Tensor) -> object:
     if not isinstance(keys, list):
         raise UnreadableError("no list of storages")
     start, values = file.tell(), dict[str, Tensor]()
-    for key in map(str, keys):
+    for key in map(_key, keys):
         (count,) = struct.unpack("<q", file[start : start + 8])
         values[key] = _slice(whole, start + 8, count * itemsizes.get(key, 1))
         start += 8 + len(values[key])
@@ -190,10 +201,12 @@ _KEYS = (str, bytes, int, float, bool, type(None))  # other keys may take for ev
 
 
 class _Machine:
-    """The stack machine that a pickle is a program for. `place` finds the bytes of a storage."""
+    """The stack machine that a pickle is a program for. `place` finds the bytes of a storage; a `strict` machine
+    refuses every function and class that it does not carry out."""
 
-    def __init__(self, place: _Place) -> None:
-        self._place = place
+    def __init__(self, place: _Place, strict: bool = False) -> None:
+        self._place, self._strict = place, strict
+        self._left = MOST_INSTRUCTIONS  # items that calls may copy: their arguments may stand in for them many times
         self._storages: dict[str, Tensor] = {}
         self._stack: list[Any] = []
         self._marks: list[int] = []
@@ -276,14 +289,15 @@ class _Machine:
         stack = self._stack
         match name:
             case "GLOBAL":
-                stack.append(StandIn(argument.replace(" ", ".", 1)))
+                stack.append(self._named(argument.replace(" ", ".", 1)))
             case "STACK_GLOBAL":
                 last, module = stack.pop(), stack.pop()
-                stack.append(StandIn(f"{module}.{last}" if isinstance(module, str) and isinstance(last, str) else "?"))
+                known = isinstance(module, str) and isinstance(last, str)
+                stack.append(self._named(f"{module}.{last}" if known else "?"))
             case "EXT1" | "EXT2" | "EXT4":
-                stack.append(StandIn(f"copyreg extension {argument}"))
+                stack.append(self._named(f"copyreg extension {argument}"))
             case "INST":
-                stack.append(self._result(StandIn(argument.replace(" ", ".", 1)), tuple(self._since_mark())))
+                stack.append(self._result(self._named(argument.replace(" ", ".", 1)), tuple(self._since_mark())))
             case "OBJ":
                 made, *arguments = self._since_mark()
                 stack.append(self._result(made, tuple(arguments)))
@@ -297,11 +311,23 @@ class _Machine:
                 state, made = stack.pop(), stack[-1]
                 if isinstance(made, StandIn):
                     made.state = state[0] if isinstance(state, tuple) and state else state  # (attributes, slots)
+                elif isinstance(made, OrderedDict) and isinstance(state, dict):
+                    vars(made).update({key: value for key, value in state.items() if key == "_metadata"})
             case "BINPERSID":
                 stack.append(self._storage(stack.pop()))
             case _:
                 return False
         return True
+
+    def _named(self, name: str) -> StandIn:
+        if self._strict and name not in _CARRIED_OUT and name.replace("torch.cuda.", "torch.") not in _TYPES:
+            raise UnreadableError(f"it names {name[:80]}, which no checkpoint needs")
+        return StandIn(name)
+
+    def _count(self, items: int) -> None:
+        self._left -= items
+        if self._left < 0:
+            raise UnreadableError(f"calls with more than {MOST_INSTRUCTIONS:,} items")
 
     def _result(self, function: object, arguments: object) -> Any:
         """What stands for the result of a call: a tensor, a dictionary, or a stand-in."""
@@ -311,27 +337,32 @@ class _Machine:
             return StandIn("?", arguments)
         if function.name in _DICTIONARIES:
             pairs = arguments[0] if arguments and isinstance(arguments[0], list) else []
-            return _put({}, [part for pair in pairs for part in pair])
+            if self._strict and arguments and pairs is not arguments[0]:
+                raise UnreadableError("a dictionary of no pairs")
+            self._count(sum(len(pair) for pair in pairs))
+            return _put(OrderedDict(), [part for pair in pairs for part in pair])
         if function.name in _WRAPPERS:
             return arguments[0]
         if function.name == "torch.Size":
+            self._count(len(arguments[0]))
             return tuple(arguments[0])
         if function.name == "torch._tensor._rebuild_from_type_v2":
             if _is_rebuilder(arguments[0]):  # (function, type, its arguments, state)
                 return self._result(arguments[0], arguments[2])
             return StandIn(function.name, arguments)
         if function.name in _REBUILDERS:
+            self._count(sum(len(each) for each in arguments if isinstance(each, tuple | list)))
             return _REBUILDERS[function.name](*arguments)
         return StandIn(function.name, arguments)
 
     def _storage(self, identifier: object) -> _Storage | StandIn:
         """The storage of a persistent id `("storage", type, key, location, values[, view])`."""
-        if not isinstance(identifier, tuple) or identifier[0] != "storage":
+        if not isinstance(identifier, tuple) or identifier[0] != "storage" or len(identifier) > 6:
             return StandIn("a persistent id", identifier if isinstance(identifier, tuple) else ())
         _, kind, key, _, _, *view = identifier
         name = kind.name.replace("torch.cuda.", "torch.") if isinstance(kind, StandIn) else ""
         dtype = torch.uint8 if name in _BYTES else _DTYPES[name]
-        key = str(key)
+        key = _key(key)
         if key not in self._storages:
             self._storages[key] = self._place(key, dtype.itemsize)
         raw = self._storages[key]
@@ -358,6 +389,13 @@ def _put(target: Any, items: list[Any]) -> Any:
         if type(key) in _KEYS:
             into[key] = value
     return target
+
+
+def _key(key: object) -> str:
+    """The name of a storage: text, or a number in old files. What else there may be takes for ever to write out."""
+    if not isinstance(key, str | int):
+        raise UnreadableError("a storage without a name")
+    return str(key)
 
 
 def _rebuilt(
@@ -412,6 +450,10 @@ _REBUILDERS: dict[str, Callable[..., Tensor]] = {
     "torch._utils._rebuild_meta_tensor_no_storage": _rebuilt_without_values,
     "torch._utils._rebuild_sparse_tensor": _rebuilt_sparse,
 }
+
+
+_CARRIED_OUT = {*_REBUILDERS, *_WRAPPERS, *_DICTIONARIES, "torch.Size", "torch._tensor._rebuild_from_type_v2"}
+_TYPES = {*_DTYPES, *_BYTES, *(str(dtype) for dtype in (*_DTYPES.values(), *_SMALL)), "torch.Tensor"}
 
 
 def _is_rebuilder(function: object) -> bool:

@@ -13,8 +13,10 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from .bounds import MAX_SIZE
 from .checkpoint import FOOTER, FOOTER_BYTES, encoder_metadata, load_checkpoint, read_tensors, refuse_bomb
 from .errors import DataError, UsageError
+from .inputs import open_regular
 from .model import ResNet, build_encoder
 from .origins import Origin, Place, recognise
 from .recipe import Recipe
@@ -189,7 +191,7 @@ def _stem(origin: Origin, small: bool, padding: int | None, asked: str | None) -
 def _read(path: Path) -> tuple[object, Mapping[str, str]]:
     """The contents of the file, and the text metadata of a safetensors file."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             head = file.read(9)
             size = file.seek(0, 2)
             file.seek(max(0, size - FOOTER_BYTES))
@@ -202,7 +204,7 @@ def _read(path: Path) -> tuple[object, Mapping[str, str]]:
     # The format starts with the length of its JSON header in 8 bytes; a pickle or zip file has no brace there.
     if path.suffix.lower() == ".safetensors" or head[8:] == b"{":
         return read_tensors(path, "the safetensors file cannot be read", "it is damaged: download it again")
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         refuse_bomb(path, file)
     try:
         return read_checkpoint(path), {}
@@ -497,7 +499,7 @@ def _normalisation(path: Path, metadata: Mapping[str, str], small: bool) -> tupl
     try:
         mean, std = _triple(metadata["mean"]), _triple(metadata["std"])
         size = int(metadata["image_size"])
-        if min(std) <= 0 or size <= 0:
+        if min(std) <= 0 or not 0 < size <= MAX_SIZE:
             raise ValueError(f"mean {mean}, std {std}, image_size {size}")
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(

@@ -28,9 +28,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from simclr_engine.bounds import LARGEST_DOCUMENT
 from simclr_engine.data.stream import WINDOW, Pictures, Window, windows
 from simclr_engine.errors import DataError, PlatformError, UsageError
 from simclr_engine.files import Folder, read_arrays, synchronise, write_atomic
+from simclr_engine.inputs import read_text
 from simclr_engine.sealing import AlteredError, read_json, sealed_json
 
 from .embedder import Embedder, Vectors, naming
@@ -403,7 +405,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _result(files: IndexFiles, began: float, embedded: int) -> EmbedResult:
-    about = json.loads(files.manifest.read_text("utf-8"))
+    about = json.loads(read_text(files.manifest, LARGEST_DOCUMENT))
     skipped = tuple((str(path), str(why)) for path, why in about.get("skipped", ()))
     return EmbedResult(
         files.vectors,

@@ -16,13 +16,18 @@ import hashlib
 import json
 import re
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from simclr_engine.bounds import LARGEST_MARK, LARGEST_MODEL, LARGEST_PROPERTY, MAX_SIZE, MOST_FEATURES
 from simclr_engine.data.levels import are_levels
 from simclr_engine.errors import DataError, PlatformError, UsageError
+from simclr_engine.inputs import UnfitError, read_bytes
+
+from .acceptance import ElsewhereError, RefusedError, check_model
+from .protobuf import Field, MalformedError, fields_of
 
 SCHEMA = 2
 LIMIT = 1e-4  # what a feature of an fp32 file may differ by from PyTorch's, absolute
@@ -40,23 +45,8 @@ IMAGE_PROPERTIES = {
     "Image.NominalPixelRange": "NominalRange_0_255",
 }
 INTERPOLATION = "bilinear, antialiased, centre crop"  # what `data.decode.decode_image` does to images of another size
-LARGEST = 2**31 - 1  # a protobuf message cannot be larger
-VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 IR_VERSION, GRAPH, OPSET_IMPORT, METADATA = 1, 7, 8, 14  # fields of ModelProto
 
-# The messages in which a tensor can hide: field number -> the kind of message it holds.
-NESTED: dict[str, dict[int, str]] = {
-    "model": {GRAPH: "graph", 20: "training", 25: "function"},
-    "training": {1: "graph", 2: "graph"},
-    "function": {7: "node", 11: "attribute"},
-    "graph": {1: "node", 5: "tensor", 15: "sparse"},
-    "node": {5: "attribute"},
-    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
-    "sparse": {1: "tensor", 2: "tensor"},
-    "tensor": {},
-}
-TENSOR_NAME, TENSOR_EXTERNAL_DATA, TENSOR_DATA_LOCATION = 8, 13, 14
-DEEPEST = 64  # levels of nesting; our own files have four
 EXPORT_AGAIN = "export it again: simclr-engine export FILE.onnx --run RUN"
 FETCH_AGAIN = "copy or download it again, or export it again from its run"
 
@@ -150,6 +140,9 @@ class ModelMetadata:
                 raise _field_error(where, key, properties.get(key), expected)
         if values["precision"] not in PRECISIONS:
             raise _field_error(where, PREFIX + "precision", values["precision"], " or ".join(PRECISIONS))
+        for name, most in (("image_size", MAX_SIZE), ("feature_dim", MOST_FEATURES)):
+            if not 1 <= values[name] <= most:
+                raise _field_error(where, PREFIX + name, values[name], f"1 to {most:,}")
         if values["levels"] and not are_levels(values["levels"]):
             raise _field_error(where, f"{PREFIX}levels", values["levels"], "[low, high]")
         for name in ("max_abs", "min_cosine", "images"):  # every file has them, and sentences are made of them
@@ -217,18 +210,9 @@ def read_model(path: str | Path, sha256: str | None = None) -> ModelFile:
     try:
         content = scan(data, without=DIGEST)
     except MalformedError as error:
-        whole = data[:1] == b"\x08"  # every ONNX writer begins with ir_version
-        cause = "the ONNX file is truncated or damaged" if whole else "this is not an ONNX file"
-        raise DataError(
-            cause, saw=f"{path}, {len(data):,} bytes: {error}", fix=FETCH_AGAIN if whole else EXPORT_AGAIN
-        ) from error
-    if content.external:
-        raise DataError(
-            "the ONNX file keeps weights in other files, which is refused",
-            saw=f"{path}: {', '.join(content.external[:3])}",
-            fix="use a file that simclr-engine exported: it holds all of its weights",
-        )
+        raise _damaged(path, data, error) from error
     metadata = ModelMetadata.from_properties(content.properties, str(path))
+    refused = _refusal(path, data, metadata)
     stated = content.properties.get(DIGEST, "")
     if stated != json.dumps(content.digest):
         raise DataError(
@@ -236,8 +220,33 @@ def read_model(path: str | Path, sha256: str | None = None) -> ModelFile:
             saw=f"{path}: content sha256 {content.digest[:16]}…, metadata says {stated[1:17] or 'nothing'}…",
             fix=FETCH_AGAIN,
         )
+    if refused is not None:
+        raise refused
     _check_sidecar(path, actual)
     return ModelFile(path, data, actual, metadata)
+
+
+def _refusal(path: Path, data: bytes, metadata: ModelMetadata) -> DataError | None:
+    """The error for what onnxruntime must not open (see `acceptance`), where it is no damage."""
+    try:
+        check_model(data, metadata.image_size)
+    except MalformedError as error:
+        raise _damaged(path, data, error) from error
+    except ElsewhereError as error:
+        raise DataError(
+            "the ONNX file keeps weights in other files, which is refused",
+            saw=f"{path}: {error}",
+            fix="use a file that simclr-engine exported: it holds all of its weights",
+        ) from error
+    except RefusedError as error:
+        return DataError("the ONNX file holds what no encoder needs", saw=f"{path}: {error}", fix=EXPORT_AGAIN)
+    return None
+
+
+def _damaged(path: Path, data: bytes, error: MalformedError) -> DataError:
+    whole = data[:1] == b"\x08"  # every ONNX writer begins with ir_version
+    cause = "the ONNX file is truncated or damaged" if whole else "this is not an ONNX file"
+    return DataError(cause, saw=f"{path}, {len(data):,} bytes: {error}", fix=FETCH_AGAIN if whole else EXPORT_AGAIN)
 
 
 def read_metadata(path: str | Path) -> ModelMetadata:
@@ -247,9 +256,9 @@ def read_metadata(path: str | Path) -> ModelMetadata:
 
 def opset_of(data: bytes) -> int:
     """The version of the ONNX standard's operators that the file asks for; 0 if it names none."""
-    for part in _fields(memoryview(data)):
+    for part in fields_of(memoryview(data)):
         if part.number == OPSET_IMPORT:
-            imported = {each.number: each for each in _fields(_message(part))}
+            imported = {each.number: each for each in fields_of(part.message)}
             domain, number = imported.get(1), imported.get(2)
             if number is not None and isinstance(number.value, int) and (domain is None or not domain.text):
                 return number.value
@@ -316,14 +325,16 @@ def _type_name(hint: Any) -> str:
 
 def _read_bytes(path: Path) -> bytes:
     try:
-        size = path.stat().st_size
-        if path.is_dir():
-            raise DataError("an ONNX file was expected, this is a directory", saw=path, fix="name the file itself")
-        if size > LARGEST:
-            raise DataError("too large for an ONNX file", saw=f"{path}: {size:,} bytes", fix="name the exported file")
-        return path.read_bytes()
+        return read_bytes(path, LARGEST_MODEL)
     except FileNotFoundError as error:
         raise DataError("no such file", saw=path, fix="check the path, or export one: simclr-engine export") from error
+    except UnfitError as error:
+        saw = f"{path}: {error.strerror}"
+        raise DataError("this cannot be an ONNX file", saw=saw, fix="name the exported file") from error
+    except IsADirectoryError as error:
+        raise DataError(
+            "an ONNX file was expected, this is a directory", saw=path, fix="name the file itself"
+        ) from error
     except OSError as error:
         raise PlatformError(
             "the ONNX file cannot be read", saw=f"{path}: {error.strerror}", fix="check its permissions"
@@ -334,7 +345,7 @@ def _check_sidecar(path: Path, sha256: str) -> None:
     """Compares the file's sha256 with the sidecar's; a file without one rests on its own digest."""
     sidecar = sidecar_path(path)
     try:
-        stated = sidecar.read_text("utf-8", errors="replace").split()
+        stated = read_bytes(sidecar, LARGEST_MARK).decode("utf-8", errors="replace").split()
     except FileNotFoundError:
         return
     except OSError as error:
@@ -349,29 +360,6 @@ def _check_sidecar(path: Path, sha256: str) -> None:
         )
 
 
-class MalformedError(ValueError):
-    """The bytes are not a whole protobuf message."""
-
-
-@dataclass(frozen=True)
-class Field:
-    """One field: its number, its value (an int for a varint, else the payload), and all of its bytes with the tag."""
-
-    number: int
-    value: int | memoryview
-    raw: memoryview
-
-    @property
-    def text(self) -> str:
-        """The payload as UTF-8."""
-        if isinstance(self.value, int):
-            raise MalformedError(f"field {self.number} holds a number where text belongs")
-        try:
-            return bytes(self.value).decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise MalformedError(f"field {self.number} is not UTF-8") from error
-
-
 @dataclass(frozen=True)
 class Content:
     """What `scan` found.
@@ -379,12 +367,10 @@ class Content:
     Attributes:
         properties: the file's metadata_props, as they stand.
         digest: sha256 (64 hex digits) of every byte of the file but those of the property `without`.
-        external: names of the tensors whose values lie in another file.
     """
 
     properties: dict[str, str]
     digest: str
-    external: tuple[str, ...]
 
 
 def scan(data: bytes, without: str) -> Content:
@@ -399,7 +385,7 @@ def scan(data: bytes, without: str) -> Content:
     """
     properties: dict[str, str] = {}
     digest, numbers = hashlib.sha256(), set()
-    for part in _fields(memoryview(data)):
+    for part in fields_of(memoryview(data)):
         numbers.add(part.number)
         if part.number == METADATA:
             key, value = _entry(part)
@@ -411,74 +397,14 @@ def scan(data: bytes, without: str) -> Content:
         digest.update(part.raw)
     if IR_VERSION not in numbers or GRAPH not in numbers:
         raise MalformedError("no ONNX model: it has no graph")
-    return Content(properties, digest.hexdigest(), tuple(_external(memoryview(data), "model", 0)))
+    return Content(properties, digest.hexdigest())
 
 
 def _entry(field: Field) -> tuple[str, str]:
     """Key and value of a StringStringEntryProto."""
     texts = {1: "", 2: ""}
-    for part in _fields(_message(field)):
+    if len(field.message) > LARGEST_PROPERTY:
+        raise MalformedError(f"a metadata property of {len(field.message):,} bytes")
+    for part in fields_of(field.message):
         texts[part.number] = part.text
     return texts[1], texts[2]
-
-
-def _external(message: memoryview, kind: str, depth: int) -> Iterator[str]:
-    """Names of the tensors in `message` that keep their values elsewhere."""
-    if depth > DEEPEST:
-        raise MalformedError("nested too deeply")
-    name, external = "", False
-    for part in _fields(message):
-        if kind == "tensor":
-            if part.number == TENSOR_NAME:
-                name = part.text
-            external |= part.number == TENSOR_EXTERNAL_DATA
-            external |= part.number == TENSOR_DATA_LOCATION and part.value != 0
-        elif part.number in NESTED[kind]:
-            yield from _external(_message(part), NESTED[kind][part.number], depth + 1)
-    if external:
-        yield name or "(unnamed)"
-
-
-def _message(field: Field) -> memoryview:
-    if isinstance(field.value, int):
-        raise MalformedError(f"field {field.number} holds a number where a message belongs")
-    return field.value
-
-
-def _fields(message: memoryview) -> Iterator[Field]:
-    """The fields of one message, in file order."""
-    at, end = 0, len(message)
-    while at < end:
-        start = at
-        tag, at = _varint(message, at)
-        number, wire_type = tag >> 3, tag & 7
-        if number == 0:
-            raise MalformedError(f"no protobuf field at byte {start}")
-        if wire_type == VARINT:
-            value, at = _varint(message, at)
-            yield Field(number, value, message[start:at])
-            continue
-        if wire_type == BYTES:
-            length, at = _varint(message, at)
-        elif wire_type in (FIXED32, FIXED64):
-            length = 4 if wire_type == FIXED32 else 8
-        else:
-            raise MalformedError(f"no protobuf field at byte {start}")
-        if at + length > end:
-            raise MalformedError(f"cut short: field {number} needs {at + length - end:,} bytes more")
-        yield Field(number, message[at : at + length], message[start : at + length])
-        at += length
-
-
-def _varint(message: memoryview, at: int) -> tuple[int, int]:
-    """The base-128 number at `at` and the position after it."""
-    value = 0
-    for shift in range(0, 70, 7):
-        if at >= len(message):
-            raise MalformedError("cut short inside a number")
-        byte = message[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, at
-    raise MalformedError("a number of more than ten bytes")

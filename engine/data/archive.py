@@ -15,26 +15,40 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO, ClassVar, cast
+from typing import IO, Any, ClassVar, cast
 
-from ..errors import DataError, EngineError, PlatformError
+from ..bounds import (
+    BYTES_OF_MEMBER,
+    GROWTH_FREE_BYTES,
+    MAX_DEPTH,
+    MAX_FILE_BYTES,
+    MAX_GROWTH,
+    MAX_HEADER_BYTES,
+    MAX_PATH,
+    MEMBERS_FREE,
+    MOST_HEADERS,
+)
+from ..errors import DataError, EngineError, PlatformError, cut
 from ..files import MARKER
+from ..inputs import open_regular
 from ..progress import progress_bar
 from . import cache
-from .decode import HEAD_BYTES, MAX_FILE_BYTES, image_format, unread_picture
+from .decode import HEAD_BYTES, image_format, unread_picture
 from .levels import FULL_LEVELS, Levels, levels_key
 from .listing import HOLDS_RUN, LAYOUTS, Blob, has_image_ending, is_hidden, is_label_file
-from .tables import LabelTable
+from .tables import LabelTable, normal_form
 from .zip_names import member_names
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.zst", ".tzst", ".zip")
-# Against decompression bombs: images hardly compress, so a hundredfold growth beyond this much is no data set.
-MAX_GROWTH, GROWTH_FREE_BYTES = 100, 4 << 30
-MAX_HEADER_BYTES = 1 << 20
 _NEVER_READ = (".rar", ".7z")
 MAX_READS_PAST_END = 1000
 
 _ZIP, _GZIP, _XZ, _ZSTD = (b"PK\x03\x04", b"PK\x05\x06"), b"\x1f\x8b", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd"
+# What says something of the member after it: its long name, its pax records.
+_HEADERS = (
+    *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
+    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
+)
 _BLOCK, _CHUNK = tarfile.BLOCKSIZE, 1 << 20
 
 
@@ -80,7 +94,7 @@ class ArchiveSource:
                 return known[0]
             hasher = hashlib.sha256()
             with (
-                self.path.open("rb", buffering=0) as file,
+                open_regular(self.path) as file,
                 progress_bar(f"hashing {self.path.name}", status.st_size, "bytes", progress) as advance,
             ):
                 while chunk := file.read(_CHUNK):
@@ -102,7 +116,7 @@ class ArchiveSource:
         images, first_refused = 0, ""
         try:
             with ExitStack() as stack:
-                file = stack.enter_context(self.path.open("rb"))
+                file = stack.enter_context(open_regular(self.path))
                 magic = file.read(8)
                 file.seek(0)
                 total = self.path.stat().st_size
@@ -111,9 +125,9 @@ class ArchiveSource:
                     members = _zip_members(file, total, contents, advance)
                 else:
                     members = _tar_members(file, magic, total, contents, advance)
-                wanted = None if self.listed is None else frozenset(self.listed)
+                wanted = None if self.listed is None else frozenset(map(normal_form, self.listed))
                 for blob in members:
-                    if wanted is not None and blob.path not in wanted:
+                    if wanted is not None and normal_form(blob.path) not in wanted:
                         continue
                     images += not blob.refused and not is_label_file(blob.path)
                     first_refused = first_refused or (f"{blob.path}: {blob.refused}" if blob.refused else "")
@@ -157,12 +171,65 @@ def member_path(name: str) -> str | None:
 
 
 class _BoundedHeader(tarfile.TarInfo):
-    """A member whose extended header (long names, pax records) may not fill the memory."""
+    """A member whose headers may neither fill the memory nor take long.
 
-    def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:  # the hook that tarfile documents in its source
-        if not self.isreg() and self.type != tarfile.DIRTYPE and self.size > MAX_HEADER_BYTES:
-            raise tarfile.ReadError(f"a header of {self.size:,} bytes")
+    The maps of sparse files are skipped, for such a file is no image. Of a pax header only the records that say where
+    a member is and where it ends are read, each once: tarfile's own search takes a time that grows with the square of
+    its length, and keeps the records of a global header for all members.
+    """
+
+    def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:  # the hooks that tarfile documents in its source
+        total = 0
+        if self.type in _HEADERS:
+            total = getattr(tar, "header_bytes", 0) + max(self.size, MAX_HEADER_BYTES // MOST_HEADERS)
+        if total > MAX_HEADER_BYTES:
+            raise tarfile.ReadError(f"a member with headers of {total:,} bytes")
+        tar.header_bytes = total  # type: ignore[attr-defined]  # of all that stand before one member
         return super()._proc_member(tar)  # type: ignore[misc]  # a hook that typeshed leaves out
+
+    def _proc_sparse(self, tar: Any) -> tarfile.TarInfo:
+        _, goes_on, nbytes = self._sparse_structs  # type: ignore[attr-defined]
+        while goes_on:
+            block = tar.fileobj.read(_BLOCK)
+            goes_on = len(block) == _BLOCK and block[504]
+        self.sparse: Any = []
+        self.offset_data = tar.fileobj.tell()
+        tar.offset = self.offset_data + self._block(self.size)  # type: ignore[attr-defined]
+        self.size = nbytes
+        return self
+
+    def _proc_pax(self, tar: Any) -> tarfile.TarInfo:
+        records = _pax_records(tar.fileobj.read(self._block(self.size))[: self.size])  # type: ignore[attr-defined]
+        try:
+            following = self.fromtarfile(tar)
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(str(error)) from None
+        if self.type == tarfile.XGLTYPE:
+            return following
+        following.offset = self.offset
+        if any(key.startswith(b"GNU.sparse.") for key in records):
+            following.sparse = []
+        for key in (b"path", b"GNU.sparse.name"):
+            if key in records:
+                following.name = records[key].decode("utf-8", "surrogateescape").rstrip("/")
+        if b"size" in records:  # where eleven octal digits do not suffice
+            following.size = int(records[b"size"])
+            stored = following.isreg() or following.type not in tarfile.SUPPORTED_TYPES
+            tar.offset = following.offset_data + (following._block(following.size) if stored else 0)  # type: ignore[attr-defined]
+        return following
+
+
+def _pax_records(header: bytes) -> dict[bytes, bytes]:
+    """The records `LENGTH KEY=VALUE` of a pax header, up to one that is none."""
+    records, at = {}, 0
+    while (space := header.find(b" ", at, at + 10)) > at and header[at:space].isdigit():
+        end = at + int(header[at:space])
+        key, equals, value = header[space + 1 : end - 1].partition(b"=")
+        if not equals or end > len(header):
+            break
+        records[key] = value
+        at = end
+    return records
 
 
 class _Bounded:
@@ -228,8 +295,11 @@ def _tar_members(
         tar = stack.enter_context(
             tarfile.open(fileobj=cast(IO[bytes], stream), mode="r|", bufsize=20 * _BLOCK, tarinfo=_BoundedHeader)
         )
+        members = 0
         while (member := tar.next()) is not None:
             tar.members = []  # type: ignore[attr-defined]  # it would keep every header for a way back we never take
+            members += 1
+            _check_members(members, total)
             path, refused = _judge(member.name, member.isreg() and not member.issparse(), member.size)
             if member.isdir() or not path:
                 continue
@@ -251,6 +321,7 @@ def _zip_members(file: IO[bytes], total: int, contents: bool, advance: Callable[
     with zipfile.ZipFile(file) as archive:
         members = [member for member in archive.infolist() if not member.is_dir()]
         _check_growth(sum(member.file_size for member in members), total)
+        _check_members(len(members), total)
         for member, name in zip(members, member_names(members), strict=True):
             advance(member.compress_size)
             plain = stat.S_IFMT(member.external_attr >> 16) in (0, stat.S_IFREG)
@@ -272,6 +343,8 @@ def _zip_members(file: IO[bytes], total: int, contents: bool, advance: Callable[
 def _judge(name: str, plain: bool, nbytes: int) -> tuple[str, str]:
     """The path of an archive's member, empty if it cannot be an image, and why it is refused, empty if it is not."""
     path = member_path(name)
+    if len(name) > MAX_PATH or name.count("/") + name.count("\\") > MAX_DEPTH:
+        return cut(name), f"a path of more than {MAX_PATH:,} characters or {MAX_DEPTH} folders"
     if path is None:
         return name, "unsafe path in the archive"
     *folders, last = path.split("/")
@@ -296,6 +369,16 @@ def _wanted(path: str, read: Callable[[int], bytes], contents: bool) -> bytes | 
         if image_format(head) is None:
             return None
     return head + read(-1) if contents else b""
+
+
+def _check_members(count: int, total: int) -> None:
+    """Refuse an archive of `total` bytes with `count` members: each takes memory, and may have 20 bytes in the file."""
+    if count > MEMBERS_FREE + total // BYTES_OF_MEMBER:
+        raise DataError(
+            "the archive has far more members than its size has room for",
+            saw=f"{count:,} members or more in {total:,} bytes",
+            fix="if it is genuine, extract it and give the folder",
+        )
 
 
 def _check_growth(grown: int, total: int) -> None:

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import io
-import stat
+import re
 import threading
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from functools import cache
 from importlib import import_module
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from ..boundary import raise_fault
+from ..bounds import BYTES_OF_PIXEL, JPEG_WORK, LARGE_PIXELS, MAX_FILE_BYTES, MAX_PIXELS, MEMORY, PIXELS_OF_FORMAT
 from ..errors import DataError
+from ..inputs import UnfitError, open_regular
 from .levels import FULL_LEVELS, Levels
 
 # Pillow's name of each format that is read → the module that reads it. Each is imported when a file of its format is
@@ -46,16 +50,11 @@ _OTHERS = (
     *(".svg", ".psd", ".xcf", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".ico", ".icns", ".exr", ".hdr", ".pcx", ".sgi"),
     *(".dcm", ".nii", ".fits", ".jxl", ".eps", ".wmf", ".emf", ".dds"),
 )
-MIN_SIZE, MAX_SIZE = 8, 1024
-# Pillow's own warning threshold, a quarter of a gigabyte of RGB: beyond it an image is refused, not decoded.
-MAX_PIXELS = 89_478_485
-MAX_FILE_BYTES = 256 << 20
-# Of larger images one is decoded at a time, whatever the number of threads: one of MAX_PIXELS with transparency takes
-# 1.3 GB on the way, and its file may have one megabyte.
-LARGE_PIXELS = 1 << 24
 # With this margin a reduced decode is hard to tell from a full one (Pillow says so of `reducing_gap=3.0`); with 2 it is
 # not: a 256-pixel texture brought to 32 differs by 3.8 levels on average, with 3 by 0.8.
 _DRAFT_MARGIN = 3
+
+_BAND_PIXELS = 1 << 20  # a large image becomes RGB in bands of so many: all at once it takes four copies
 
 _one_at_a_time = threading.Lock()
 # What the files say that this package draws: reports and plots among the images are no images of the data.
@@ -86,8 +85,7 @@ def decode_image(
         uint8 `[S, S, 3]`, RGB, C-contiguous, writable.
 
     Raises:
-        DataError: not one of the formats, damaged, drawn by this package, or larger than `MAX_PIXELS` pixels
-            or `MAX_FILE_BYTES` bytes.
+        DataError: not one of the formats, damaged, drawn by this package, or beyond the bounds of images in `bounds`.
     """
     try:
         with _open(source) as image:
@@ -158,22 +156,25 @@ def unread_picture(name: str) -> str:
     return f"a picture that is not {FORMAT_NAMES}" if lower.endswith(_OTHERS) else ""
 
 
-def _open(source: bytes | Path) -> Image.Image:
-    """The image, its pixels not decoded yet, to be closed by the caller. DataError if it must not be decoded."""
-    head = _head(source)
-    form = image_format(head)
-    if form is None:
-        raise _unreadable(ValueError("no such image data"))
-    _import_reader(form)
-    image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=(form,))
-    try:
-        _check_pixels(image.size)
-        if str(image.info.get("Software", "")).startswith(SOFTWARE):
-            raise DataError(DRAWN, fix="leave it out")
-    except BaseException:
-        image.close()
-        raise
-    return image
+@contextmanager
+def _open(source: bytes | Path) -> Iterator[Image.Image]:
+    """The image, its pixels not decoded yet. DataError if it must not be decoded."""
+    with _opened(source) as file:
+        form = image_format(file.read(HEAD_BYTES))
+        if form is None:
+            raise _unreadable(ValueError("no such image data"))
+        _import_reader(form)
+        file.seek(0)
+        with Image.open(file, formats=(form,)) as image:
+            _check_pixels(image, form)
+            if form == "JPEG":
+                at = file.tell()
+                file.seek(0)
+                _check_scans(file.read(), image.size)
+                file.seek(at)
+            if str(image.info.get("Software", "")).startswith(SOFTWARE):
+                raise DataError(DRAWN, fix="leave it out")
+            yield image
 
 
 @cache
@@ -187,43 +188,75 @@ def _import_reader(form: str) -> None:
         module.register_heif_opener()
 
 
-def _head(source: bytes | Path) -> bytes:
-    """The first bytes; a file is checked first, since opening a pipe would wait for ever."""
+def _opened(source: bytes | Path) -> IO[bytes]:
     if isinstance(source, Path):
         try:
-            status = source.stat()
+            return open_regular(source, MAX_FILE_BYTES)
+        except UnfitError as error:
+            cause = f"not a file that can be read: {error.strerror}"
+            raise DataError(cause, saw=source, fix="leave it out") from error
         except (OSError, ValueError) as error:
             raise_fault(error)
-            status = None
-        if status is None or not stat.S_ISREG(status.st_mode):
-            raise DataError("not a file that can be read", saw=source, fix="check the path and its permissions")
-        nbytes = status.st_size
-    else:
-        nbytes = len(source)
-    if nbytes > MAX_FILE_BYTES:
+            fix = "check the path and its permissions"
+            raise DataError("not a file that can be read", saw=source, fix=fix) from error
+    if len(source) > MAX_FILE_BYTES:
+        cause = f"the image has {len(source):,} bytes; at most {MAX_FILE_BYTES:,} are read"
+        raise DataError(cause, fix="shrink the image first")
+    return io.BytesIO(source)
+
+
+def _check_pixels(image: Image.Image, form: str) -> None:
+    width, height = image.size
+    most = min(MAX_PIXELS, MEMORY, PIXELS_OF_FORMAT.get(form, MAX_PIXELS))
+    if width * height > most:
         raise DataError(
-            f"the image file has {nbytes:,} bytes; at most {MAX_FILE_BYTES:,} are read",
-            fix="shrink the image first",
+            f"the image has {width} × {height} pixels; at most {most:,} are decoded", fix="shrink the image first"
         )
-    if isinstance(source, bytes):
-        return source[:HEAD_BYTES]
-    with source.open("rb", buffering=0) as file:
-        return file.read(HEAD_BYTES)
-
-
-def _check_pixels(dimensions: tuple[int, int]) -> None:
-    width, height = dimensions
-    if width * height > MAX_PIXELS:
+    if form == "TIFF" and (piece := _piece_bytes(image)) + BYTES_OF_PIXEL * width * height > MEMORY:
         raise DataError(
-            f"the image has {width} × {height} pixels; at most {MAX_PIXELS:,} are decoded",
-            fix="shrink the image first",
+            f"the image of {width} × {height} pixels is stored in pieces of {piece:,} bytes",
+            fix="save it in smaller strips or tiles",
         )
     if width < 1 or height < 1:
         raise DataError(f"the image has {width} × {height} pixels", fix="replace the file")
 
 
+def _piece_bytes(image: Any) -> int:
+    """Of a strip or tile of a TIFF, which is unpacked whole; a tile may be far larger than the image."""
+    tags, (width, height) = image.tag_v2, image.size
+    tile = int(tags.get(322, 0)) * int(tags.get(323, 0))
+    return (tile or width * min(height, int(tags.get(278, height)))) * sum(tags.get(258, (1,))) // 8
+
+
+# A marker of JPEG, not a 0xff of the compressed pixels or one between their restart intervals.
+_MARKER = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")
+_SCAN, _END, _ALONE = 0xDA, 0xD9, (0x01, 0xD8)
+
+
+def _check_scans(data: bytes, dimensions: tuple[int, int]) -> None:
+    """Each scan of a JPEG is a pass over all pixels: a thousand of them take no more than ten bytes each."""
+    scans, at = 0, 0
+    while (marker := _MARKER.search(data, at)) and (kind := marker[1][0]) != _END:
+        scans += kind == _SCAN
+        at = marker.end() + (0 if kind in _ALONE else int.from_bytes(data[marker.end() : marker.end() + 2], "big"))
+    if scans * dimensions[0] * dimensions[1] > JPEG_WORK:
+        raise DataError(
+            f"the JPEG has {scans:,} scans of {dimensions[0]} × {dimensions[1]} pixels; at most {JPEG_WORK:,} pixels "
+            "in all scans are decoded",
+            fix="open it in an image viewer and save it again, or leave it out",
+        )
+
+
 def _rgb(image: Image.Image, levels: Levels, measured: list[Levels] | None) -> Image.Image:
     """Any mode to RGB; transparency over white; 16-bit gray scaled, where Pillow's own convert would clip at 255."""
+    width, height = image.size
+    rows = max(1, _BAND_PIXELS // width)
+    if width * height > LARGE_PIXELS and image.mode != "RGB" and rows < height:
+        whole = Image.new("RGB", image.size)
+        for top in range(0, height, rows):
+            band = image.crop((0, top, width, min(top + rows, height)))
+            whole.paste(_rgb(band, levels, measured), (0, top))
+        return whole
     if image.mode == "F":  # of no known range: Pillow would clip it at 255
         raise DataError("an image of floating-point values, which is not read", fix="save it with 8 or 16 bits")
     if image.mode.startswith("I"):
@@ -247,10 +280,9 @@ def _upright(image: Image.Image) -> Image.Image:
     image.load()
     if not _METADATA.intersection(image.info):
         return image
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # a broken EXIF block does not make the pixels wrong
-        return image
+    with suppress(Exception):  # a broken EXIF block does not make the pixels wrong
+        ImageOps.exif_transpose(image, in_place=True)
+    return image
 
 
 def _square(picture: Image.Image, size: int) -> Image.Image:

@@ -11,10 +11,13 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import ClassVar
+from unicodedata import normalize
 
 from ..boundary import raise_fault
+from ..bounds import MAX_DEPTH
 from ..errors import DataError
 from ..files import MARKER
+from ..inputs import open_regular
 from ..progress import progress_bar
 from . import cache
 from .archive import unread
@@ -24,7 +27,6 @@ from .listing import LAYOUTS, Blob, has_image_ending, is_hidden, is_label_file
 from .pack import KEEP_BYTES, in_threads
 from .tables import LabelTable
 
-MAX_DEPTH = 256
 _BATCH = 64
 _READ_BYTES = 4 << 20
 States = list[tuple[str, cache.FileState]]
@@ -217,7 +219,7 @@ def _read_files(folder: Path, keep: bool, paths: list[str]) -> list[tuple[str, b
     results: list[tuple[str, bytes | str, bytes | None]] = []
     for path in paths:
         try:
-            with (folder / path).open("rb", buffering=0) as file:
+            with open_regular(folder / path) as file:
                 kept: bytes | None = file.read(_READ_BYTES)
                 digest = hashlib.sha256(kept or b"")
                 while more := file.read(_READ_BYTES):
@@ -236,7 +238,7 @@ def _are_images(folder: Path, batch: States) -> tuple[States, list[bool]]:
     are = []
     for path, _ in batch:
         try:
-            with (folder / path).open("rb", buffering=0) as file:
+            with open_regular(folder / path) as file:
                 are.append(image_format(file.read(HEAD_BYTES)) is not None)
         except OSError as error:
             raise_fault(error)
@@ -286,6 +288,9 @@ def _walk(folder: Path, scan: _Scan) -> Iterator[tuple[str, os.DirEntry[str]]]:
 
 def _listed(folder: Path, paths: tuple[str, ...]) -> Iterator[tuple[str, Path]]:
     for path in paths:
+        if not path.isascii():  # a list from another system may write é in the other of its two forms
+            forms = (path, normalize("NFC", path), normalize("NFD", path))
+            path = next((form for form in forms if os.path.lexists(folder / form)), path)
         yield path, folder / path
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ..bounds import MIN_SIZE
 from ..errors import DataError
-from .decode import EXTENSIONS, FORMAT_NAMES, MIN_SIZE
+from .decode import EXTENSIONS, FORMAT_NAMES
 
 LAYOUTS = f"train/CLASS/*, CLASS/* or images side by side, as {FORMAT_NAMES}"
 HOLDS_RUN = "holds a run of simclr-engine"  # why such a folder is left out

@@ -17,7 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..boundary import raise_fault
+from ..bounds import QUEUED_BYTES
 from ..errors import DataError
+from ..inputs import open_regular
 from ..progress import progress_bar
 from .arrangement import arrange
 from .cache import SplitMeta, images_paths, labels_path, sizes_and_times
@@ -101,12 +103,12 @@ def _sample(path: str) -> str:
 def _first_word(content: bytes | Path) -> str:
     try:
         if isinstance(content, Path):
-            with content.open("rb") as file:
+            with open_regular(content) as file:
                 content = file.read(HEAD_BYTES)
     except OSError as error:
         raise_fault(error)
         return ""
-    words = content[:HEAD_BYTES].decode("utf-8", "replace").split()
+    words = content[:HEAD_BYTES].decode("utf-8-sig", "replace").split()
     return words[0] if words else ""
 
 
@@ -292,22 +294,31 @@ def _decoded(
                 results.append((blob.path, error.cause))
         return results
 
-    for decoded in in_threads(decode, batches):
+    def held(batch: list[Blob]) -> int:
+        return sum(len(blob.content) for blob in batch if isinstance(blob.content, bytes))
+
+    for decoded in in_threads(decode, batches, held):
         yield from decoded
 
 
-def in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+def in_threads(
+    function: Callable[[Item], Result], items: Iterable[Item], held: Callable[[Item], int] = lambda _: 0
+) -> Iterator[Result]:
     """What `function` returns for each item, in their order; it runs ahead of the caller by a few items only.
 
-    One thread works for each core that this process may use, at most eight.
+    One thread works for each core that this process may use, at most eight. Items that wait hold `QUEUED_BYTES` and one
+    item more, as `held` counts them.
     """
     threads = workers()
     waiting: deque[Future[Result]] = deque()
+    sizes: deque[int] = deque()
     with ThreadPoolExecutor(threads, thread_name_prefix="images") as pool:
         try:
             for item in items:
                 waiting.append(pool.submit(function, item))
-                if len(waiting) > 2 * threads:
+                sizes.append(held(item))
+                while len(waiting) > 2 * threads or sum(sizes) > QUEUED_BYTES:
+                    sizes.popleft()
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..boundary import raise_fault
+from ..bounds import MAX_SIZE, MIN_SIZE
 from ..errors import DataError, PlatformError, UsageError, counted
 from ..files import expanded
 from ..sealing import AlteredError
@@ -22,7 +23,6 @@ from .arrangement import RULES, look_alike
 from .arrays import Arrays, store_of
 from .cache import DamagedError, Meta
 from .datasets import DESCRIPTIONS, NamedSource
-from .decode import MAX_SIZE, MIN_SIZE
 from .folder import FolderSource
 from .left_out import rows_left_out, words_left_out
 from .levels import FULL_LEVELS, Levels, narrow_levels

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from ..boundary import raise_fault
 from ..errors import DataError, UsageError
 from ..files import expanded
+from ..inputs import open_regular
 from .archive import ArchiveSource
 from .decode import decode_image
 from .folder import FolderSource
@@ -133,7 +134,7 @@ def _content(path: Path) -> str:
     """sha256 of a file's bytes, since size and time may be those of another; "" if it cannot be read, which is reported
     when it is decoded."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise_fault(error)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import io
 import re
+import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path, PurePosixPath
 
+from ..bounds import LARGEST_TABLE
 from ..errors import DataError, shown
+from ..inputs import read_text
 
-MAX_TABLE_BYTES = 1 << 30
 _FILE_COLUMNS = (
     *("file", "path", "filename", "filepath", "image", "imagepath", "imageid", "imagename"),
     *("img", "id", "name"),
@@ -50,7 +52,7 @@ class LabelTable:
         for path in paths:
             first = first or path
             parts = path.split("/")
-            ends = ["/".join(parts[at:]) for at in range(len(parts))]
+            ends = [normal_form("/".join(parts[at:])) for at in range(len(parts))]
             known = next((end for end in ends for end in (end, _stem(end)) if end in rows), None)
             if known is not None:
                 found[path] = rows[known]
@@ -81,20 +83,23 @@ def read_labels(path: Path) -> LabelTable:
         DataError: it cannot be read, holds no rows, or gives a file two classes.
     """
     text = _text(path)
-    lines = text.splitlines()
-    first = next((line for line in lines if line.strip()), "")
-    separator = max(",;\t", key=first.count)
+    lines = re.compile("[^\n]*\n|[^\n]+")  # one after the other: all of them at once take many times the file's size
+    first = next((line for match in lines.finditer(text) if (line := match[0]).strip()), "")
+    reader = csv.reader((match[0] for match in lines.finditer(text)), delimiter=max(",;\t", key=first.count))
     try:
-        rows = [[one.strip() for one in row] for row in csv.reader(io.StringIO(text), delimiter=separator) if any(row)]
+        return _table(path, ([one.strip() for one in row] for row in reader if any(row)))
     except csv.Error as error:
         raise DataError(f"{path} is not a CSV file", saw=error, fix="each row is `file,label`") from error
-    heads = [re.sub("[^a-z]", "", cell.lower()) for cell in rows[0]] if rows else []
-    file = next((heads.index(name) for name in _FILE_COLUMNS if name in heads), None)
-    label = next((heads.index(name) for name in _LABEL_COLUMNS if name in heads), None)
+
+
+def _table(path: Path, rows: Iterator[list[str]]) -> LabelTable:
+    head = next(rows, [])
+    names = [re.sub("[^a-z]", "", cell.lower()) for cell in head]
+    file = next((names.index(name) for name in _FILE_COLUMNS if name in names), None)
+    label = next((names.index(name) for name in _LABEL_COLUMNS if name in names), None)
     if file is None or label is None or file == label:
         file, label = 0, 1
-    else:
-        rows = rows[1:]
+        rows = chain([head] if head else [], rows)
     table: dict[str, str] = {}
     for number, row in enumerate(rows, start=1):
         if len(row) <= max(file, label):
@@ -103,7 +108,7 @@ def read_labels(path: Path) -> LabelTable:
                 saw=f"row {number}: {shown(row)}",
                 fix="write `file,label` into each row",
             )
-        name, value = _normal(row[file]), row[label]
+        name, value = normal_form(_normal(row[file])), row[label]
         if table.setdefault(name, value) != value:
             raise DataError(
                 f"{path} gives a file two classes",
@@ -128,6 +133,11 @@ def read_list(path: Path) -> tuple[str, ...]:
     return names
 
 
+def normal_form(name: str) -> str:
+    """The same for the two forms in which Unicode writes é: macOS and others name one file differently."""
+    return name if name.isascii() else unicodedata.normalize("NFC", name)
+
+
 def _normal(name: str) -> str:
     return name.strip().replace("\\", "/").removeprefix("./").strip()
 
@@ -140,13 +150,11 @@ def _stem(path: str) -> str:
 
 def _text(path: Path) -> str:
     try:
-        if path.stat().st_size > MAX_TABLE_BYTES:
-            raise DataError(f"{path} is too long for a table", saw=f"{path.stat().st_size:,} bytes")
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_text(path, LARGEST_TABLE)
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not text in UTF-8", saw=error.reason, fix="save it as UTF-8") from error
     except OSError as error:
         raise DataError(f"{path} cannot be read", saw=error.strerror, fix="check the path") from error
     if "\0" in text:
         raise DataError(f"{path} is not a text file", fix="save it as CSV in UTF-8")
-    return text
+    return text.replace("\r\n", "\n").replace("\r", "\n")

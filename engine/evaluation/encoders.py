@@ -22,6 +22,7 @@ from ..data.levels import FULL_LEVELS, Levels
 from ..data.store import ImageStore
 from ..errors import DataError, UsageError
 from ..files import MARKER
+from ..inputs import check_safetensors, open_regular
 from ..progress import Advance, progress_bar
 from ..run import Run, unfinished_notes
 from ..sealing import has_seal, verify_file
@@ -377,7 +378,7 @@ def _open_file(path: Path, sha256: str | None) -> Target:
 def _holds_weights(path: Path) -> bool:
     """Whether a file of an unknown ending begins as torch.save and safetensors begin theirs: many name none."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             head = file.read(9)
             if head[:2] == b"PK":
                 return any(name.endswith("/data.pkl") for name in zipfile.ZipFile(file).namelist())
@@ -411,6 +412,7 @@ def _hash_of_file(path: Path) -> str:
 
     digest = hashlib.sha256()
     try:
+        check_safetensors(path)
         verify_file(path, "", needed=has_seal(path.parent / MARKER))
         with safe_open(path, framework="np") as file:
             for name in sorted(file.keys()):

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ..errors import DataError
 from ..files import sealed_tensors, write_atomic
+from ..inputs import check_safetensors
 from ..sealing import has_seal, verify_file
 from .metrics import one_thread
 from .splits import require_finite
@@ -84,6 +85,7 @@ class LinearProbe:
 
         again = "write it again with `simclr-engine evaluate RUN --method linear`"
         try:
+            check_safetensors(path)
             verify_file(path, again, path.name, needed=has_seal(path.with_suffix(".json")))
             with safe_open(path, framework="np") as file:
                 tensors = {name: file.get_tensor(name) for name in ("coef", "intercept", "mean", "scale", "classes")}

@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..bounds import LARGEST_DOCUMENT
 from ..command_line import shell_command
 from ..errors import counted
 from ..evaluation.records import load_results
 from ..evaluation.result import METHOD_NAMES, Comparison, EvaluationResult, compare
+from ..inputs import read_text
 from ..run import Run, is_number, public_name
 
 if TYPE_CHECKING:
@@ -361,7 +363,7 @@ def _moment(seconds: float) -> str:
 
 def _export_record(directory: Path) -> Mapping[str, Any] | None:
     try:
-        record = json.loads((directory / "export.json").read_text("utf-8"))
+        record = json.loads(read_text(directory / "export.json", LARGEST_DOCUMENT))
     except (OSError, ValueError):
         return None
     return record if isinstance(record, dict) else None

@@ -11,6 +11,7 @@ import os
 import warnings
 import zipfile
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pytest
@@ -105,10 +106,10 @@ def test_a_log_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pytest
     run = write_run(tmp_path / "run")
     write_metrics(run)
 
-    def refused(self: Path, *_: object, **__: object) -> str:
-        raise PermissionError(13, os.strerror(13), str(self))
+    def refused(path: Path) -> IO[bytes]:
+        raise PermissionError(13, os.strerror(13), str(path))
 
-    monkeypatch.setattr(Path, "read_text", refused)  # root may read everything
+    monkeypatch.setattr("simclr_engine.run.open_regular", refused)  # root may read everything
     with pytest.raises(DataError, match="the log cannot be read") as caught:
         _ = run.metrics
     assert f"{run.directory / 'metrics.jsonl'}: Permission denied" in str(caught.value.saw)

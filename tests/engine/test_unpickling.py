@@ -8,6 +8,7 @@ import io
 import os
 import pickle
 import sys
+import time
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from fixtures.hostile import Calls, little_memory
 from simclr_engine import unpickling
 from simclr_engine.torchvision_shim import import_torchvision
-from simclr_engine.unpickling import StandIn, read_checkpoint
+from simclr_engine.unpickling import StandIn, UnreadableError, read_checkpoint, read_state
 
 # `os.system("exit 1")` in every way that a pickle can call something.
 COMMAND = b"X\x06\x00\x00\x00exit 1"
@@ -237,3 +238,43 @@ def test_a_pickled_module_becomes_a_stand_in_with_its_tensors(tmp_path: Path) ->
     conv = found.entries["_modules"]["conv1"]
     assert torch.equal(conv.entries["_parameters"]["weight"], network.conv1.weight)
     assert conv.entries["padding"] == (3, 3)
+
+
+# Each item is one instruction, but a call would copy all of them, again and again.
+MANY = b"](" + b"N" * 100_000 + b"eq\x00"
+COPIES = {
+    "pairs": MANY + b"0](" + b"h\x00" * 1000 + b"eq\x01ccollections\nOrderedDict\nh\x01\x85R.",
+    "sizes": MANY + b"](" + b"ctorch\nSize\nh\x00\x85R" * 1000 + b"e.",
+    "storages": MANY + b"](" + b"(X\x07\x00\x00\x00storage" + b"N" * 100_000 + b"tq\x020" + b"h\x02Q" * 1000 + b"e.",
+    "keys": b")q\x000" + b"".join(b"h%ch%c\x86q%c0" % (i, i, i + 1) for i in range(40))
+    + b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nh\x28X\x03\x00\x00\x00cpuK\x01tQ.",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", COPIES)
+def test_what_calls_copy_is_counted(tmp_path: Path, kind: str) -> None:
+    begin = time.process_time()
+    with little_memory(64 << 20):
+        try:
+            read_checkpoint(zipped(tmp_path, b"\x80\x02" + COPIES[kind]))
+        except ValueError as error:
+            assert any(word in str(error) for word in ("with more than 4,194,304 items", "without a name"))
+    assert time.process_time() - begin < 10
+
+
+def test_a_checkpoint_of_ours_may_call_nothing_but_torch(tmp_path: Path) -> None:
+    """torch's own reader makes a bytearray of any size, and other objects that no checkpoint has."""
+    for name in ("builtins bytearray", "collections Counter", "_codecs encode", "torch.nn.modules Linear"):
+        raw = b"\x80\x02c" + name.replace(" ", "\n").encode() + b"\n\x8a\x05\x00\x94\x35\x77\x01\x85R."
+        with pytest.raises(UnreadableError, match="which no checkpoint needs"):
+            read_state(zipped(tmp_path, raw).read_bytes())
+
+
+def test_a_state_comes_back_as_torch_gives_it(tmp_path: Path) -> None:
+    network = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    state = {"model": network.state_dict(), "step": 3, "rng": torch.get_rng_state(), "none": None, "t": (1, 0.5)}
+    torch.save(state, tmp_path / "a.pt")
+    ours: Any = read_state((tmp_path / "a.pt").read_bytes())
+    theirs = torch.load(tmp_path / "a.pt", weights_only=True)
+    assert same(ours, theirs) and ours["model"]._metadata == theirs["model"]._metadata
+    ours["rng"].zero_()  # its own memory, not the file's

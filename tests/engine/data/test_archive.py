@@ -9,9 +9,11 @@ import os
 import stat
 import struct
 import tarfile
+import time
 import tracemalloc
 import zipfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -312,3 +314,112 @@ def test_an_image_bomb_inside_an_archive_is_skipped_with_its_reason(tmp_path: Pa
     store = load_data(tmp_path / "set.tar")
     assert len(store) == 2 and [path for path, _ in store.skipped] == ["ant/bomb.png"]
     assert "pixels" in store.skipped[0][1]
+
+
+def _gnu_sparse(blocks: int) -> bytes:
+    """A sparse file whose map has so many blocks more, each of 21 pieces."""
+    member = tarfile.TarInfo("ant/sparse.png")
+    member.type = tarfile.GNUTYPE_SPARSE
+    header = bytearray(member.tobuf(tarfile.GNU_FORMAT))
+    header[482], header[483:495] = 1, b"00000001000\0"
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    pieces = (b"00000001000\0" * 42).ljust(504, b"\0")
+    return bytes(header) + b"".join(pieces + bytes([n < blocks - 1]) + bytes(7) for n in range(blocks))
+
+
+def _pax(records: bytes, size: int = 0, kind: bytes = tarfile.XHDTYPE) -> bytes:
+    header = tarfile.TarInfo("pax")
+    header.type, header.size = kind, len(records)
+    member = tarfile.TarInfo("ant/sparse.png")
+    member.size = size
+    return header.tobuf() + records.ljust(-(-len(records) // 512) * 512, b"\0") + member.tobuf()
+
+
+def _record(key: str, value: str) -> bytes:
+    length = len(key) + len(value) + 3
+    length += len(str(length + len(str(length))))
+    return f"{length} {key}={value}\n".encode()
+
+
+VERSION = _record("GNU.sparse.major", "1") + _record("GNU.sparse.minor", "0")
+# Each would take gigabytes or minutes, by tarfile's own reading, for the kilobytes that it has when it is packed.
+TARS: dict[str, Callable[[], bytes]] = {
+    "GNU": lambda: _gnu_sparse(40_000),
+    "pax 0.0": lambda: _pax(_record("GNU.sparse.size", "9") + _record("GNU.sparse.offset", "1") * 40_000),
+    "pax 0.1": lambda: _pax(_record("GNU.sparse.map", "1,1," * 200_000)),
+    "pax 1.0": lambda: _pax(VERSION, 12 << 20) + (b"3000000\n" + b"1\n" * 6_000_000).ljust(12 << 20, b"\0"),
+    "digits": lambda: _pax(b"1" * (1 << 20)),
+    "overlapping": lambda: _pax(b"2 " * (1 << 19)),
+    "global": lambda: _pax(b"".join(_record(f"k{n}", "") for n in range(20_000)), 0, tarfile.XGLTYPE) * 3,
+}
+
+
+@pytest.mark.parametrize("kind", TARS)
+def test_no_kind_of_header_makes_more_than_it_is(tmp_path: Path, kind: str) -> None:
+    raw = TARS[kind]() + tar_bytes(GOOD)
+    with gzip.open(tmp_path / "set.tar.gz", "wb", compresslevel=1) as file:
+        file.write(raw)
+    del raw
+    begin = time.process_time()
+    tracemalloc.start()
+    try:
+        blobs = list(ArchiveSource(tmp_path / "set.tar.gz", "set").blobs())
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert {blob.path for blob in blobs if blob.content} == set(GOOD)
+    assert peak < 24 << 20 and time.process_time() - begin < 10
+
+
+def test_headers_before_one_member_are_counted_together(tmp_path: Path) -> None:
+    header = _pax(_record("comment", "x"))[:1024]
+    for count, passes in ((15, True), (17, False)):
+        (tmp_path / "set.tar").write_bytes(header * count + tar_bytes(GOOD))
+        if passes:
+            assert len(list(ArchiveSource(tmp_path / "set.tar", "set").blobs())) == 2
+        else:
+            with pytest.raises(DataError, match="damaged") as caught:
+                list(ArchiveSource(tmp_path / "set.tar", "set").blobs())
+            assert "headers of" in str(caught.value.saw)
+
+
+def test_links_however_many_are_no_headers(tmp_path: Path) -> None:
+    link = tarfile.TarInfo("ant/link.png")
+    link.type, link.linkname = tarfile.SYMTYPE, "1.png"
+    (tmp_path / "set.tar").write_bytes(link.tobuf() * 40 + tar_bytes(GOOD))
+    assert sum(not blob.refused for blob in ArchiveSource(tmp_path / "set.tar", "set").blobs()) == 2
+
+
+@pytest.mark.parametrize("suffix", [".tar.gz", ".zip"])
+def test_an_archive_of_endless_empty_members_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    monkeypatch.setattr(archive, "MEMBERS_FREE", 100)
+    path = tmp_path / f"set{suffix}"
+    if suffix == ".zip":
+        monkeypatch.setattr(archive, "BYTES_OF_MEMBER", 1 << 20)
+        path.write_bytes(zip_bytes({f"{n}.png": b"" for n in range(200)}))
+    else:
+        path.write_bytes(
+            gzip.compress(b"".join(tarfile.TarInfo(f"{n}.png").tobuf() for n in range(2000)) + bytes(1024))
+        )
+    with pytest.raises(DataError, match="far more members"):
+        list(ArchiveSource(path, "set").blobs())
+
+
+def test_a_path_of_endless_folders_is_refused_with_little_memory(tmp_path: Path) -> None:
+    names = {"a/" * 30_000 + "1.png": b"x", "b" * 5000 + ".png": b"x", "c\\" * 300 + "1.png": b"x"}
+    good = encode(noise(1))
+    for path, data in (
+        ("set.zip", zip_bytes(names | {"ant/1.png": good})),
+        ("set.tar", tar_bytes(names | {"ant/1.png": good})),
+    ):
+        (tmp_path / path).write_bytes(data)
+        tracemalloc.start()
+        store = load_data(tmp_path / path)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert len(store) == 1 and len(store.skipped) == 3 and peak < 16 << 20
+        assert {why for _, why in store.skipped} == {"a path of more than 4,096 characters or 256 folders"}
+        assert max(len(name) for name, _ in store.skipped) <= 201

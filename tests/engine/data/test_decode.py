@@ -5,6 +5,9 @@ from __future__ import annotations
 import io
 import os
 import struct
+import subprocess
+import sys
+import time
 import zlib
 from pathlib import Path
 
@@ -15,7 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fixtures.image_files import encode, noise
-from simclr_engine.data import decode_image
+from simclr_engine.data import decode, decode_image
 from simclr_engine.data.decode import FORMATS, image_dimensions, resize_images
 from simclr_engine.errors import DataError
 
@@ -286,3 +289,84 @@ def test_bytes_changed_at_random_give_an_image_or_a_data_error(form: str, seed: 
 def test_arbitrary_bytes_are_a_data_error(data: bytes) -> None:
     with pytest.raises(DataError):
         decode_image(data, 16)
+
+
+def test_a_jpeg_of_a_thousand_scans_is_refused_before_they_are_decoded() -> None:
+    raw = encode(np.zeros((2000, 2000, 3), np.uint8), "JPEG", progressive=True)
+    last = raw[raw.rindex(b"\xff\xda") : -2]
+    few, many = raw[:-2] + last * 20 + raw[-2:], raw[:-2] + last * 1000 + raw[-2:]
+    assert len(many) < 40_000 and decode_image(few, 16).shape == (16, 16, 3)
+    begin = time.process_time()
+    with pytest.raises(DataError, match=r"1,010 scans of 2000 × 2000 pixels"):
+        decode_image(many, 16)
+    assert time.process_time() - begin < 1
+
+
+def test_scans_in_a_thumbnail_or_behind_the_end_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = encode(noise(1, 64, 64), "JPEG")
+    monkeypatch.setattr(decode, "JPEG_WORK", 64 * 64)
+    inside = b"\xff\xda\xff\xd9" * 50
+    hidden = raw[:2] + b"\xff\xfe" + (2 + len(inside)).to_bytes(2, "big") + inside + raw[2:] + inside
+    np.testing.assert_array_equal(decode_image(hidden, 64), decode_image(raw, 64))
+    with pytest.raises(DataError, match="2 scans"):  # none is hidden behind an end that is no end
+        decode_image(hidden[: -len(inside) - 2] + raw[raw.index(b"\xff\xda") :], 64)
+
+
+def _large_tile(side: int) -> bytes:
+    """A TIFF of 16 × 16 gray pixels in one tile of this side, packed by deflate."""
+    data = zlib.compress(bytes(256))
+    tags = {256: 16, 257: 16, 258: 8, 259: 8, 262: 1, 277: 1, 322: side, 323: side, 324: 8, 325: len(data)}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    return b"II*\0" + struct.pack("<I", 8 + len(data)) + data + struct.pack("<H", len(tags)) + entries + bytes(4)
+
+
+def test_a_tiff_in_huge_pieces_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert decode_image(_large_tile(16), 16).shape == (16, 16, 3)
+    with pytest.raises(DataError, match="pieces of 1,600,000,000 bytes"):
+        decode_image(_large_tile(40_000), 16)
+    strips = encode(noise(1, 64, 64), "TIFF")
+    assert decode_image(strips, 16).shape == (16, 16, 3)
+    monkeypatch.setattr(decode, "MEMORY", 64 * 64 * 8)
+    with pytest.raises(DataError, match="pieces of"):
+        decode_image(strips, 16)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "CMYK", "I;16", "1"])
+def test_a_large_image_becomes_rgb_in_bands_as_it_would_at_once(monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
+    pixels = noise(5, 48, 48)
+    image = Image.fromarray(pixels[..., 0].astype(np.uint16) * 200) if mode == "I;16" else Image.fromarray(pixels)
+    image = image if mode == "I;16" else image.convert(mode)
+    if mode in ("RGBA", "LA"):
+        image.putalpha(Image.fromarray(pixels[..., 1]))
+    options = {"transparency": 3} if mode == "P" else {}
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    raw = io.BytesIO()
+    image.save(raw, "TIFF" if mode == "CMYK" else "PNG", exif=exif, **options)
+    at_once, levels = decode_image(raw.getvalue(), 20), list[tuple[int, int]]()
+    monkeypatch.setattr(decode, "LARGE_PIXELS", 100)
+    monkeypatch.setattr(decode, "_BAND_PIXELS", 5 * 48)
+    np.testing.assert_array_equal(decode_image(raw.getvalue(), 20, measured=levels), at_once)
+    values = pixels[..., 0].astype(int) * 200
+    expected = (values.min(), values.max()) if mode == "I;16" else None
+    assert not levels if expected is None else (min(a for a, _ in levels), max(b for _, b in levels)) == expected
+
+
+def test_the_largest_image_takes_less_than_a_gigabyte() -> None:
+    """With transparency and turned: what takes the most. In a process of its own, for its peak is looked at."""
+    script = """
+import io, resource
+from PIL import Image
+from simclr_engine.data import decode_image
+exif = Image.Exif()
+exif[0x0112] = 6
+buffer = io.BytesIO()
+Image.new("RGBA", (4500, 4500)).save(buffer, "PNG", compress_level=1, exif=exif)
+raw = buffer.getvalue()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+decode_image(raw, 32)
+print(before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    before, after = map(int, done.stdout.split())
+    assert (after - before) << 10 < 4500 * 4500 * 10  # bytes for a pixel; at once it was 16

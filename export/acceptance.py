@@ -1,0 +1,393 @@
+"""Whether a model may be run: judged by its operators and its shapes, before onnxruntime opens the file.
+
+onnxruntime does whatever a graph says, some of it while it loads: a Loop of 2⁶² rounds, a value of a terabyte. So a
+file is accepted only if its operators are those of image encoders, none of which holds a graph of its own, and if the
+shapes, followed from `images` `[batch, S, S, 3]` through all nodes, stay within the bounds of `engine/bounds.py`.
+
+https://onnx.ai/onnx/operators/ for the operators, https://github.com/onnx/onnx/blob/main/onnx/onnx.proto for the
+numbers of fields. Imports neither torch nor onnx.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from simclr_engine.bounds import MOST_NODES, VALUES_FREE, VALUES_OF_PIXEL, WORK_FREE, WORK_OF_PIXEL
+
+from .protobuf import Field, fields_of
+
+OPSETS = range(18, 31)  # versions of the standard's operators
+STANDARD = ("", "ai.onnx")  # the standard's domain
+BATCH = 2  # images for which shapes are followed
+_FEW = 64  # whole numbers that are known: shapes, axes, paddings
+_MOST_DIMENSIONS = 16
+_INT64 = 7  # TensorProto.DataType
+# What is written for a ResNet and its probe, in fp32, fp16 and int8, and what a caller's own encoder may have besides,
+# such as a vision transformer.
+_VIEWS = frozenset(
+    ("Identity", "Cast", "Dropout", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Expand")
+)
+_BROADCAST = frozenset(
+    (
+        *("Add", "Sub", "Mul", "Div", "Pow", "Min", "Max", "Mean", "Sum", "PRelu", "Where"),
+        *("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "And", "Or"),
+    )
+)
+_REDUCING = frozenset(("ArgMax", "ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceL2", "ReduceSumSquare"))
+_SAME = frozenset(  # as the first input
+    (
+        *("Relu", "Softmax", "LogSoftmax", "QuantizeLinear", "DequantizeLinear", "BatchNormalization", "Clip", "LRN"),
+        *("LayerNormalization", "InstanceNormalization", "GroupNormalization", "RMSNormalization", "ScatterND"),
+        *("LeakyRelu", "Elu", "Selu", "Celu", "Gelu", "Mish", "HardSwish", "HardSigmoid", "Sigmoid", "Tanh", "Erf"),
+        *("Softplus", "Softsign", "Exp", "Log", "Sqrt", "Reciprocal", "Neg", "Abs", "Floor", "Sign", "Not"),
+    )
+)
+_OTHERS = (
+    *("Conv", "MaxPool", "AveragePool", "GlobalAveragePool", "MatMul", "Gemm", "Concat", "Split", "Gather", "GatherND"),
+    *("Pad", "Shape", "Constant", "ConstantOfShape", "Range"),
+)
+OPERATORS = _VIEWS | _BROADCAST | _REDUCING | _SAME | {*_OTHERS}
+
+
+class RefusedError(ValueError):
+    """The model is not one that the exporter writes; says what of it is not."""
+
+
+class ElsewhereError(RefusedError):
+    """The values of a tensor lie in another file; says which tensor."""
+
+
+@dataclass(frozen=True)
+class _Value:
+    """The shape of a value, and its numbers where it is a few whole ones that are known."""
+
+    shape: tuple[int, ...]
+    known: NDArray[np.int64] | None = None
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    def numbers(self) -> list[int]:
+        if self.known is None:
+            raise RefusedError("a shape that is not known beforehand")
+        return [int(number) for number in self.known.ravel()]
+
+
+@dataclass
+class _Node:
+    """An operator; its attributes are whole numbers, lists of them, text as bytes, and tensors as values."""
+
+    kind: str = ""
+    inputs: list[str] = field(default_factory=list)
+    outputs: list[str] = field(default_factory=list)
+    attributes: dict[str, Any] = field(default_factory=dict)
+
+    def number(self, name: str, default: int) -> int:
+        return int(self.attributes.get(name, default))
+
+    def numbers(self, name: str, default: Iterable[int]) -> list[int]:
+        return list(self.attributes.get(name, default))
+
+    def axes(self, x: list[Any]) -> list[int]:
+        """An input since opset 13 or 18, an attribute before."""
+        return x[1].numbers() if len(x) > 1 and x[1] is not None else self.numbers("axes", ())
+
+
+def check_model(data: bytes, image_size: int) -> None:
+    """Judges a serialised ModelProto that takes images of `image_size` pixels.
+
+    Raises:
+        RefusedError: an operator, a shape or a size that the exporter does not write.
+        MalformedError: not a model.
+    """
+    opsets: list[tuple[str, int]] = []
+    graphs: list[memoryview] = []
+    for part in fields_of(memoryview(data)):
+        if part.number == 7:
+            graphs.append(part.message)
+        elif part.number == 8:
+            said = {each.number: each for each in fields_of(part.message)}
+            opsets.append((said[1].text if 1 in said else "", said[2].integers[-1] if 2 in said else 0))
+        elif part.number in (20, 25):
+            raise RefusedError("training steps or functions of its own")
+    if len(opsets) != 1 or opsets[0][0] not in STANDARD or opsets[0][1] not in OPSETS:
+        raise RefusedError(f"operators of {opsets[:4]}, not of one version {OPSETS[0]} to {OPSETS[-1]} of the standard")
+    if len(graphs) != 1:
+        raise RefusedError(f"{len(graphs)} graphs")
+    _follow(graphs[0], image_size, len(data))
+
+
+def _follow(graph: memoryview, image_size: int, nbytes: int) -> None:
+    """Follows the shapes through a GraphProto in a file of so many bytes."""
+    values: dict[str, _Value] = {"images": _Value((BATCH, image_size, image_size, 3))}
+    nodes: list[_Node] = []
+    for part in fields_of(graph):
+        if part.number == 1:
+            nodes.append(_node(part))
+        elif part.number == 5:
+            _define(values, *_tensor(part))
+        elif part.number == 15:
+            raise RefusedError("a sparse tensor")
+        if len(nodes) + len(values) > MOST_NODES:
+            raise RefusedError(f"more than {MOST_NODES:,} operators and tensors")
+    fixed = set(values) - {"images"}  # what does not depend on images is computed while the file is loaded
+    fixed_left = VALUES_FREE + 8 * nbytes
+    most = BATCH * (VALUES_FREE + VALUES_OF_PIXEL * image_size**2)
+    work_left = BATCH * (WORK_FREE + WORK_OF_PIXEL * image_size**2)
+    for node in nodes:
+        if unknown := [name for name in node.inputs if name and name not in values]:
+            raise RefusedError(f"{node.kind} takes {unknown[0][:80]!r}, which nothing before it gives")
+        x = [values[name] if name else None for name in node.inputs]
+        try:
+            made = _results(node, x)
+        except RefusedError:
+            raise
+        except Exception as error:  # numpy's and Python's own, for axes and shapes that do not fit
+            raise RefusedError(f"{node.kind} whose inputs do not fit: {str(error)[:100]}") from error
+        for name, value in zip(node.outputs, made, strict=False):
+            if value.size > most or min(value.shape, default=0) < 0:
+                raise RefusedError(f"{node.kind} gives {list(value.shape)} for {BATCH} images")
+            if name:
+                _define(values, name, value)
+        if fixed.issuperset(filter(None, node.inputs)):
+            fixed.update(node.outputs)
+            fixed_left -= sum(value.size for value in made)
+        work_left -= _work(node, x, made)
+        if min(work_left, fixed_left) < 0:
+            raise RefusedError(f"more than an encoder for {image_size} px computes, at {node.kind}")
+
+
+def _define(values: dict[str, _Value], name: str, value: _Value) -> None:
+    if name in values:
+        raise RefusedError(f"two values of the name {name[:80]!r}")
+    values[name] = value
+
+
+def _node(message: Field) -> _Node:
+    node, attributes = _Node(), list[Field]()
+    for part in fields_of(message.message):
+        match part.number:
+            case 1:
+                node.inputs.append(part.text)
+            case 2:
+                node.outputs.append(part.text)
+            case 4:
+                node.kind = part.text
+            case 5:
+                attributes.append(part)
+            case 7 if part.text not in STANDARD:
+                raise RefusedError(f"an operator of the domain {part.text[:80]!r}")
+    if node.kind not in OPERATORS:
+        raise RefusedError(f"the operator {node.kind[:80]!r}")
+    node.attributes = dict(map(_attribute, attributes))
+    return node
+
+
+def _attribute(message: Field) -> tuple[str, Any]:
+    name, listed, tensors = "", list[int](), 0
+    value: Any = None
+    for part in fields_of(message.message):
+        match part.number:
+            case 1:
+                name = part.text
+            case 2:
+                value = 0.0  # no shape depends on one
+            case 3:
+                value = part.integers[-1]
+            case 4:
+                value = bytes(part.message[:_FEW])
+            case 5:
+                value, tensors = _tensor(part)[1], tensors + 1
+            case 8:
+                listed += part.integers
+            case 6 | 10 | 11 | 14 | 15 | 21 | 22 | 23:
+                raise RefusedError(f"the attribute {name[:80]!r}, which is a graph or of another kind that none has")
+    if tensors > 1 or len(listed) > _FEW:
+        raise RefusedError(f"the attribute {name[:80]!r}, which holds too much")
+    return name, listed if value is None else value
+
+
+def _tensor(message: Field) -> tuple[str, _Value]:
+    """The name and the value of a TensorProto. It may not claim more numbers than it has bytes for."""
+    dims, kind, name, raw, listed, elsewhere = list[int](), 0, "", memoryview(b""), list[int](), False
+    for part in fields_of(message.message):
+        match part.number:
+            case 1:
+                dims += part.integers
+            case 2:
+                kind = part.integers[-1]
+            case 7:
+                listed += part.integers
+            case 8:
+                name = part.text
+            case 9:
+                raw = part.message
+            case 13 | 14:
+                elsewhere |= part.number == 13 or part.value != 0
+    if elsewhere:
+        raise ElsewhereError(name[:80] or "(unnamed)")
+    shape, size = tuple(dims), math.prod(dims)
+    if len(dims) > _MOST_DIMENSIONS or min(dims, default=0) < 0 or size > 2 * len(message.raw):
+        raise RefusedError(f"the tensor {name[:80]!r} of {dims[:_MOST_DIMENSIONS]}, more than the file holds")
+    if kind != _INT64 or size > _FEW:
+        return name, _Value(shape)
+    numbers = np.frombuffer(raw, dtype="<i8") if len(raw) else np.array(listed, dtype=np.int64)
+    return name, _Value(shape, numbers.reshape(shape) if numbers.size == size else None)
+
+
+def _results(node: _Node, x: list[Any]) -> list[_Value]:
+    """The values that a node gives."""
+    if node.kind == "Constant":
+        (value,) = node.attributes.values()
+        if isinstance(value, _Value | float):
+            return [_Value(()) if isinstance(value, float) else value]
+        known: NDArray[np.int64] | None = np.array(value, dtype=np.int64)
+    elif node.kind == "Shape":
+        known = np.array(x[0].shape[node.number("start", 0) :][: node.number("end", _MOST_DIMENSIONS)], dtype=np.int64)
+    elif node.kind in _VIEWS:
+        known = x[0].known if node.kind != "Cast" or node.number("to", 0) == _INT64 else None
+        # An array that takes no memory, whatever its shape: only views of it are made.
+        result = _view(node, x, np.broadcast_to(np.int8(0), x[0].shape) if known is None else known)
+        if known is None:
+            return [_Value(result.shape)] * len(node.outputs)
+        known = result
+    else:
+        known = _computed(node, x) if all(one is not None and one.known is not None for one in x) else None
+    if known is not None:
+        return [_Value(known.shape, known if known.size <= _FEW else None)]
+    made = _shape(node, x)
+    return [_Value(tuple(one)) for one in made] if isinstance(made, list) else [_Value(made)] * len(node.outputs)
+
+
+def _computed(node: _Node, x: list[Any]) -> NDArray[np.int64] | None:
+    """What shapes are computed with."""
+    known, axis = [one.known for one in x], node.number("axis", 0)
+    match node.kind:
+        case "Add":
+            return np.asarray(known[0] + known[1])
+        case "Sub":
+            return np.asarray(known[0] - known[1])
+        case "Mul":
+            return np.asarray(known[0] * known[1])
+        case "Div" if np.all(known[1]):
+            return np.asarray(known[0] // known[1])
+        case "Concat":
+            return np.concatenate(known, axis)
+        case "Gather":
+            return np.asarray(known[0].take(known[1], axis))
+        case "Range" if len(whole := range(*map(int, known))) <= _FEW:
+            return np.array(whole)
+    return None
+
+
+def _view(node: _Node, x: list[Any], array: NDArray[Any]) -> NDArray[Any]:
+    match node.kind:
+        case "Reshape":
+            kept = not node.number("allowzero", 0)
+            return array.reshape([array.shape[i] if kept and n == 0 else n for i, n in enumerate(x[1].numbers())])
+        case "Flatten":
+            before = array.shape[: range(array.ndim + 1)[node.number("axis", 1)]]
+            return array.reshape(math.prod(before), -1)
+        case "Transpose":
+            return array.transpose(node.numbers("perm", range(array.ndim)[::-1]))
+        case "Squeeze":
+            return array.squeeze(tuple(node.axes(x)) or None)
+        case "Unsqueeze":
+            return np.expand_dims(array, tuple(node.axes(x)))
+        case "Expand":
+            return np.broadcast_to(array, np.broadcast_shapes(array.shape, tuple(x[1].numbers())))
+        case "Slice":
+            starts, ends = x[1].numbers(), x[2].numbers()
+            axes = x[3].numbers() if len(x) > 3 and x[3] else range(len(starts))
+            steps = x[4].numbers() if len(x) > 4 and x[4] else [1] * len(starts)
+            where = [slice(None)] * array.ndim
+            for start, end, at, step in zip(starts, ends, axes, steps, strict=True):
+                where[at] = slice(start, end, step)
+            return array[tuple(where)]
+    return array
+
+
+def _shape(node: _Node, x: list[Any]) -> Any:
+    """The shape of what a node gives, or those of all that it gives."""
+    kind, shape, axis = node.kind, x[0].shape, node.number("axis", 0)
+    match kind:
+        case "Conv":
+            weight = x[1].shape
+            if weight[1] * node.number("group", 1) != shape[1]:
+                raise RefusedError(f"Conv of {list(weight)} over {list(shape)}")
+            return (shape[0], weight[0], *_windows(node, shape[2:], weight[2:]))
+        case "MaxPool" | "AveragePool":
+            return (*shape[:2], *_windows(node, shape[2:], node.numbers("kernel_shape", ())))
+        case "GlobalAveragePool":
+            return (*shape[:2], *[1] * len(shape[2:]))
+        case "MatMul" | "Gemm":
+            return _product(node, shape, x[1].shape)
+        case "Concat":
+            at = range(len(shape))[axis]
+            return (*shape[:at], sum(one.shape[at] for one in x), *shape[at + 1 :])
+        case "Split":
+            at, parts = range(len(shape))[axis], len(node.outputs)
+            sides = x[1].numbers() if len(x) > 1 else [-(-shape[at] // parts)] * parts
+            return [(*shape[:at], side, *shape[at + 1 :]) for side in sides]
+        case "Gather":
+            at = range(len(shape))[axis]
+            return (*shape[:at], *x[1].shape, *shape[at + 1 :])
+        case "GatherND" if not node.number("batch_dims", 0):
+            return (*x[1].shape[:-1], *shape[x[1].shape[-1] :])
+        case "Pad" if len(x) < 4 or x[3] is None:
+            pads = x[1].numbers()
+            return tuple(sum(part) for part in zip(shape, pads[: len(shape)], pads[len(shape) :], strict=True))
+        case "ConstantOfShape":
+            return tuple(x[0].numbers())
+        case "GatherND" | "Pad" | "Range":
+            raise RefusedError(f"{kind} of a kind that is not followed")
+    if kind in _BROADCAST:
+        return np.broadcast_shapes(*(one.shape for one in x))
+    if kind in _REDUCING:
+        axes = [axis] if kind == "ArgMax" else node.axes(x)
+        if not axes and node.number("noop_with_empty_axes", 0):
+            return shape
+        gone, kept = {range(len(shape))[at] for at in axes or range(len(shape))}, node.number("keepdims", 1)
+        return tuple(1 if at in gone else side for at, side in enumerate(shape) if kept or at not in gone)
+    return shape
+
+
+def _product(node: _Node, a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
+    a, b = a[::-1] if node.number("transA", 0) else a, b[::-1] if node.number("transB", 0) else b
+    if a[-1] != b[-2:][0]:
+        raise RefusedError(f"{node.kind} of {list(a)} and {list(b)}")
+    return (*np.broadcast_shapes(a[:-2], b[:-2]), *a[-2:-1], *b[-1:][: len(b) - 1])
+
+
+def _windows(node: _Node, sides: Sequence[int], kernel: Sequence[int]) -> list[int]:
+    """The sides of what a window of this size gives as it is moved over an image."""
+    n = len(kernel)
+    strides, dilations = node.numbers("strides", [1] * n), node.numbers("dilations", [1] * n)
+    pads = node.numbers("pads", [0] * 2 * n)
+    if min([*kernel, *strides, *dilations]) < 1 or min(pads) < 0:
+        raise RefusedError(f"{node.kind} with steps or paddings below their least")
+    if node.attributes.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID"):
+        pads = [dilation * (width - 1) for width, dilation in zip(kernel, dilations, strict=True)] + [0] * n
+    reach = [dilation * (width - 1) + 1 for width, dilation in zip(kernel, dilations, strict=True)]
+    padded = [side + pads[i] + pads[i + n] - reach[i] for i, side in enumerate(sides)]
+    up = node.number("ceil_mode", 0)
+    return [(free + up * (step - 1)) // step + 1 for free, step in zip(padded, strides, strict=True)]
+
+
+def _work(node: _Node, x: list[Any], made: list[_Value]) -> int:
+    """About how many multiplications a node takes."""
+    each = 1
+    if node.kind == "Conv":
+        each = math.prod(x[1].shape[1:])
+    elif node.kind in ("MatMul", "Gemm"):
+        each = max(x[0].shape[-2:])
+    elif node.kind in ("MaxPool", "AveragePool"):
+        each = math.prod(node.numbers("kernel_shape", ()))
+    return each * sum(one.size for one in made) + sum(one.size for one in x if one is not None)
