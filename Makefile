@@ -102,9 +102,12 @@ sanitize:
 fuzz: $(READY)
 	PYTHONPATH=tests $(BIN)/python -m fuzz --inputs 100000
 
-# 200 processes killed while they train or pack, and what was lost by it.
+# 200 processes killed while they train or pack, and what was lost by it; then one call after the other that fails; then
+# 100 connections to `serve`, most of them hostile, on a machine that is otherwise quiet.
 chaos: $(READY)
 	PYTHONPATH=tests $(BIN)/python -m chaos --kills 200
+	PYTHONPATH=tests $(BIN)/python -m chaos.faults
+	PYTHONPATH=tests $(BIN)/python -m serve_load --connections 100
 
 # The wheel as a stranger builds and installs it, with every Python of 3.11 to 3.13 that is here. Fetches packages into
 # temporary environments.

@@ -95,7 +95,7 @@ setup(
     package_data={
         "simclr_engine": ["py.typed", "recipes/*.toml"],
         "simclr_engine.report": ["templates/*.html.j2", "templates/*.css"],
-        "simclr_engine.export": ["*.css", "page/*"],
+        "simclr_engine.export": ["*.css", "*.html", "*.js", "page/*"],
     },
     # The sources are named so that they travel in a source distribution; CMake reads them, not setuptools.
     ext_modules=[

@@ -24,6 +24,7 @@ from typing import Any
 
 import click
 
+from simclr_engine.documents import to_json
 from simclr_engine.errors import EngineError, PlatformError, UsageError, counted, nearest
 from simclr_engine.terminal import prepare_streams, say, say_error, tell
 
@@ -170,7 +171,7 @@ class Session:
     def note(self, name: str, found: dict[str, Any]) -> None:
         """Writes document and report with what a part gave."""
         self.document["parts"][name] = found
-        for file, text in (("gpu.json", json.dumps(self.document, indent=2)), ("gpu.md", report(self.document))):
+        for file, text in (("gpu.json", to_json(self.document, indent=2)), ("gpu.md", report(self.document))):
             fresh = self.out / f".{file}"
             fresh.write_text(text + "\n")
             fresh.replace(self.out / file)

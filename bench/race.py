@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from simclr_engine.documents import to_json
 from simclr_engine.errors import CheckFailed, DataError, EngineError, UsageError
 from simclr_engine.files import write_text_atomic
 from simclr_engine.run import public_name
@@ -223,7 +224,7 @@ def enter(entry: Entry) -> None:
         target = Path(entry.folder, about.pop("weights"))
         about["accuracy"] = {r.method: r.accuracy for r in _score(target, splits)}
         about["seconds_with_evaluation"] = time.perf_counter() - began
-    write_text_atomic(Path(entry.folder, ROW), json.dumps({"entry": asdict(entry), **about}, indent=2) + "\n")
+    write_text_atomic(Path(entry.folder, ROW), to_json({"entry": asdict(entry), **about}, indent=2) + "\n")
 
 
 def _splits(entry: Entry) -> tuple[ImageStore, ImageStore]:
@@ -310,7 +311,8 @@ def draw(document: dict[str, Any]) -> Figure:
             axis.spines[["top", "right"]].set_visible(False)
         line[0].set_ylabel(f"{name}, %")
     if contenders:
-        panels[0][0].legend(frameon=False, loc="lower right")
+        handles, labels = panels[0][0].get_legend_handles_labels()
+        figure.legend(handles, labels, frameon=False, loc="outside lower center", ncols=len(contenders))
     figure.suptitle(f"{document['device']}; torch {document['versions']['torch']}", fontsize="small")
     return figure
 

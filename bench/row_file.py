@@ -8,6 +8,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from simclr_engine.documents import to_json
+
 Row = dict[str, Any]
 
 
@@ -22,7 +24,7 @@ class RowFile:
         """Appends a row and waits until the disk has it."""
         torn = self.path.is_file() and self.path.read_bytes()[-1:] not in (b"", b"\n")
         with self.path.open("a") as file:
-            file.write("\n" * torn + json.dumps(found) + "\n")
+            file.write("\n" * torn + to_json(found) + "\n")
             file.flush()
             os.fsync(file.fileno())
 

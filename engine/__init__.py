@@ -17,8 +17,7 @@ from .package import lazy_names
 # import of this package runs this file first. Variables that are already set are not changed.
 for _name, _value in {
     "ORT_DISABLE_TELEMETRY": "1",  # onnxruntime 1.29 and newer: contacts a host, stores a device id in the cache folder
-    "GRADIO_ANALYTICS_ENABLED": "False",
-    "HF_HUB_DISABLE_TELEMETRY": "1",  # comes with Gradio
+    "HF_HUB_DISABLE_TELEMETRY": "1",  # comes with timm
     "NO_ALBUMENTATIONS_UPDATE": "1",  # `bench augment` compares with albumentations
 }.items():
     os.environ.setdefault(_name, _value)

@@ -20,19 +20,22 @@ from safetensors.torch import save
 from torch import nn
 
 from .errors import DataError, UsageError
-from .files import Folder, in_fixed_order, write_atomic
+from .files import MARKER, Folder, sealed_tensors, write_atomic
 from .inputs import check_safetensors, open_regular
 from .model import build_encoder, own_encoder
 from .recipe import Recipe
+from .sealing import FIELD, AlteredError, NewerError, has_seal, verify_file
 from .unpickling import read_state
 
 if TYPE_CHECKING:
     from .run import Run
 
 # A checkpoint file is torch's zip archive followed by this footer: a magic string and the sha256 of the archive.
-FOOTER = b"simclr-engine/1 "
+FORMAT = 1
+FOOTER = b"simclr-engine/%d " % FORMAT
 FOOTER_BYTES = len(FOOTER) + 32
 LAST, PREVIOUS, FRESH = "last.pt", "previous.pt", "next.pt"
+WEIGHTS = ("model.safetensors", "encoder.safetensors")  # of a run
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
@@ -84,6 +87,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         ) from error
     body, footer = raw[:-FOOTER_BYTES], raw[-FOOTER_BYTES:]
     del raw  # a copy that a large network can do without
+    version = re.match(rb"simclr-engine/(\d+) ", footer)
+    if version and int(version[1]) > FORMAT:
+        raise NewerError(path, int(version[1]), FORMAT)
     if footer != FOOTER + hashlib.sha256(body).digest():
         raise DataError("the checkpoint is truncated or was altered", saw=path, fix="resume: the previous one is used")
     refuse_bomb(path, io.BytesIO(body))
@@ -141,6 +147,8 @@ def newest_checkpoint(folder: Path) -> tuple[dict[str, Any], Path, list[str]]:
             continue
         try:
             return load_checkpoint(path), path, complaints
+        except NewerError:  # an older one in its place would replace it
+            raise
         except DataError as error:
             complaints.append(f"{path.name}: {error.cause}")
     raise DataError(
@@ -156,7 +164,7 @@ def save_weights(path: Path, module: nn.Module, metadata: dict[str, str]) -> Non
 def pack_weights(module: nn.Module, metadata: dict[str, str]) -> bytes:
     """The bytes of `save_weights`: the same for the same tensors and metadata."""
     tensors = {k: v.detach().to("cpu").contiguous() for k, v in module.state_dict().items()}
-    return in_fixed_order(save(tensors, metadata))
+    return sealed_tensors(save(tensors, metadata))
 
 
 def read_tensors(path: Path, cause: str, fix: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -167,9 +175,13 @@ def read_tensors(path: Path, cause: str, fix: str) -> tuple[dict[str, torch.Tens
     """
     try:
         check_safetensors(path)
+        verify_file(path, fix, needed=path.name in WEIGHTS and has_seal(path.parent / MARKER))
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
+            metadata.pop(FIELD, None)
             return {key: file.get_tensor(key) for key in file.keys()}, metadata  # noqa: SIM118  # not a dict
+    except AlteredError as error:
+        raise DataError(cause, saw=error.saw, fix=fix) from error
     except (OSError, SafetensorError) as error:
         raise DataError(cause, saw=f"{path}: {str(error)[:200]}", fix=fix) from error
 

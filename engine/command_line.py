@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+from .errors import UsageError
 
 PROGRAM = "simclr-engine"
 
@@ -39,6 +42,19 @@ def resume_command(directory: Path, options: Sequence[str] = ()) -> str:
     machines = os.environ.get("GROUP_WORLD_SIZE", "1")
     # Only the original command says how the machines find each other.
     return again if machines == "1" else f"{again}    (with the --nnodes and --rdzv options of this launch)"
+
+
+def launcher_number(name: str, default: int) -> int:
+    """A number that a launcher such as torchrun put into the environment.
+
+    Raises:
+        UsageError: the variable is not a whole number of at least 0.
+    """
+    text = os.environ.get(name, str(default))
+    if not re.fullmatch("[0-9]{1,9}", text):
+        fix = f"unset {name}, or start with torchrun, which sets it"
+        raise UsageError("a variable of the launcher is not a number", saw=f"{name}={text}", fix=fix)
+    return int(text)
 
 
 def launch_command(processes: int) -> str:

@@ -21,7 +21,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .command_line import launch_command
+from .boundary import engine_error
+from .command_line import launch_command, launcher_number
 from .errors import EngineError, PlatformError, UsageError
 from .flat import flattened, unflattened
 from .recipe import TrainSpec
@@ -241,7 +242,8 @@ def start_world(device: str = "auto", timeout: timedelta = TIMEOUT) -> Iterator[
         UsageError: the environment does not name the address of rank 0, or the device does not support many processes.
         PlatformError: there are fewer devices than processes, or a rank has ended.
     """
-    size = dist.get_world_size() if _initialised() else int(os.environ.get("WORLD_SIZE", "1"))
+    size = dist.get_world_size() if _initialised() else launcher_number("WORLD_SIZE", 1)
+    rank = launcher_number("RANK", 0)  # `is_main` reads it after the run
     if size == 1:
         yield World(device=device)
         return
@@ -251,7 +253,13 @@ def start_world(device: str = "auto", timeout: timedelta = TIMEOUT) -> Iterator[
             saw=f"WORLD_SIZE={size} without RANK, MASTER_ADDR and MASTER_PORT",
             fix="torchrun --nproc-per-node N -m simclr_engine pretrain …, or unset WORLD_SIZE",
         )
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    if not _initialised() and (rank >= size or not 0 < launcher_number("MASTER_PORT", 0) < 1 << 16):
+        raise UsageError(
+            "the variables of the launcher contradict each other",
+            saw=f"RANK={rank}, WORLD_SIZE={size}, MASTER_PORT={os.environ['MASTER_PORT']}",
+            fix="torchrun sets them; unset WORLD_SIZE for a single process",
+        )
+    local_rank = launcher_number("LOCAL_RANK", 0)
     device = _own_device(device, local_rank)
     ours = not _initialised()
     if ours:
@@ -338,7 +346,7 @@ def is_launched() -> bool:
 
 def is_main() -> bool:
     """Whether this process is rank 0 according to the environment, before and after `start_world`."""
-    return int(os.environ.get("RANK", "0")) == 0
+    return launcher_number("RANK", 0) == 0
 
 
 def run_id() -> str | None:
@@ -349,7 +357,7 @@ def run_id() -> str | None:
 
 def restarts() -> int:
     """How often the launcher has restarted this process after a failure."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    return launcher_number("TORCHELASTIC_RESTART_COUNT", 0)
 
 
 def _initialised() -> bool:
@@ -388,7 +396,7 @@ def _own_device(device: str, local_rank: int) -> str:
 
 def _prefer_loopback(size: int) -> None:
     """Makes the ranks of one machine use its loopback interface, so that host names and firewalls do not matter."""
-    alone = int(os.environ.get("LOCAL_WORLD_SIZE", "0")) == size
+    alone = launcher_number("LOCAL_WORLD_SIZE", 0) == size
     names = [name for _, name in socket.if_nameindex()] if hasattr(socket, "if_nameindex") else []
     loopback = next((name for name in ("lo", "lo0") if name in names), None)
     if alone and loopback:
@@ -403,8 +411,8 @@ def _is_about_ranks(error: RuntimeError) -> bool:
 def _report(rank: int, error: Exception | None) -> tuple[int, str, int] | None:
     if error is None:
         return None
-    message = error.lines()[0] if isinstance(error, EngineError) else f"{type(error).__name__}: {error}"
-    return rank, message, getattr(error, "exit_code", 1)
+    ours = engine_error(error)
+    return rank, ours.lines()[0] if ours else f"{type(error).__name__}: {error}", ours.exit_code if ours else 1
 
 
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import socket
@@ -13,6 +12,7 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
+from .documents import to_json
 from .errors import PlatformError
 from .files import Folder
 from .run import is_number, read_rows
@@ -36,7 +36,7 @@ class RunLog:
         self.path = self._folder.path / "metrics.jsonl"
         if resume_step is not None:
             kept = [r for r in read_rows(self.path) if is_number(r.get("step", 0)) and r.get("step", 0) <= resume_step]
-            self._folder.write_text(self.path.name, "".join(json.dumps(r) + "\n" for r in kept))
+            self._folder.write_text(self.path.name, "".join(to_json(r) + "\n" for r in kept))
         self._file = self._folder.append(self.path.name, "a")
         # Not tensorboard's EventFileWriter: it writes from a thread, so errors come late, as a traceback.
         self._board = RecordWriter(self._folder.folder("tensorboard").append(event_file_name()))
@@ -55,7 +55,7 @@ class RunLog:
         record = Event(wall_time=time.time(), step=step, summary=Summary(value=scalars)).SerializeToString()
         self._folder.check()
         with self._clear_errors():
-            self._file.write(json.dumps(row) + "\n")
+            self._file.write(to_json(row) + "\n")
             self._file.flush()
             self._board.write(record)
             self._board.flush()

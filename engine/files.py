@@ -12,9 +12,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from .boundary import meaning
 from .bounds import LARGEST_NPZ
 from .errors import DataError, PlatformError, UsageError
 from .inputs import open_regular
+from .sealing import BLANK, FIELD, AlteredError, NewerError, altered, append_seal, refuse_newer, sealed, verify
+from .terminal import say_once
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -69,7 +72,7 @@ class Folder:
         with _clear_errors(path, what):
             if make:
                 with suppress(FileExistsError):  # it is a file: "Not a directory" below says more
-                    path.mkdir(parents=True, exist_ok=True)
+                    make_folder(path)
             return cls(path, what, None, os.open(path, _DIRECTORY) if RELATIVE else None)
 
     @classmethod
@@ -85,6 +88,7 @@ class Folder:
             if make:
                 with suppress(FileExistsError):
                     os.mkdir(self._at(name), dir_fd=self._handle)
+                    self._synchronise()
             if stat.S_ISLNK(self.status(name).st_mode):
                 raise _refused(self.path / name, "a link in place of a folder of the run")
             handle = os.open(self._at(name), _DIRECTORY | _NO_FOLLOW, dir_fd=self._handle) if RELATIVE else None
@@ -153,10 +157,15 @@ class Folder:
 
     @contextmanager
     def writing(self, name: str) -> Iterator[IO[bytes]]:
-        """A file that is synchronised and gets its name at the end of the `with`; if that fails, the old file stays."""
+        """A file that is synchronised and gets its name at the end of the `with`; if that fails, the old file stays.
+        NewerError if a newer version wrote that."""
         self.check()
-        temporary = f".{_plain(name)}.{os.getpid()}.tmp"
+        begin = os.fsdecode(os.fsencode(_plain(name))[:200])  # the name may have 255 bytes, and so may this one
+        temporary = f".{begin}.{os.getpid()}.tmp"
         with _clear_errors(self.path / name, self._what):
+            if self.is_file(name):
+                with suppress(OSError), open(self.path / name, "rb", opener=self._opener) as old:
+                    refuse_newer(old, self.path / name)
             try:
                 with self._create(temporary) as file:
                     yield file
@@ -168,13 +177,20 @@ class Folder:
                     os.unlink(self._at(temporary), dir_fd=self._handle)
                 raise
 
+    @contextmanager
+    def sealing(self, name: str) -> Iterator[IO[bytes]]:
+        """`writing` for an .npy or .npz file; a seal follows what was written."""
+        with self.writing(name) as file:
+            yield file
+            append_seal(file, name)
+
     def _create(self, name: str) -> IO[bytes]:
         path = self.path / name
         try:
-            return open(path, "xb", opener=self._opener)
+            return open(path, "x+b", opener=self._opener)
         except FileExistsError:  # left by a killed process of the same number, or a link placed there
             os.unlink(self._at(name), dir_fd=self._handle)
-            return open(path, "xb", opener=self._opener)
+            return open(path, "x+b", opener=self._opener)
 
     def _opener(self, path: str, flags: int) -> int:
         return os.open(self._at(Path(path).name), flags | _NO_FOLLOW, 0o666, dir_fd=self._handle)
@@ -209,6 +225,7 @@ class Folder:
         self.check()
         with _clear_errors(self.path / _plain(new), self._what):
             os.replace(self._at(name), self._at(new), src_dir_fd=self._handle, dst_dir_fd=self._handle)
+            self._synchronise()
 
     def copy(self, name: str, new: str) -> None:
         """Gives a file a second name, as a hard link if possible, else as a copy; a file of that name is replaced."""
@@ -217,6 +234,7 @@ class Folder:
             try:
                 handles = {"src_dir_fd": self._handle, "dst_dir_fd": self._handle}
                 os.link(self._at(name), self._at(new), **handles, follow_symlinks=False)
+                self._synchronise()
             except OSError:
                 with open(self.path / name, "rb", opener=self._opener) as file:
                     self.write(new, file.read())
@@ -233,8 +251,37 @@ class Folder:
         with _clear_errors(self.path / _plain(name), self._what):
             os.rmdir(self._at(name), dir_fd=self._handle)
 
+    def _synchronise(self) -> None:
+        synchronise(self._where if self._handle is None else ".", self._handle)
+
     def _at(self, name: str) -> str:
         return name if self._handle is not None else str(self._where / name)
+
+
+def synchronise(folder: Path | str, inside: int | None = None) -> None:
+    """Writes the names in a directory to the disk, so that a renamed file survives a power failure.
+
+    Does nothing where a directory cannot be opened for this (Windows, no permission to list it) or has no such call.
+    """
+    try:
+        handle = os.open(folder, os.O_RDONLY, dir_fd=inside)
+    except OSError:
+        return
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(handle)
+
+
+def make_folder(path: Path) -> None:
+    """Makes a directory and those above it that are missing, and synchronises their names; OSError."""
+    missing = [one for one in (path, *path.parents) if not one.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for one in missing:
+        synchronise(one.parent)
 
 
 def write_atomic(path: Path, *parts: bytes | memoryview) -> None:
@@ -251,18 +298,52 @@ def write_text_atomic(path: Path, text: str) -> None:
     write_atomic(path, text.encode(errors="backslashreplace"))
 
 
-def read_arrays(path: Path, *names: str) -> list[NDArray[Any]] | None:
-    """The named arrays of an .npz file; None where it is not there, damaged, or unpacks to more than `LARGEST_NPZ`."""
+def read_arrays(path: Path, again: str, *names: str, needed: bool = False) -> list[NDArray[Any]] | None:
+    """The named arrays of an .npz file, or the array of an .npy file; None where it is not there or, with a note, where
+    it cannot be used: damaged, of a newer version, or unpacking to more than `LARGEST_NPZ`.
+
+    Args:
+        path: of the file.
+        again: says what writes it again.
+        names: of arrays; none for an .npy file.
+        needed: whether a file without a seal counts as damaged.
+    """
+    try:
+        with open_regular(path) as file:
+            is_sealed = verify(file, path, again, path.name, needed=needed)
+            return _arrays_in(file, path, again, names, is_sealed)
+    except FileNotFoundError:
+        return None
+    except (OSError, AlteredError, NewerError) as error:
+        cause = error.cause if isinstance(error, DataError) else error.strerror
+        say_once(f"note: {path} is not used: {cause}; {again}")
+        return None
+
+
+def _arrays_in(file: IO[bytes], path: Path, again: str, names: tuple[str, ...], is_sealed: bool) -> list[NDArray[Any]]:
     import numpy as np
 
     try:
-        with open_regular(path) as opened, np.load(opened, allow_pickle=False) as file:
-            if sum(member.file_size for member in file.zip.infolist()) > LARGEST_NPZ:
-                return None
-            arrays = [file[name] for name in names]
-    except Exception:  # numpy, zipfile and zlib raise a dozen kinds for damaged files; all mean the same here
-        return None
-    return arrays if all(isinstance(array, np.ndarray) for array in arrays) else None
+        if not names:
+            arrays = [np.load(file, allow_pickle=False)]
+            ends = not file.read(1)
+        else:
+            with np.load(file, allow_pickle=False) as held:
+                if sum(member.file_size for member in held.zip.infolist()) > LARGEST_NPZ:
+                    raise ValueError(f"it unpacks to more than {LARGEST_NPZ:,} bytes")
+                arrays = [held[name] for name in names]
+            file.seek(-22, os.SEEK_END)
+            ends = file.read(4) == b"PK\5\6"  # the last record of a zip archive, of 22 bytes
+        if not (is_sealed or ends) or not all(isinstance(array, np.ndarray) for array in arrays):
+            raise ValueError("something follows the arrays, or they are none")
+    except Exception as error:  # numpy, zipfile and zlib raise a dozen kinds for damaged files; all mean the same here
+        raise altered(path, str(error)[:200], again) from error
+    return arrays
+
+
+def expanded(path: str | Path) -> Path:
+    """The path with `~` and `~USER` replaced; that of an unknown user stays, and is then not found."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111  # Path.expanduser raises a RuntimeError
 
 
 def named_path(given: str | Path, option: str = "--out") -> Path:
@@ -306,7 +387,7 @@ def _clear_errors(path: Path, what: str) -> Iterator[None]:
         raise PlatformError(
             f"cannot write {what}".rstrip(),
             saw=f"{path}: {error.strerror or error}",
-            fix="free space or choose another path; the existing files are unchanged",
+            fix=f"{meaning(error.errno)[2]}; the existing files are unchanged",
         ) from error
 
 
@@ -321,7 +402,8 @@ def occupied(path: Path) -> bool:
     except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError as error:
-        raise PlatformError("the output cannot be reached", saw=f"{path}: {error.strerror}") from error
+        saw, fix = f"{path}: {error.strerror}", meaning(error.errno)[2]
+        raise PlatformError("the output cannot be reached", saw=saw, fix=fix) from error
     if stat.S_ISREG(mode):
         return True
     kind = "a link" if stat.S_ISLNK(mode) else "a folder" if stat.S_ISDIR(mode) else "no file"
@@ -351,15 +433,16 @@ def check_output(path: Path, mark: bytes, overwrite: bool = False) -> None:
         )
 
 
-def in_fixed_order(packed: bytes) -> bytes:
-    """A safetensors file with the keys of its metadata sorted: the library writes them in an order of chance.
+def sealed_tensors(packed: bytes, name: str = "") -> bytes:
+    """A safetensors file with a seal in its metadata, and the keys of these sorted: the library writes them in an order
+    of chance.
 
     The file begins with the length of its JSON header in eight bytes; the header may be padded with spaces
     (https://huggingface.co/docs/safetensors).
     """
     end = 8 + int.from_bytes(packed[:8], "little")
     header = json.loads(packed[8:end])
-    header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    metadata = dict(sorted((header.pop("__metadata__", {}) | {FIELD: BLANK}).items()))
+    text = json.dumps({"__metadata__": metadata, **header}, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text + packed[end:]
+    return sealed(len(text).to_bytes(8, "little") + text + packed[end:], name)

@@ -14,6 +14,7 @@ from .bounds import LARGEST_MARK
 from .errors import EngineError, UsageError
 from .files import MARKER, Folder
 from .inputs import read_text
+from .sealing import sealed_json
 from .terminal import say
 
 LOCK = ".lock"
@@ -57,7 +58,7 @@ def is_our_folder(folder: str) -> bool:
 
 def mark(at: Folder) -> None:
     """Writes the marker by which the directory is recognised as a run from the start."""
-    at.write_text(MARKER, json.dumps({"format": FORMAT, "id": uuid.uuid4().hex}) + "\n")
+    at.write(MARKER, sealed_json({"format": FORMAT, "id": uuid.uuid4().hex}, MARKER))
 
 
 def is_free(at: Folder) -> bool:

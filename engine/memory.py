@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 import resource
 import sys
 import traceback
@@ -16,6 +15,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from .boundary import is_out_of_memory
+from .command_line import launcher_number
 from .data.store import ImageStore
 from .device import Platform
 from .errors import PlatformError, counted
@@ -30,7 +31,6 @@ COPIES = 4  # of the weights: themselves, their gradient and up to two moments o
 # Share of the device's memory that a step may use; the allocator cannot fill all of it.
 USABLE = 0.9
 _CGROUP = Path("/sys/fs/cgroup")
-_SAID = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed")
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def free_memory(platform: Platform) -> int | None:
     if platform.device.type != "cpu":
         return None
     known = [nbytes for nbytes in (_available(), _left_in_group(_CGROUP)) if nbytes is not None]
-    return min(known) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if known else None
+    return min(known) // max(1, launcher_number("LOCAL_WORLD_SIZE", 1)) if known else None
 
 
 def _available() -> int | None:
@@ -158,13 +158,6 @@ def loading_errors(store: ImageStore, device: torch.device) -> Iterator[None]:
             f"on {device}",
             fix="use --limit N, --set data.size=PIXELS, or --device cpu, which leaves the images on disk",
         ) from error
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out. On the CPU, and in cuBLAS, this is a plain RuntimeError."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(said in str(error).lower() for said in _SAID)
 
 
 def out_of_memory(trainer: Trainer, error: BaseException) -> PlatformError:

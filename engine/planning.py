@@ -83,9 +83,10 @@ class RunOptions:
     def __post_init__(self) -> None:
         for name, unit in (("max_minutes", "minutes"), ("max_pflop", "PFLOP")):
             limit = getattr(self, name)
-            if limit is not None and not limit > 0:
+            if limit is not None and not 0 < limit < math.inf:
                 option = "--" + name.replace("_", "-")
-                raise UsageError(f"{option} must be above 0", saw=limit, fix=f"give a number of {unit} above 0")
+                cause = f"{option} must be above 0 and finite"
+                raise UsageError(cause, saw=limit, fix=f"give a number of {unit} above 0, or leave {option} out")
         if self.resume and self.max_pflop is not None:
             raise UsageError(
                 "a resumed run keeps its compute",

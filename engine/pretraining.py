@@ -25,6 +25,7 @@ from .data.store import ImageStore
 from .device import deterministic_algorithms, pick_device
 from .distributed import World, check_shares, restarts, run_id, start_world
 from .errors import DataError, UsageError, nearest
+from .files import expanded
 from .fitting import LARGEST_ON_CPU
 from .flops import longest_within_compute
 from .loggers import LOGGERS, Listener
@@ -38,7 +39,7 @@ from .recording import Recording, environment_of
 from .resuming import Stopped, read_stopped, trained_on
 from .run import Run, RunLock, check_directory, make_directory, public_name, run_directory
 from .starting import Start, open_start
-from .stopping import Interrupted, give_up, stop_requests
+from .stopping import Interrupted, give_up, saved_so_far, stop_requests
 from .terminal import say
 from .training import Meter, Own, Trainer
 
@@ -271,13 +272,18 @@ def _pretrain(
         go_on = f"pretrain(data=…, out={str(lock.directory)!r}, resume=True)"
 
     total, done = (_work(trainer.plan, steps) for steps in (trainer.plan.total_steps, trainer.step))
-    with (
-        Recording(lock, trainer, environment, clock, options, stopped is not None and stopped.longer) as recording,
-        stop_requests(partial(give_up, lock.directory, go_on)) as stop,
-        Progress(total, "starting", done=done, show=not options.quiet) as bar,
-    ):
-        _train(trainer, recording, _Run(stop, bar, go_on, _pace(trainer, estimate, clock, options.max_pflop)))
-    return recording.finish()
+    try:
+        with (
+            Recording(lock, trainer, environment, clock, options, stopped is not None and stopped.longer) as recording,
+            stop_requests(partial(give_up, lock.directory, go_on)) as stop,
+            Progress(total, "starting", done=done, show=not options.quiet) as bar,
+        ):
+            _train(trainer, recording, _Run(stop, bar, go_on, _pace(trainer, estimate, clock, options.max_pflop)))
+        return recording.finish()
+    except KeyboardInterrupt:
+        if world.main:
+            say(f"ended at once, without saving step {trainer.step:,}; {saved_so_far(lock.directory, go_on)}")
+        raise
 
 
 @dataclass(frozen=True)
@@ -403,7 +409,7 @@ def open_data(
         source = recipe.data.source if data is None else data
         largest = LARGEST_ON_CPU if pick_device(options.device).type == "cpu" else LARGEST_CHOICE
         size, levels = recipe.data.size or None, as_levels(recipe.data.levels)
-        store = load_data(source, split, size, not options.quiet, largest, levels)
+        store = load_data(source, split, size, not options.quiet, largest, levels, verify=False)
         if isinstance(source, str | Path | Selection):
             place = _place(source, options)
             if not options.allow_skipped:
@@ -421,7 +427,7 @@ def _place(source: str | Path | Selection, options: RunOptions) -> dict[str, str
     tables = source if isinstance(source, Selection) else Selection(source)
     beside = {"labels": tables.labels, "files": tables.files}
     return {"path": str(found.path.absolute())} | {
-        name: str(Path(path).expanduser().absolute()) for name, path in beside.items() if path is not None
+        name: str(expanded(path).absolute()) for name, path in beside.items() if path is not None
     }
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from .errors import plain
-from .terminal import say
+from .terminal import display, say
 
 Advance = Callable[[int], None]  # takes the number of units that were done since the last call
 
@@ -41,7 +40,7 @@ class Progress:
         short: bool = False,
     ) -> None:
         self.total, self.done, self._label = total, done, label
-        self._bar: Any = _bar(unit) if show and sys.stderr.isatty() else None
+        self._bar: Any = _bar(unit) if show and display().isatty() else None
         self._lines = show and lines and self._bar is None
         self._began, self._at_first, self._short = time.monotonic(), done, short
         self._said = self._began if short else -INTERVAL
@@ -103,4 +102,4 @@ def _bar(unit: str) -> Any:
     # The text may hold brackets from a file name, which rich would read as markup.
     columns = (BarColumn(bar_width=24), amount, TextColumn("{task.description}", markup=False))
     clocks = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-    return Bar(*columns, *clocks, console=Console(stderr=True))
+    return Bar(*columns, *clocks, console=Console(file=display()))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform as host
 import subprocess
 import sys
@@ -18,9 +17,9 @@ import torch
 
 from . import __version__, stopping
 from .budget import Clock
-from .checkpoint import LAST, encoder_metadata, keep_last_as, pack_weights, save_last
+from .checkpoint import LAST, WEIGHTS, encoder_metadata, keep_last_as, pack_weights, save_last
 from .command_line import PROGRAM, shell_command
-from .distributed import run_id
+from .distributed import DATA_TIMEOUT, run_id
 from .errors import PlatformError
 from .event_log import RunLog
 from .files import Folder
@@ -32,10 +31,10 @@ from .planning import Estimate, RunOptions
 from .recipe import leaves
 from .resuming import Stopped
 from .run import Run, RunLock
+from .sealing import BLANK, sealed, sealed_json
 from .training import Plan, Trainer
 
 SAVE_SECONDS = 120.0  # at most this much training is lost in a crash
-WEIGHTS = ("model.safetensors", "encoder.safetensors")
 VIEWS_SHOWN, IMAGES_SHOWN = 16, 4  # in views.npz, for the augmentation sheet of the report
 
 
@@ -70,7 +69,8 @@ class Recording:
         with self._world.fail_together():
             if self._world.main:
                 self._log = RunLog(lock.folder, resume_step=trainer.step or None)
-                lock.folder.write_text("recipe.toml", trainer.recipe.to_toml())
+                recipe = f"# {BLANK}\n{trainer.recipe.to_toml()}"
+                lock.folder.write("recipe.toml", sealed(recipe.encode(), "recipe.toml"))
                 self._listen(options)
                 self._write_environment()
                 save_view_samples(lock.folder, trainer)
@@ -93,7 +93,13 @@ class Recording:
         self._listeners += options.listeners
 
     def __enter__(self) -> Recording:
+        self._verify(wait=False)
         return self
+
+    def _verify(self, wait: bool) -> None:
+        """Compares images that stay in files with their hashes, while the first epoch runs; see `ImageStore.verify`."""
+        if self._world.local_rank == 0:
+            self._trainer.store.verify(wait)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -124,8 +130,12 @@ class Recording:
         return f"epoch_{epoch:04d}.pt" if keep and into == 0 and epoch % keep == 0 else None
 
     def save(self) -> None:
-        """Saves the state of the trainer as `last.pt`, and under its lasting name if it is to be kept."""
+        """Saves the state of the trainer as `last.pt`, and under its lasting name if it is to be kept.
+
+        AlteredError, and nothing saved, if the images are known to be damaged by now.
+        """
         with self._world.fail_together():
+            self._verify(wait=False)
             if self._world.main:
                 self._save()
         self._saved_at = time.monotonic()
@@ -147,8 +157,10 @@ class Recording:
             self._write_environment()
 
     def finish(self) -> Run:
-        """Writes the weights and marks the run as finished."""
+        """Writes the weights and marks the run as finished, once the images are verified."""
         trainer, folder = self._trainer, self._lock.folder if self._world.main else None
+        with self._world.fail_together(DATA_TIMEOUT):
+            self._verify(wait=True)
         with self._world.fail_together():
             if folder is not None:
                 metadata = encoder_metadata(trainer.recipe, trainer.store.image_size)
@@ -169,7 +181,7 @@ class Recording:
         self._write_environment()
 
     def _write_environment(self) -> None:
-        self._lock.folder.write_text("environment.json", json.dumps(self._environment, indent=2) + "\n")
+        self._lock.folder.write("environment.json", sealed_json(self._environment, "environment.json"))
 
     def _mend_names(self) -> None:
         """Gives the resumed checkpoint the names that it lacks because the process was killed."""
@@ -279,7 +291,7 @@ def save_view_samples(at: Folder, trainer: Trainer) -> None:
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (trainer.spec.mean, trainer.spec.std))
     pixels = ((batch * std + mean).clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 0, 3, 4, 2)
     originals = np.ascontiguousarray(trainer.store.images[: len(ids)])
-    with at.writing("views.npz") as file:
+    with at.sealing("views.npz") as file:
         np.savez_compressed(file, originals=originals, views=pixels.numpy())
 
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from .bounds import MAX_SIZE, MIN_SIZE
 from .checkpoint import newest_checkpoint
 from .data.store import ImageStore
@@ -17,6 +19,11 @@ from .run import Run, public_name
 from .terminal import say
 from .training import Own
 
+# What a run goes on from, with its type.
+_PARTS = {
+    **{"step": int, "total_steps": int, "recipe": str, "data": str},
+    **{"model": dict, "optimizer": dict, "scaler": dict, "rng": Tensor},
+}
 MOST_NAMED = 6  # differences named in one message
 
 
@@ -186,6 +193,7 @@ def read_stopped(directory: Path) -> Stopped:
         DataError: there is no run or no good checkpoint.
     """
     state, path, complaints = newest_checkpoint(directory / "checkpoints")
+    _check_parts(state, path)
     for complaint in complaints:
         say(f"warning: {complaint}; using {path.name} instead")
     run, recipe = Run.open(directory), Recipe.from_toml(state["recipe"])
@@ -193,6 +201,19 @@ def read_stopped(directory: Path) -> Stopped:
     if isinstance(name, str) and isinstance(size, int):  # the recipes of older versions do not name the data
         recipe = trained_on(recipe, name, size)
     return Stopped(run, recipe, state | {"recipe": recipe.to_toml()})
+
+
+def _check_parts(state: Mapping[str, Any], path: Path) -> None:
+    """Raises a DataError for a checkpoint without one of the parts that a run goes on from, or with another kind."""
+    odd = [name for name, kind in _PARTS.items() if not isinstance(state.get(name), kind)]
+    relaid = state.get("relaid", ())
+    pairs = isinstance(relaid, list | tuple) and all(isinstance(p, list | tuple) and len(p) == 2 for p in relaid)
+    if odd or not pairs or not 0 <= state["step"] <= state["total_steps"]:
+        raise DataError(
+            "the checkpoint is of another structure than those of a run",
+            saw=f"{path}: {', '.join(odd) or 'step, total_steps or relaid'}",
+            fix="use the version that wrote it, or start again with --overwrite",
+        )
 
 
 def trained_on(recipe: Recipe, name: str, size: int) -> Recipe:

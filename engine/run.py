@@ -17,9 +17,11 @@ from typing import IO, TYPE_CHECKING, Any, TypeGuard
 from .bounds import LARGEST_DOCUMENT, LARGEST_RECIPE, LARGEST_ROW, MAX_SIZE
 from .data.levels import Levels, as_levels
 from .errors import DataError, PlatformError, UsageError, plain
-from .files import Folder, is_plain_name, named_path
+from .files import MARKER, Folder, is_plain_name, named_path
 from .inputs import open_regular, read_text
 from .layout import LOCK, check_removable, empty, holds_a_lock, is_free, mark, remove_torn
+from .sealing import AlteredError, has_seal, verify_file
+from .terminal import say_once
 
 try:
     import fcntl
@@ -61,6 +63,12 @@ class Run:
 
         directory = Path(path)
         try:
+            needed = has_seal(directory / MARKER)
+            for name in ("recipe.toml", "environment.json"):  # text, which may be edited on purpose
+                try:
+                    verify_file(directory / name, "restore it from a copy unless you edited it", name, needed=needed)
+                except AlteredError as error:
+                    say_once(f"note: {error.saw}; {error.fix}")
             recipe = Recipe.from_toml(read_text(directory / "recipe.toml", LARGEST_RECIPE))
             environment = _read_object(read_text(directory / "environment.json", LARGEST_DOCUMENT))
         except (OSError, ValueError) as error:
@@ -327,9 +335,8 @@ class RunLock:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._file is not None:
-            with suppress(OSError):
+            with suppress(OSError), self._file:  # a failure to empty it must not hide the error of the run
                 self._file.truncate(0)
-            self._file.close()
             self._file = None
 
     @property

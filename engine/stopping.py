@@ -11,35 +11,45 @@ from pathlib import Path
 from types import FrameType
 
 from .errors import EngineError
-from .terminal import say_error
+from .terminal import say, say_error
 
 # Most time from SIGTERM to the end; Slurm and Kubernetes send SIGKILL 30 seconds after SIGTERM.
 STOP_SECONDS = 25.0
+_HANGUP = getattr(signal, "SIGHUP", signal.SIGTERM)  # Windows has none
 
 
 class Interrupted(EngineError):
-    """Ctrl-C or SIGTERM: the run was saved and can be resumed."""
+    """Ctrl-C, SIGTERM or SIGHUP: the run was saved and can be resumed."""
 
     exit_code = 130
 
 
 @contextmanager
 def stop_requests(end: Callable[[], None]) -> Iterator[threading.Event]:
-    """An event that SIGINT and SIGTERM set, so that the loop ends between two steps; a second SIGINT is not caught.
+    """An event that SIGINT, SIGTERM and SIGHUP set, so that the loop ends between two steps and saves.
 
-    The sender of SIGTERM does not wait, so `end` is called from a thread if the loop has not ended after STOP_SECONDS.
+    A second SIGINT says so, and a third one raises KeyboardInterrupt at once. The sender of SIGTERM, and a terminal
+    that is closed, do not wait: `end` is called from a thread if the loop has not ended after STOP_SECONDS.
     """
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield event
         return
 
-    def request(number: int, frame: FrameType | None) -> None:
-        if event.is_set() and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        event.set()
+    asked = 0
 
-    previous = {s: signal.signal(s, request) for s in (signal.SIGINT, signal.SIGTERM)}
+    def request(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        event.set()
+        asked += number == signal.SIGINT
+        if number == signal.SIGINT and asked == 2:
+            say("the run ends after this step and is saved; Ctrl-C once more ends it at once, without saving")
+        elif number == signal.SIGINT and asked > 2:
+            raise KeyboardInterrupt
+
+    ignored = signal.getsignal(_HANGUP) == signal.SIG_IGN  # by `nohup`: the run is to outlive its terminal
+    caught = (signal.SIGINT, signal.SIGTERM) if ignored else (signal.SIGINT, signal.SIGTERM, _HANGUP)
+    previous = {s: signal.signal(s, request) for s in caught}
     try:
         with _deadline(end):
             yield event
@@ -50,7 +60,7 @@ def stop_requests(end: Callable[[], None]) -> Iterator[threading.Event]:
 
 @contextmanager
 def _deadline(end: Callable[[], None]) -> Iterator[None]:
-    """Calls `end` from a thread STOP_SECONDS after SIGTERM.
+    """Calls `end` from a thread STOP_SECONDS after SIGTERM or SIGHUP.
 
     Signal handlers run in the main thread between two operations of Python, and a long backward pass is one operation.
     The descriptor of `set_wakeup_fd` is written immediately.
@@ -61,7 +71,7 @@ def _deadline(end: Callable[[], None]) -> Iterator[None]:
 
     def watch() -> None:
         while number := os.read(reading, 1):
-            if number[0] == signal.SIGTERM:
+            if number[0] in (signal.SIGTERM, _HANGUP):
                 if not ended.wait(STOP_SECONDS):
                     end()
                 return
@@ -79,14 +89,18 @@ def _deadline(end: Callable[[], None]) -> Iterator[None]:
         os.close(reading)
 
 
+def saved_so_far(directory: Path, go_on: str) -> str:
+    """How a run goes on that could not be saved at its end: from its last checkpoint, if there is one."""
+    saved = any((directory / "checkpoints").glob("*.pt"))
+    return f"continue with: {go_on}" if saved else "nothing was saved yet: start again with --overwrite"
+
+
 def give_up(directory: Path, go_on: str) -> None:
     """Ends the process in the middle of a step. As after a kill, the files are intact, and `go_on` resumes the run."""
-    saved = any((directory / "checkpoints").glob("*.pt"))
-    fix = f"continue with: {go_on}" if saved else "nothing was saved yet: start again with --overwrite"
     error = Interrupted(
         "stopped in the middle of a step; the checkpoint before it is kept",
-        saw=f"a step did not end within {STOP_SECONDS:.0f} s of SIGTERM",
-        fix=fix,
+        saw=f"a step did not end within {STOP_SECONDS:.0f} s of the signal",
+        fix=saved_so_far(directory, go_on),
     )
     say_error(error)
     os._exit(Interrupted.exit_code)

@@ -1,4 +1,4 @@
-"""What is written to the terminal: lines, tables, and how the streams write what their encoding lacks.
+"""What is written to the terminal: lines, tables, and how the streams bear what they cannot write.
 
 Text from outside is escaped here, so every module writes through these functions; a test holds them to it.
 """
@@ -6,11 +6,15 @@ Text from outside is escaped here, so every module writes through these function
 from __future__ import annotations
 
 import codecs
+import errno
+import functools
+import os
 import sys
 import warnings
-from typing import TYPE_CHECKING, TextIO
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
-from .errors import EngineError, plain
+from .errors import EngineError, PlatformError, plain
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -39,16 +43,94 @@ SIGNS = {
 ERRORS = "simclr_engine.terminal"  # name of the codec error handler
 
 
-def prepare_streams() -> None:
-    """Makes stdout and stderr write any text, whatever their encoding, and warnings one escaped line each.
+class Display:
+    """A text stream whose errors never end the work: what cannot be shown is dropped.
+
+    The first error of the system (closed, full, no reader) switches the stream off.
+
+    Args:
+        stream: where to write; None where the process was started without it.
+        product: whether the text is what the command was called for. Then a stream that cannot be written is an error,
+            and one whose reader is gone, as after `| head`, ends the command.
+    """
+
+    def __init__(self, stream: TextIO | None, product: bool = False) -> None:
+        self._stream, self._product = stream, product
+
+    def write(self, text: str) -> int:
+        """Writes the text, or drops it."""
+        if text == "":  # click asks by this what kind of stream it is, and hides the answer of a broken one
+            return 0
+        try:
+            if self._stream is None:
+                self._fail(OSError(errno.EBADF, os.strerror(errno.EBADF)))
+            else:
+                self._stream.write(text)
+        except UnicodeError:  # of a stream that `prepare_streams` has not seen, or of an unusual codec
+            with suppress(OSError, ValueError):
+                assert self._stream is not None
+                self._stream.write(text.encode("ascii", "backslashreplace").decode())
+        except (OSError, ValueError) as error:  # a closed stream raises a ValueError
+            self._fail(error)
+        except RuntimeError:  # from a signal handler within a write; the stream still works
+            pass
+        return len(text)
+
+    def flush(self) -> None:
+        """Flushes what was written."""
+        try:
+            if self._stream is not None:
+                self._stream.flush()
+        except (OSError, ValueError) as error:
+            self._fail(error)
+        except RuntimeError:
+            pass
+
+    def _fail(self, error: Exception) -> None:
+        if isinstance(error, BlockingIOError):  # its reader is slow
+            return
+        self._stream, product, self._product = open(os.devnull, "w"), self._product, False  # noqa: SIM115, PTH123
+        if product and isinstance(error, BrokenPipeError):
+            raise SystemExit(0)
+        if product:
+            saw = getattr(error, "strerror", None) or str(error)
+            raise PlatformError("stdout cannot be written", saw=saw, fix="free space, or write elsewhere") from error
+
+    def isatty(self) -> bool:
+        """Whether a terminal shows it."""
+        with suppress(OSError, ValueError):
+            return self._stream is not None and self._stream.isatty()
+        return False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["_stream"], name)
+
+
+def display() -> TextIO:
+    """stderr as a `Display`: what a program has put there now, or what `prepare_streams` made of it."""
+    return cast("TextIO", sys.stderr if isinstance(sys.stderr, Display) else Display(sys.stderr))
+
+
+def prepare_streams(product: bool = False) -> None:
+    """Makes stdout and stderr write any text, whatever their encoding and state, and warnings one escaped line each.
 
     Called once, by the command line, before anything is written. A program that imports the package keeps its streams.
+
+    Args:
+        product: whether the command was called for what it prints to stdout; see `Display`.
     """
     codecs.register_error(ERRORS, _lacking)
-    for stream in (sys.stdout, sys.stderr):
-        reconfigure = getattr(stream, "reconfigure", None)  # not of every stream that a program puts there
-        if reconfigure is not None:
-            reconfigure(errors=ERRORS)
+    for number in range(3):  # a file of ours must not get the number of a closed stream, to which libraries write
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        stream = stream.__dict__["_stream"] if isinstance(stream, Display) else stream
+        with suppress(AttributeError, OSError, ValueError):  # not every stream that a program puts there can do this
+            stream.reconfigure(errors=ERRORS)
+        setattr(sys, name, Display(stream, product and name == "stdout"))
     warnings.showwarning = _warn
 
 
@@ -73,7 +155,13 @@ def _warn(
 
 def say(*lines: str) -> None:
     """Prints lines to stderr; what a terminal would obey is escaped."""
-    _print(lines, sys.stderr)
+    _print(lines, display())
+
+
+@functools.cache
+def say_once(line: str) -> None:
+    """Says a line once in a process, which may open the same file or source more than once."""
+    say(line)
 
 
 def tell(*lines: str) -> None:

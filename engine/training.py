@@ -33,11 +33,12 @@ from torch.nn import functional
 from simclr_engine.kernels import AugmentSpec, augment, contrastive_metrics, draw_params, nt_xent
 
 from .batch_norm import synchronise_batch_norm
+from .boundary import is_out_of_memory
 from .data.loader import Batch, Loader, Prefetched, Resident, stays_in_files
 from .data.store import ImageStore
 from .device import Platform
 from .distributed import World, check_shares
-from .errors import CheckFailed, DataError, UsageError
+from .errors import CheckFailed, DataError, UsageError, cut
 from .model import SimCLR, own_encoder
 from .optim import build_optimizer
 from .plan import Plan
@@ -352,7 +353,7 @@ class Trainer:
         """Restores a saved state.
 
         Raises:
-            DataError: the checkpoint belongs to other data.
+            DataError: the checkpoint belongs to other data, another network or another optimizer.
         """
         if state["data"] != self.store.fingerprint:
             raise DataError(
@@ -360,10 +361,19 @@ class Trainer:
                 saw=f"fingerprint {self.store.fingerprint[:12]}, checkpoint {state['data'][:12]}",
                 fix="resume with the same --data and --limit",
             )
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
-        torch.set_rng_state(state["rng"])
+        try:
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.scaler.load_state_dict(state["scaler"])
+            torch.set_rng_state(state["rng"])
+        except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
+            if is_out_of_memory(error):
+                raise
+            raise DataError(
+                "the checkpoint is of another network or optimizer",
+                saw=cut(" ".join(str(error).split())),
+                fix="use the version that wrote it, or start again with --overwrite",
+            ) from error
         if "cuda_rng" in state and self.platform.device.type == "cuda":
             torch.cuda.set_rng_state(state["cuda_rng"], self.platform.device)
         self.step = int(state["step"])

@@ -6,12 +6,12 @@ All follows from the bytes of the file, which say nothing of where it was made. 
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 from simclr_engine.data.levels import as_levels
+from simclr_engine.documents import to_json
 
 from .metadata import LIMIT, ModelFile, ModelMetadata, opset_of
 from .runtime import INPUT, LABEL, OUTPUT, PROBABILITIES
@@ -82,7 +82,7 @@ def describe(file: ModelFile) -> dict[str, Any]:
 
 def description_text(file: ModelFile) -> bytes:
     """`describe` as JSON: letters as they are, but `\\udce9` for halves of surrogate pairs."""
-    return (json.dumps(describe(file), indent=2, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
+    return (to_json(describe(file), indent=2, ascii=False) + "\n").encode(errors="backslashreplace")
 
 
 def _shapes(metadata: ModelMetadata) -> dict[str, Any]:

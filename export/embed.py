@@ -30,12 +30,24 @@ from numpy.typing import NDArray
 
 from simclr_engine.bounds import LARGEST_DOCUMENT
 from simclr_engine.data.stream import WINDOW, Pictures, Window, windows
-from simclr_engine.errors import CheckFailed, DataError, PlatformError, UsageError
-from simclr_engine.files import write_atomic, write_text_atomic
+from simclr_engine.errors import DataError, PlatformError, UsageError
+from simclr_engine.files import Folder, read_arrays, synchronise, write_atomic
 from simclr_engine.inputs import read_text
+from simclr_engine.sealing import AlteredError, read_json, sealed_json
 
-from .embedder import Embedder, Vectors
-from .index import IndexFiles, check_replaceable, index_files, manifest_of, table_writer, taken, write_manifest
+from .embedder import Embedder, Vectors, naming
+from .index import (
+    FORMAT,
+    EmbeddingIndex,
+    IndexFiles,
+    check_replaceable,
+    index_files,
+    manifest_of,
+    table_writer,
+    taken,
+    write_manifest,
+)
+from .runtime import require_finite
 
 MOVE = "move it away, or choose another --out"
 
@@ -115,6 +127,7 @@ def embed_to_index(
     plan = _plan(embedder, parts, pictures, window)
     finished, begun = _finished_plan(files), _begun_plan(files)
     if not overwrite and finished == plan and begun in (None, plan):
+        EmbeddingIndex.load(files.vectors)  # an error says what is damaged
         _tidy_up(files)
         advance(total)
         return _result(files, began, 0)
@@ -148,19 +161,16 @@ def _fill(unfinished: UnfinishedIndex, parts: Sequence[Pictures], length: int, a
     """Embeds what is missing, window by window.
 
     Raises:
-        CheckFailed: a feature is not finite.
-        DataError: no image could be read.
+        DataError: no image could be read, or a feature is not finite.
     """
     embedder = unfinished.embedder
     start = min(unfinished.windows * length, sum(len(part) for part in parts))
     advance(start)
     for window in windows(parts, embedder.image_size, start, length):
         images = window.images
-        vectors = embedder.embed(images) if len(images) else np.empty((0, embedder.feature_dim), np.float32)
-        broken = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
-        if len(broken):
-            fix = "train or export the encoder again"
-            raise CheckFailed("a feature is not finite", saw=window.paths[int(broken[0])], fix=fix)
+        with naming(window.paths):
+            vectors = embedder.embed(images) if len(images) else np.empty((0, embedder.feature_dim), np.float32)
+            require_finite(vectors, embedder.path)
         unfinished.append(window, vectors)
         advance(window.stop - window.start)
     if not unfinished.kept:
@@ -204,15 +214,15 @@ class UnfinishedIndex:
         with _locked(self.files.partial):
             if _begun_plan(self.files) != plan:
                 _clear(self.files, but="lock")
-                write_text_atomic(self._at("plan.json"), json.dumps({"digest": plan}) + "\n")
-            self.windows = next(number for number in count() if not self._window(number).exists())
+                write_atomic(self._at("plan.json"), sealed_json({"digest": plan}))
+            self.windows = next(number for number in count() if not self._is_whole(number))
             if self.windows:
                 self.kept = int(self._read(self.windows - 1)["kept"])
             yield
 
     def append(self, window: Window, vectors: Vectors) -> None:
         """One more window, and the number of images that there are with it."""
-        text, of_window = io.StringIO(), io.BytesIO()
+        text = io.StringIO()
         rows = enumerate(zip(window.paths, window.classes, strict=True), self.kept)
         csv.writer(text, lineterminator="\n").writerows((row, *about) for row, about in rows)
         arrays: dict[str, Any] = {
@@ -224,8 +234,8 @@ class UnfinishedIndex:
         }
         if "images" not in self._arrays:
             del arrays["images"]
-        np.savez(of_window, **arrays)
-        write_atomic(self._window(self.windows), of_window.getbuffer())
+        with Folder.open(self.files.partial).sealing(self._window(self.windows).name) as of_window:
+            np.savez(of_window, **arrays)
         self.windows, self.kept = self.windows + 1, self.kept + len(vectors)
 
     def skipped(self) -> Iterator[tuple[str, str]]:
@@ -258,14 +268,8 @@ class UnfinishedIndex:
                 file.flush()
                 os.fsync(file.fileno())
         names = tuple(dict.fromkeys(name for part in parts for name in part.class_names))
-        about = manifest_of(
-            self._at("table.csv"),
-            self.embedder.identity,
-            names,
-            self.kept,
-            self.embedder.feature_dim,
-            "images" in self._arrays,
-        )
+        parts_of = {"table": self._at("table.csv")} | {name: self._at(f"{name}.npy") for name in self._arrays}
+        about = manifest_of(parts_of, self.embedder.identity, names, self.kept, self.embedder.feature_dim)
         skipped = [*(refusal for part in parts for refusal in part.refused), *self.skipped()]
         about |= {"unfinished": self.embedder.unfinished} if self.embedder.unfinished else {}
         write_manifest(self._at("manifest.json"), about | {"plan": plan, "skipped": skipped})
@@ -281,6 +285,7 @@ class UnfinishedIndex:
         for name, target in self._targets.items():
             if self._at(name).exists():
                 self._at(name).replace(target)
+                synchronise(target.parent)  # the manifest's name is on the disk after the others
         _clear(self.files)
 
     def check_targets(self) -> None:
@@ -302,6 +307,11 @@ class UnfinishedIndex:
 
     def _window(self, number: int) -> Path:
         return self._at(f"window-{number:07}.npz")
+
+    def _is_whole(self, number: int) -> bool:
+        """Whether a window is there; one that is damaged is embedded again, with a note."""
+        known = self._window(number).exists()
+        return known and read_arrays(self._window(number), "it is embedded again", "kept", needed=True) is not None
 
     def _read(self, number: int) -> dict[str, np.ndarray]:
         with np.load(self._window(number), allow_pickle=False) as of_window:
@@ -362,18 +372,18 @@ def _plan(embedder: Embedder, parts: Sequence[Pictures], pictures: bool, window:
 def _begun_plan(files: IndexFiles) -> str | None:
     """The plan of the unfinished index here; None for none."""
     try:
-        return str(json.loads(read_text(files.partial / "plan.json", LARGEST_DOCUMENT))["digest"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return str(read_json(files.partial / "plan.json", MOVE)["digest"])
+    except (OSError, ValueError, KeyError, AlteredError):
         return None
 
 
 def _finished_plan(files: IndexFiles) -> str | None:
     """The plan of the finished index here; "" for one that cannot say."""
     try:
-        return str(json.loads(read_text(files.manifest, LARGEST_DOCUMENT)).get("plan", ""))
+        return str(read_json(files.manifest, MOVE, ours=FORMAT).get("plan", ""))
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AlteredError):
         return ""
 
 

@@ -6,7 +6,8 @@ A run as the target imports torch; an exported file does not.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,11 +20,12 @@ from simclr_engine.data.levels import Levels
 from simclr_engine.errors import UsageError
 
 from .metadata import INTERPOLATION, ModelMetadata
-from .runtime import OnnxEncoder
+from .runtime import CPU, NotFiniteError, OnnxEncoder, require_finite
 
 if TYPE_CHECKING:
     from simclr_engine.run import Run
 
+SHA256_OF_RUN = "--sha256 is for an .onnx file: a run has no checksum as a whole"
 NEITHER = "name a directory that `pretrain` wrote, or a file that `export` wrote"
 
 Vectors = NDArray[np.float32]
@@ -63,22 +65,38 @@ class Embedder:
     unfinished: str = ""
 
 
-def open_embedder(target: str | Path) -> Embedder:
+@contextmanager
+def naming(images: Sequence[str]) -> Iterator[None]:
+    """Errors about what an encoder gives for one of these images name it."""
+    try:
+        yield
+    except NotFiniteError as error:
+        raise NotFiniteError(error.file, error.row, images[error.row]) from error
+
+
+def open_embedder(target: str | Path, sha256: str | None = None, threads: int | None = None) -> Embedder:
     """The encoder of a run directory (imports torch) or of an .onnx file.
 
+    Args:
+        target: the directory or file.
+        sha256: that the file must have; None for any.
+        threads: of onnxruntime; None takes the processors of the affinity mask, and keeps them while it waits.
+
     Raises:
-        UsageError: it is neither.
+        UsageError: it is neither, or `sha256` is given for a run.
         DataError: it cannot be used.
     """
     path = Path(target)
     if path.is_dir():
+        if sha256 is not None:
+            raise UsageError(SHA256_OF_RUN, saw=path, fix="leave it out, or export the run and name the file")
         from simclr_engine.run import Run
 
         return _run_embedder(Run.open(path))
     if path.suffix.lower() != ".onnx" or not path.is_file():
         cause = "this is neither a run nor an .onnx file" if path.exists() else "there is no such run or file"
         raise UsageError(cause, saw=path, fix=NEITHER)
-    encoder = OnnxEncoder(path, spin=True)
+    encoder = OnnxEncoder(path, (CPU,), threads, threads is None, sha256)
     probe = str(encoder.metadata.probe.get("id", "its own")) if encoder.has_probe else ""
 
     def predict(images: Images) -> Vectors:
@@ -114,7 +132,9 @@ def _run_embedder(run: Run) -> Embedder:
     shape = SimpleNamespace(image_size=run.image_size, metadata=SimpleNamespace(interpolation=INTERPOLATION))
 
     def embed(images: Images) -> Vectors:
-        return extract_features(encoder, images, augment.mean, augment.std, device=default_device())
+        vectors = extract_features(encoder, images, augment.mean, augment.std, device=default_device())
+        require_finite(vectors, run.directory)
+        return vectors
 
     def predict(images: Images) -> Vectors:
         assert chosen is not None

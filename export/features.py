@@ -23,6 +23,7 @@ def onnx_features(
     store: ImageStore,
     cache: bool = True,
     advance: Callable[[int], None] | None = None,
+    sha256: str | None = None,
 ) -> NDArray[np.float32]:
     """Features of every image of `store` through the file at `path`.
 
@@ -32,6 +33,7 @@ def onnx_features(
         cache: keep the features under the cache folder, keyed by the file's sha256 and the store's fingerprint, and
             take them from there the next time.
         advance: called with the number of images done after each batch; not called where the features were cached.
+        sha256: that the file must have; None for any.
 
     Returns:
         float32 `[N, D]`, in the order of the store.
@@ -39,7 +41,7 @@ def onnx_features(
     Raises:
         DataError: the file is not usable, or the images do not fit it.
     """
-    encoder = OnnxEncoder(path)
+    encoder = OnnxEncoder(path, sha256=sha256)
     if not cache:
         return encoder.embed(store, advance=advance)
     return cached_features(f"onnx {encoder.sha256}", store, lambda images: encoder.embed(images, advance=advance))
@@ -50,11 +52,12 @@ def probe_predictions(
     store: ImageStore,
     cache: bool = True,
     advance: Callable[[int], None] | None = None,
+    sha256: str | None = None,
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Classes of every image of `store` by the probe inside the file at `path`; nothing is trained.
 
     Args:
-        path, cache, advance: as `onnx_features` takes them.
+        path, cache, advance, sha256: as `onnx_features` takes them.
         store: images of the size that the file takes. Where they are labelled, their classes must be the file's.
 
     Returns:
@@ -64,7 +67,7 @@ def probe_predictions(
         UsageError: the file was exported without a probe.
         DataError: the file is not usable, the images do not fit it, or their classes are others.
     """
-    encoder = OnnxEncoder(path)
+    encoder = OnnxEncoder(path, sha256=sha256)
 
     def compute(images: ImageStore) -> NDArray[np.float32]:
         probabilities, labels = encoder.predict(images, advance=advance)

@@ -13,7 +13,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-import json
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -23,17 +22,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from simclr_engine.bounds import LARGEST_DOCUMENT, LARGEST_INDEX
+from simclr_engine.bounds import LARGEST_INDEX
 from simclr_engine.errors import DataError, UsageError
-from simclr_engine.files import occupied, write_atomic, write_text_atomic
-from simclr_engine.inputs import open_regular, read_bytes, read_text
+from simclr_engine.files import occupied, write_atomic
+from simclr_engine.inputs import open_regular, read_bytes
+from simclr_engine.sealing import NewerError, read_json, sealed_json
 
 FORMAT = 1
 COLUMNS = ("row", "path", "class")
 NO_CLASS = -1
 ITSELF = 1 - 1e-6  # cosine from which on two vectors are of one picture
 CHUNK_BYTES = 64 << 20  # of vectors or similarities held at once
-EMBED_AGAIN = "write it again with `simclr-engine embed`"
+EMBED_AGAIN = "write it again with `simclr-engine embed --overwrite`"
 
 
 @dataclass(frozen=True)
@@ -155,14 +155,14 @@ class EmbeddingIndex:
         writer = table_writer(text)
         writer.writerows((row, path, self.class_of(row)) for row, path in enumerate(self.paths))
         write_atomic(files.table, text.getvalue().encode(errors="surrogateescape"))
-        pictures = self.images is not None
-        about = manifest_of(files.table, self.encoder, self.class_names, len(self), self.dim, pictures)
-        write_manifest(files.manifest, about)
+        parts = {"table": files.table, "vectors": files.vectors}
+        parts |= {"images": files.images} if self.images is not None else {}
+        write_manifest(files.manifest, manifest_of(parts, self.encoder, self.class_names, len(self), self.dim))
         return files.vectors
 
     @classmethod
     def load(cls, path: str | Path, encoder: str | None = None, dim: int | None = None) -> EmbeddingIndex:
-        """The index at `path` (NAME.npy), its vectors and pictures memory-mapped, every vector looked at once.
+        """The index at `path` (NAME.npy), its vectors and pictures memory-mapped, compared with their hashes.
 
         Args:
             path: the vectors' file.
@@ -199,7 +199,9 @@ class EmbeddingIndex:
         if len(vectors) != manifest["images"]:
             raise _misfit(f"{files.vectors}: {len(vectors):,} rows, {files.manifest.name} says {manifest['images']:,}")
         labels = _labels(classes, names, str(files.table))
-        return cls(vectors, paths, labels, names, images, manifest["encoder"])
+        index = cls(vectors, paths, labels, names, images, manifest["encoder"])
+        check_hashes(files, manifest)
+        return index
 
     def search(self, queries: NDArray[np.float32], k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """The k rows with the highest cosine to each query, best first; exact; equal cosines keep the index's order.
@@ -306,6 +308,8 @@ def taken(cause: str, saw: Path) -> UsageError:
 def _manifest_of(path: Path) -> dict[str, Any] | None:
     try:
         return _read_manifest(path)
+    except NewerError:
+        raise
     except (DataError, OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -314,8 +318,7 @@ def _is_told_of(files: IndexFiles, path: Path, about: Mapping[str, Any]) -> bool
     if path == files.manifest:
         return True
     if path == files.table:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest() == about["table_sha256"]
+        return _sha256(path) == str(about["table_sha256"])
     try:
         array = _mapped(path)
     except DataError:
@@ -333,25 +336,35 @@ def table_writer(file: Any) -> Any:
 
 
 def manifest_of(
-    table: Path, encoder: str, class_names: Sequence[str], images: int, dim: int, pictures: bool
+    parts: Mapping[str, Path], encoder: str, class_names: Sequence[str], images: int, dim: int
 ) -> dict[str, Any]:
-    """What NAME.json says of an index whose paths and classes are in `table`."""
-    with table.open("rb") as file:
-        table_sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    """What NAME.json says of an index whose `table`, `vectors` and, if there are any, `images` are in these files."""
     return {
         "format": FORMAT,
         "encoder": encoder,
         "images": images,
         "dim": dim,
-        "pictures": pictures,
+        "pictures": "images" in parts,
         "class_names": list(class_names),
-        "table_sha256": table_sha256,
+        **{f"{name}_sha256": _sha256(path) for name, path in parts.items()},
     }
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_hashes(files: IndexFiles, manifest: Mapping[str, Any]) -> None:
+    """Compares vectors and pictures with their hashes, which an earlier version did not write; DataError names one."""
+    for name, path in {"vectors": files.vectors, "images": files.images}.items():
+        if f"{name}_sha256" in manifest and _sha256(path) != manifest[f"{name}_sha256"]:
+            raise _misfit(f"{path} was altered, or is of another index")
 
 
 def write_manifest(path: Path, about: Mapping[str, Any]) -> None:
     """Writes NAME.json, the last of the files; PlatformError where it cannot."""
-    write_text_atomic(path, json.dumps(about, indent=1) + "\n")
+    write_atomic(path, sealed_json(about))
 
 
 def read_manifest(files: IndexFiles) -> dict[str, Any]:
@@ -381,16 +394,10 @@ _TYPES = {"encoder": str, "images": int, "dim": int, "pictures": bool, "class_na
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
-    about = json.loads(read_text(path, LARGEST_DOCUMENT))
-    if about["format"] > FORMAT:
-        raise DataError(
-            "the index was written by a newer simclr-engine",
-            saw=f"{path}: format {about['format']}; this version reads up to {FORMAT}",
-            fix="update simclr-engine",
-        )
+    about = read_json(path, EMBED_AGAIN, ours=FORMAT)
     if {k: type(about[k]) for k in _TYPES} != _TYPES or any(type(n) is not str for n in about["class_names"]):
         raise ValueError("a field is of the wrong type")
-    return dict(about)
+    return about
 
 
 def _read_table(path: Path, sha256: str) -> tuple[tuple[str, ...], list[str]]:

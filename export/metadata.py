@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -22,7 +23,7 @@ from typing import Any
 
 from simclr_engine.bounds import LARGEST_MARK, LARGEST_MODEL, LARGEST_PROPERTY, MAX_SIZE, MOST_FEATURES
 from simclr_engine.data.levels import are_levels
-from simclr_engine.errors import DataError, PlatformError
+from simclr_engine.errors import DataError, PlatformError, UsageError
 from simclr_engine.inputs import UnfitError, read_bytes
 
 from .acceptance import ElsewhereError, RefusedError, check_model
@@ -176,21 +177,36 @@ class ModelFile:
 
 def _json(value: Any, sort: bool = True) -> str:
     """JSON with letters as they are, but `\\udce9` for halves of surrogate pairs: ONNX holds UTF-8 alone."""
-    return json.dumps(value, ensure_ascii=False, sort_keys=sort).encode(errors="backslashreplace").decode()
+    return (
+        json.dumps(value, ensure_ascii=False, sort_keys=sort, allow_nan=False)
+        .encode(errors="backslashreplace")
+        .decode()
+    )
 
 
-def read_model(path: str | Path) -> ModelFile:
+def read_model(path: str | Path, sha256: str | None = None) -> ModelFile:
     """Reads `path` and refuses what is not a whole, unaltered, self-contained file of ours.
 
     The digest in the metadata covers everything else in the file, weights, graph and metadata; the sidecar
-    `FILE.sha256`, where there is one, covers all of it.
+    `FILE.sha256`, where there is one, covers all of it. Both find accidents, not forgery: whoever changes the file can
+    compute them anew. `sha256`, which came to the caller by another way, finds forgery too.
 
     Raises:
-        DataError: absent, no ONNX, cut short, not ours, newer, altered, or with weights outside the file.
+        DataError: absent, not of `sha256`, no ONNX, cut short, not ours, newer, altered, or with weights elsewhere.
         PlatformError: no permission to read it.
+        UsageError: `sha256` is not 64 hexadecimal digits.
     """
     path = Path(path)
+    if sha256 is not None and not re.fullmatch("[0-9a-fA-F]{64}", sha256):
+        raise UsageError("a sha256 has 64 hexadecimal digits", saw=sha256, fix="as `sha256sum FILE.onnx` prints it")
     data = _read_bytes(path)
+    actual = hashlib.sha256(data).hexdigest()
+    if sha256 is not None and actual != sha256.lower():
+        raise DataError(
+            "the ONNX file is not the one that was asked for",
+            saw=f"{path}: sha256 {actual}, asked for {sha256.lower()}",
+            fix="fetch the file again from whom you trust; the metadata of this one may say anything",
+        )
     try:
         content = scan(data, without=DIGEST)
     except MalformedError as error:
@@ -206,9 +222,8 @@ def read_model(path: str | Path) -> ModelFile:
         )
     if refused is not None:
         raise refused
-    sha256 = hashlib.sha256(data).hexdigest()
-    _check_sidecar(path, sha256)
-    return ModelFile(path, data, sha256, metadata)
+    _check_sidecar(path, actual)
+    return ModelFile(path, data, actual, metadata)
 
 
 def _refusal(path: Path, data: bytes, metadata: ModelMetadata) -> DataError | None:

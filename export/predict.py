@@ -24,7 +24,7 @@ from simclr_engine.data.stream import Pictures, Window, windows
 from simclr_engine.errors import DataError, UsageError
 from simclr_engine.files import occupied, write_atomic
 
-from .embedder import Embedder
+from .embedder import Embedder, naming
 from .features import check_class_names
 from .index import EmbeddingIndex, default_index, without_itself
 from .metadata import ModelMetadata
@@ -128,7 +128,7 @@ def predict_pictures(
 
     Raises:
         UsageError: neither a probe nor neighbours.
-        DataError: no image can be read.
+        DataError: no image can be read, or what the encoder gives for one is not finite.
     """
     if embedder.predict is None and not neighbours:
         raise no_probe(embedder)
@@ -140,8 +140,9 @@ def predict_pictures(
     for part in windows(parts, embedder.image_size, length=BATCH):
         skipped += part.skipped
         if len(part.images):
-            tops = _tops(embedder, part.images)
-            near = _neighbours(embedder, part, index, neighbours)
+            with naming(part.paths):
+                tops = _tops(embedder, part.images)
+                near = _neighbours(embedder, part, index, neighbours)
             room = GALLERY - sum(len(some) for some in shown)
             shown.append(part.images[:room])
             labels += [top[0][0] for top in tops[:room] if top]

@@ -12,13 +12,13 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from simclr_engine.bounds import LARGEST_DOCUMENT
 from simclr_engine.command_line import command_here
 from simclr_engine.errors import DataError, UsageError
 from simclr_engine.evaluation.linear import LinearProbe
+from simclr_engine.evaluation.records import load_result
 from simclr_engine.evaluation.result import EvaluationResult
-from simclr_engine.inputs import read_text
 from simclr_engine.run import Run
+from simclr_engine.sealing import NewerError
 
 from .runtime import LABEL, OUTPUT, PROBABILITIES
 
@@ -125,10 +125,11 @@ def choose_probe(run: Run, wanted: str | None, feature_dim: int, encoder_hash: s
 def _result(file: Path) -> EvaluationResult:
     path = file.with_suffix(".json")
     try:
-        return EvaluationResult.from_json(read_text(path, LARGEST_DOCUMENT))
-    except (DataError, OSError, UnicodeDecodeError) as error:
-        saw = error.saw if isinstance(error, DataError) else error
-        raise DataError("the probe's result cannot be read", saw=f"{path}: {saw}", fix=MAKE_ONE) from error
+        return load_result(path)
+    except NewerError:
+        raise
+    except DataError as error:
+        raise DataError("the probe's result cannot be read", saw=error.saw, fix=MAKE_ONE) from error
 
 
 def _check(name: str, probe: LinearProbe, result: EvaluationResult, feature_dim: int) -> None:

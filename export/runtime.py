@@ -78,7 +78,7 @@ def open_session(
     options.intra_op_num_threads = available_threads() if threads is None else threads
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spin)))
-    options.log_severity_level = 3  # errors: what matters of the warnings is checked below
+    options.log_severity_level = 4  # its errors are raised too, and the log would write names from the file as they are
     session = onnxruntime.InferenceSession(
         model, options, providers=wanted, provider_options=[OPTIONS.get(p, {}) for p in wanted]
     )
@@ -97,6 +97,34 @@ def batches(images: Pixels) -> Iterator[NDArray[np.uint8]]:
     length = max(1, min(64, 64 * 32**2 // images.shape[1] ** 2))
     for start in range(0, len(images), length):
         yield np.ascontiguousarray(images[start : start + length])
+
+
+class NotFiniteError(DataError):
+    """What an encoder gives for an image is NaN or infinite.
+
+    Attributes:
+        file: the encoder's.
+        row: of the image, among those that were given.
+    """
+
+    def __init__(self, file: Path, row: int, image: str = "") -> None:
+        self.file, self.row = file, row
+        super().__init__(
+            "what the encoder gives is not finite: NaN or infinity",
+            saw=f"{file}, for {image or f'image {row:,}, counted from 0'}",
+            fix="train or export the encoder again",
+        )
+
+
+def require_finite(values: NDArray[Any], file: Path, first: int = 0) -> None:
+    """Refuses an output `[N, …]` of the encoder in `file` with NaN or infinity; `first` is the row of its first image.
+
+    Raises:
+        NotFiniteError: names the first image.
+    """
+    broken = np.flatnonzero(~np.isfinite(values).all(axis=tuple(range(1, values.ndim))))
+    if len(broken):
+        raise NotFiniteError(file, first + int(broken[0]))
 
 
 Run = Callable[[Sequence[str], NDArray[np.uint8]], list[np.ndarray]]
@@ -150,10 +178,12 @@ class OnnxEncoder:
         providers: onnxruntime execution providers, in order of preference; each must become active. `"cpu"`,
             `"cuda"`, `"coreml"`, `"openvino"`, or onnxruntime's own names.
         threads: intra-op threads; None takes the processors of the affinity mask.
-        spin: threads that wait keep their processor: for a process that does nothing else, as `predict` and `serve`.
+        spin: threads that wait keep their processor: for a process that does nothing else, as `predict`.
+        sha256: that the file must have, 64 hexadecimal digits; None for any. The digest in the file itself finds
+            accidents, not forgery.
 
     Raises:
-        DataError: the file is not usable.
+        DataError: the file is not usable, or not of `sha256`.
         PlatformError: a provider is not available.
         UsageError: no provider, or fewer than one thread.
 
@@ -169,12 +199,13 @@ class OnnxEncoder:
         providers: str | Sequence[str] = (CPU,),
         threads: int | None = None,
         spin: bool = False,
+        sha256: str | None = None,
     ) -> None:
         if not providers:
             raise UsageError("at least one execution provider is needed", saw="()", fix=f'("{CPU}",)')
         if threads is not None and threads < 1:
             raise UsageError("threads must be at least 1", saw=threads, fix="leave it out to use all processors")
-        file = read_model(path)
+        file = read_model(path, sha256)
         self.path, self.sha256, self.metadata = file.path, file.sha256, file.metadata
         self._opened_with = providers, threads, spin
         try:
@@ -241,7 +272,8 @@ class OnnxEncoder:
             float32 `[N, D]`.
 
         Raises:
-            DataError: no images, or not of the type and shape above (the error names it).
+            DataError: no images, or not of the type and shape above (the error names it); NaN or infinity in the
+                result (the error names file and image).
             UsageError: batch size below 1.
         """
         return self._all([OUTPUT], images, batch_size, advance)[0]
@@ -309,6 +341,7 @@ class OnnxEncoder:
         for start in range(0, total, batch_size):
             batch = np.ascontiguousarray(pixels[start : start + batch_size])
             for whole, part in zip(found, self._run(names, batch), strict=True):
+                require_finite(part, self.path, start)
                 whole[start : start + len(batch)] = part
             if advance is not None:
                 advance(len(batch))

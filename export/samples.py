@@ -15,6 +15,7 @@ from simclr_engine.data.sources import PRETRAINING, pretraining_images, pretrain
 from simclr_engine.data.store import ImageStore
 from simclr_engine.errors import DataError, EngineError
 from simclr_engine.run import Run
+from simclr_engine.sealing import NewerError
 
 SEED = 0
 SYNTHETIC = f"synthetic (1/f noise, seed {SEED})"  # in place of the source of real images
@@ -116,7 +117,7 @@ def _cached(run: Run) -> Images | None:
             ):
                 test = _test_split(entry, meta, stated["name"])
                 return Images(replace(store, labels=None), test, "images that it was trained on")
-        except DamagedError:
+        except (DamagedError, NewerError):
             continue
     return None
 
@@ -142,12 +143,17 @@ def _matching(entry: Path, meta: Meta, splits: list[str], run: Run) -> ImageStor
         return None
     read = partial(read_split, entry, meta, name=stated["name"])
     store = (pretraining_images(meta, read) if len(splits) > 1 else read(splits[0])).limit(limit)
+    store.verify()
     return store if store.fingerprint == wanted else None
 
 
 def _test_split(entry: Path, meta: Meta, name: str) -> ImageStore | None:
     split = next((s for s in ("test", "val") if s in meta.splits and meta.splits[s].labelled), None)
-    return None if split is None else read_split(entry, meta, split, name)
+    if split is None:
+        return None
+    store = read_split(entry, meta, split, name)
+    store.verify()
+    return store
 
 
 def natural_images(count: int, size: int, seed: int = SEED) -> NDArray[np.uint8]:

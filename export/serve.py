@@ -1,22 +1,18 @@
-"""A page on this machine: drop an image, see its classes, its nearest neighbours and its place among them.
+"""What the page of `serve` shows of an image: its classes, its nearest neighbours and its place among them.
 
-`Service` answers; it knows nothing of the page. `start_page` builds the page with Gradio (extra `[serve]`). Neither
-imports torch. The page asks for nothing outside its own address, and reads no file but those that are uploaded to it.
+`Service` answers, and the functions below lay its answers out as HTML. The processes of `answering.py` call them, so
+that the server itself decodes nothing. Imports no torch.
 """
 
 from __future__ import annotations
 
 import base64
 import io
-import os
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,16 +20,15 @@ from PIL import Image
 
 from simclr_engine.command_line import command_here
 from simclr_engine.data.decode import decode_image
-from simclr_engine.errors import DataError, EngineError, PlatformError, UsageError, counted, plain
+from simclr_engine.errors import counted, plain
 from simclr_engine.evaluation.metrics import one_thread
 from simclr_engine.run import unfinished_notes
 
 from .embedder import Embedder
 from .index import NO_CLASS, EmbeddingIndex, default_index, without_itself
 from .predict import no_probe
+from .workers import MAX_BYTES
 
-MAX_BYTES = 10 << 20
-UPLOAD_BYTES = 64 << 20  # what Gradio takes: a larger file is refused by the page itself, which then shows nothing else
 SHOWN_CLASSES = 5
 NEIGHBOURS = 8
 THUMBNAIL = 96  # pixels of a neighbour's picture, at most
@@ -42,15 +37,6 @@ MAP_CLASSES = 20  # with more, the largest are coloured and the rest stays grey
 COLOURS = 10  # of serve.css; further classes have them again, in larger and fainter dots
 MAP_WIDTH, MAP_HEIGHT, MAP_MARGIN = 640.0, 420.0, 16.0
 FORMATS = "PNG, JPEG, WebP or BMP"
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
-STYLE = Path(__file__).with_name("serve.css")
-INSTALL = "pip install 'simclr-engine[serve]' (in a checkout: pip install '.[serve]')"
-# The browser itself refuses whatever a library's page might ask for elsewhere: fonts, scripts, counters.
-CONTENT_POLICY = (
-    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
-    "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; worker-src 'self' blob:; "
-    "object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'none'"
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,18 +111,11 @@ class Service:
         self.map = EmbeddingMap.of(index) if index is not None else None
 
     def answer(self, source: bytes | Path) -> Answer:
-        """What is said of an encoded image.
+        """What is said of an encoded image; DataError if it cannot be read."""
+        return self.answer_pixels(decode_image(source, self.embedder.image_size, self.embedder.levels))
 
-        Raises:
-            DataError: it cannot be read, or has more than `MAX_BYTES` bytes.
-        """
-        count = len(source) if isinstance(source, bytes) else source.stat().st_size
-        if count > MAX_BYTES:
-            raise DataError(
-                f"the file has {count / (1 << 20):.1f} MiB; at most {MAX_BYTES >> 20} MiB are taken",
-                fix="shrink the image first",
-            )
-        pixels = decode_image(source, self.embedder.image_size, self.embedder.levels)
+    def answer_pixels(self, pixels: NDArray[np.uint8]) -> Answer:
+        """What is said of an image uint8 `[S, S, 3]`."""
         classes: dict[str, float] = {}
         if self.embedder.predict is not None:
             row = self.embedder.predict(pixels[None])[0]
@@ -209,9 +188,13 @@ def _dots(points: NDArray[np.float64], css: str) -> str:
     return f'<path class="{css}" d="{steps}"/>'
 
 
-def notice(message: str) -> str:
-    """A line that says what is wrong, as HTML."""
-    return f'<p class="notice" role="alert">{_text(message)}</p>'
+def parts(service: Service, answer: Answer) -> dict[str, Any]:
+    """What `serve.js` puts into the page for an answer: text for `classes`, HTML for the rest."""
+    return {
+        "classes": list(answer.classes.items()),
+        "near": gallery(answer.neighbours, answer.itself),
+        "map": service.draw_map(answer.place),
+    }
 
 
 def _text(words: str) -> str:
@@ -257,196 +240,3 @@ def _stated_accuracy(embedder: Embedder) -> str:
     probe = embedder.about.probe if embedder.about is not None else {}
     accuracy = probe.get("accuracy")
     return f", {100 * accuracy:.1f}\u00a0% right on its test images" if isinstance(accuracy, float) else ""
-
-
-def require_gradio() -> Any:
-    """The gradio module; PlatformError with the line that installs it."""
-    try:
-        import gradio
-    except ImportError as error:
-        raise PlatformError("the page needs gradio, which is not installed", saw=str(error), fix=INSTALL) from error
-    return gradio
-
-
-@contextmanager
-def start_page(service: Service, host: str = "127.0.0.1", port: int = 7860) -> Iterator[str]:
-    """Serves the page while the context lasts; gives its address. Uploads go into a folder that ends with it.
-
-    Raises:
-        PlatformError: gradio is missing, or the port is taken.
-        UsageError: a port that cannot be.
-    """
-    if not 0 < port < 1 << 16:
-        raise UsageError("a port is 1 to 65535", saw=port, fix="--port 7860")
-    with tempfile.TemporaryDirectory(prefix="simclr-engine-serve-") as folder, _own_environment(folder):
-        gradio = require_gradio()
-        page, look = _build(gradio, service, Path(folder).resolve())
-        try:
-            _, address, _ = page.launch(
-                server_name=host,
-                server_port=port,
-                share=False,
-                inbrowser=False,
-                quiet=True,
-                prevent_thread_lock=True,
-                show_error=True,
-                allowed_paths=[],
-                max_file_size=UPLOAD_BYTES,
-                footer_links=[],
-                run_history=False,
-                enable_monitoring=False,
-                ssr_mode=False,
-                pwa=False,
-                mcp_server=False,
-                app_kwargs={"middleware": _middleware(host), "docs_url": None, "redoc_url": None, "openapi_url": None},
-                **look,
-            )
-        except OSError as error:
-            page.close(verbose=False)
-            raise PlatformError(
-                "the page cannot be served there", saw=f"{host}:{port}: {error}", fix="choose another with --port"
-            ) from error
-        try:
-            yield address
-        finally:
-            page.close(verbose=False)
-
-
-@contextmanager
-def _own_environment(folder: str) -> Iterator[None]:
-    """Gradio's settings are ours alone inside: no variable of the user's opens a path or a tunnel."""
-    before = {k: v for k, v in os.environ.items() if k.startswith("GRADIO_") or k == "HF_HUB_DISABLE_TELEMETRY"}
-    for name in before:
-        del os.environ[name]
-    ours = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1", "GRADIO_TEMP_DIR": folder}
-    os.environ.update(ours)
-    try:
-        yield
-    finally:
-        for name in ours:
-            os.environ.pop(name, None)
-        os.environ.update(before)
-
-
-def _middleware(host: str) -> list[Any]:
-    """The content policy on every answer, and no answer under a foreign name where only this machine is served."""
-    from starlette.middleware import Middleware
-    from starlette.middleware.trustedhost import TrustedHostMiddleware
-
-    found = [Middleware(_WithPolicy)]
-    if host in LOOPBACK:
-        found.append(Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost", "[::1]"]))
-    return found
-
-
-class _WithPolicy:
-    """Adds headers to every HTTP answer (ASGI)."""
-
-    HEADERS = (
-        (b"content-security-policy", CONTENT_POLICY.encode()),
-        (b"x-content-type-options", b"nosniff"),
-        (b"referrer-policy", b"no-referrer"),
-    )
-
-    def __init__(self, app: Any) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        async def with_policy(message: Any) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", []), *self.HEADERS]
-            await send(message)
-
-        await self._app(scope, receive, with_policy if scope["type"] == "http" else send)
-
-
-def _build(gradio: Any, service: Service, uploads: Path) -> tuple[Any, dict[str, Any]]:
-    """The page, and what `launch` takes of its look."""
-    named, compared = service.embedder.predict is not None, service.index is not None
-    with gradio.Blocks(title="simclr-engine", analytics_enabled=False, delete_cache=(60, 300)) as page:
-        gradio.HTML(headline(service.embedder, service.index), elem_id="head", padding=False)
-        with gradio.Row(equal_height=False):
-            with gradio.Column(min_width=280):
-                upload = _upload_box(gradio, uploads)(
-                    label="Your image", sources=["upload", "clipboard"], buttons=[], height=320, elem_id="upload"
-                )
-                said = gradio.HTML("", elem_id="said", padding=False, visible=False)
-            with gradio.Column(min_width=280):
-                classes = gradio.Label(label="Class", num_top_classes=SHOWN_CLASSES, elem_id="classes", visible=named)
-        near = gradio.HTML("", elem_id="near", padding=False, visible=False)
-        chart = gradio.HTML(service.draw_map(), elem_id="map", padding=False, visible=compared)
-        outputs = [upload, said, classes, near, chart]
-        how = {"show_progress": "minimal", "concurrency_limit": 1}
-        respond = _respond(service, gradio)
-        upload.upload(respond, upload, outputs, api_name="classify", **how)
-        upload.clear(lambda: respond(None), None, outputs, api_name=False, **how)
-    return page, {"theme": _theme(gradio), "css": STYLE.read_text("utf-8")}
-
-
-def _respond(service: Service, gradio: Any) -> Callable[[str | None], tuple[Any, ...]]:
-    def block(html: str) -> Any:
-        """An HTML block that takes no room while it is empty."""
-        return gradio.HTML(html, visible=bool(html))
-
-    def respond(path: str | None) -> tuple[Any, ...]:
-        """What the page shows of an uploaded file; of one that cannot be read, the reason and nothing else."""
-        cause = ""
-        if path is not None:
-            try:
-                answer = service.answer(Path(path))
-            except EngineError as error:
-                cause = f"{error.cause[:1].upper()}{error.cause[1:]}."
-            else:
-                near = block(gallery(answer.neighbours, answer.itself))
-                return gradio.skip(), block(""), dict(answer.classes) or None, near, service.draw_map(answer.place)
-        return None, block(notice(cause) if cause else ""), None, block(""), service.draw_map()
-
-    return respond
-
-
-def _upload_box(gradio: Any, uploads: Path) -> type[Any]:
-    """Gradio's image box that hands `decode_image` the file as it came, and nothing else that is on the machine or not.
-
-    A class, since Gradio makes the box anew from its class whenever an answer has touched it.
-    """
-    # Gradio writes a stub file beside the module of any class derived from its components; ours would be in a package.
-    with mock.patch("gradio.component_meta.create_or_modify_pyi"):
-
-        class UploadBox(gradio.Image):
-            is_template = True  # in the browser it is what its parent is
-
-            def preprocess(self, payload: Any) -> str | None:
-                if payload is None:
-                    return None
-                path = Path(payload.path or "/").resolve()
-                if not path.is_relative_to(uploads) or not path.is_file():
-                    raise gradio.Error("Only an uploaded file is read.")
-                return str(path)
-
-            async def async_move_resource_to_block_cache(self, address: Any) -> Any:
-                if str(address).lower().startswith(("http:", "https:", "data:")):
-                    raise gradio.Error("Addresses are not fetched: upload the file itself.")
-                if (
-                    address is not None and Path(address).is_dir()
-                ):  # Gradio would note it as a file to tidy up, and fail
-                    raise gradio.Error("Only an uploaded file is read.")
-                return await super().async_move_resource_to_block_cache(address)
-
-    return UploadBox
-
-
-def _theme(gradio: Any) -> Any:
-    """The report's colours and the system's own fonts: none is fetched."""
-    sans = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Noto Sans", "DejaVu Sans", "sans-serif"]
-    mono = ["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "DejaVu Sans Mono", "monospace"]
-    return gradio.themes.Default(primary_hue="blue", neutral_hue="slate", font=sans, font_mono=mono).set(
-        body_background_fill="#f5f7fa",
-        body_background_fill_dark="#0d1117",
-        block_background_fill="#ffffff",
-        block_background_fill_dark="#161b22",
-        block_border_color="#dfe4eb",
-        block_border_color_dark="#2b333e",
-        block_radius="14px",
-        block_label_background_fill="#ffffff",
-        block_label_background_fill_dark="#161b22",
-    )

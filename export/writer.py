@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import hashlib
-import json
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -26,6 +25,7 @@ from simclr_engine.checkpoint import load_encoder
 from simclr_engine.data.sources import Selection
 from simclr_engine.data.store import ImageStore
 from simclr_engine.device import keep_freed_memory
+from simclr_engine.documents import to_json
 from simclr_engine.errors import CheckFailed, DataError, EngineError, PlatformError, UsageError
 from simclr_engine.evaluation.features import encoder_hash, extract_features
 from simclr_engine.files import write_text_atomic
@@ -236,7 +236,7 @@ def variant_path(file: Path, precision: str) -> Path:
 def record(run: Run, document: dict[str, Any]) -> None:
     """Records the export as `export.json` in the run."""
     try:
-        write_text_atomic(run.directory / RECORD, json.dumps(document, indent=2) + "\n")
+        write_text_atomic(run.directory / RECORD, to_json(document, indent=2) + "\n")
     except PlatformError as error:  # a run on a read-only disk can be exported all the same
         warnings.warn(f"the export is complete, but was not recorded in the run: {error.saw}", stacklevel=3)
 

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..documents import to_json
 from ..terminal import add, say, show, table, tell
-from .options import print_json
+from .options import Number, print_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -106,12 +107,10 @@ _add(
 
 @command.command("race", short_help="accuracy of recipes that had the same time or compute")
 @click.option("--data", required=True, metavar="NAME|PATH", help="The labelled images, as for `pretrain`.")
-@click.option(
-    "--minutes", type=click.FloatRange(min=0, min_open=True), metavar="MINUTES", help="Time limit of each entry."
-)
+@click.option("--minutes", type=Number(min=0, min_open=True), metavar="MINUTES", help="Time limit of each entry.")
 @click.option(
     "--pflop",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Number(min=0, min_open=True),
     metavar="PFLOP",
     help="Limit of compute of each entry, in 10^15 operations of the network and the optimizer.",
 )
@@ -263,11 +262,9 @@ def _publish(
 
 def _write_document(document: dict[str, Any], out: Path | None) -> None:
     if out is not None:
-        import json
-
         from ..files import write_text_atomic
 
-        write_text_atomic(out, json.dumps(document, indent=2) + "\n")
+        write_text_atomic(out, to_json(document, indent=2) + "\n")
 
 
 def _write_picture(figure: Figure, path: Path) -> None:

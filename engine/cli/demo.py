@@ -7,6 +7,7 @@ import time
 import click
 
 from ..terminal import say, tell
+from .options import Number
 
 
 @click.command(name="demo")
@@ -20,7 +21,7 @@ from ..terminal import say, tell
 @click.option("--file", default="encoder.onnx", show_default=True, metavar="PATH", help="ONNX file to write.")
 @click.option(
     "--max-minutes",
-    type=float,
+    type=Number(min=0, min_open=True),
     default=2.5,
     show_default=True,
     metavar="MINUTES",

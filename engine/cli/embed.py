@@ -9,7 +9,7 @@ import click
 
 from ..errors import UsageError, counted
 from ..terminal import say, tell
-from .options import print_json, selected, selection_options
+from .options import print_json, selected, selection_options, sha256_option
 
 if TYPE_CHECKING:
     from simclr_engine.data import Selection
@@ -42,6 +42,7 @@ SHOWN_SKIPPED = 10
     help="Also store the pictures, so that `predict` and `serve` can show them.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace NAME.npy if it is another index or another file.")
+@sha256_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document to stdout instead of text.")
 def command(
     target: str,
@@ -52,6 +53,7 @@ def command(
     split: str,
     images: bool,
     overwrite: bool,
+    sha256: str | None,
     as_json: bool,
 ) -> None:
     """Compute the features of images and write them as a searchable index.
@@ -71,7 +73,7 @@ def command(
     from ..progress import progress_bar
     from ..run import unfinished_notes
 
-    embedder = open_embedder(target)
+    embedder = open_embedder(target, sha256)
     for note in unfinished_notes(embedder.unfinished):
         say(f"note: {note}")
     parts = find_images(embedder, _named(sources, labels, files), split, progress=True)

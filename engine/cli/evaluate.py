@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ..terminal import add, show, styled, table, tell
-from .options import parse_overrides, print_json, selected, selection_options, stem_options
+from .options import Number, parse_overrides, print_json, selected, selection_options, sha256_option, stem_options
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -47,7 +47,7 @@ FULL_TABLE = 30  # classes; with more, the five best and the five worst are list
 @click.option(
     "--label-fraction",
     "fraction",
-    type=click.FloatRange(0, 1, min_open=True),
+    type=Number(0, 1, min_open=True),
     default=1.0,
     show_default=True,
     metavar="FRACTION",
@@ -86,6 +86,7 @@ FULL_TABLE = 30  # classes; with more, the five best and the five worst are list
     metavar="N",
     help="Seed of the label fraction, the folds, and of what is trained.",
 )
+@sha256_option
 @stem_options
 @click.option("--out", metavar="DIR", help="Directory for results and pictures.  [default: the run directory]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document to stdout instead of text.")
@@ -103,6 +104,7 @@ def command(
     settings: tuple[str, ...],
     device: str,
     seed: int,
+    sha256: str | None,
     stem_padding: int | None,
     stem_pool: str | None,
     out: str | None,
@@ -133,7 +135,7 @@ def command(
     from ..evaluation.encoders import open_target
     from ..evaluation.result import compare
 
-    subject = open_target(target, stem_padding=stem_padding, stem_pool=stem_pool)
+    subject = open_target(target, stem_padding=stem_padding, stem_pool=stem_pool, sha256=sha256)
     results = evaluate_all(
         subject,
         selected(data, labels, files),

@@ -8,6 +8,7 @@ from typing import NoReturn
 
 import click
 
+from ..boundary import engine_error
 from ..errors import EngineError, PlatformError
 from ..terminal import prepare_streams, say, say_error, tell
 
@@ -27,6 +28,10 @@ COMMANDS = {
     "demo": "Pretrain, evaluate and export on built-in images, in about three minutes.",
     "doctor": "Check what this machine and installation can do.",
 }
+
+# Commands that leave files: what they print is no more than a view of it, unless it is asked for as a document.
+LEAVES_FILES = (["pretrain"], ["export"], ["embed"], ["report"], ["demo"], ["serve"], ["data", "pack"])
+DOCUMENTS = {"--json", "--dry-run", "--help", "-h"}
 
 # Module → the name under which it is installed, where they differ.
 DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn"}
@@ -60,6 +65,20 @@ class LazyGroup(click.Group):
         if ctx.resilient_parsing:  # the shell asks what may follow
             _complete_paths(command)
         return command
+
+    def invoke(self, ctx: click.Context) -> object:
+        """Runs the command; every error that is not a mistake of ours becomes one of ours.
+
+        Here and not around click, which would take an OSError for a closed pipe and an EOFError for Ctrl-D.
+        """
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.Abort, click.exceptions.Exit, ImportError):
+            raise
+        except Exception as error:
+            if (ours := engine_error(error)) is None or ours is error:
+                raise
+            raise ours from error
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -121,6 +140,8 @@ def _exit(error: EngineError) -> NoReturn:
 
 
 def _not_installed(error: ImportError, missing: str) -> PlatformError:
+    if not missing:  # a compiled module: its file cannot be read, or memory ends
+        return PlatformError("a package cannot be imported", saw=str(error), fix="pip install simclr-engine, again")
     fix = f"pip install {DISTRIBUTIONS.get(missing, missing)}, or all that the commands need: pip install simclr-engine"
     if isinstance(error, ModuleNotFoundError):
         return PlatformError("a package is not installed", saw=missing, fix=f"{fix} (in a checkout: pip install .)")
@@ -132,7 +153,9 @@ def main() -> None:
     debug = "--debug" in sys.argv
     if debug:  # accepted before and after the subcommand
         sys.argv = [sys.argv[0], *(a for a in sys.argv[1:] if a != "--debug")]
-    prepare_streams()
+    words = sys.argv[1:]
+    leaves_files = any(words[: len(command)] == command for command in LEAVES_FILES)
+    prepare_streams(product=not leaves_files or not DOCUMENTS.isdisjoint(words))
     try:
         code = cli.main(standalone_mode=False)  # click returns the code of an `Exit` instead of raising it
         sys.exit(code if isinstance(code, int) else 0)
@@ -142,15 +165,20 @@ def main() -> None:
     except (click.Abort, KeyboardInterrupt):
         say("interrupted")
         sys.exit(130)
-    except BrokenPipeError:  # the reader of our output has exited, as `| head` does
-        sys.stderr.close()
-        sys.exit(0)
     except ImportError as error:  # an installation without every package, such as the light one, or with a broken one
         missing = (error.name or "").partition(".")[0]
-        if debug or missing in ("", "simclr_engine"):
+        if debug or missing == "simclr_engine":
             raise
         _exit(_not_installed(error, missing))
     except EngineError as error:
         if debug:
             raise
         _exit(error)
+    except Exception as error:
+        if debug:
+            raise
+        import traceback
+
+        say(*traceback.format_exc().rstrip().split("\n"))
+        fix = "report it with the lines above, the command, and what `simclr-engine doctor` prints"
+        _exit(EngineError("this is a mistake in simclr-engine", saw=f"{type(error).__name__}: {error}", fix=fix))

@@ -1,18 +1,29 @@
-"""What several commands share: `--set KEY=VALUE` and `--json`."""
+"""What several commands share: `--set KEY=VALUE`, `--sha256`, the choice of images and `--json`."""
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..documents import to_json
 from ..errors import UsageError
 from ..terminal import tell
 
 if TYPE_CHECKING:
     from ..data import Selection
+
+
+class Number(click.FloatRange):
+    """A finite number above `min`; click would take `inf` and `nan`."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
 
 
 def stem_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -31,6 +42,13 @@ def stem_options(command: Callable[..., Any]) -> Callable[..., Any]:
         "[default: as the file says, else 1 for 3×3 and 3 for 7×7]",
     )
     return padding(pool(command))
+
+
+sha256_option = click.option(
+    "--sha256",
+    metavar="HEX",
+    help="Refuse an .onnx file that has not this sha256: its own digest shows accidents, not forgery.",
+)
 
 
 def parse_overrides(pairs: Sequence[str]) -> dict[str, str]:
@@ -71,4 +89,4 @@ def selected(data: str | None, labels: str | None, files: str | None) -> str | S
 
 def print_json(document: dict[str, Any]) -> None:
     """Prints the document of `--json` to stdout."""
-    tell(*json.dumps(document, indent=2).replace("\x7f", "\\u007f").split("\n"))
+    tell(*to_json(document, indent=2).replace("\x7f", "\\u007f").split("\n"))

@@ -9,7 +9,7 @@ import click
 
 from ..errors import UsageError
 from ..terminal import add, say, show, styled, table, tell
-from .options import print_json, selected, selection_options
+from .options import print_json, selected, selection_options, sha256_option
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -68,6 +68,7 @@ SHOWN_NEIGHBOURS = 3
     help="Write one line per image to this CSV file.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace files of these names even if `predict` did not write them.")
+@sha256_option
 @click.option(
     "--json",
     "as_json",
@@ -87,6 +88,7 @@ def command(
     save: Path | None,
     csv_path: Path | None,
     overwrite: bool,
+    sha256: str | None,
     as_json: bool,
 ) -> None:
     """Predict the classes of images and find their nearest neighbours.
@@ -111,7 +113,7 @@ def command(
     from ..run import unfinished_notes
 
     of.check_outputs(csv_path, save, overwrite)
-    embedder = open_embedder(target)
+    embedder = open_embedder(target, sha256)
     for note in unfinished_notes(embedder.unfinished):
         say(f"note: {note}")
     if embedder.predict is None and not neighbours:

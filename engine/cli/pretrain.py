@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from ..terminal import tell
-from .options import parse_overrides, print_json, selected, selection_options, stem_options
+from .options import Number, parse_overrides, print_json, selected, selection_options, stem_options
 
 
 @click.command(name="pretrain")
@@ -71,13 +71,13 @@ from .options import parse_overrides, print_json, selected, selection_options, s
 )
 @click.option(
     "--max-minutes",
-    type=float,
+    type=Number(min=0, min_open=True),
     metavar="MINUTES",
     help="Shorten the run so that it ends within this time.  [default: no limit]",
 )
 @click.option(
     "--max-pflop",
-    type=float,
+    type=Number(min=0, min_open=True),
     metavar="PFLOP",
     help="Shorten the run to so much compute: 10^15 operations of the network and the optimizer.  [default: no limit]",
 )
@@ -305,10 +305,9 @@ def _directory(resume: str, out: str | None) -> str:
 
 def _launched(gpus: int, device: str) -> bool:
     """Trains in `gpus` processes and returns True when they are done; returns False where this is one of them."""
-    import os
     import sys
 
-    from ..command_line import launch_command
+    from ..command_line import launch_command, launcher_number
     from ..distributed import check_gpus, is_launched, launch
     from ..errors import UsageError
 
@@ -319,7 +318,7 @@ def _launched(gpus: int, device: str) -> bool:
             fix=f"on a CPU: {launch_command(gpus)}",
         )
     if is_launched():
-        here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        here = launcher_number("LOCAL_WORLD_SIZE", 1)
         if here != gpus:
             raise UsageError(
                 "--gpus differs from the number of processes that the launcher started",

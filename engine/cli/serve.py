@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import click
 
+from ..errors import PlatformError
 from ..terminal import say, tell
+from .options import sha256_option
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+INSTALL = "pip install 'simclr-engine[serve]' (in a checkout: pip install '.[serve]')"
 
 
 @click.command(name="serve")
@@ -20,7 +25,8 @@ from ..terminal import say, tell
     metavar="ADDRESS",
     help="Address to listen on. The default is reachable from this machine only.",
 )
-def command(file: str, index_path: str | None, port: int, host: str) -> None:
+@sha256_option
+def command(file: str, index_path: str | None, port: int, host: str, sha256: str | None) -> None:
     """Open a local page that shows the class and neighbours of an image.
 
     Prints the address of the page and runs until Ctrl-C. Needs `pip install 'simclr-engine[serve]'`.
@@ -31,26 +37,16 @@ def command(file: str, index_path: str | None, port: int, host: str) -> None:
     """
     import threading
 
-    from simclr_engine.export.embedder import open_embedder
-    from simclr_engine.export.index import default_index
-    from simclr_engine.export.predict import open_index
-    from simclr_engine.export.serve import LOOPBACK, Service, require_gradio, start_page
+    try:
+        from simclr_engine.export.server import start_page
+    except ImportError as error:
+        cause = f"the page needs {error.name}, which is not installed"
+        raise PlatformError(cause, saw=str(error), fix=INSTALL) from error
 
-    from ..run import unfinished_notes
-
-    require_gradio()
-    embedder = open_embedder(file)
-    for note in unfinished_notes(embedder.unfinished):
-        say(f"note: {note}")
-    wanted = index_path is not None or default_index(embedder.path).exists()
-    index = open_index(embedder, index_path) if wanted else None
-    if index is None:
-        say(f"there is no index ({default_index(embedder.path).name}) next to the file: only classes are shown")
-    elif index.images is None:
-        say("the index holds no pictures: neighbours are named but not shown (`embed --images` stores them)")
-    service = Service(embedder, index)
     if host not in LOOPBACK:
         say(f"listening on {host}: anyone who can reach this machine can use the page")
-    with start_page(service, host, port) as address:
+    with start_page(file, index_path, host=host, port=port, sha256=sha256) as (address, notes):
+        for note in notes:
+            say(note)
         tell(f"{address}  (press Ctrl-C to stop)")
         threading.Event().wait()

@@ -17,7 +17,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,20 +26,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import PlatformError
-from ..files import Folder
-from .store import MAPPED_BYTES, ImageStore, ShardedImages, fingerprint
+from ..errors import DataError, PlatformError
+from ..files import Folder, expanded, make_folder, read_arrays, synchronise
+from ..sealing import NewerError, read_json, sealed_json
+from ..terminal import say_once
+from .store import MAPPED_BYTES, ImageStore, Pixels, ShardedImages, fingerprint
+from .verification import Verification, running_hashes
 
 FORMAT = 2
 _STALE_SECONDS = 24 * 3600
 _PARTIAL = ".partial-"
-_OURS = re.compile(r"(images|labels)-[a-z]+(\.\d+)?\.npy|meta\.json")  # the files that packing writes
+_OURS = re.compile(r"(images|labels)-[a-z]+(\.\d+)?\.npy|\.?meta\.json(\.\d+\.tmp)?")  # what packing writes
 # FAT's clock, the coarsest of a file system in use: a file may be written twice within it and keep its times.
 _CLOCK_NS = 2_000_000_000
 
 
-class DamagedError(Exception):
-    """A cache entry is not what was packed; its message says how."""
+class DamagedError(PlatformError):
+    """A cache entry is not what was packed; its message says how. Reaches a user only if it was packed just now."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__(how, fix="check the disk of the cache, then run the command again")
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,7 @@ class SplitMeta:
         fingerprint: of images and labels, see `store.fingerprint`.
         shard_images: how many lie in each file but the last.
         bytes, mtime_ns: of each of the image files.
+        hashes: see `running_hashes`, without the last; empty where an earlier version packed.
     """
 
     images: int
@@ -60,6 +67,7 @@ class SplitMeta:
     shard_images: int
     bytes: tuple[int, ...]
     mtime_ns: tuple[int, ...]
+    hashes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         counts = (self.images, self.shard_images, *self.bytes, *self.mtime_ns)
@@ -67,6 +75,8 @@ class SplitMeta:
             raise ValueError("counts must be whole numbers")
         if not len(self.bytes) == len(self.mtime_ns) == max(1, -(-self.images // self.shard_images)):
             raise ValueError(f"{len(self.bytes)} files for {self.images} images")
+        if len(self.hashes) not in (0, len(self.bytes)):
+            raise ValueError(f"{len(self.hashes)} hashes for {len(self.bytes)} files")
 
     def shard_lengths(self) -> list[int]:
         """How many images lie in each file."""
@@ -101,10 +111,13 @@ class Meta:
 def cache_root() -> Path:
     """$SIMCLR_ENGINE_CACHE, else $XDG_CACHE_HOME/simclr_engine, else ~/.cache/simclr_engine."""
     if own := os.environ.get("SIMCLR_ENGINE_CACHE"):
-        return Path(own).expanduser()
+        return expanded(own)
     if shared := os.environ.get("XDG_CACHE_HOME"):
         return Path(shared) / "simclr_engine"
-    return Path.home() / ".cache" / "simclr_engine"
+    if not (home := expanded("~")).is_absolute():
+        fix = "set HOME, or SIMCLR_ENGINE_CACHE to a folder that can be written"
+        raise PlatformError("the home folder, where the cache is kept, is not known", saw="no HOME", fix=fix)
+    return home / ".cache" / "simclr_engine"
 
 
 def entry_path(content: str, size: int) -> Path:
@@ -114,17 +127,19 @@ def entry_path(content: str, size: int) -> Path:
 
 
 def read_meta(entry: Path) -> Meta | None:
-    """The description of an entry, None where there is no entry; raises DamagedError."""
+    """The description of an entry, None where there is no entry; raises DamagedError, NewerError."""
+    path = entry / "meta.json"
     try:
-        text = (entry / "meta.json").read_text(encoding="utf-8")
+        fields = read_json(path, "", path.name, ours=FORMAT)
     except FileNotFoundError:
         if entry.exists():
             raise DamagedError("meta.json is missing") from None
         return None
-    except (OSError, UnicodeDecodeError) as error:
-        raise DamagedError(f"meta.json cannot be read ({error})") from error
+    except NewerError:
+        raise
+    except (OSError, ValueError, DataError) as error:
+        raise DamagedError(f"meta.json cannot be read ({str(error)[:200]})") from error
     try:
-        fields = json.loads(text)
         splits = {name: _split_meta(**values) for name, values in fields.pop("splits").items()}
         skipped = tuple((str(path), str(reason)) for path, reason in fields.pop("skipped"))
         names = tuple(str(name) for name in fields.pop("class_names"))
@@ -143,19 +158,13 @@ def read_meta(entry: Path) -> Meta | None:
     return meta
 
 
-def _split_meta(bytes: list[int], mtime_ns: list[int], **values: Any) -> SplitMeta:
-    return SplitMeta(bytes=tuple(bytes), mtime_ns=tuple(mtime_ns), **values)
+def _split_meta(bytes: list[int], mtime_ns: list[int], hashes: Sequence[str] = (), **values: Any) -> SplitMeta:
+    return SplitMeta(bytes=tuple(bytes), mtime_ns=tuple(mtime_ns), hashes=tuple(map(str, hashes)), **values)
 
 
 def write_meta(entry: Path, meta: Meta) -> None:
-    """Write the description; the last thing that packing does."""
-    (entry / "meta.json").write_text(json.dumps(asdict(meta), indent=1) + "\n", encoding="utf-8")
-
-
-def rewrite_meta(entry: Path, meta: Meta) -> None:
-    """Replace the description of an entry by another one of the same files, in one step."""
-    with Folder.open(entry).writing("meta.json") as file:
-        file.write((json.dumps(asdict(meta), indent=1) + "\n").encode())
+    """Write the description, in one step: the last thing that packing does. Also replaces one of the same files."""
+    Folder.open(entry, "the packed images to the cache").write("meta.json", sealed_json(asdict(meta), "meta.json"))
 
 
 def read_labels(entry: Path, split: str) -> NDArray[np.int64] | None:
@@ -170,8 +179,8 @@ def read_labels(entry: Path, split: str) -> NDArray[np.int64] | None:
 def read_split(entry: Path, meta: Meta, split: str, name: str) -> ImageStore:
     """A verified split of an entry.
 
-    Images over `MAPPED_BYTES` are memory-mapped, and their pixels are compared with the fingerprint only if size or
-    time of a file differ from those at packing; all others are read and compared every time.
+    Images over `MAPPED_BYTES` are memory-mapped. If size and time of their files are those at packing, their pixels are
+    compared with the fingerprint by `ImageStore.verify`; all others are read and compared here.
 
     Raises:
         DamagedError: a file is missing, cut short, of another shape, or its fingerprint differs.
@@ -190,9 +199,14 @@ def read_split(entry: Path, meta: Meta, split: str, name: str) -> ImageStore:
             raise DamagedError(f"split {split} holds {shard.dtype} {list(shard.shape)}")
     if labels is not None and (labels.dtype != np.int64 or labels.shape != (said.images,)):
         raise DamagedError(f"the labels of split {split} are {labels.dtype} {list(labels.shape)}")
-    images = ShardedImages(shards) if large else np.concatenate(shards) if len(shards) > 1 else shards[0]
-    untouched = (sizes, times) == (said.bytes, said.mtime_ns)
-    if not (large and untouched) and fingerprint(images, labels) != said.fingerprint:
+    images: Pixels = ShardedImages(shards) if large else np.concatenate(shards) if len(shards) > 1 else shards[0]
+    if large and (sizes, times) == (said.bytes, said.mtime_ns):
+        hashes = running_hashes(images.shape, paths, sizes[0] - shards[0].nbytes, labels)
+        known = (*(said.hashes or (None,) * len(paths)), said.fingerprint)
+        named = (*paths, labels_path(entry, split) if said.hashes else entry)
+        check = Verification(hashes, tuple(zip(named, known, strict=True)), paths)
+        images = ShardedImages(shards, checks=(check,))
+    elif fingerprint(images, labels) != said.fingerprint:
         raise DamagedError(f"the fingerprint of split {split} differs")
     names = meta.class_names if labels is not None else ()
     return ImageStore(images, labels, names, said.fingerprint, name, split, meta.skipped)
@@ -221,7 +235,7 @@ def publish(entry: Path, build: Callable[[Path], None]) -> None:
     and one that was arranged by other rules.
     """
     try:
-        entry.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(entry.parent)
         _remove_stale(entry.parent)
         partial = Path(tempfile.mkdtemp(prefix=f"{_PARTIAL}{entry.name[:8]}-", dir=entry.parent))
     except OSError as error:
@@ -229,7 +243,9 @@ def publish(entry: Path, build: Callable[[Path], None]) -> None:
     try:
         build(partial)
         partial.chmod(0o755)
+        synchronise(partial)
         _replace(partial, entry)
+        synchronise(entry.parent)
     except OSError as error:
         raise _unwritable(error) from error
     finally:
@@ -339,25 +355,24 @@ def _digest_of(states: object) -> str:
 
 
 def recall(kind: str, about: dict[str, Any]) -> Any:
-    """What `remember` was told about exactly this; None if nothing."""
+    """What `remember` was told about exactly this; None if nothing, or if the note is damaged."""
+    path = _memory_path(kind, about)
     try:
-        note = json.loads(_memory_path(kind, about).read_text(encoding="utf-8"))
+        note = read_json(path, "it is found out again", path.name, needed=True)
         return note["value"] if note["about"] == about else None
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, DataError) as error:
+        why = error.cause if isinstance(error, DataError) else error
+        say_once(f"note: {path} is not used: {why}; what it says is found out again")
         return None
 
 
 def remember(kind: str, about: dict[str, Any], value: Any) -> None:
     """Note a fact that would be slow to find out again; if the cache cannot be written, it is not noted."""
     path = _memory_path(kind, about)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, partial = tempfile.mkstemp(prefix=_PARTIAL, dir=path.parent)
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump({"about": about, "value": value}, file)
-        Path(partial).replace(path)
-    except OSError:
-        return
+    with suppress(PlatformError, NewerError):
+        Folder.open(path.parent, make=True).write(path.name, sealed_json({"about": about, "value": value}, path.name))
 
 
 def _memory_path(kind: str, about: dict[str, Any]) -> Path:
@@ -387,13 +402,14 @@ def cached_features(
     """
     name = hashlib.sha256(f"{key}\n{store.fingerprint}".encode()).hexdigest()
     path = cache_root() / "features" / f"{name}.npy"
-    try:
-        features = np.load(path, allow_pickle=False)
-        if features.dtype == np.float32 and features.ndim == 2 and len(features) == len(store):
-            return features
-    except Exception:  # numpy's reader raises a dozen kinds for damaged files; all mean the same here
-        pass
+    known = read_arrays(path, "they are computed again", needed=True)
+    if known is not None and known[0].dtype == np.float32 and known[0].ndim == 2 and len(known[0]) == len(store):
+        return known[0]
     features = compute(store)
-    with suppress(PlatformError), Folder.open(path.parent, make=True).writing(path.name) as file:
+    store.verify()  # what damaged images gave is not kept under the name of good ones
+    with (
+        suppress(PlatformError, NewerError),
+        Folder.open(path.parent, make=True).sealing(path.name) as file,
+    ):
         np.save(file, features, allow_pickle=False)
     return features

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from ..boundary import raise_fault
 from ..bounds import BYTES_OF_PIXEL, JPEG_WORK, LARGE_PIXELS, MAX_FILE_BYTES, MAX_PIXELS, MEMORY, PIXELS_OF_FORMAT
 from ..errors import DataError
 from ..inputs import UnfitError, open_regular
@@ -195,6 +196,7 @@ def _opened(source: bytes | Path) -> IO[bytes]:
             cause = f"not a file that can be read: {error.strerror}"
             raise DataError(cause, saw=source, fix="leave it out") from error
         except (OSError, ValueError) as error:
+            raise_fault(error)
             fix = "check the path and its permissions"
             raise DataError("not a file that can be read", saw=source, fix=fix) from error
     if len(source) > MAX_FILE_BYTES:
@@ -295,6 +297,7 @@ def _square(picture: Image.Image, size: int) -> Image.Image:
 
 
 def _unreadable(error: Exception) -> DataError:
+    raise_fault(error)
     what = " ".join(str(error).split()) or type(error).__name__
     if "cannot identify image file" in what:
         what = "no such image data"

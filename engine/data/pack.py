@@ -16,6 +16,7 @@ from typing import IO, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from ..boundary import raise_fault
 from ..bounds import QUEUED_BYTES
 from ..errors import DataError
 from ..inputs import open_regular
@@ -26,8 +27,8 @@ from .datasets import Arrays
 from .decode import HEAD_BYTES, decode_image, image_dimensions, resize_images
 from .levels import FULL_LEVELS, Levels
 from .listing import Blob, Listing, is_label_file
-from .store import ShardedImages, fingerprint
 from .tables import LabelTable
+from .verification import running_hashes
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -104,7 +105,8 @@ def _first_word(content: bytes | Path) -> str:
         if isinstance(content, Path):
             with open_regular(content) as file:
                 content = file.read(HEAD_BYTES)
-    except OSError:
+    except OSError as error:
+        raise_fault(error)
         return ""
     words = content[:HEAD_BYTES].decode("utf-8-sig", "replace").split()
     return words[0] if words else ""
@@ -216,6 +218,8 @@ class SplitWriter:
             if self._write_header(number, rows) != self._start:
                 raise AssertionError("numpy pads its headers so that a count may change")
             file.truncate(self._start + rows * self._row_bytes)
+            file.flush()
+            os.fsync(file.fileno())
         for file in self._files:
             file.close()
         paths = images_paths(self._folder, self._split, len(self._files))
@@ -223,16 +227,21 @@ class SplitWriter:
             path.unlink()
         if labels is not None:
             labels = labels[kept]
-            np.save(labels_path(self._folder, self._split), labels, allow_pickle=False)
-        images = ShardedImages([np.load(path, mmap_mode="r", allow_pickle=False) for path in paths[:shards]])
-        sizes, times = sizes_and_times(paths[:shards])
+            with labels_path(self._folder, self._split).open("wb") as file:
+                np.save(file, labels, allow_pickle=False)
+                file.flush()
+                os.fsync(file.fileno())
+        paths, shape = paths[:shards], (len(kept), self._size, self._size, 3)
+        *hashes, fingerprint = running_hashes(shape, paths, self._start, labels)
+        sizes, times = sizes_and_times(paths)
         return SplitMeta(
             images=len(kept),
             labelled=labels is not None,
-            fingerprint=fingerprint(images, labels),
+            fingerprint=fingerprint,
             shard_images=self._per_shard,
             bytes=sizes,
             mtime_ns=times,
+            hashes=tuple(hashes),
         )
 
     def close(self) -> None:

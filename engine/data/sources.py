@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import functools
 from collections.abc import Callable, Container, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -12,9 +11,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..boundary import raise_fault
 from ..bounds import MAX_SIZE, MIN_SIZE
-from ..errors import DataError, UsageError, counted
-from ..terminal import say
+from ..errors import DataError, PlatformError, UsageError, counted
+from ..files import expanded
+from ..sealing import AlteredError
+from ..terminal import say, say_once
 from . import cache
 from .archive import SUFFIXES, ArchiveSource, is_archive_path
 from .arrangement import RULES, look_alike
@@ -63,6 +65,7 @@ def load_data(
     progress: bool = False,
     largest: int = LARGEST_CHOICE,
     levels: Levels = FULL_LEVELS,
+    verify: bool = True,
 ) -> ImageStore:
     """The images of a source as an ImageStore; packed into the cache the first time, read from there afterwards.
 
@@ -78,6 +81,8 @@ def load_data(
         progress: show a bar while packing, if stderr is a terminal.
         largest: the largest size that is chosen where `size` is None, at most 224.
         levels: the values of 16-bit gray images that become 0 and 255; a note of the store says so if theirs are few.
+        verify: whether images that stay in their files are compared with their hashes before they are returned; else
+            the caller calls `ImageStore.verify`, before it reports anything.
 
     Returns:
         ImageStore: uint8 `[N, S, S, 3]`, sorted by path; memory-mapped read-only above 512 MiB. Of `pretraining` the
@@ -93,15 +98,15 @@ def load_data(
     opened = _with_levels(open_source(source), levels)
     entry, meta = packed(opened, size, progress, largest)
     if split == PRETRAINING:
-        store = _pool(opened, entry, meta, progress)
+        store = _pool(opened, entry, meta, progress, verify)
     else:
-        store = _read(opened, split, entry, meta, progress=progress)
+        store = _read(opened, split, entry, meta, progress, verify)
     note = narrow_levels(meta.levels, opened.name) if meta.levels is not None and levels == FULL_LEVELS else ""
     return replace(store, notes=(*store.notes, note)) if note else store
 
 
 def load_splits(
-    source: Data, size: int | None = None, progress: bool = False, levels: Levels = FULL_LEVELS
+    source: Data, size: int | None = None, progress: bool = False, levels: Levels = FULL_LEVELS, verify: bool = True
 ) -> tuple[ImageStore, ImageStore]:
     """Labelled training and test images.
 
@@ -110,7 +115,7 @@ def load_splits(
     `held-out 20 %`. The `notes` of the second say what is not plain.
 
     Args:
-        source, size, progress, levels: as of `load_data`.
+        source, size, progress, levels, verify: as of `load_data`.
 
     Raises:
         DataError: the images have no labels, or there are too few to hold any out; and all that `load_data` raises.
@@ -124,11 +129,11 @@ def load_splits(
         raise _unlabelled(opened.name, name, meta.splits[name].images)
     tests = [split for split in ("test", "val") if split in meta.splits]
     chosen = next((split for split in tests if meta.splits[split].labelled), None)
-    train = _read(opened, name, entry, meta, progress=progress)
+    train = _read(opened, name, entry, meta, progress, verify)
     unlabelled = f"the images of {tests[0]} have no labels; " if tests and chosen != tests[0] else ""
     if chosen is None:
         return _hold_out(train, unlabelled)
-    test = _read(opened, chosen, entry, meta, progress=progress)
+    test = _read(opened, chosen, entry, meta, progress, verify)
     return train, replace(test, notes=(f"{unlabelled}those of {chosen} serve instead",) if unlabelled else ())
 
 
@@ -173,7 +178,7 @@ def pretraining_splits(kind: str, splits: Container[str]) -> list[str]:
     return [split for split in wanted if split in splits]
 
 
-def _pool(source: Source, entry: Path, meta: Meta, progress: bool) -> ImageStore:
+def _pool(source: Source, entry: Path, meta: Meta, progress: bool, verify: bool) -> ImageStore:
     """The images of `pretraining_splits`, one split after the other."""
     if not pretraining_splits(meta.kind, meta.splits):
         raise DataError(
@@ -181,7 +186,7 @@ def _pool(source: Source, entry: Path, meta: Meta, progress: bool) -> ImageStore
             saw=f"splits {', '.join(meta.splits)}",
             fix="name the folder of images itself, or list them: --list FILE",
         )
-    return pretraining_images(meta, lambda split: _read(source, split, entry, meta, progress=progress))
+    return pretraining_images(meta, lambda split: _read(source, split, entry, meta, progress, verify))
 
 
 def pretraining_images(meta: Meta, read: Callable[[str], ImageStore]) -> ImageStore:
@@ -204,6 +209,7 @@ def pretraining_images(meta: Meta, read: Callable[[str], ImageStore]) -> ImageSt
         both = followed_by(first, other)
         known = cache.recall("fingerprint", about)
         if not isinstance(known, str):
+            both.verify()
             known = fingerprint(both.images, both.labels)
             cache.remember("fingerprint", about, known)
         first = replace(both, fingerprint=known)
@@ -216,7 +222,10 @@ def _copies(store: ImageStore, held_out: Sequence[str], meta: Meta, read: Callab
     rows = cache.recall("copies", about)
     if isinstance(rows, list) and all(type(row) is int and 0 <= row < len(store) for row in rows):
         return rows
-    known = {one for split in held_out for one in image_hashes(read(split).images)}
+    held = [read(split) for split in held_out]
+    for part in (store, *held):
+        part.verify()  # what is remembered must be of the right images
+    known = {one for part in held for one in image_hashes(part.images)}
     rows = [row for row, one in enumerate(image_hashes(store.images)) if one in known]
     cache.remember("copies", about, rows)
     return rows
@@ -240,7 +249,7 @@ def pack_source(source: str | Path | Selection, size: int | None = None, progres
     opened = open_source(source)
     entry, meta = packed(opened, size, progress)
     for split in meta.splits:
-        _read(opened, split, entry, meta, progress=progress)
+        _read(opened, split, entry, meta, progress, verify=True)
 
 
 def overview(source: str | Path | Selection, size: int | None = None) -> dict[str, Any]:
@@ -272,7 +281,8 @@ def overview(source: str | Path | Selection, size: int | None = None) -> dict[st
         entry = cache.entry_path(content, size)
         try:
             meta = _current(opened, entry)
-        except DamagedError:  # the next use packs it again and says so
+        except DamagedError as error:  # the next use packs it again and says so
+            raise_fault(error.__cause__ or error)
             meta = None
         if meta is not None:
             splits: dict[str, dict[str, Any]] = {
@@ -347,7 +357,7 @@ def open_source(source: str | Path | Selection) -> Source:
         return _open_selection(source)
     if isinstance(source, str) and source in DESCRIPTIONS:
         return NamedSource(source)
-    text, path = str(source), Path(source).expanduser()
+    text, path = str(source), expanded(source)
     if text and path.is_dir():
         return FolderSource(path, text)
     if path.is_file() and is_archive_path(path):
@@ -372,7 +382,7 @@ def _with_levels(source: Source, levels: Levels) -> Source:
 
 
 def _open_selection(selection: Selection) -> Source:
-    table, names = (None if one is None else Path(one).expanduser() for one in (selection.labels, selection.files))
+    table, names = (None if one is None else expanded(one) for one in (selection.labels, selection.files))
     beside = names or table
     if selection.source is not None:
         opened = open_source(selection.source)
@@ -434,14 +444,8 @@ def packed(
     if meta.skipped:
         total = len(meta.skipped) + sum(split.images for split in meta.splits.values())
         skipped = f"{len(meta.skipped):,} of {counted(total, 'file')} skipped: {words_left_out(meta.skipped)}"
-        _say_once(f"{source.name}: {skipped}")
+        say_once(f"{source.name}: {skipped}")
     return entry, meta
-
-
-@functools.cache
-def _say_once(line: str) -> None:
-    """Says a line once in a process: an evaluation opens its source more than once."""
-    say(line)
 
 
 def _current(source: Source, entry: Path) -> Meta | None:
@@ -469,8 +473,8 @@ def _current(source: Source, entry: Path) -> Meta | None:
     if not set(meta.splits) <= set(listing.splits) or meta.class_names != listing.class_names:
         return None
     meta = replace(meta, arranged=RULES, tree=listing.tree)
-    with suppress(OSError):  # a cache that cannot be written is compared again
-        cache.rewrite_meta(entry, meta)
+    with suppress(PlatformError):  # a cache that cannot be written is compared again
+        cache.write_meta(entry, meta)
     return meta
 
 
@@ -535,8 +539,8 @@ def _check_unchanged(source: Source, content: str) -> None:
         )
 
 
-def _read(source: Source, split: str, entry: Path, meta: Meta, *, progress: bool) -> ImageStore:
-    """A verified split; packed again if it is damaged."""
+def _read(source: Source, split: str, entry: Path, meta: Meta, progress: bool, verify: bool) -> ImageStore:
+    """A split; packed again if it is damaged. `verify` is that of `load_data`."""
     name = "all" if split == "train" and "all" in meta.splits else split
     if name not in meta.splits:
         raise DataError(
@@ -545,12 +549,16 @@ def _read(source: Source, split: str, entry: Path, meta: Meta, *, progress: bool
             fix="name one of them, or put the images into a folder of that name",
         )
     try:
-        return cache.read_split(entry, meta, name, source.name)
-    except DamagedError as error:
+        store = cache.read_split(entry, meta, name, source.name)
+        if verify:
+            store.verify()
+        return store
+    except (DamagedError, AlteredError) as error:
         _say_damaged(source, error)
     entry, meta = _pack(source, source.content(), meta.image_size, None, progress)
     return cache.read_split(entry, meta, name, source.name)
 
 
-def _say_damaged(source: Source, error: DamagedError) -> None:
-    say(f"the packed copy of {source.name} is damaged ({error}); packing it again")
+def _say_damaged(source: Source, error: DamagedError | AlteredError) -> None:
+    why = error.saw if isinstance(error, AlteredError) else error.cause
+    say(f"the packed copy of {source.name} is damaged ({why}); packing it again")

@@ -6,7 +6,7 @@ import hashlib
 import mmap
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, SupportsIndex
 
@@ -34,13 +34,19 @@ class ShardedImages:
     Args:
         shards: uint8 arrays `[n, S, S, 3]`: memory maps as `numpy.load` makes them.
         rows: int64 `[N]`, which images of the files these are, and in what order; None for all.
+        checks: called by `verify`; they compare the files with their hashes.
     """
 
     ndim = 4
     dtype = np.dtype(np.uint8)
 
-    def __init__(self, shards: Sequence[NDArray[np.uint8]], rows: NDArray[np.int64] | None = None) -> None:
-        self._shards, self._rows = tuple(shards), rows
+    def __init__(
+        self,
+        shards: Sequence[NDArray[np.uint8]],
+        rows: NDArray[np.int64] | None = None,
+        checks: tuple[Callable[[bool], None], ...] = (),
+    ) -> None:
+        self._shards, self._rows, self._checks = tuple(shards), rows, checks
         self._pixels = [shard.view(np.ndarray) for shard in self._shards]  # which numpy indexes faster than its maps
         self._ends = np.cumsum([len(shard) for shard in self._shards])
         self._held = int(self._ends[-1])
@@ -113,11 +119,16 @@ class ShardedImages:
         rows = [np.arange(part._held) if part._rows is None else part._rows for part in (self, other)]
         both = np.concatenate([rows[0], rows[1] + self._held])
         whole = self._rows is None and other._rows is None
-        return ShardedImages((*self._shards, *other._shards), None if whole else both)
+        return ShardedImages((*self._shards, *other._shards), None if whole else both, self._checks + other._checks)
 
     def select(self, indices: NDArray[np.int64]) -> ShardedImages:
         """The images at `indices` (int64 `[n]`, none negative), left where they are."""
-        return ShardedImages(self._shards, indices if self._rows is None else self._rows[indices])
+        return ShardedImages(self._shards, indices if self._rows is None else self._rows[indices], self._checks)
+
+    def verify(self, wait: bool = True) -> None:
+        """See `ImageStore.verify`."""
+        for check in self._checks:
+            check(wait)
 
     def _copy(self, rows: NDArray[np.int64], out: NDArray[np.uint8], at: NDArray[np.int64]) -> None:
         """`rows` ascend."""
@@ -247,12 +258,23 @@ class ImageStore:
         """Side length S in pixels."""
         return int(self.images.shape[1])
 
+    def verify(self, wait: bool = True) -> None:
+        """Compares images that stay in their files with the hashes of these, once; others were compared when they were
+        read. With `wait` it ends when all are compared, else at once: a thread goes on while the images are used.
+
+        Raises:
+            AlteredError: a file was found to be damaged.
+        """
+        if isinstance(self.images, ShardedImages):
+            self.images.verify(wait)
+
     def subset(self, indices: NDArray[np.int64]) -> ImageStore:
         """The images at `indices` (int64 `[n]`), in that order; it has a fingerprint of its own.
 
         They are copied, unless they lie in files and are more than memory should hold.
         """
         images: Pixels
+        self.verify()  # it gets a fingerprint, by which it is known everywhere
         if isinstance(self.images, ShardedImages):
             images = self.images.select(indices)
             images = images if images.nbytes > MAPPED_BYTES else images[:]

@@ -16,7 +16,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ..boundary import raise_fault
 from ..errors import DataError, UsageError
+from ..files import expanded
 from ..inputs import open_regular
 from .archive import ArchiveSource
 from .decode import decode_image
@@ -97,7 +99,7 @@ def find_images(
                 opened = replace(opened, levels=levels) if isinstance(opened, ArchiveSource) else opened
                 found += _stores(text, opened, size, split, progress)
             continue
-        path = Path(text).expanduser()
+        path = expanded(text)
         if text in source_names():
             found += _stores(text, open_source(text), size, split, progress)
         elif text and path.is_dir():
@@ -134,7 +136,8 @@ def _content(path: Path) -> str:
     try:
         with open_regular(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError:
+    except OSError as error:
+        raise_fault(error)
         return ""
 
 

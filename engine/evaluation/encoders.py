@@ -7,7 +7,6 @@ import platform
 import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,15 +17,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ..bounds import LARGEST_MARK
-from ..data.cache import cache_root, cached_features
+from ..data.cache import cached_features, recall, remember
 from ..data.levels import FULL_LEVELS, Levels
 from ..data.store import ImageStore
-from ..errors import PlatformError, UsageError
-from ..files import Folder
-from ..inputs import check_safetensors, open_regular, read_text
+from ..errors import DataError, UsageError
+from ..files import MARKER
+from ..inputs import check_safetensors, open_regular
 from ..progress import Advance, progress_bar
 from ..run import Run, unfinished_notes
+from ..sealing import has_seal, verify_file
 from ..stem import Stem
 from .splits import SEED
 
@@ -155,15 +154,11 @@ class ScratchEncoder(TorchEncoder):
     @cached_property
     def sha256(self) -> str:
         """Kept on disk: building the network only to know it takes seconds of `import torch`."""
-        drawn_by = f"{self._arch}-{self.stem}-{SEED}-torch-{version('torch')}-{platform.machine()}"
-        path = cache_root() / "features" / f"scratch-{drawn_by}.sha256"
-        try:
-            sha256 = read_text(path, LARGEST_MARK).strip()
-        except (OSError, UnicodeDecodeError):
-            sha256 = ""
-        if len(sha256) != 64:
+        drawn_by = {"drawn by": f"{self._arch}-{self.stem}-{SEED}-torch-{version('torch')}-{platform.machine()}"}
+        sha256 = recall("scratch", drawn_by)
+        if not isinstance(sha256, str) or len(sha256) != 64:
             sha256 = _hash_of(self.build())
-            _keep(path, sha256)
+            remember("scratch", drawn_by, sha256)
         return sha256
 
     def build(self) -> nn.Module:
@@ -252,7 +247,7 @@ class FileEncoder(Encoder):
     def _compute(self, store: ImageStore, advance: Advance | None) -> NDArray[np.float32]:
         from simclr_engine.export.features import onnx_features
 
-        return onnx_features(self._path, store, advance=advance)
+        return onnx_features(self._path, store, advance=advance, sha256=self.sha256)
 
     def predict(self, store: ImageStore, progress: bool = False) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         if not self.probe:
@@ -260,7 +255,7 @@ class FileEncoder(Encoder):
         from simclr_engine.export.features import probe_predictions
 
         with progress_bar(f"classes ({self.name}, {store.split})", len(store), show=progress, lines=True) as advance:
-            return probe_predictions(self._path, store, advance=advance)
+            return probe_predictions(self._path, store, advance=advance, sha256=self.sha256)
 
 
 @dataclass(frozen=True, eq=False)
@@ -296,15 +291,17 @@ def open_target(
     *,
     stem_padding: int | None = None,
     stem_pool: str | None = None,
+    sha256: str | None = None,
 ) -> Target:
     """The run directory, .onnx file or file of weights at `target`; one that is open already stays as it is.
 
     `encoder` is the caller's own, with the weights that it was passed to `pretrain` with, of a run that trained it:
     `evaluate(open_target("runs/mine", encoder))`. `stem_padding` and `stem_pool` say of weights what their file does
-    not (see `load_foreign`).
+    not (see `load_foreign`). An .onnx file must have `sha256`, where that is given.
 
     Raises:
-        UsageError: it is none of them, or the stem of something else than weights is given.
+        UsageError: it is none of them, or the stem of something else than weights, or the sha256 of something else than
+            an .onnx file is given.
         DataError: it cannot be read, or is not what its name says.
     """
     if isinstance(target, Target):
@@ -317,10 +314,12 @@ def open_target(
             saw=path,
             fix="leave them out",
         )
+    if sha256 is not None and not onnx:
+        raise UsageError("--sha256 is for an .onnx file", saw=path, fix="leave it out")
     if isinstance(target, Run) or path.is_dir():
         return _open_run(target if isinstance(target, Run) else Run.open(target), encoder)
     if onnx:
-        return _open_file(path)
+        return _open_file(path, sha256)
     if path.is_file() and (path.suffix.lower() in WEIGHTS or _holds_weights(path)):
         return _open_weights(path, stem_padding, stem_pool)
     raise UsageError(
@@ -359,11 +358,11 @@ def _open_run(run: Run, own: nn.Module | None) -> Target:
     )
 
 
-def _open_file(path: Path) -> Target:
+def _open_file(path: Path, sha256: str | None) -> Target:
     from simclr_engine.export.features import difference_to_pytorch
     from simclr_engine.export.runtime import OnnxEncoder
 
-    onnx = OnnxEncoder(path)
+    onnx = OnnxEncoder(path, sha256=sha256)
     about = onnx.metadata
     return Target(
         path=path,
@@ -401,12 +400,6 @@ def _open_weights(path: Path, stem_padding: int | None, stem_pool: str | None) -
     )
 
 
-def _keep(path: Path, text: str) -> None:
-    """A cache that cannot be written costs time, never the evaluation."""
-    with suppress(PlatformError):
-        Folder.open(path.parent, make=True).write_text(path.name, text + "\n")
-
-
 def _hash_of(encoder: nn.Module) -> str:
     from .features import encoder_hash
 
@@ -420,11 +413,12 @@ def _hash_of_file(path: Path) -> str:
     digest = hashlib.sha256()
     try:
         check_safetensors(path)
+        verify_file(path, "", needed=has_seal(path.parent / MARKER))
         with safe_open(path, framework="np") as file:
             for name in sorted(file.keys()):
                 values = file.get_tensor(name)
                 digest.update(f"{name} torch.{values.dtype} {list(values.shape)}".encode())
                 digest.update(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
-    except (OSError, SafetensorError):
+    except (OSError, SafetensorError, DataError):
         return ""
     return digest.hexdigest()

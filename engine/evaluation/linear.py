@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError
-from ..files import in_fixed_order, write_atomic
+from ..files import sealed_tensors, write_atomic
 from ..inputs import check_safetensors
+from ..sealing import has_seal, verify_file
 from .metrics import one_thread
 from .splits import require_finite
 
@@ -66,23 +67,26 @@ class LinearProbe:
 
     def save(self, path: Path) -> None:
         """Writes coef, intercept, mean, scale and classes as .safetensors."""
-        write_atomic(path, self.to_bytes())
+        write_atomic(path, self.to_bytes(path.name))
 
-    def to_bytes(self) -> bytes:
-        """What `save` writes."""
+    def to_bytes(self, name: str) -> bytes:
+        """What `save` writes to a file of this name."""
         from safetensors.numpy import save
 
         names = ("coef", "intercept", "mean", "scale", "classes")
         metadata = {"C": repr(self.C), "iterations": str(self.iterations), "chosen": str(self.chosen)}
-        return in_fixed_order(save({name: np.ascontiguousarray(getattr(self, name)) for name in names}, metadata))
+        tensors = {part: np.ascontiguousarray(getattr(self, part)) for part in names}
+        return sealed_tensors(save(tensors, metadata), name)
 
     @classmethod
     def load(cls, path: Path) -> LinearProbe:
-        """The probe that `save` wrote; DataError for anything else."""
+        """The probe that `save` wrote; DataError for anything else, also for one that was altered or renamed."""
         from safetensors import SafetensorError, safe_open
 
+        again = "write it again with `simclr-engine evaluate RUN --method linear`"
         try:
             check_safetensors(path)
+            verify_file(path, again, path.name, needed=has_seal(path.with_suffix(".json")))
             with safe_open(path, framework="np") as file:
                 tensors = {name: file.get_tensor(name) for name in ("coef", "intercept", "mean", "scale", "classes")}
                 metadata = file.metadata() or {}
@@ -98,7 +102,7 @@ class LinearProbe:
             raise DataError(
                 "this is not a saved linear probe",
                 saw=f"{path}: {str(error)[:200]}",  # safetensors quotes the whole header of a damaged file
-                fix="write it again with `simclr-engine evaluate RUN --method linear`",
+                fix=again,
             ) from error
 
 

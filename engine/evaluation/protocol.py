@@ -273,14 +273,15 @@ def _load(target: Target, data: Data | Stores | None, progress: bool) -> tuple[S
             source: Data = run.locate_data()
         else:
             source = data  # type: ignore[assignment]  # no pair of stores: is_pair and the line above cannot narrow it
-        train, test = load_splits(source, target.image_size, progress, target.levels)
+        train, test = load_splits(source, target.image_size, progress, target.levels, verify=False)
         if run is not None:
-            everything = load_data(source, PRETRAINING, size=target.image_size, progress=progress, levels=target.levels)
+            everything = load_data(source, PRETRAINING, target.image_size, progress, levels=target.levels, verify=False)
             of_the_run = everything.limit(run.data.get("limit"))
             if of_the_run.fingerprint == target.pretrained_on or data is None:  # wherever they are now
                 name = str(run.data.get("name"))
                 train, test, of_the_run = (replace(store, name=name) for store in (train, test, of_the_run))
     for store in (train, test):
+        store.verify(wait=False)
         if target.image_size is not None and store.image_size != target.image_size:
             raise DataError(
                 "the images have another size than the encoder was trained on",
@@ -314,6 +315,8 @@ def _run_method(name: str, encoder: Encoder, evaluation: Evaluation, start: floa
     classes = _scored(splits, [prediction.classes for prediction in predictions])
     probabilities = _scored(splits, [prediction.probabilities for prediction in predictions])
     assert store.labels is not None  # check_splits has refused anything else
+    for part in (train, test):
+        part.verify()
     truth = store.labels[rows]
     folds = tuple(map(_fold_scores, splits, predictions)) if crossed else ()
     confusion = confusion_matrix(truth, classes, len(test.class_names))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -13,19 +12,20 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ..bounds import LARGEST_DOCUMENT
 from ..data.store import ImageStore, Pixels
+from ..documents import to_json
 from ..errors import DataError
 from ..event_log import write_scalars
 from ..files import Folder, is_plain_name, read_arrays
-from ..inputs import read_text
 from ..run import read_rows
+from ..sealing import NewerError, has_seal, read_json, sealed_json
 from ..terminal import say
 from .knn import nearest
 from .linear import LinearProbe
 from .result import EvaluationResult
 
 RESULTS = "the results"  # in an error: cannot write …
+AGAIN = "write it again with `simclr-engine evaluate`"
 SHEET_QUERIES, SHEET_NEIGHBOURS = 8, 8  # of the sheet of nearest neighbours
 
 Features = NDArray[np.float32]
@@ -61,9 +61,25 @@ def save_result(directory: Path | Folder, result: EvaluationResult, probe: Linea
     """
     name, at = result_id(result), Folder.of(directory, RESULTS)
     if probe is not None:
-        at.write(f"{name}.safetensors", probe.to_bytes())
-    at.write_text(f"{name}.json", result.to_json() + "\n")
+        at.write(f"{name}.safetensors", probe.to_bytes(f"{name}.safetensors"))
+    at.write(f"{name}.json", sealed_json(result.to_dict(), f"{name}.json"))
     return name
+
+
+def load_result(path: Path) -> EvaluationResult:
+    """The result that `save_result` wrote to a .json file.
+
+    Raises:
+        DataError: the file cannot be read, was altered or renamed, is of a newer version, or is no result.
+    """
+    try:
+        return EvaluationResult.from_dict(read_json(path, AGAIN, path.name))
+    except NewerError:
+        raise
+    except (DataError, OSError, ValueError) as error:
+        saw = error.saw if isinstance(error, DataError) else error
+        saw = saw if str(path) in str(saw) else f"{path}: {saw}"
+        raise DataError("this is not an evaluation result", saw=saw, fix=f"delete it, or {AGAIN}") from error
 
 
 def load_results(directory: Path) -> dict[str, EvaluationResult]:
@@ -72,18 +88,7 @@ def load_results(directory: Path) -> dict[str, EvaluationResult]:
     Raises:
         DataError: a .json file there is not a result.
     """
-    results = {}
-    for path in sorted(directory.glob("*.json")):
-        try:
-            results[path.stem] = EvaluationResult.from_json(read_text(path, LARGEST_DOCUMENT))
-        except (DataError, OSError, UnicodeDecodeError) as error:
-            saw = error.saw if isinstance(error, DataError) else error
-            raise DataError(
-                "this is not an evaluation result",
-                saw=f"{path}: {saw}",
-                fix="delete it, or write it again with `simclr-engine evaluate`",
-            ) from error
-    return results
+    return {path.stem: load_result(path) for path in sorted(directory.glob("*.json"))}
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,23 +109,21 @@ def save_embeddings(directory: Path | Folder, name: str, store: ImageStore, feat
     """
     assert store.labels is not None
     names, at = np.array(store.class_names, dtype=np.str_), Folder.of(directory, RESULTS)
-    with at.writing(f"{name}.npy") as file:
+    with at.sealing(f"{name}.npy") as file:
         np.save(file, features, allow_pickle=False)
-    with at.writing(f"{name}_labels.npz") as file:
+    with at.sealing(f"{name}_labels.npz") as file:
         np.savez(file, labels=store.labels, class_names=names, data=np.str_(store.name))
 
 
 def load_embeddings(directory: Path, name: str) -> Embeddings | None:
     """What `save_embeddings` wrote under a name; None where it is not there or not whole."""
-    path = directory / f"{name}.npy"
-    try:
-        features = np.load(path, allow_pickle=False, mmap_mode="r") if path.is_file() else None
-    except Exception:  # numpy's readers raise a dozen kinds for damaged files; all mean the same here
+    of_features, of_labels = directory / f"{name}.npy", directory / f"{name}_labels.npz"
+    needed = has_seal(of_features) or has_seal(of_labels)
+    alone = read_arrays(of_features, AGAIN, needed=needed)
+    found = read_arrays(of_labels, AGAIN, "labels", "class_names", "data", needed=needed)
+    if alone is None or found is None or found[1].ndim != 1:
         return None
-    found = read_arrays(directory / f"{name}_labels.npz", "labels", "class_names", "data")
-    if features is None or found is None or found[1].ndim != 1:
-        return None
-    labels, class_names = found[0], tuple(str(one) for one in found[1])
+    features, labels, class_names = alone[0], found[0], tuple(str(one) for one in found[1])
     whole = features.ndim == 2 and features.shape[:1] == labels.shape and features.dtype.kind == "f"
     whole = whole and len(labels) > 0 and _are_rows(labels, len(class_names))
     return Embeddings(features, labels, class_names, str(found[2])) if whole else None
@@ -183,7 +186,7 @@ def save_predictions(directory: Path | Folder, name: str, predictions: Predictio
 
 def load_predictions(directory: Path, name: str) -> Predictions | None:
     """What `save_predictions` wrote for a result; None where it is not there or not whole."""
-    found = _load_arrays(directory / f"{name}.npz", Predictions)
+    found = _load_arrays(directory / f"{name}.npz", Predictions, directory / f"{name}.json")
     if (
         found is None
         or found.truth.ndim != 1
@@ -225,7 +228,7 @@ def save_neighbours(directory: Path | Folder, name: str, neighbours: Neighbours)
 
 def load_neighbours(directory: Path, name: str) -> Neighbours | None:
     """What `save_neighbours` wrote under a name; None where it is not there or not whole."""
-    found = _load_arrays(directory / f"{name}.npz", Neighbours)
+    found = _load_arrays(directory / f"{name}.npz", Neighbours, directory / f"{name.replace('neighbours', 'test')}.npy")
     if found is None or found.images.ndim != 5 or found.queries.ndim != 4 or not found.class_names.size:
         return None
     if not found.images.dtype == found.queries.dtype == np.uint8 or found.cosines.dtype.kind != "f":
@@ -243,7 +246,7 @@ def load_neighbours(directory: Path, name: str) -> Neighbours | None:
 
 def save_steps(directory: Path | Folder, name: str, rows: Sequence[Mapping[str, float]]) -> None:
     """Writes `NAME.jsonl`: `fold`, `step`, `epoch`, `train_loss` and `lr` of the steps of a method that trains."""
-    text = "".join(json.dumps(dict(row)) + "\n" for row in rows)
+    text = "".join(to_json(dict(row)) + "\n" for row in rows)
     Folder.of(directory, RESULTS).write_text(f"{name}.jsonl", text)
 
 
@@ -330,12 +333,13 @@ Record = TypeVar("Record", Predictions, Neighbours)
 
 def _save_arrays(directory: Path | Folder, name: str, record: Predictions | Neighbours) -> None:
     arrays = {field.name: getattr(record, field.name) for field in fields(record)}
-    with Folder.of(directory, RESULTS).writing(f"{name}.npz") as file:
+    with Folder.of(directory, RESULTS).sealing(f"{name}.npz") as file:
         np.savez_compressed(file, **arrays)
 
 
-def _load_arrays(path: Path, kind: type[Record]) -> Record | None:
-    arrays = read_arrays(path, *(field.name for field in fields(kind)))
+def _load_arrays(path: Path, kind: type[Record], beside: Path) -> Record | None:
+    """None where there are none; they have a seal where the file beside them has one."""
+    arrays = read_arrays(path, AGAIN, *(field.name for field in fields(kind)), needed=has_seal(beside))
     return None if arrays is None else kind(*arrays)
 
 

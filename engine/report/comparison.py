@@ -3,7 +3,6 @@ document of `compare --json`. Imports no torch."""
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..command_line import shell_command
+from ..documents import to_json
 from ..errors import UsageError, counted
 from ..evaluation.result import METHOD_NAMES, Comparison, EvaluationResult, percent, points
 from ..run import Run
@@ -242,7 +242,7 @@ def baseline_cell(row: MethodRow) -> str:
 
 def recipe_value(value: Any) -> str:
     """A hyper-parameter as a recipe writes it."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return value if isinstance(value, str) else to_json(value, ascii=False)
 
 
 def to_document(runs: Sequence[ComparedRun]) -> dict[str, Any]:

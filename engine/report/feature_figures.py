@@ -25,6 +25,7 @@ from ..evaluation.metrics import feature_statistics, one_thread
 from ..evaluation.records import Embeddings, load_embeddings, load_neighbours
 from ..evaluation.result import Comparison
 from ..files import Folder, read_arrays
+from ..sealing import NewerError
 from .content import ReportContent, short_name
 from .style import (
     DOTTED,
@@ -147,7 +148,7 @@ def cached_tsne(features: NDArray[np.float32], directory: Path, limit: int = TSN
     if stored is not None:
         return stored
     coordinates, rows = tsne(features, limit, seed)
-    with suppress(PlatformError), _opened(directory).writing(path.name) as file:
+    with suppress(PlatformError, NewerError), _opened(directory).sealing(path.name) as file:
         np.savez(file, coordinates=coordinates, rows=rows)
     return coordinates, rows
 
@@ -158,7 +159,7 @@ def _opened(directory: Path) -> Folder:
 
 
 def _read_map(path: Path, total: int, limit: int) -> Map | None:
-    arrays = read_arrays(path, "coordinates", "rows")
+    arrays = read_arrays(path, "it is computed again", "coordinates", "rows", needed=True)
     if arrays is None:
         return None
     coordinates, rows = arrays

@@ -16,7 +16,8 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
 from ..errors import counted
-from ..files import read_arrays
+from ..files import MARKER, read_arrays
+from ..sealing import has_seal
 from .content import ReportContent, logged_rows
 from .style import (
     DASHED,
@@ -305,7 +306,8 @@ def _view_pictures(content: ReportContent) -> list[Picture]:
 
 def _read_views(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.uint8]] | None:
     """Originals `[N, S, S, 3]` and their views `[N, V, S, S, 3]`, or None where these are not what the file holds."""
-    arrays = read_arrays(path, "originals", "views")
+    needed = has_seal(path.parent / MARKER)
+    arrays = read_arrays(path, "only `simclr-engine pretrain` draws them", "originals", "views", needed=needed)
     if arrays is None:
         return None
     originals, views = arrays

@@ -237,3 +237,9 @@ def test_an_output_whose_name_is_not_utf8_is_refused_at_the_door() -> None:
 )
 def test_the_name_of_images_can_stand_in_a_recipe(given: str, shown: str) -> None:
     assert public_name(given) == shown
+
+
+def test_a_name_as_long_as_the_file_system_allows_can_be_written(tmp_path: Path) -> None:
+    path = tmp_path / ("ä" * 127)
+    write_atomic(path, b"x")
+    assert path.read_bytes() == b"x" and list(tmp_path.iterdir()) == [path]

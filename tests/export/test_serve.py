@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import base64
-import importlib.util
 import io
 import json
 import re
 import socket
 import sys
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +19,7 @@ from PIL import Image
 
 from fixtures.browser import drop_file, needs_browser, requested, set_width, severe, start_browser, wait_for
 from fixtures.image_files import encode
+from fixtures.serving import classify, fetch, free_port, needs_server
 from fixtures.tiny_model import tiny_features
 from fixtures.tiny_probe import CLASSES, tiny_probabilities, write_tiny_probe
 from simclr_engine.cli.serve import command
@@ -31,10 +29,11 @@ from simclr_engine.export import serve
 from simclr_engine.export import serve as module
 from simclr_engine.export.embedder import Embedder, open_embedder
 from simclr_engine.export.index import EmbeddingIndex
-from simclr_engine.export.serve import EmbeddingMap, Service, gallery, headline, start_page
+from simclr_engine.export.serve import EmbeddingMap, Service, gallery, headline
+from simclr_engine.export.server import start_page
+from simclr_engine.export.workers import MAX_BYTES
 
 SIZE = 8
-needs_gradio = pytest.mark.skipif(importlib.util.find_spec("gradio") is None, reason="gradio is not installed")
 
 
 def picture(colour: tuple[int, int, int], seed: int = 0) -> bytes:
@@ -139,8 +138,6 @@ def test_the_gallery_holds_the_pictures_themselves(service: Service) -> None:
 def test_uploads_that_cannot_be_read_are_refused_in_words(service: Service) -> None:
     with pytest.raises(DataError, match="not a readable"):
         service.answer(b"text")
-    with pytest.raises(DataError, match="at most 10 MiB"):
-        service.answer(bytes(module.MAX_BYTES + 1))
 
 
 def test_without_probe_and_index_there_is_nothing_to_show(tmp_path: Path) -> None:
@@ -152,24 +149,22 @@ def test_without_probe_and_index_there_is_nothing_to_show(tmp_path: Path) -> Non
     assert answer.classes == {} and len(answer.neighbours) == module.NEIGHBOURS
 
 
-def test_without_gradio_the_error_has_the_line_that_installs_it(
-    embedder: Embedder, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("absent", ["uvicorn", "starlette.requests"])
+def test_without_the_extra_the_error_has_the_line_that_installs_it(
+    embedder: Embedder, monkeypatch: pytest.MonkeyPatch, absent: str
 ) -> None:
-    monkeypatch.setitem(sys.modules, "gradio", None)
+    monkeypatch.delitem(sys.modules, "simclr_engine.export.server")
+    monkeypatch.setitem(sys.modules, absent, None)
     error = CliRunner().invoke(command, [str(embedder.path)]).exception
     assert isinstance(error, PlatformError) and "pip install" in (error.fix or "")
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.fixture(scope="module")
-def page(service: Service) -> Iterator[tuple[str, list[Any]]]:
+def page(service: Service, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, list[Any]]]:
     """The address of a running page, and every address that this process connected to meanwhile."""
     reached: list[Any] = []
+    assert service.index is not None
+    index = service.index.save(tmp_path_factory.mktemp("index") / "v.npy")
     with pytest.MonkeyPatch.context() as patch:
         real: Callable[..., Any] = socket.socket.connect
 
@@ -178,60 +173,48 @@ def page(service: Service) -> Iterator[tuple[str, list[Any]]]:
             return real(self, address)
 
         patch.setattr(socket.socket, "connect", connect)
-        patch.setenv("GRADIO_ALLOWED_PATHS", "/")  # a user's own setting must not open anything
-        with start_page(service, port=free_port()) as address:
+        with start_page(service.embedder.path, index, port=free_port()) as (address, _):
             yield address, reached
 
 
-def fetch(url: str, body: object = None, **headers: str) -> tuple[int, str, dict[str, str]]:
-    data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(url, data, {"Content-Type": "application/json", **headers})
-    try:
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            return answer.status, answer.read().decode("utf-8", "replace"), dict(answer.headers)
-    except urllib.error.HTTPError as error:
-        return error.code, error.read().decode("utf-8", "replace"), dict(error.headers)
+@needs_server
+def test_the_page_is_told_what_the_service_answers(page: tuple[str, list[Any]], service: Service) -> None:
+    data = picture((60, 200, 60), seed=1)
+    answer, said = service.answer(data), classify(page[0], data)
+    assert [name for name, _ in said["classes"]] == list(answer.classes)
+    np.testing.assert_allclose([share for _, share in said["classes"]], list(answer.classes.values()), atol=1e-6)
+    assert said["near"] == gallery(answer.neighbours, answer.itself) and said["map"] == service.draw_map(answer.place)
 
 
-@needs_gradio
+@needs_server
 def test_the_page_reads_no_file_and_no_address_but_uploads(page: tuple[str, list[Any]], embedder: Embedder) -> None:
     address, _ = page
     secret = embedder.path.with_name("secret.png")
     secret.write_bytes(picture((1, 2, 3)))
-    for path in ("/etc/passwd", "../../etc/passwd", str(secret), str(embedder.path)):
-        assert fetch(f"{address}gradio_api/file={path}")[0] in (403, 404)
-    marked = {"meta": {"_type": "gradio.FileData"}}
-    payloads = [
-        {"path": str(secret), **marked},
-        {"path": str(secret)},
-        {"path": str(secret), "url": "data:image/png;base64,aaaa"},
-        {"path": f"{address}theme.css", **marked},
-    ]
-    for payload in payloads:
-        _, begun, _ = fetch(f"{address}gradio_api/call/classify", {"data": [payload]})
-        _, said, _ = fetch(f"{address}gradio_api/call/classify/{json.loads(begun)['event_id']}")
-        assert ("event: error" in said and "not uploaded" in said) or "upload" in said, said
-        assert "event: complete" not in said
+    for path in ("/etc/passwd", "../../etc/passwd", "..%2F..%2Fetc%2Fpasswd", "serve.html", str(secret), "docs"):
+        assert fetch(f"{address}{path}")[0] == 404
+    for named in (str(secret), secret.as_uri(), f"{address}serve.css", json.dumps({"path": str(secret)})):
+        assert "Not a readable" in classify(address, named.encode())["refused"]
 
 
-@needs_gradio
+@needs_server
 def test_the_page_answers_this_machine_only_and_asks_for_nothing_elsewhere(page: tuple[str, list[Any]]) -> None:
     address, reached = page
     status, html, headers = fetch(address)
-    assert status == 200 and "default-src 'self'" in headers["content-security-policy"]
+    assert status == 200 and "default-src 'none'" in headers["content-security-policy"]
     assert fetch(address, Host="evil.example")[0] == 400
     assert not re.findall(r"""(?:<script[^>]+src|<link[^>]+href)=["'](?:https?:)?//(?!127\.0\.0\.1)[^"']+""", html)
     assert {a[0] for a in reached if isinstance(a, tuple)} <= {"127.0.0.1", "::1"}
 
 
-@needs_gradio
+@needs_server
 def test_a_port_that_is_taken_is_a_platform_error(page: tuple[str, list[Any]], service: Service) -> None:
     port = int(page[0].rstrip("/").rsplit(":", 1)[1])
-    with pytest.raises(PlatformError, match="cannot be served"), start_page(service, port=port):
+    with pytest.raises(PlatformError, match="cannot be served"), start_page(service.embedder.path, port=port):
         pass
 
 
-@needs_gradio
+@needs_server
 @pytest.mark.slow
 @needs_browser
 def test_a_browser_shows_the_class_of_a_dropped_image(
@@ -245,8 +228,7 @@ def test_a_browser_shows_the_class_of_a_dropped_image(
         return " ".join(one.text for one in driver.find_elements(By.ID, part))
 
     def drop(data: bytes) -> None:
-        zone = wait_for(lambda: driver.find_elements(By.CSS_SELECTOR, "#upload button[aria-label*='rop']"))[0]
-        drop_file(driver, zone, "dropped.png", data)
+        drop_file(driver, driver.find_element(By.ID, "zone"), "dropped.png", data)
 
     try:
         driver.get(page[0])
@@ -259,18 +241,21 @@ def test_a_browser_shows_the_class_of_a_dropped_image(
         assert lines[lines.index("Class") + 1] == name and f"{100 * confidence:.0f}%" in lines
         assert answer.neighbours[0][1] in text("near") and "your image" in text("map")
         assert len(driver.find_elements(By.CSS_SELECTOR, "#near img")) == module.NEIGHBOURS
-        driver.find_element(By.CSS_SELECTOR, "#upload button[aria-label='Remove Image']").click()
+        assert driver.execute_script("return document.getElementById('picture').naturalWidth") == 26
+        driver.find_element(By.ID, "remove").click()
         wait_for(lambda: "%" not in text("classes") and "your image" not in text("map"))
         drop(b"no image at all")
         wait_for(lambda: "Not a readable PNG" in text("said"))
         assert "%" not in text("classes")
         drop(data)  # and the page goes on
         wait_for(lambda: "%" in text("classes") and "Not a readable" not in text("said"))
+        drop(bytes(MAX_BYTES + 1))
+        wait_for(lambda: "more than 10 MiB" in text("said") and "%" not in text("classes"))
         for width in (1280, 390):
             set_width(driver, width)
             assert driver.execute_script("return document.documentElement.scrollWidth") <= width
         asked = requested(driver)
-        assert len(asked) > 10
+        assert page[0] + "classify" in asked
         assert {url for url in asked if not url.startswith((page[0], "data:", "blob:", "chrome:"))} == set()
         assert severe(driver) == []
     finally:

@@ -38,11 +38,15 @@ NEEDS = {
     "simclr_engine.evaluation.finetune": "torch",
     "simclr_engine.evaluation.features": "torch",
     "simclr_engine.recipe": "pydantic",
+    "simclr_engine.export.server": "uvicorn",
 }
 # The rooms of the light install: of export/ only these, of the rest of engine/ likewise.
 ROOMS = ("cli", "data", "evaluation", "report")
-SINGLE = ("recipe", "errors", "timing", "run", "terminal", "progress", "bench.card")
-EXPORT = ("embed", "features", "index", "metadata", "predict", "publishing", "runtime", "serve")
+SINGLE = ("recipe", "documents", "errors", "timing", "run", "terminal", "progress", "bench.card")
+EXPORT = (
+    "answering", "embed", "features", "index", "metadata", "predict", "publishing", "runtime", "serve", "server",
+    "workers",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +114,7 @@ for name in sys.argv[1:]:
 
 # What the light rooms import only where it is there or asked for, and say how to install it otherwise.
 OPTIONAL = {
-    "torch", "torchvision", "safetensors", "pydantic", "jinja2", "gradio", "starlette", "zstandard", "pillow-heif",
+    "torch", "torchvision", "safetensors", "pydantic", "jinja2", "starlette", "uvicorn", "zstandard", "pillow-heif",
     "compression",  # of Python 3.14 itself
 }  # fmt: skip
 

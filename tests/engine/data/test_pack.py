@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tarfile
 import tracemalloc
 from pathlib import Path
@@ -127,3 +128,32 @@ def test_no_split_needs_more_open_files_than_there_may_be(tmp_path: Path, monkey
     writer = SplitWriter(tmp_path, "x", 1000, 8)
     writer.close()
     assert len(list(tmp_path.iterdir())) == 250  # of four images each
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="the names of open files are looked up in /proc")
+def test_files_and_folder_are_on_the_disk_before_the_name_and_then_the_name(
+    archive: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[tuple[str, str]] = []
+    fsync, rename, replace = os.fsync, os.rename, os.replace
+
+    def synchronised(file: int) -> None:
+        done.append(("fsync", str(Path(f"/proc/self/fd/{file}").readlink())))
+        fsync(file)
+
+    monkeypatch.setattr(os, "fsync", synchronised)
+    monkeypatch.setattr(os, "rename", lambda old, new: (done.append(("rename", str(new))), rename(old, new))[1])
+    monkeypatch.setattr(
+        os, "replace", lambda old, new, **how: (done.append(("rename", str(new))), replace(old, new, **how))[1]
+    )
+    monkeypatch.setattr(pack, "SHARD_BYTES", 4 * 16 * 16 * 3)
+    load_data(archive)
+    (entry,) = (root / "data").iterdir()
+    published = done.index(("rename", str(entry)))
+    before = {Path(path).name for what, path in done[:published] if what == "fsync"}
+    files = {file.name for file in entry.iterdir()}
+    assert len(files) == 5 and files - {"meta.json"} <= before
+    assert any(name.startswith(".meta.json.") for name in before)  # under the name that it was written by
+    last, folder = done[published - 1], done[published + 1]
+    assert last[0] == "fsync" and Path(last[1]).name.startswith(".partial-")
+    assert folder == ("fsync", str(entry.parent))

@@ -17,6 +17,7 @@ from simclr_engine.data.store import fingerprint
 from simclr_engine.errors import DataError, PlatformError, UsageError
 from simclr_engine.files import MARKER
 from simclr_engine.report.style import new_figure, to_png
+from simclr_engine.terminal import say_once
 
 TREE = class_tree(prefix="train/", each=4) | class_tree(prefix="test/", each=2, seed=5000)
 
@@ -170,7 +171,7 @@ def test_an_unreadable_file_is_skipped_reported_and_shifts_no_label(
     again = load_data(path)
     assert again.skipped == store.skipped and again.fingerprint == store.fingerprint
     assert capsys.readouterr().err == ""  # said once in a process, and in the next one too
-    sources._say_once.cache_clear()
+    say_once.cache_clear()
     load_data(path)
     assert capsys.readouterr().err == captured.err
 
