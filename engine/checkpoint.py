@@ -20,7 +20,8 @@ from safetensors.torch import save
 from torch import nn
 
 from .errors import DataError, UsageError
-from .files import Folder, in_fixed_order, write_atomic
+from .files import Folder, check_regular, in_fixed_order, write_atomic
+from .memory import is_out_of_memory
 from .model import build_encoder, own_encoder
 from .recipe import Recipe
 
@@ -74,18 +75,32 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         DataError: the file is missing, truncated, altered, or not a checkpoint of this project.
     """
     try:
-        raw = path.read_bytes()
+        check_regular(path)
+        with path.open("rb") as file:
+            size = max(0, path.stat().st_size - FOOTER_BYTES)
+            file.seek(size)
+            footer = file.read(FOOTER_BYTES)
+            file.seek(0)
+            # Of a file of any size, nothing is held before its end and its sha256 are right.
+            digest, left = hashlib.sha256(), size if footer.startswith(FOOTER) else 0
+            while chunk := file.read(min(left, 1 << 24)):
+                digest.update(chunk)
+                left -= len(chunk)
+            file.seek(0)
+            body = file.read(size) if footer == FOOTER + digest.digest() else b""
     except OSError as error:
         raise DataError(
             "the checkpoint cannot be read", saw=f"{path}: {error.strerror}", fix="check the path"
         ) from error
-    body, footer = raw[:-FOOTER_BYTES], raw[-FOOTER_BYTES:]
-    if footer != FOOTER + hashlib.sha256(body).digest():
+    if not body:
         raise DataError("the checkpoint is truncated or was altered", saw=path, fix="resume: the previous one is used")
     refuse_bomb(path, io.BytesIO(body))
     try:
         state = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
-    except Exception as error:  # a hostile pickle may raise anything: KeyError, TypeError, MemoryError, …
+    except Exception as error:  # a hostile pickle may raise anything: KeyError, TypeError, …
+        if is_out_of_memory(error):
+            # Where there is no memory for what the file holds, an older checkpoint must not take its place.
+            bytearray(len(body))
         raise DataError(
             "the checkpoint does not load",
             saw=f"{path}: {(str(error).splitlines() or [''])[0][:200] or type(error).__name__}",
@@ -162,6 +177,7 @@ def read_tensors(path: Path, cause: str, fix: str) -> tuple[dict[str, torch.Tens
         DataError: the file cannot be read; `cause` and `fix` are the caller's words.
     """
     try:
+        check_regular(path)
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             return {key: file.get_tensor(key) for key in file.keys()}, metadata  # noqa: SIM118  # not a dict

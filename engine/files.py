@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
+import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -13,12 +15,15 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from .errors import DataError, PlatformError, UsageError
+from .locks import lock, wait_for_lock
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 LARGEST_NPZ = 1 << 30  # bytes of the arrays in an .npz file: of the most images that are kept, 0.1 GiB
+LARGEST_TEXT = 1 << 28  # bytes of a JSON file or log that a run or evaluation wrote
 MARKER = ".simclr-engine-run"  # the file by which a folder is known as a run
+TEMPORARY = re.compile(r"\..+\.\d{20}\.tmp")  # the names of `Folder.writing` until a file is whole
 
 # Whether names can be looked up in an open directory. If not (Windows), paths are joined and checked before each use.
 RELATIVE = {os.open, os.mkdir, os.stat, os.unlink, os.rmdir, os.rename, os.link} <= os.supports_dir_fd
@@ -154,26 +159,58 @@ class Folder:
     def writing(self, name: str) -> Iterator[IO[bytes]]:
         """A file that is synchronised and gets its name at the end of the `with`; if that fails, the old file stays."""
         self.check()
-        temporary = f".{_plain(name)}.{os.getpid()}.tmp"
-        with _clear_errors(self.path / name, self._what):
+        with _clear_errors(self.path / _plain(name), self._what):
+            temporary, file, held = self._create(name)
             try:
-                with self._create(temporary) as file:
-                    yield file
-                    file.flush()
-                    os.fsync(file.fileno())
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+                if not held:  # Windows renames no open file
+                    file.close()
                 self.rename(temporary, name)
             except BaseException:
                 with suppress(OSError):  # a full disk or a missing directory must not hide the cause
                     os.unlink(self._at(temporary), dir_fd=self._handle)
                 raise
+            finally:
+                with suppress(OSError):
+                    file.close()
 
-    def _create(self, name: str) -> IO[bytes]:
-        path = self.path / name
+    def _create(self, name: str) -> tuple[str, IO[bytes], bool]:
+        """A new file of a name that no process has used, and whether it is locked against `sweep`."""
+        stem = os.fsdecode(os.fsencode(name)[:200])  # a name has at most 255 bytes
+        while True:
+            temporary = f".{stem}.{int.from_bytes(os.urandom(8)):020}.tmp"
+            file = open(self.path / temporary, "xb", opener=self._opener)  # noqa: SIM115  # the caller closes it
+            try:
+                return temporary, file, lock(file, self._where / temporary)
+            except OSError as error:
+                file.close()
+                with suppress(OSError):
+                    os.unlink(self._at(temporary), dir_fd=self._handle)
+                if not isinstance(error, BlockingIOError):  # `sweep` took it for a left one
+                    raise
+
+    def sweep(self, names: re.Pattern[str] = TEMPORARY) -> None:
+        """Removes the temporary files of these names that killed processes left; all stay where there are no locks."""
+        for name in self.names():
+            if names.fullmatch(name) and self.is_file(name):
+                with suppress(OSError), open(self.path / name, "r+b", opener=self._opener) as file:
+                    if lock(file, self._where / name):
+                        os.unlink(self._at(name), dir_fd=self._handle)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Waits until no other process is in an `alone` of this directory, for files that belong together."""
+        handle: int | None = None
+        with suppress(OSError):  # Windows opens no directory
+            handle = os.open(self._at("."), os.O_RDONLY, dir_fd=self._handle)
+            wait_for_lock(handle)
         try:
-            return open(path, "xb", opener=self._opener)
-        except FileExistsError:  # left by a killed process of the same number, or a link placed there
-            os.unlink(self._at(name), dir_fd=self._handle)
-            return open(path, "xb", opener=self._opener)
+            yield
+        finally:
+            if handle is not None:
+                os.close(handle)
 
     def _opener(self, path: str, flags: int) -> int:
         return os.open(self._at(Path(path).name), flags | _NO_FOLLOW, 0o666, dir_fd=self._handle)
@@ -250,11 +287,27 @@ def write_text_atomic(path: Path, text: str) -> None:
     write_atomic(path, text.encode(errors="backslashreplace"))
 
 
+def check_regular(path: Path, most: float = math.inf) -> None:
+    """Raises OSError if a pipe, a device or a folder lies at `path`, or more than `most` bytes. Links are followed."""
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    if status.st_size > most:
+        raise OSError(errno.EFBIG, f"{status.st_size:,} bytes, at most {most:,} are read", str(path))
+
+
+def read_regular(path: Path, most: int = LARGEST_TEXT) -> bytes:
+    """The bytes of a regular file of at most `most` bytes; OSError for anything else."""
+    check_regular(path, most)
+    return path.read_bytes()
+
+
 def read_arrays(path: Path, *names: str) -> list[NDArray[Any]] | None:
     """The named arrays of an .npz file; None where it is not there, damaged, or unpacks to more than `LARGEST_NPZ`."""
     import numpy as np
 
     try:
+        check_regular(path)
         with np.load(path, allow_pickle=False) as file:
             if sum(member.file_size for member in file.zip.infolist()) > LARGEST_NPZ:
                 return None

@@ -22,7 +22,7 @@ from ..data.cache import cache_root, cached_features
 from ..data.levels import FULL_LEVELS, Levels
 from ..data.store import ImageStore
 from ..errors import PlatformError, UsageError
-from ..files import Folder
+from ..files import Folder, check_regular
 from ..progress import Advance, progress_bar
 from ..run import Run, unfinished_notes
 from ..stem import Stem
@@ -417,6 +417,7 @@ def _hash_of_file(path: Path) -> str:
 
     digest = hashlib.sha256()
     try:
+        check_regular(path)
         with safe_open(path, framework="np") as file:
             for name in sorted(file.keys()):
                 values = file.get_tensor(name)

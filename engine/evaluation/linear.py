@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError
-from ..files import in_fixed_order, write_atomic
+from ..files import check_regular, in_fixed_order, write_atomic
 from .metrics import one_thread
 from .splits import require_finite
 
@@ -81,6 +81,7 @@ class LinearProbe:
         from safetensors import SafetensorError, safe_open
 
         try:
+            check_regular(path)
             with safe_open(path, framework="np") as file:
                 tensors = {name: file.get_tensor(name) for name in ("coef", "intercept", "mean", "scale", "classes")}
                 metadata = file.metadata() or {}

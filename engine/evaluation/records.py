@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from ..data.store import ImageStore, Pixels
 from ..errors import DataError
 from ..event_log import write_scalars
-from ..files import Folder, is_plain_name, read_arrays
+from ..files import Folder, check_regular, is_plain_name, read_arrays, read_regular
 from ..run import read_rows
 from ..terminal import say
 from .knn import nearest
@@ -60,8 +61,21 @@ def save_result(directory: Path | Folder, result: EvaluationResult, probe: Linea
     name, at = result_id(result), Folder.of(directory, RESULTS)
     if probe is not None:
         at.write(f"{name}.safetensors", probe.to_bytes())
-    at.write_text(f"{name}.json", result.to_json() + "\n")
+    number = 1 + max(numbers(at.path).values(), default=0)
+    document = result.to_dict() | {"number": number}
+    at.write_text(f"{name}.json", json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     return name
+
+
+def numbers(directory: Path) -> dict[str, int]:
+    """The IDs of the results of a directory, numbered in the order in which they were written, whatever the clock said;
+    0 for those of older versions."""
+    found = {}
+    for path in directory.glob("*.json"):
+        with suppress(OSError, ValueError, AttributeError, RecursionError):
+            number = json.loads(read_regular(path)).get("number")
+            found[path.stem] = number if type(number) is int and 0 < number < 2**63 else 0
+    return found
 
 
 def load_results(directory: Path) -> dict[str, EvaluationResult]:
@@ -73,7 +87,7 @@ def load_results(directory: Path) -> dict[str, EvaluationResult]:
     results = {}
     for path in sorted(directory.glob("*.json")):
         try:
-            results[path.stem] = EvaluationResult.from_json(path.read_text("utf-8"))
+            results[path.stem] = EvaluationResult.from_json(read_regular(path).decode())
         except (DataError, OSError, UnicodeDecodeError) as error:
             saw = error.saw if isinstance(error, DataError) else error
             raise DataError(
@@ -111,6 +125,7 @@ def save_embeddings(directory: Path | Folder, name: str, store: ImageStore, feat
 def load_embeddings(directory: Path, name: str) -> Embeddings | None:
     """What `save_embeddings` wrote under a name; None where it is not there or not whole."""
     try:
+        check_regular(directory / f"{name}.npy")
         features = np.load(directory / f"{name}.npy", allow_pickle=False, mmap_mode="r")
     except Exception:  # numpy's readers raise a dozen kinds for damaged files; all mean the same here
         return None
@@ -271,19 +286,23 @@ class Outcome:
         if probe is not None and find_spec("safetensors") is None:  # the light installation has none
             say("note: the probe itself is not written: pip install safetensors")
             probe = None
-        name = save_result(directory, self.result, probe)
         assert self.store.labels is not None
         confidence = np.take_along_axis(self.probabilities, self.classes[:, None], axis=1)[:, 0]
         images = self.store.images if self.store is test else self.store.images[self.rows]
         truth = self.store.labels[self.rows]
-        save_predictions(directory, name, Predictions.sampled(truth, self.classes, confidence, images))
-        if self.steps:
-            save_steps(directory, name, self.steps)
+        predictions = Predictions.sampled(truth, self.classes, confidence, images)
+        with directory.alone():  # an evaluation at the same time may write results of the same name
+            name = save_result(directory, self.result, probe)
+            save_predictions(directory, name, predictions)
+            if self.steps:
+                save_steps(directory, name, self.steps)
 
     def save_scalars(self, run: Folder) -> None:
         """Writes the curves of a method that trains into `tensorboard/` of the run. PlatformError as of `save`."""
         if self.result.history:
-            write_scalars(run.folder("tensorboard"), self.result.history, self.steps, protocol_id(self.result))
+            boards = run.folder("tensorboard")
+            with boards.alone():
+                write_scalars(boards, self.result.history, self.steps, protocol_id(self.result))
 
 
 def save_features(
@@ -297,13 +316,15 @@ def save_features(
         PlatformError: the directory cannot be written.
     """
     suffix, (store, features) = "" if init == "pretrained" else "_scratch", test
-    earlier = load_embeddings(directory.path, f"test{suffix}")
-    if earlier is not None and earlier.data == store.name and len(earlier.features) > len(store):
-        return
-    if init == "pretrained":
-        save_embeddings(directory, "train", *train)
-    save_embeddings(directory, f"test{suffix}", store, features)
-    save_neighbours(directory, f"neighbours{suffix}", _neighbours(train, test))
+    neighbours = _neighbours(train, test)
+    with directory.alone():
+        earlier = load_embeddings(directory.path, f"test{suffix}")
+        if earlier is not None and earlier.data == store.name and len(earlier.features) > len(store):
+            return
+        if init == "pretrained":
+            save_embeddings(directory, "train", *train)
+        save_embeddings(directory, f"test{suffix}", store, features)
+        save_neighbours(directory, f"neighbours{suffix}", neighbours)
 
 
 def _neighbours(train: tuple[ImageStore, Features], test: tuple[ImageStore, Features]) -> Neighbours:

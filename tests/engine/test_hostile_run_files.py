@@ -105,10 +105,10 @@ def test_a_log_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pytest
     run = write_run(tmp_path / "run")
     write_metrics(run)
 
-    def refused(self: Path, *_: object, **__: object) -> str:
+    def refused(self: Path) -> bytes:
         raise PermissionError(13, os.strerror(13), str(self))
 
-    monkeypatch.setattr(Path, "read_text", refused)  # root may read everything
+    monkeypatch.setattr(Path, "read_bytes", refused)  # root may read everything
     with pytest.raises(DataError, match="the log cannot be read") as caught:
         _ = run.metrics
     assert f"{run.directory / 'metrics.jsonl'}: Permission denied" in str(caught.value.saw)
