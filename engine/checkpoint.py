@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
 
+from .boundary import is_out_of_memory
 from .errors import DataError, UsageError
 from .files import MARKER, Folder, sealed_tensors, write_atomic
 from .inputs import check_safetensors, open_regular
@@ -80,22 +81,33 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """
     try:
         with open_regular(path) as file:
-            raw = file.read()
+            size = max(0, os.fstat(file.fileno()).st_size - FOOTER_BYTES)
+            file.seek(size)
+            footer = file.read(FOOTER_BYTES)
+            file.seek(0)
+            # Of a file of any size, nothing is held before its end and its sha256 are right.
+            digest, left = hashlib.sha256(), size if footer.startswith(FOOTER) else 0
+            while chunk := file.read(min(left, 1 << 24)):
+                digest.update(chunk)
+                left -= len(chunk)
+            file.seek(0)
+            body = file.read(size) if footer == FOOTER + digest.digest() else b""
     except OSError as error:
         raise DataError(
             "the checkpoint cannot be read", saw=f"{path}: {error.strerror}", fix="check the path"
         ) from error
-    body, footer = raw[:-FOOTER_BYTES], raw[-FOOTER_BYTES:]
-    del raw  # a copy that a large network can do without
     version = re.match(rb"simclr-engine/(\d+) ", footer)
     if version and int(version[1]) > FORMAT:
         raise NewerError(path, int(version[1]), FORMAT)
-    if footer != FOOTER + hashlib.sha256(body).digest():
+    if not body:
         raise DataError("the checkpoint is truncated or was altered", saw=path, fix="resume: the previous one is used")
     refuse_bomb(path, io.BytesIO(body))
     try:
         state = read_state(body)
-    except Exception as error:  # a hostile pickle may raise anything: KeyError, TypeError, MemoryError, …
+    except Exception as error:  # a hostile pickle may raise anything: KeyError, TypeError, …
+        if is_out_of_memory(error):
+            # Where there is no memory for what the file holds, an older checkpoint must not take its place.
+            bytearray(len(body))
         raise DataError(
             "the checkpoint does not load",
             saw=f"{path}: {(str(error).splitlines() or [''])[0][:200] or type(error).__name__}",

@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -16,6 +17,7 @@ from .boundary import meaning
 from .bounds import LARGEST_NPZ
 from .errors import DataError, PlatformError, UsageError
 from .inputs import open_regular
+from .locks import lock, wait_for_lock
 from .sealing import BLANK, FIELD, AlteredError, NewerError, altered, append_seal, refuse_newer, sealed, verify
 from .terminal import say_once
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MARKER = ".simclr-engine-run"  # the file by which a folder is known as a run
+TEMPORARY = re.compile(r"\..+\.\d{20}\.tmp")  # the names of `Folder.writing` until a file is whole
 
 # Whether names can be looked up in an open directory. If not (Windows), paths are joined and checked before each use.
 RELATIVE = {os.open, os.mkdir, os.stat, os.unlink, os.rmdir, os.rename, os.link} <= os.supports_dir_fd
@@ -160,22 +163,25 @@ class Folder:
         """A file that is synchronised and gets its name at the end of the `with`; if that fails, the old file stays.
         NewerError if a newer version wrote that."""
         self.check()
-        begin = os.fsdecode(os.fsencode(_plain(name))[:200])  # the name may have 255 bytes, and so may this one
-        temporary = f".{begin}.{os.getpid()}.tmp"
-        with _clear_errors(self.path / name, self._what):
+        with _clear_errors(self.path / _plain(name), self._what):
             if self.is_file(name):
                 with suppress(OSError), open(self.path / name, "rb", opener=self._opener) as old:
                     refuse_newer(old, self.path / name)
+            temporary, file, held = self._create(name)
             try:
-                with self._create(temporary) as file:
-                    yield file
-                    file.flush()
-                    os.fsync(file.fileno())
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+                if not held:  # Windows renames no open file
+                    file.close()
                 self.rename(temporary, name)
             except BaseException:
                 with suppress(OSError):  # a full disk or a missing directory must not hide the cause
                     os.unlink(self._at(temporary), dir_fd=self._handle)
                 raise
+            finally:
+                with suppress(OSError):
+                    file.close()
 
     @contextmanager
     def sealing(self, name: str) -> Iterator[IO[bytes]]:
@@ -184,13 +190,41 @@ class Folder:
             yield file
             append_seal(file, name)
 
-    def _create(self, name: str) -> IO[bytes]:
-        path = self.path / name
+    def _create(self, name: str) -> tuple[str, IO[bytes], bool]:
+        """A new file of a name that no process has used, and whether it is locked against `sweep`."""
+        stem = os.fsdecode(os.fsencode(name)[:200])  # a name has at most 255 bytes
+        while True:
+            temporary = f".{stem}.{int.from_bytes(os.urandom(8)):020}.tmp"
+            file = open(self.path / temporary, "x+b", opener=self._opener)  # noqa: SIM115  # the caller closes it
+            try:
+                return temporary, file, lock(file, self._where / temporary)
+            except OSError as error:
+                file.close()
+                with suppress(OSError):
+                    os.unlink(self._at(temporary), dir_fd=self._handle)
+                if not isinstance(error, BlockingIOError):  # `sweep` took it for a left one
+                    raise
+
+    def sweep(self, names: re.Pattern[str] = TEMPORARY) -> None:
+        """Removes the temporary files of these names that killed processes left; all stay where there are no locks."""
+        for name in self.names():
+            if names.fullmatch(name) and self.is_file(name):
+                with suppress(OSError), open(self.path / name, "r+b", opener=self._opener) as file:
+                    if lock(file, self._where / name):
+                        os.unlink(self._at(name), dir_fd=self._handle)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Waits until no other process is in an `alone` of this directory, for files that belong together."""
+        handle: int | None = None
+        with suppress(OSError):  # Windows opens no directory
+            handle = os.open(self._at("."), os.O_RDONLY, dir_fd=self._handle)
+            wait_for_lock(handle)
         try:
-            return open(path, "x+b", opener=self._opener)
-        except FileExistsError:  # left by a killed process of the same number, or a link placed there
-            os.unlink(self._at(name), dir_fd=self._handle)
-            return open(path, "x+b", opener=self._opener)
+            yield
+        finally:
+            if handle is not None:
+                os.close(handle)
 
     def _opener(self, path: str, flags: int) -> int:
         return os.open(self._at(Path(path).name), flags | _NO_FOLLOW, 0o666, dir_fd=self._handle)

@@ -39,7 +39,7 @@ _LEVELS = {
 }
 # The temporary files that a killed process leaves; see `Folder.writing`. The second form is that of older versions.
 _TORN = re.compile(r"\.(?P<name>.+)\.(\d+\.tmp|tmp\.npz)")
-_TORN_BY_TRAINING = re.compile(
+TORN_BY_TRAINING = re.compile(
     r"\.((recipe\.toml|environment\.json|metrics\.jsonl|views\.npz|(model|encoder)\.safetensors)|.+\.pt)\.\d+\.tmp"
 )
 
@@ -125,13 +125,6 @@ def _empty(at: Folder, inside: str) -> None:
             _empty(at.folder(name, make=False), path)
             at.remove_folder(name)
         elif stat.S_ISREG(kind) and is_ours(inside, name) and path not in (MARKER, LOCK):
-            at.remove(name)
-
-
-def remove_torn(at: Folder) -> None:
-    """Removes the temporary files that a killed training process left in a directory."""
-    for name in at.names():
-        if _TORN_BY_TRAINING.fullmatch(name):
             at.remove(name)
 
 

@@ -35,7 +35,7 @@ from .plan import Plan
 from .planning import Estimate, RunOptions, choose_augment, describe, prepare
 from .progress import Progress
 from .recipe import DEFAULT, Recipe
-from .recording import Recording, environment_of
+from .recording import Recording, environment_of, other_than_before
 from .resuming import Stopped, read_stopped, trained_on
 from .run import Run, RunLock, check_directory, make_directory, public_name, run_directory
 from .starting import Start, open_start
@@ -235,7 +235,7 @@ def _pretrain(
     stopped = before if isinstance(before, Stopped) else None
     start = before if isinstance(before, Start) else None
     if stopped is not None:
-        recipe, options = stopped.recipe, replace(options, limit=stopped.limit)
+        recipe, options = stopped.recipe, replace(options, limit=options.limit if stopped.lost else stopped.limit)
     else:
         assert asked is not None
         recipe = asked
@@ -264,7 +264,8 @@ def _pretrain(
     if start is not None:
         environment["weights"] = start.about
     if not options.quiet:
-        say(*describe(trainer, estimate), *(start.lines() if start is not None else ()))
+        said = other_than_before(environment)
+        say(*describe(trainer, estimate), *(start.lines() if start is not None else ()), *said)
     go_on = resume_command(lock.directory, options.words())
     if options.own.names():
         go_on = f"pretrain(out={str(lock.directory)!r}, resume=True, …) with the same encoder and view"
@@ -380,7 +381,8 @@ def _images(
     """`open_data`; for a resumed run its own images, to which other data must be equal."""
     if stopped is None:
         return open_data(recipe, data, options)
-    data = stopped.run.locate_data() if data is None else data
+    if data is None and not stopped.lost:
+        data = stopped.run.locate_data()
     options = replace(options, allow_skipped=True)  # it was started with them
     store, place = open_data(recipe, data, options)
     if place and store.fingerprint != stopped.state["data"]:  # of a version that took the split `train` alone

@@ -30,7 +30,7 @@ from .model import parameter_count
 from .planning import Estimate, RunOptions
 from .recipe import leaves
 from .resuming import Stopped
-from .run import Run, RunLock
+from .run import MOST_STARTS, Run, RunLock, changes, finished_runs, of_a_start
 from .sealing import BLANK, sealed, sealed_json
 from .training import Plan, Trainer
 
@@ -166,7 +166,9 @@ class Recording:
                 metadata = encoder_metadata(trainer.recipe, trainer.store.image_size)
                 for name, part in zip(WEIGHTS, (trainer.model, trainer.model.encoder), strict=True):
                     folder.write(name, pack_weights(part, metadata))
-                self._environment.update(finished=True, ended=time.time())
+                others = finished_runs(self._lock.directory.absolute().parent)
+                number = 1 + max((run[0] for run in others), default=0)  # the order of runs, which no clock turns
+                self._environment.update(finished=True, ended=time.time(), number=number)
                 self._tell_time()
         environment = self._world.same(self._environment)
         directory = self._lock.directory
@@ -211,6 +213,7 @@ def environment_of(
         "versions": {"python": host.python_version(), "torch": torch.__version__, "numpy": np.__version__},
         "parameters": parameter_count(trainer.model),
         "ranks": trainer.world.size,
+        "threads": torch.get_num_threads(),
         "micro_batch": trainer.micro_batch,
         "batch_norm": "synchronised" if trainer.synchronised else "local",
         "images_in_files": trainer.streamed,
@@ -238,7 +241,17 @@ def environment_of(
         "seconds": 0.0,
         "uncounted_seconds": 0.0,
     }
+    earlier = [] if stopped is None else stopped.starts
+    environment["starts"] = [*earlier, {"step": trainer.step, "time": time.time(), **of_a_start(environment)}]
+    del environment["starts"][1:-MOST_STARTS]
     return environment if stopped is None else _of_resumed(environment, trainer, estimate, stopped)
+
+
+def other_than_before(environment: Mapping[str, Any]) -> list[str]:
+    """What is said of a resumed run that goes on with other kernels, versions, … than its start before used."""
+    last = [of_a_start(start) for start in environment["starts"][-2:]]
+    found = changes(last[0], last[-1])
+    return [f"note: resumed with {'; '.join(found)}: weights may differ in their last bits or more"] if found else []
 
 
 def _of_resumed(
@@ -247,6 +260,7 @@ def _of_resumed(
     """The same with what the run has been until now."""
     earlier = stopped.run.environment
     environment |= {"seconds": stopped.seconds, "command": earlier.get("command")}
+    environment["notes"] += [stopped.lost] if stopped.lost else []
     environment |= {"loggers": dict(earlier.get("loggers") or {})}
     environment |= {"weights": earlier["weights"]} if "weights" in earlier else {}
     environment["uncounted_seconds"] = stopped.uncounted_seconds

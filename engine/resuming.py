@@ -15,7 +15,7 @@ from .data.store import ImageStore
 from .errors import DataError, UsageError, counted
 from .fitting import FITTED
 from .recipe import Recipe, leaves
-from .run import Run, public_name
+from .run import Run, of_a_start, public_name, read_environment
 from .terminal import say
 from .training import Own
 
@@ -25,6 +25,7 @@ _PARTS = {
     **{"model": dict, "optimizer": dict, "scaler": dict, "rng": Tensor},
 }
 MOST_NAMED = 6  # differences named in one message
+LOST = "its path of the images, limit, time, notes and earlier starts are lost (give --data and --limit again)"
 
 
 @dataclass(frozen=True)
@@ -36,12 +37,20 @@ class Stopped:
         recipe: recipe of its newest checkpoint, with the data that it was trained on.
         state: contents of that checkpoint.
         longer: whether its plan was made longer; recipe and state have the new length.
+        lost: what is no longer known, because environment.json cannot be read; else "".
     """
 
     run: Run
     recipe: Recipe
     state: dict[str, Any]
     longer: bool = False
+    lost: str = ""
+
+    @property
+    def starts(self) -> list[dict[str, Any]]:
+        """What each start until now used. Older versions wrote only the last one."""
+        found = [one for one in self.run.environment.get("starts", ()) if isinstance(one, dict)]
+        return found or ([] if self.lost else [of_a_start(self.run.environment)])
 
     @property
     def limit(self) -> int | None:
@@ -86,7 +95,7 @@ class Stopped:
             UsageError: a setting differs; names both values.
         """
         differing = []
-        if limit is not None and limit != self.limit:
+        if limit is not None and limit != self.limit and not self.lost:
             differing.append(f"--limit {limit}, the run has {self.limit or 'no limit'}")
         # The path of the images is not compared, but their fingerprint is.
         named = {key for key in overrides if key in ("data.source", "data.size", "data.levels")}
@@ -109,7 +118,7 @@ class Stopped:
     def check_own(self, own: Own) -> None:
         """Raises a UsageError unless the caller's own parts are given again, by their names; no file can hold them."""
         had, given = self.run.environment.get("own") or {}, own.names()
-        if had != given:
+        if had != given and not (self.lost and (self.recipe.model.arch == "own") == (own.encoder is not None)):
             raise UsageError(
                 "the run was trained with other parts of its caller's",
                 saw=f"the run has {had or 'none'}, given are {given or 'none'}",
@@ -146,7 +155,7 @@ class Stopped:
     def check_start(self, about: Mapping[str, str]) -> None:
         """Raises a UsageError for other weights to start from than those that the run started from."""
         ours = self.run.environment.get("weights")
-        if not isinstance(ours, dict) or ours.get("sha256") != about["sha256"]:
+        if not self.lost and (not isinstance(ours, dict) or ours.get("sha256") != about["sha256"]):
             raise UsageError(
                 "a resumed run goes on with its own weights, and others were given",
                 saw=f"--weights {about['name']}; the run started from {_started_from(ours)}",
@@ -196,11 +205,17 @@ def read_stopped(directory: Path) -> Stopped:
     _check_parts(state, path)
     for complaint in complaints:
         say(f"warning: {complaint}; using {path.name} instead")
-    run, recipe = Run.open(directory), Recipe.from_toml(state["recipe"])
+    recipe, lost = Recipe.from_toml(state["recipe"]), ""
+    try:
+        environment = read_environment(directory)
+    except (OSError, ValueError) as error:
+        environment, lost = {}, "environment.json could not be read when the run was resumed: " + LOST
+        say(f"warning: {directory}: {error}; the checkpoint is good, but {LOST}")
+    run = Run(directory, recipe, environment)
     name, size = run.data.get("name"), run.data.get("image_size")
     if isinstance(name, str) and isinstance(size, int):  # the recipes of older versions do not name the data
         recipe = trained_on(recipe, name, size)
-    return Stopped(run, recipe, state | {"recipe": recipe.to_toml()})
+    return Stopped(run, recipe, state | {"recipe": recipe.to_toml()}, lost=lost)
 
 
 def _check_parts(state: Mapping[str, Any], path: Path) -> None:

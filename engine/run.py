@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,14 +18,10 @@ from .data.levels import Levels, as_levels
 from .errors import DataError, PlatformError, UsageError, plain
 from .files import MARKER, Folder, is_plain_name, named_path
 from .inputs import open_regular, read_text
-from .layout import LOCK, check_removable, empty, holds_a_lock, is_free, mark, remove_torn
+from .layout import LOCK, TORN_BY_TRAINING, check_removable, empty, holds_a_lock, is_free, mark
+from .locks import lock
 from .sealing import AlteredError, has_seal, verify_file
-from .terminal import say_once
-
-try:
-    import fcntl
-except ImportError:  # not a POSIX system: a second process in the directory is not noticed
-    fcntl = None  # type: ignore[assignment]  # a module, or nothing
+from .terminal import say, say_once
 
 if TYPE_CHECKING:
     from torch import nn
@@ -35,6 +30,7 @@ if TYPE_CHECKING:
     from .recipe import Recipe
 
 RUNS = Path("runs")
+LARGEST_IMAGE = 1 << 16  # pixels of a side; Python may train on larger images than the command line
 MOST_DIGITS = 20  # longest whole number in the files of a run: that of 2⁶⁴
 
 
@@ -70,7 +66,7 @@ class Run:
                 except AlteredError as error:
                     say_once(f"note: {error.saw}; {error.fix}")
             recipe = Recipe.from_toml(read_text(directory / "recipe.toml", LARGEST_RECIPE))
-            environment = _read_object(read_text(directory / "environment.json", LARGEST_DOCUMENT))
+            environment = read_environment(directory)
         except (OSError, ValueError) as error:
             raise DataError(
                 "no readable run here",
@@ -81,23 +77,16 @@ class Run:
 
     @classmethod
     def newest(cls, root: str | Path = RUNS) -> Run:
-        """The finished run under `root` that ended last."""
-        found = []
-        for file in Path(root).glob("*/environment.json"):
-            try:
-                environment = _read_object(read_text(file, LARGEST_DOCUMENT))
-            except (OSError, ValueError):
-                continue
-            if environment.get("finished"):
-                ended = environment.get("ended")
-                found.append((float(ended) if is_number(ended) else 0.0, file.parent))
+        """The finished run under `root` that ended last, by the number that it took when it ended; of runs of older
+        versions, which have none, by the date that they wrote."""
+        found = finished_runs(Path(root))
         if not found:
             raise DataError(
                 "no finished run to take",
                 saw=f"{Path(root)}/",
                 fix="run `simclr-engine pretrain` first, or name one with --run",
             )
-        return cls.open(max(found)[1])
+        return cls.open(max(found)[-1])
 
     @property
     def image_size(self) -> int:
@@ -187,6 +176,73 @@ class Run:
         return load_encoder(self.directory, own)
 
 
+def finished_runs(root: Path) -> list[tuple[int, float, Path]]:
+    """Number, end (seconds since 1970) and directory of the finished runs under `root`; 0 where one does not say."""
+    found = []
+    for directory in (file.parent for file in root.glob("*/environment.json")):
+        with suppress(OSError, ValueError):
+            about = read_environment(directory)
+            if about.get("finished"):
+                number = about.get("number") or 0
+                found.append((number, 0.0 if number else float(about.get("ended") or 0), directory))
+    return found
+
+
+# What readers of environment.json take for granted, wherever an entry stands; one of another kind counts as absent.
+_KINDS: dict[str, Callable[[Any], bool]] = {
+    "step number parameters feature_dim ranks peak_bytes images limit image_size total_steps steps_per_epoch": (
+        lambda value: value is None or (type(value) is int and 0 <= value < 2**63)
+    ),
+    "seconds uncounted_seconds ended epochs pflop peak_lr max_minutes max_pflop estimated_seconds": (
+        lambda value: value is None or (is_number(value) and 0 <= value < 2**63)
+    ),
+    "version command commit device device_name precision name path labels files split fingerprint words sha256": (
+        lambda value: value is None or isinstance(value, str)
+    ),
+    "notes starts class_names lengthened": lambda value: isinstance(value, list),
+    "data plan own loggers weights backends versions": lambda value: isinstance(value, dict),
+}
+_CHECKS = {name: check for names, check in _KINDS.items() for name in names.split()}
+
+
+def read_environment(directory: Path) -> dict[str, Any]:
+    """environment.json of a run, without entries of a kind that no run writes.
+
+    Raises:
+        OSError, ValueError: it is not there, cannot be read, or is no object.
+    """
+
+    def known(found: dict[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in found.items() if name not in _CHECKS or _CHECKS[name](value)}
+
+    return _read_object(read_text(directory / "environment.json", LARGEST_DOCUMENT), known)
+
+
+# What a start of a run uses and a later one may not.
+_OF_A_START = (
+    *("version", "commit", "device", "device_name", "precision", "compile", "deterministic", "backends", "versions"),
+    *("ranks", "threads", "micro_batch", "batch_norm"),
+)
+MOST_STARTS = 1000
+
+
+def of_a_start(environment: Mapping[str, Any]) -> dict[str, Any]:
+    """What a start of a run used, by its environment.json: kernels, device, versions, commit, …"""
+    return {name: environment[name] for name in _OF_A_START if name in environment}
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """`augment native → torch` for each entry of two starts that differs."""
+    found = []
+    for name, value in now.items():
+        if isinstance(value, dict):
+            earlier = before.get(name)
+            found += changes(earlier if isinstance(earlier, dict) else {}, value)
+        elif name in before and before[name] != value:
+            found.append(f"{name} {str(before[name])[:60]} → {str(value)[:60]}")
+    return found
+
+
 def unfinished_notes(how_far: str) -> tuple[str, ...]:
     """What is said wherever the encoder of a run is used that has not ended; nothing of a finished one (`""`)."""
     return (f"the run of this encoder has not ended: {how_far[:80]} are done",) if how_far else ()
@@ -221,10 +277,10 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
         ) from error
 
 
-def _read_object(text: str) -> dict[str, Any]:
-    """Parses a JSON object; a short ValueError for anything else."""
+def _read_object(text: str, of_each: Callable[[dict[str, Any]], dict[str, Any]] | None = None) -> dict[str, Any]:
+    """Parses a JSON object; a short ValueError for anything else. `of_each` changes it and the objects in it."""
     try:
-        found = json.loads(text, parse_int=_whole_number)
+        found = json.loads(text, parse_int=_whole_number, object_hook=of_each)
     except RecursionError as error:
         raise ValueError("brackets nested too deeply") from error
     if not isinstance(found, dict):
@@ -312,15 +368,15 @@ def make_directory(path: Path, *, resume: bool, overwrite: bool, lock: RunLock) 
         mark(at)
         if anew:
             empty(at)
-    remove_torn(at)
-    remove_torn(at.folder("checkpoints"))
+    at.sweep(TORN_BY_TRAINING)
+    at.folder("checkpoints").sweep(TORN_BY_TRAINING)
 
 
 class RunLock:
-    """Keeps a second process out of a run directory, from `take` to the end of the `with`.
+    """Keeps a second process from training in a run directory, from `take` to the end of the `with`.
 
     An advisory lock on the open file `.lock`. The kernel frees it when the process ends, so a lock is never stale. The
-    file stays and names its holder. On a file system without locks, it does only that.
+    file stays and names its holder. On a file system without locks, it does only that, and `take` says so.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -335,9 +391,18 @@ class RunLock:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._file is not None:
-            with suppress(OSError), self._file:  # a failure to empty it must not hide the error of the run
-                self._file.truncate(0)
+            with suppress(OSError):
+                self._write("")
+            with suppress(OSError):  # which would hide `error`
+                self._file.close()
             self._file = None
+
+    def _write(self, text: str) -> None:
+        assert self._file is not None
+        if os.fstat(self._file.fileno()).st_nlink == 1:  # else the file is that of another folder, too
+            self._file.truncate(0)
+            self._file.write(text)
+            self._file.flush()
 
     @property
     def folder(self) -> Folder:
@@ -358,19 +423,17 @@ class RunLock:
         folder = Folder.open(self.directory, "into the run directory")
         file = folder.append(LOCK, "a+")
         try:
-            if fcntl is not None:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-                file.seek(0)
-                holder = file.read(200).strip() or "an unknown process"
-                file.close()
-                raise UsageError(
-                    "another process is training in this directory",
-                    saw=f"{self.directory}: {holder}",
-                    fix="wait until it ends, stop it, or choose another --out",
-                ) from error
-            # ENOLCK, EOPNOTSUPP: a network file system without locks
+            if not lock(file, self.directory.absolute() / LOCK):
+                say(f"note: there are no locks in {self.directory}: a second process here would not be noticed")
+        except BlockingIOError as error:
+            file.seek(0)
+            holder = file.read(200).strip() or "an unknown process"
+            file.close()
+            raise UsageError(
+                "another process is training in this directory",
+                saw=f"{self.directory}: {holder}",
+                fix="wait until it ends, stop it, or choose another --out",
+            ) from error
         file.seek(0)
         if not holds_a_lock(file.read(1000)):
             file.close()
@@ -379,6 +442,4 @@ class RunLock:
             )
         self._folder, self._file = folder, file
         with suppress(OSError):  # the disk is full: the lock holds nevertheless
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-            file.flush()
+            self._write(f"process {os.getpid()} on {socket.gethostname()}\n")

@@ -33,7 +33,9 @@ from simclr_engine.data.stream import WINDOW, Pictures, Window, windows
 from simclr_engine.errors import DataError, PlatformError, UsageError
 from simclr_engine.files import Folder, read_arrays, synchronise, write_atomic
 from simclr_engine.inputs import read_text
+from simclr_engine.locks import HELD, lock
 from simclr_engine.sealing import AlteredError, read_json, sealed_json
+from simclr_engine.terminal import say
 
 from .embedder import Embedder, Vectors, naming
 from .index import (
@@ -213,7 +215,7 @@ class UnfinishedIndex:
         self.files.partial.mkdir(parents=True, exist_ok=True)
         with _locked(self.files.partial):
             if _begun_plan(self.files) != plan:
-                _clear(self.files, but="lock")
+                _clear(self.files, but=HELD)
                 write_atomic(self._at("plan.json"), sealed_json({"digest": plan}))
             self.windows = next(number for number in count() if not self._is_whole(number))
             if self.windows:
@@ -347,7 +349,7 @@ def _names_in(folder: Path) -> list[str]:
 
 def _clear(files: IndexFiles, but: str = "") -> None:
     """Removes the files in NAME.partial/ one by one, and then the folder; with `but`, all except that one."""
-    for name in _names_in(files.partial):
+    for name in sorted(_names_in(files.partial), key=HELD.__eq__):  # the lock last
         if name != but:
             (files.partial / name).unlink()
     if not but and files.partial.exists():
@@ -390,14 +392,11 @@ def _finished_plan(files: IndexFiles) -> str | None:
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Keeps a second process away while this one writes; the lock goes with the process, however it ends."""
-    try:
-        import fcntl
-    except ModuleNotFoundError:  # Windows: there the open files themselves cannot be replaced
-        yield
-        return
-    with (folder / "lock").open("w") as file:
+    with (folder / HELD).open("w") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not lock(file, folder / HELD):
+                file.close()  # Windows removes no open file
+                say(f"note: there are no locks in {folder}: a second process here would not be noticed")
         except BlockingIOError:
             fix = "wait for it, or choose another --out"
             raise UsageError("another process is writing this index", saw=folder, fix=fix) from None

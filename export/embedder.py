@@ -146,7 +146,7 @@ def _run_embedder(run: Run) -> Embedder:
         image_size=run.image_size,
         levels=run.levels,
         feature_dim=width,
-        class_names=chosen.class_names if chosen else tuple(run.environment["data"].get("class_names") or ()),
+        class_names=chosen.class_names if chosen else tuple(run.data.get("class_names") or ()),
         probe=chosen.id if chosen else "",
         embed=embed,
         predict=predict if chosen else None,

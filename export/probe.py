@@ -15,7 +15,7 @@ from onnx import helper, numpy_helper
 from simclr_engine.command_line import command_here
 from simclr_engine.errors import DataError, UsageError
 from simclr_engine.evaluation.linear import LinearProbe
-from simclr_engine.evaluation.records import load_result
+from simclr_engine.evaluation.records import load_result, numbers
 from simclr_engine.evaluation.result import EvaluationResult
 from simclr_engine.run import Run
 from simclr_engine.sealing import NewerError
@@ -75,10 +75,10 @@ class ChosenProbe:
 def saved_probes(run_directory: Path) -> list[tuple[str, Path]]:
     """IDs and files of the run's linear probes of its trained encoder: those fitted on all images first, newest first.
 
-    A limit on the images stands in the ID as `-nN`.
+    A limit on the images stands in the ID as `-nN`. The newest is the one that was written last, as `numbers` says.
     """
-    found = (run_directory / "evaluation").glob(f"*{SUFFIX}.safetensors")
-    ordered = sorted(found, key=lambda p: (not is_limited(p.stem), p.stat().st_mtime, p.name), reverse=True)
+    found, number = (run_directory / "evaluation").glob(f"*{SUFFIX}.safetensors"), numbers(run_directory / "evaluation")
+    ordered = sorted(found, key=lambda p: (not is_limited(p.stem), number.get(p.stem, 0), p.name), reverse=True)
     return [(path.stem, path) for path in ordered]
 
 
@@ -117,9 +117,9 @@ def choose_probe(run: Run, wanted: str | None, feature_dim: int, encoder_hash: s
             saw=f"{choice}: encoder {result.encoder[:16]}…, the run has {encoder_hash[:16]}…",
             fix=MAKE_ONE,
         )
-    about = run.environment["data"]
+    about = run.data
     same = result.data == about.get("name") and result.limit == about.get("limit")
-    return ChosenProbe(choice, probe, result, str(about["fingerprint"]) if same else "")
+    return ChosenProbe(choice, probe, result, str(about.get("fingerprint") or "") if same else "")
 
 
 def _result(file: Path) -> EvaluationResult:

@@ -7,11 +7,12 @@ import errno
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from simclr_engine.errors import DataError, PlatformError, UsageError
 from simclr_engine.files import occupied
+from simclr_engine.locks import held_folder, sweep
 
 from .description import description_path, description_text, is_description
 from .metadata import ModelFile, read_model, sidecar_path
@@ -53,6 +54,7 @@ def _is_checksum(path: Path) -> bool:
         return False
 
 
+_TEMPORARY = re.compile(r".+\.(onnx|onnx\.sha256|json)")
 # What lies beside an exported file: its name in errors, where it lies, and whether a file there is one.
 BESIDE = (("checksum", sidecar_path, _is_checksum), ("description", description_path, is_description))
 
@@ -81,24 +83,16 @@ def rename(temporary: Path, target: Path) -> None:
         beside(temporary).replace(beside(target))
 
 
-def temporary_path(target: Path) -> Path:
-    return target.with_name(f".{target.stem}.{os.getpid()}.partial.onnx")
-
-
 @contextmanager
-def reserved(*targets: Path | None) -> Iterator[None]:
-    """Creates an empty file beside each target before any work is done, so that a folder that cannot be written is
-    reported at once. Removes them at the end."""
-    temporaries = [temporary_path(target) for target in targets if target is not None]
-    try:
-        for temporary, target in zip(temporaries, targets, strict=False):
-            with disk_errors(target or temporary):
-                temporary.unlink(missing_ok=True)  # of a process of this number that was killed
-                temporary.open("xb").close()  # not through a link
-        yield
-    finally:
-        for temporary in temporaries:
-            remove(temporary)
+def reserved(target: Path) -> Iterator[Path]:
+    """A folder beside `target` for the files until they are whole, made before any work is done, so that a place that
+    cannot be written is reported at once. Removed at the end; what killed exports to `target` left goes now."""
+    prefix = f".{target.stem[:50]}.partial-"
+    sweep(target.parent, prefix, _TEMPORARY)
+    with ExitStack() as stack:
+        with disk_errors(target):
+            room = stack.enter_context(held_folder(target.parent, prefix))
+        yield room
 
 
 def remove(file: Path) -> None:

@@ -101,7 +101,7 @@ def parity_samples(run: Run, count: int, images: Images | None) -> Samples:
 
 def _cached(run: Run) -> Images | None:
     """The training images in the cache, found by their fingerprint, and the test images beside them."""
-    stated = run.environment["data"]
+    stated = run.data
     for entry in sorted((cache_root() / "data").glob("[0-9a-f]*")):
         try:
             meta = read_meta(entry)
@@ -110,12 +110,14 @@ def _cached(run: Run) -> Images | None:
             for splits in ([split] for split in meta.splits):
                 store = _matching(entry, meta, splits, run)
                 if store is not None:
-                    return Images(store, _test_split(entry, meta, stated["name"]), "images that it was trained on")
+                    return Images(
+                        store, _test_split(entry, meta, str(stated.get("name"))), "images that it was trained on"
+                    )
             if (
                 len(pool := pretraining_splits(meta.kind, meta.splits)) > 1
                 and (store := _matching(entry, meta, pool, run)) is not None
             ):
-                test = _test_split(entry, meta, stated["name"])
+                test = _test_split(entry, meta, str(stated.get("name")))
                 return Images(replace(store, labels=None), test, "images that it was trained on")
         except (DamagedError, NewerError):
             continue
@@ -135,13 +137,13 @@ def _packed_again(run: Run) -> Images | None:
 
 def _matching(entry: Path, meta: Meta, splits: list[str], run: Run) -> ImageStore | None:
     """The images of some splits if they are those that the run was trained on."""
-    stated = run.environment["data"]
-    wanted, limit = stated["fingerprint"], stated.get("limit")
+    stated = run.data
+    wanted, limit = stated.get("fingerprint"), stated.get("limit")
     about = [meta.splits[split] for split in splits]
     a_subset = limit is not None and sum(one.images for one in about) > limit
     if meta.image_size != run.image_size or not (a_subset or len(about) > 1 or about[0].fingerprint == wanted):
         return None
-    read = partial(read_split, entry, meta, name=stated["name"])
+    read = partial(read_split, entry, meta, name=str(stated.get("name")))
     store = (pretraining_images(meta, read) if len(splits) > 1 else read(splits[0])).limit(limit)
     store.verify()
     return store if store.fingerprint == wanted else None

@@ -6,12 +6,10 @@ package that the user installed. Any static web server can serve it, below any p
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from typing import Any
 from simclr_engine.data.sources import Selection
 from simclr_engine.errors import CheckFailed, DataError, PlatformError, UsageError
 from simclr_engine.files import named_path, occupied
+from simclr_engine.locks import held_folder
 from simclr_engine.run import Run
 
 from .description import description_text
@@ -229,17 +228,13 @@ def check_folder(given: str | Path) -> Path:
 @contextmanager
 def _prepared(folder: Path) -> Iterator[Path]:
     """An empty folder beside `folder`, which takes its name at the end; if that fails, what was there stays."""
-    partial, before = (folder.with_name(f".{folder.name}.{os.getpid()}.{word}") for word in ("partial", "before"))
-    try:
+    with ExitStack() as stack:
         with disk_errors(folder, "the page"):
-            shutil.rmtree(partial, ignore_errors=True)  # of a process of this number that was killed
-            partial.mkdir()
+            room = stack.enter_context(held_folder(folder.parent, f".{folder.name[:50]}.partial-"))
+            (partial := room / "partial").mkdir()
         yield partial
         with disk_errors(folder, "the page"):
-            _exchange(partial, check_folder(folder), before)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    shutil.rmtree(before, ignore_errors=True)
+            _exchange(partial, check_folder(folder), room / "before")
 
 
 def _exchange(partial: Path, folder: Path, before: Path) -> None:

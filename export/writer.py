@@ -54,7 +54,7 @@ from .parity import (
 )
 from .precision import CALIBRATION_IMAGES, check_calibration, check_fused, halve, has_vnni, quantize
 from .probe import ChosenProbe, attach_probe, choose_probe
-from .publishing import check_target, disk_errors, remove, rename, reserved, temporary_path, write, write_beside
+from .publishing import check_target, disk_errors, remove, rename, reserved, write, write_beside
 from .runtime import INPUT, LABEL, OUTPUT, PROBABILITIES, OnnxEncoder, open_session
 from .samples import Images, Samples, images_of, parity_samples
 
@@ -192,17 +192,17 @@ def export_onnx(
             fix="choose another name, such as encoder.onnx",
         )
     keep_freed_memory()  # 45 MB are held a dozen times in turn
-    with reserved(target, *smaller.values()), _no_collection():
+    with reserved(target) as room, _no_collection():
         source = _Source.of(run, probe, "int8" in smaller, data, encoder)
         built = _build(source, opset)
         for path in smaller.values():
             remove(path)  # it is of the file that is replaced now
-        result = _publish(target, built, source, begin)
+        result = _publish(room, target, built, source, begin)
         failed: CheckFailed | None = None
         for name, path in smaller.items():
             begin = time.perf_counter()
             try:
-                made = _publish_variant(path, built, source, name, begin)
+                made = _publish_variant(room, path, built, source, name, begin)
                 result = replace(result, variants=(*result.variants, made))
             except CheckFailed as error:
                 failed = failed or error
@@ -301,7 +301,7 @@ def _check_calibration(run: Run, images: Images | None) -> None:
     if images is None:
         raise DataError(
             "int8 is calibrated on images, and those of the run are neither in the cache nor where they were",
-            saw=run.environment["data"]["name"],
+            saw=run.data.get("name"),
             fix="name images like those that it will see: --data NAME|PATH",
         )
     check_calibration(images.train.images)
@@ -372,9 +372,9 @@ def _sealed(
     return _Built(traced, with_metadata(plain, metadata), metadata, parity, images, expected, session)
 
 
-def _publish(target: Path, built: _Built, source: _Source, begin: float, **more: Any) -> ExportResult:
+def _publish(room: Path, target: Path, built: _Built, source: _Source, begin: float, **more: Any) -> ExportResult:
     """Writes the file under a temporary name, reads it back, and then renames it."""
-    temporary, sha256 = temporary_path(target), hashlib.sha256(built.data).hexdigest()
+    temporary, sha256 = room / target.name, hashlib.sha256(built.data).hexdigest()
     with disk_errors(target):
         write(temporary, built.data)
         write_beside(temporary, ModelFile(target, built.data, sha256, built.metadata))
@@ -386,7 +386,9 @@ def _publish(target: Path, built: _Built, source: _Source, begin: float, **more:
     return ExportResult(target, sha256, size, built.parity, built.metadata, opset, directory, seconds, **more)
 
 
-def _publish_variant(target: Path, fp32: _Built, source: _Source, precision: str, begin: float) -> ExportResult:
+def _publish_variant(
+    room: Path, target: Path, fp32: _Built, source: _Source, precision: str, begin: float
+) -> ExportResult:
     """Writes the smaller file beside the fp32 file, if it passes its gates."""
     model = _int8(source, fp32) if precision == "int8" else halve(fp32.traced.model)
     traced, plain = replace(fp32.traced, model=model), serialised(model)
@@ -404,7 +406,7 @@ def _publish_variant(target: Path, fp32: _Built, source: _Source, precision: str
     figures = agreement.bounds() if source.in_graph else {}
     metadata = replace(fp32.metadata, precision=precision, parity=parity.bounds() | figures)
     built = _sealed(source, traced, plain, session, metadata, parity)
-    return _publish(target, built, source, begin, agreement=agreement, speed=speed)
+    return _publish(room, target, built, source, begin, agreement=agreement, speed=speed)
 
 
 def _int8(source: _Source, fp32: _Built) -> onnx.ModelProto:
@@ -425,7 +427,7 @@ def _compared(source: _Source) -> ImageStore:
 
 
 def _metadata(source: _Source, parity: Parity) -> ModelMetadata:
-    run, data = source.run, source.run.environment["data"]
+    run, data = source.run, source.run.data
     probe = source.probe if source.in_graph else None
     return ModelMetadata(
         schema=SCHEMA,
@@ -438,7 +440,7 @@ def _metadata(source: _Source, parity: Parity) -> ModelMetadata:
         std=tuple(run.recipe.augment.std),
         interpolation=INTERPOLATION,
         class_names=probe.class_names if probe else tuple(data.get("class_names") or ()),
-        data_fingerprint=str(data["fingerprint"]),
+        data_fingerprint=str(data.get("fingerprint") or ""),
         recipe=run.recipe.name,
         recipe_hash=run.recipe.hash(),
         parity=parity.bounds(),

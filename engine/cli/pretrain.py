@@ -195,6 +195,7 @@ def command(
     from ..planning import RunOptions, choose_augment, describe, prepare
     from ..pretraining import Interrupted, open_data, pretrain, start_of
     from ..resuming import trained_on
+    from ..run import is_number
 
     images = selected(data, labels, files)
     if gpus is not None and _launched(gpus, device):
@@ -261,8 +262,9 @@ def command(
     if not is_main():
         return
 
-    train = [row for row in run.metrics if row["event"] == "train"]
-    environment, last = run.environment, train[-1]
+    logged = [row for row in run.metrics if row.get("event") == "train"]
+    logged = [row for row in logged if is_number(row.get("loss")) and is_number(row.get("chance"))]
+    environment, last = run.environment, logged[-1] if logged else {"loss": None, "chance": None}  # none of a lost log
     if as_json:
         images = environment["plan"]["total_steps"] * run.recipe.train.batch_size
         print_json(
@@ -281,7 +283,8 @@ def command(
         from ..command_line import command_here
 
         minutes = environment["seconds"] / 60
-        tell(f"loss {last['loss']:.3f} (chance {last['chance']:.3f}) after {minutes:.1f} min → {run.directory}")
+        reached = f"loss {last['loss']:.3f} (chance {last['chance']:.3f})" if logged else "done"
+        tell(f"{reached} after {minutes:.1f} min → {run.directory}")
         tell(f"next: {command_here('evaluate', run.directory)}")
         tell(f"      {command_here('export', 'encoder.onnx', '--run', run.directory)}")
 

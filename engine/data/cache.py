@@ -14,9 +14,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
-import tempfile
-import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -28,15 +25,15 @@ from numpy.typing import NDArray
 
 from ..errors import DataError, PlatformError
 from ..files import Folder, expanded, make_folder, read_arrays, synchronise
+from ..locks import HELD, clear, held_folder, sweep
 from ..sealing import NewerError, read_json, sealed_json
 from ..terminal import say_once
 from .store import MAPPED_BYTES, ImageStore, Pixels, ShardedImages, fingerprint
 from .verification import Verification, running_hashes
 
 FORMAT = 2
-_STALE_SECONDS = 24 * 3600
 _PARTIAL = ".partial-"
-_OURS = re.compile(r"(images|labels)-[a-z]+(\.\d+)?\.npy|\.?meta\.json(\.\d+\.tmp)?")  # what packing writes
+_OURS = re.compile(r"(images|labels)-[a-z]+(\.\d+)?\.npy|\.?meta\.json(\.\d+\.tmp)?|lock")  # what packing writes
 # FAT's clock, the coarsest of a file system in use: a file may be written twice within it and keep its times.
 _CLOCK_NS = 2_000_000_000
 
@@ -236,26 +233,23 @@ def publish(entry: Path, build: Callable[[Path], None]) -> None:
     """
     try:
         make_folder(entry.parent)
-        _remove_stale(entry.parent)
-        partial = Path(tempfile.mkdtemp(prefix=f"{_PARTIAL}{entry.name[:8]}-", dir=entry.parent))
+        sweep(entry.parent, _PARTIAL, _OURS)
+        with held_folder(entry.parent, f"{_PARTIAL}{entry.name[:8]}-") as partial:
+            build(partial)
+            partial.chmod(0o755)
+            synchronise(partial)
+            _replace(partial, entry)
+            synchronise(entry.parent)
     except OSError as error:
         raise _unwritable(error) from error
-    try:
-        build(partial)
-        partial.chmod(0o755)
-        synchronise(partial)
-        _replace(partial, entry)
-        synchronise(entry.parent)
-    except OSError as error:
-        raise _unwritable(error) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _replace(partial: Path, entry: Path) -> None:
     for _ in range(10):
         try:
             partial.rename(entry)
+            with suppress(OSError):  # a reader does not mind it
+                (entry / HELD).unlink()
             return
         except OSError:
             if not entry.exists():
@@ -270,8 +264,9 @@ def _replace(partial: Path, entry: Path) -> None:
                     saw=foreign[0],
                     fix="move it elsewhere, then run again",
                 )
+            (entry / HELD).touch()  # a kill now leaves a folder to `sweep`
             entry.rename(aside)
-            _remove(aside)
+            clear(aside, _OURS)
     raise OSError(f"{entry} cannot be replaced")
 
 
@@ -286,25 +281,6 @@ def _is_whole(entry: Path, like: Path) -> bool:
     except DamagedError:
         return False
     return True
-
-
-def _remove_stale(parent: Path) -> None:
-    """Remove what killed processes left half packed a day ago."""
-    for left in parent.glob(f"{_PARTIAL}*"):
-        with suppress(OSError):
-            if time.time() - left.stat().st_mtime >= _STALE_SECONDS:
-                _remove(left)
-
-
-def _remove(folder: Path) -> None:
-    """Remove the files that packing writes, and the folder if nothing else was in it; a link is left alone."""
-    with suppress(OSError):
-        if folder.is_symlink():
-            return
-        for file in folder.iterdir():
-            if _OURS.fullmatch(file.name):
-                file.unlink()
-        folder.rmdir()
 
 
 FileState = tuple[int, int, int, int, int]

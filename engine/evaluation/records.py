@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,11 +14,13 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from ..bounds import LARGEST_DOCUMENT
 from ..data.store import ImageStore, Pixels
 from ..documents import to_json
 from ..errors import DataError
 from ..event_log import write_scalars
 from ..files import Folder, is_plain_name, read_arrays
+from ..inputs import read_text
 from ..run import read_rows
 from ..sealing import NewerError, has_seal, read_json, sealed_json
 from ..terminal import say
@@ -62,8 +66,20 @@ def save_result(directory: Path | Folder, result: EvaluationResult, probe: Linea
     name, at = result_id(result), Folder.of(directory, RESULTS)
     if probe is not None:
         at.write(f"{name}.safetensors", probe.to_bytes(f"{name}.safetensors"))
-    at.write(f"{name}.json", sealed_json(result.to_dict(), f"{name}.json"))
+    number = 1 + max(numbers(at.path).values(), default=0)
+    at.write(f"{name}.json", sealed_json(result.to_dict() | {"number": number}, f"{name}.json"))
     return name
+
+
+def numbers(directory: Path) -> dict[str, int]:
+    """The IDs of the results of a directory, numbered in the order in which they were written, whatever the clock said;
+    0 for those of older versions."""
+    found = {}
+    for path in directory.glob("*.json"):
+        with suppress(OSError, ValueError, AttributeError, RecursionError):
+            number = json.loads(read_text(path, LARGEST_DOCUMENT)).get("number")
+            found[path.stem] = number if type(number) is int and 0 < number < 2**63 else 0
+    return found
 
 
 def load_result(path: Path) -> EvaluationResult:
@@ -277,19 +293,23 @@ class Outcome:
         if probe is not None and find_spec("safetensors") is None:  # the light installation has none
             say("note: the probe itself is not written: pip install safetensors")
             probe = None
-        name = save_result(directory, self.result, probe)
         assert self.store.labels is not None
         confidence = np.take_along_axis(self.probabilities, self.classes[:, None], axis=1)[:, 0]
         images = self.store.images if self.store is test else self.store.images[self.rows]
         truth = self.store.labels[self.rows]
-        save_predictions(directory, name, Predictions.sampled(truth, self.classes, confidence, images))
-        if self.steps:
-            save_steps(directory, name, self.steps)
+        predictions = Predictions.sampled(truth, self.classes, confidence, images)
+        with directory.alone():  # an evaluation at the same time may write results of the same name
+            name = save_result(directory, self.result, probe)
+            save_predictions(directory, name, predictions)
+            if self.steps:
+                save_steps(directory, name, self.steps)
 
     def save_scalars(self, run: Folder) -> None:
         """Writes the curves of a method that trains into `tensorboard/` of the run. PlatformError as of `save`."""
         if self.result.history:
-            write_scalars(run.folder("tensorboard"), self.result.history, self.steps, protocol_id(self.result))
+            boards = run.folder("tensorboard")
+            with boards.alone():
+                write_scalars(boards, self.result.history, self.steps, protocol_id(self.result))
 
 
 def save_features(
@@ -303,13 +323,15 @@ def save_features(
         PlatformError: the directory cannot be written.
     """
     suffix, (store, features) = "" if init == "pretrained" else "_scratch", test
-    earlier = load_embeddings(directory.path, f"test{suffix}")
-    if earlier is not None and earlier.data == store.name and len(earlier.features) > len(store):
-        return
-    if init == "pretrained":
-        save_embeddings(directory, "train", *train)
-    save_embeddings(directory, f"test{suffix}", store, features)
-    save_neighbours(directory, f"neighbours{suffix}", _neighbours(train, test))
+    neighbours = _neighbours(train, test)
+    with directory.alone():
+        earlier = load_embeddings(directory.path, f"test{suffix}")
+        if earlier is not None and earlier.data == store.name and len(earlier.features) > len(store):
+            return
+        if init == "pretrained":
+            save_embeddings(directory, "train", *train)
+        save_embeddings(directory, f"test{suffix}", store, features)
+        save_neighbours(directory, f"neighbours{suffix}", neighbours)
 
 
 def _neighbours(train: tuple[ImageStore, Features], test: tuple[ImageStore, Features]) -> Neighbours:

@@ -193,6 +193,8 @@ class EvaluationResult:
             numbers += [value for name, value in row.items() if name != "name"]
         if not all(isinstance(text, str) for text in texts) or not all(type(count) is int for count in counts):
             raise TypeError("text or a count is of another kind")
+        if self.init not in ("pretrained", "scratch"):
+            raise ValueError("an init that there is not")
         if not all(isinstance(n, int | float) and math.isfinite(n) for n in numbers):
             raise ValueError("a score is no finite number")
         for epoch in self.history:

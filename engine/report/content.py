@@ -20,12 +20,13 @@ from ..errors import counted
 from ..evaluation.records import load_results
 from ..evaluation.result import METHOD_NAMES, Comparison, EvaluationResult, compare
 from ..inputs import read_text
-from ..run import Run, is_number, public_name
+from ..run import Run, changes, is_number, of_a_start, public_name
 
 if TYPE_CHECKING:
     from ..recipe import Recipe
 
 NOTHING = "—"
+_LAST_MOMENT = 253_402_300_799  # 9999-12-31 23:59:59 UTC
 # What the published figures of the named recipes are on. An archive of the same images has the same classes.
 PUBLISHED_ON = "cifar10"
 PUBLISHED_CLASSES = frozenset(
@@ -238,7 +239,7 @@ def run_facts(content: ReportContent) -> list[tuple[str, str]]:
     plan: Mapping[str, Any] = env.get("plan", {})
     weights = env.get("weights")
     weights = weights if isinstance(weights, dict) and "words" in weights else None
-    speeds = [row["images_per_second"] for row in content.metrics if "images_per_second" in row]
+    speed = content.last("images_per_second")
     parameters = f", {int(env['parameters']):,} parameters with the projection head" if env.get("parameters") else ""
     images = f"{counted(content.images, 'image')} of {about.get('image_size', '?')} px"
     limit = f", limited to {int(about['limit']):,}" if about.get("limit") else ""
@@ -266,7 +267,8 @@ def run_facts(content: ReportContent) -> list[tuple[str, str]]:
         ("time", duration(float(seconds)) if seconds else "unknown"),
         ("started", _moment(ended - seconds) if ended and seconds else ""),
         ("ended", _moment(ended) if ended else ""),
-        ("throughput", f"{float(speeds[-1]):,.0f} images/s at the end" if speeds else ""),
+        ("resumed", _resumed(env)),
+        ("throughput", f"{speed:,.0f} images/s at the end" if speed else ""),
         ("device", ", ".join(str(part) for part in device if part)),
         ("peak memory", f"{float(env['peak_bytes']) / 2**30:.2f} GiB" if env.get("peak_bytes") else ""),
         ("kernels", ", ".join(f"{kernel}: {backend}" for kernel, backend in env.get("backends", {}).items())),
@@ -358,12 +360,22 @@ def duration(seconds: float) -> str:
 
 def _moment(seconds: float) -> str:
     """Seconds since 1970 as `2025-11-22 02:30 UTC`."""
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")
+    return datetime.fromtimestamp(min(seconds, _LAST_MOMENT), UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def _resumed(environment: Mapping[str, Any]) -> str:
+    """After which steps a run was resumed, and what differed from the start before."""
+    starts = [one for one in environment.get("starts", ()) if isinstance(one, dict)]
+    said = []
+    for before, now in itertools.pairwise(starts):
+        others = changes(of_a_start(before), of_a_start(now))
+        said.append(f"after step {str(now.get('step'))[:20]}" + (f" with {', '.join(others)}" if others else ""))
+    return "; ".join(said)
 
 
 def _export_record(directory: Path) -> Mapping[str, Any] | None:
     try:
         record = json.loads(read_text(directory / "export.json", LARGEST_DOCUMENT))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return record if isinstance(record, dict) else None

@@ -71,7 +71,10 @@ def write_report(run: Run, *, gallery: int = GALLERY, seed: int = 0) -> Path:
     _templates()  # before the pictures, which take long
     directory = Folder.open(run.directory, PICTURES)
     content = load_content(run)
-    drawn = _write_pictures(run_pictures(content, images=gallery, seed=seed), directory.folder("figures"))
+    figures = directory.folder("figures")
+    for at in (directory, figures):
+        at.sweep()
+    drawn = _write_pictures(run_pictures(content, images=gallery, seed=seed), figures)
     directory.write_text("report.html", render_page(content, drawn))
     return run.directory / "report.html"
 

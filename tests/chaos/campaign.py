@@ -167,10 +167,9 @@ def _pack_case(
     tally.sources += 1
     if _finished(case, directory) != said or packing.examine(directory)[1]:
         return ["unreadable cache: after the last packing"]
-    packing.age(directory)
     shutil.rmtree(packing.entries(directory)[0])
-    if _finished(case, directory) != said or packing.age(directory):
-        return ["what killed processes left is not removed after a day"]
+    if _finished(case, directory) != said or packing.left(directory):
+        return [f"killed processes left {packing.left(directory)}"]
     return []
 
 

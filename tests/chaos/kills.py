@@ -29,7 +29,7 @@ TRACED = (
         "files.py",
         "checkpoint.py",
     ),
-    *("cache.py", "pack.py", "sources.py"),
+    *("cache.py", "pack.py", "sources.py", "locks.py"),
 )
 # Every way the product changes what is on disk, apart from writes to open files.
 CALLS = ("fsync", "replace", "rename", "link", "unlink", "mkdir", "rmdir", "truncate")

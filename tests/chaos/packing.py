@@ -70,9 +70,6 @@ def examine(folder: Path) -> tuple[int, list[str]]:
     return len(entries(folder)), wrong
 
 
-def age(folder: Path) -> int:
-    """Makes what killed processes left two days old; how many there are."""
-    left = list((folder / "cache" / "data").glob(".partial-*"))
-    for path in left:
-        os.utime(path, (1, 1))
-    return len(left)
+def left(folder: Path) -> list[str]:
+    """What killed processes left, which the next packing removes."""
+    return [path.name for path in (folder / "cache" / "data").glob(".partial-*")]

@@ -6,13 +6,24 @@ import errno
 import json
 import os
 import shutil
+import signal
+import threading
 from pathlib import Path
 
 import pytest
 
 from simclr_engine import files
 from simclr_engine.errors import DataError, PlatformError, UsageError
-from simclr_engine.files import Folder, check_output, is_plain_name, named_path, write_atomic, write_text_atomic
+from simclr_engine.files import (
+    Folder,
+    check_output,
+    is_plain_name,
+    named_path,
+    read_arrays,
+    read_regular,
+    write_atomic,
+    write_text_atomic,
+)
 from simclr_engine.run import public_name
 
 
@@ -69,10 +80,92 @@ def test_a_link_in_place_of_a_folder_is_refused(run: Path, tmp_path: Path) -> No
     assert list((tmp_path / "photos").iterdir()) == []
 
 
-def test_a_link_that_waits_at_the_temporary_name_is_removed(run: Path, key: Path) -> None:
-    (run / f".a.{os.getpid()}.tmp").symlink_to(key)
-    Folder.open(run).write("a", b"new")
-    assert key.read_text() == "secret" and [path.name for path in run.iterdir()] == ["a"]
+def test_a_link_at_a_temporary_name_is_neither_written_through_nor_removed(
+    run: Path, key: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "urandom", bytes)
+    link = run / f".a.{0:020}.tmp"
+    link.symlink_to(key)
+    with pytest.raises(PlatformError, match="cannot write"):
+        Folder.open(run).write("a", b"new")
+    Folder.open(run).sweep()
+    assert key.read_text() == "secret" and [path.name for path in run.iterdir()] == [link.name]
+
+
+def names(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir()]
+
+
+def test_two_that_write_one_name_at_once_both_write_it_whole(run: Path) -> None:
+    first, second = Folder.open(run), Folder.open(run)  # as in two containers whose processes have one number
+    with first.writing("a") as one:
+        one.write(b"first")
+        with second.writing("a") as other:
+            other.write(b"se")
+            second.sweep()  # takes neither for a killed one's
+            other.write(b"cond")
+        assert (run / "a").read_bytes() == b"second"
+    assert (run / "a").read_bytes() == b"first" and names(run) == ["a"]
+
+
+def test_what_a_killed_process_wrote_is_swept_and_a_failed_one_leaves_nothing(run: Path) -> None:
+    child = os.fork()
+    if child == 0:
+        with Folder.open(run).writing("a") as file:
+            file.write(b"half")
+            file.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    (left,) = names(run)
+    (run / ".a.7.tmp").touch()  # of an older version, which may still be writing
+    with pytest.raises(KeyboardInterrupt), Folder.open(run).writing("a"):
+        raise KeyboardInterrupt
+    assert sorted(names(run)) == sorted([left, ".a.7.tmp"])
+    Folder.open(run).sweep()
+    assert names(run) == [".a.7.tmp"]
+
+
+def test_who_writes_files_that_belong_together_waits_for_the_other(run: Path) -> None:
+    order = []
+
+    def second() -> None:
+        with Folder.open(run).alone():
+            order.append("second")
+
+    with Folder.open(run).alone():
+        thread = threading.Thread(target=second)
+        thread.start()
+        thread.join(0.05)
+        order.append("first")
+    thread.join()
+    assert order == ["first", "second"]
+
+
+@pytest.mark.parametrize("what", ["pipe", "device", "folder", "large", "link to a pipe"])
+def test_what_is_no_small_regular_file_is_not_read(what: str, run: Path) -> None:
+    path = run / "a"
+    if what == "pipe":
+        os.mkfifo(path)
+    elif what == "device":
+        path.symlink_to("/dev/zero")
+    elif what == "folder":
+        path.mkdir()
+    elif what == "large":
+        with path.open("wb") as file:
+            file.truncate(1 << 40)
+    else:
+        os.mkfifo(run / "pipe")
+        path.symlink_to(run / "pipe")
+    with pytest.raises(OSError, match="at most" if what == "large" else "not a regular file") as caught:
+        read_regular(path)
+    assert caught.value.filename == str(path)
+    assert read_arrays(path, "x") is None
+
+
+def test_a_name_of_the_greatest_length_is_written(run: Path) -> None:
+    for name in ("x" * 255, "ä" * 127):
+        Folder.open(run).write(name, b"1")
+        assert (run / name).read_bytes() == b"1"
 
 
 def test_links_on_the_way_to_the_directory_are_followed(run: Path, tmp_path: Path) -> None:

@@ -22,8 +22,7 @@ import torch
 
 from chaos.training import compare
 from fixtures.disturbed_runs import at_step, interrupted, newest_step, train
-from simclr_engine import pretraining, recording
-from simclr_engine import run as run_module
+from simclr_engine import locks, pretraining, recording
 from simclr_engine.checkpoint import load_checkpoint, save_last
 from simclr_engine.errors import PlatformError, UsageError
 from simclr_engine.run import RunLock, check_directory, make_directory
@@ -92,14 +91,19 @@ def test_who_comes_second_to_a_new_directory_finds_the_run_and_leaves_it(tmp_pat
     assert newest_step(out) == 12
 
 
-def test_without_locks_in_the_file_system_training_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_locks_in_the_file_system_training_goes_on_and_this_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def unknown(*_: object) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr(run_module.fcntl, "flock", unknown)
+    monkeypatch.setattr(locks.fcntl, "flock", unknown)
     train(tmp_path / "run")
-    monkeypatch.setattr(run_module, "fcntl", None)
+    said = f"note: there are no locks in {tmp_path / 'run'}: a second process here would not be noticed"
+    assert capsys.readouterr().err.count(said) == 1
+    monkeypatch.setattr(locks, "fcntl", None)
     train(tmp_path / "run", overwrite=True)
+    assert capsys.readouterr().err.count(said) == 1
 
 
 def test_a_run_killed_while_it_began_can_be_overwritten_and_nothing_else_can(tmp_path: Path) -> None:

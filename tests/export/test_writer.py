@@ -28,6 +28,7 @@ from simclr_engine.export.metadata import sidecar_path
 from simclr_engine.export.parity import first_divergence
 from simclr_engine.export.samples import natural_images
 from simclr_engine.export.writer import ExportResult
+from simclr_engine.locks import lock
 from simclr_engine.run import Run
 
 WriteRun = Callable[..., Run]
@@ -304,13 +305,17 @@ def test_a_file_that_has_the_name_of_the_checksum_is_not_replaced(
     assert export_onnx(little_run, tmp_path / "e.onnx").sha256 in (tmp_path / "e.onnx.sha256").read_text()
 
 
-def test_a_temporary_file_is_not_written_through_a_link(little_run: Run, tmp_path: Path) -> None:
-    mine = tmp_path / "mine"
-    mine.write_text("mine")
-    (tmp_path / f".e.{os.getpid()}.partial.onnx").symlink_to(mine)
-    export_onnx(little_run, tmp_path / "e.onnx")
-    assert mine.read_text() == "mine"
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["e.json", "e.onnx", "e.onnx.sha256", "mine"]
+def test_what_a_killed_export_left_goes_and_what_a_running_one_writes_stays(little_run: Run, tmp_path: Path) -> None:
+    left, held = (tmp_path / f".e.partial-{name}" for name in ("left", "held"))
+    for folder in (left, held):
+        folder.mkdir()
+        for name in ("lock", "e.onnx", "e.onnx.sha256", "e.json"):
+            (folder / name).touch()
+    with (held / "lock").open("r+b") as file:
+        assert lock(file, held / "lock")
+        export_onnx(little_run, tmp_path / "e.onnx")
+        assert len(list(held.iterdir())) == 4
+    assert sorted(p.name for p in tmp_path.iterdir()) == [held.name, "e.json", "e.onnx", "e.onnx.sha256"]
 
 
 def test_an_absent_run_is_a_data_error_and_leaves_nothing(tmp_path: Path) -> None:

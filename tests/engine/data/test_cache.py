@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +20,7 @@ import numpy as np
 import pytest
 
 from fixtures.image_files import class_tree, encode, noise, tar_bytes, write_tree
+from simclr_engine import locks
 from simclr_engine.data import cache, load_data, load_splits, pack, sources
 from simclr_engine.data import folder as folder_module
 from simclr_engine.data.folder import FolderSource
@@ -24,6 +28,7 @@ from simclr_engine.data.pack import SplitWriter
 from simclr_engine.data.sources import overview
 from simclr_engine.data.store import ShardedImages
 from simclr_engine.errors import DataError, PlatformError
+from simclr_engine.locks import lock
 
 FILES = class_tree(("ant", "bee"), each=6)
 
@@ -183,6 +188,7 @@ def test_a_copy_of_a_folder_elsewhere_uses_the_packed_one(
 SECOND_START = """
 import sys
 from pathlib import Path
+from simclr_engine import locks
 from simclr_engine.data import cache, load_data
 cache._CLOCK_NS = 0
 opened, source = [], sys.argv[1]
@@ -311,8 +317,7 @@ def test_files_longer_than_one_read_are_hashed_and_packed_whole(
 def test_what_packing_did_not_write_is_never_removed(archive: Path, root: Path) -> None:
     load_data(archive)
     (entry,) = entries(root)
-    mine = write_tree(root / "data/.partial-mine", {"images-all.npy": b"x", "thesis.txt": b"x"})
-    os.utime(mine, (1, 1))
+    mine = write_tree(root / "data/.partial-mine", {"images-all.npy": b"x", "thesis.txt": b"x", "lock": b""})
     (entry / "meta.json").unlink()
     (entry / "thesis.txt").write_text("x")
     with pytest.raises(PlatformError, match="its folder holds other files") as caught:
@@ -505,13 +510,61 @@ def test_an_interrupted_packing_leaves_nothing_behind(
     assert entries(root) == []
 
 
-def test_what_a_killed_packing_left_is_removed_after_a_day(archive: Path, root: Path) -> None:
-    left, fresh = (root / "data" / f".partial-{name}" for name in ("old", "new"))
-    for folder in (left, fresh):
-        write_tree(folder, {"images-all.npy": b"x"})
-    os.utime(left, (1, 1))
+def test_what_a_killed_packing_left_is_removed_whatever_its_age(archive: Path, root: Path) -> None:
+    left, held, earlier = (root / "data" / f".partial-{name}" for name in ("left", "held", "earlier"))
+    for folder in (left, held):
+        write_tree(folder, {"images-all.npy": b"x", "lock": b""})
+    write_tree(earlier, {"images-all.npy": b"x"})  # of a version without locks, which may still be packing
+    for folder in (held, earlier):
+        os.utime(folder, (1, 1))
+    os.utime(left, ns=(10**18 * 4, 10**18 * 4))  # from the future, as after a clock was set back
+    with (held / "lock").open("r+b") as file:
+        assert lock(file, held / "lock")
+        load_data(archive)
+        assert not left.exists() and (held / "images-all.npy").exists() and (earlier / "images-all.npy").exists()
+    (entry,) = (path for path in entries(root) if not path.name.startswith("."))
+    assert not (entry / "lock").exists()
+    (entry / "meta.json").write_text("{")
     load_data(archive)
-    assert not left.exists() and fresh.exists()
+    assert not held.exists()
+
+
+def test_a_packing_that_is_taken_for_a_killed_one_begins_again(
+    archive: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, rivals = tempfile.mkdtemp, ["before its lock file", "before its lock"]
+
+    def swept(*, prefix: str, dir: Path) -> str:
+        folder = Path(made(prefix=prefix, dir=dir))
+        if rivals:
+            if rivals.pop(0) == "before its lock file":
+                locks.sweep(dir, prefix, re.compile("x"))
+            else:
+                monkeypatch.setattr(locks, "fcntl", Rival(folder))
+        return str(folder)
+
+    class Rival:
+        LOCK_EX = LOCK_NB = 0
+
+        def __init__(self, folder: Path) -> None:
+            self.folder = folder
+
+        def flock(self, *_: object) -> None:
+            monkeypatch.setattr(locks, "fcntl", fcntl)
+            shutil.rmtree(self.folder)
+
+    monkeypatch.setattr(tempfile, "mkdtemp", swept)
+    assert len(load_data(archive)) == 12 and rivals == []
+    assert len(entries(root)) == 1
+
+
+def test_without_locks_nothing_of_another_process_is_removed(
+    archive: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = write_tree(root / "data/.partial-left", {"images-all.npy": b"x", "lock": b""})
+    monkeypatch.setattr(locks, "fcntl", None)
+    load_data(archive)
+    assert (left / "images-all.npy").exists()
 
 
 def test_notes_in_the_cache_that_are_nonsense_are_found_out_again(archive: Path, root: Path, settled: None) -> None:
