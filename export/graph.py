@@ -20,6 +20,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from simclr_engine.errors import CheckFailed, UsageError
 
+from .acceptance import OPERATORS
 from .metadata import DIGEST, ModelMetadata, scan
 from .probe import LOGITS, ChosenProbe
 from .runtime import INPUT, OUTPUT, PROBABILITIES
@@ -121,7 +122,7 @@ def trace_encoder(
 
     Raises:
         UsageError: the exporter could not write this opset.
-        CheckFailed: the exporter gave nothing.
+        CheckFailed: the exporter gave nothing, or an operator that no reader accepts (`acceptance.OPERATORS`).
     """
     check_opset(opset)
     module = UInt8Encoder(encoder, mean, std).eval()
@@ -146,6 +147,12 @@ def trace_encoder(
     if written != {"": opset}:
         raise UsageError(
             "the exporter could not write this opset", saw=f"asked {opset}, written {written}", fix=f"--opset {OPSET}"
+        )
+    if strange := {node.op_type for node in model.graph.node} - OPERATORS:
+        raise CheckFailed(
+            "the encoder needs operators that are not accepted in an exported file",
+            saw=", ".join(sorted(strange)),
+            fix="replace the layers that need them by convolutions, products, pools or norms",
         )
     strip_origin(model)
     _pool_globally(model.graph)

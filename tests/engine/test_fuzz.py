@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -13,6 +15,7 @@ from fixtures import TESTS
 from fuzz import campaign, readers, worker
 from fuzz.campaign import FIVE, READERS
 from fuzz.mutation import STRUCTURED, changed, message, parsed
+from fuzz.scaled import scaled
 from simclr_engine.errors import DataError
 
 INPUTS = 300  # of each reader: 1,800 inputs
@@ -94,6 +97,27 @@ print(grown >> 20, outcome.failure)
     assert done.returncode == 0, done.stderr
     grown, _, failure = done.stdout.partition(" ")
     assert int(grown) > 90 and "MB of memory" in failure
+
+
+def test_time_beyond_the_bound_is_a_failure(room: readers.Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(path: Path, room: readers.Room) -> None:
+        end = time.process_time() + 0.1
+        while time.process_time() < end:
+            pass
+
+    one = worker.make_input("image", 0, 0, str(room.outside))
+    monkeypatch.setitem(readers.READERS, "image", slow)
+    for seconds, fails in ((0.05, True), (10.0, False)):
+        monkeypatch.setattr(worker, "SECONDS", seconds)
+        outcome, _ = worker.judged("image", one, room)
+        assert ("s of processor time" in outcome.failure) == fails
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_files_that_scale_are_fed_to_every_reader(reader: str) -> None:
+    rng = Random(1)
+    sizes = {len(scaled(reader, rng).data) for _ in range(12)}
+    assert len(sizes) > 6 and min(sizes) < 4096 and max(sizes) < 8 << 20
 
 
 def worker_that(body: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, campaign.Tally]:

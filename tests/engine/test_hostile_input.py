@@ -175,6 +175,29 @@ def test_a_recipe_file_of_absurd_length_is_refused_unread(tmp_path: Path) -> Non
         Recipe.load(tmp_path / "mine.toml")
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a" + ".a" * 300_000 + " = 1\n",
+        "a" + ".a" * 30_000 + " = 1\n",
+        "a" + ' . "a"' * 9000 + " = 1\n",
+        "[" + "'a'." * 12_000 + "a]\n",
+        "notes = " + "[" * 40 + "]" * 40,
+        "notes = " + "{a = " * 40 + "1" + "}" * 40,
+        'notes = "' + "x" * (64 << 10) + '"',
+    ],
+    ids=lambda text: text[:12],
+)
+def test_a_recipe_that_takes_long_to_parse_is_refused_at_once(tmp_path: Path, text: str) -> None:
+    (tmp_path / "mine.toml").write_text('base = "cifar10"\n' + text)
+    begin = time.process_time()
+    for read in (lambda: Recipe.load(tmp_path / "mine.toml"), lambda: Recipe.from_toml(text)):
+        with pytest.raises(UsageError, match=r"cannot be a recipe|not valid TOML") as caught:
+            read()
+        whole_and_short(caught.value)
+    assert time.process_time() - begin < 2  # tomllib alone: minutes
+
+
 def test_published_figures_under_any_names_survive_toml(tmp_path: Path) -> None:
     figures = '"a b" = 1\n"" = "x"\n"a.b" = [{"c d" = 1.5}]\n["published"."<e>\\u001b"]\nf = true\n"g\\n" = -1\n'
     (tmp_path / "mine.toml").write_text(f'base = "cifar10"\n[published]\n{figures}')

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from fixtures.tiny_model import TINY, tiny_model
 from simclr_engine.bounds import MAX_SIZE
-from simclr_engine.errors import DataError
+from simclr_engine.errors import CheckFailed, DataError
 from simclr_engine.export import acceptance
 from simclr_engine.export.acceptance import ElsewhereError, RefusedError, check_model
 from simclr_engine.export.graph import seal, trace_encoder
@@ -228,6 +228,16 @@ class _Gated(nn.Module):
 def test_a_caller_s_own_encoder_is_accepted(make: Callable[[], nn.Module]) -> None:
     model = trace_encoder(make().eval(), (0.5,) * 3, (0.25,) * 3, 8, 18).model
     check_model(model.SerializeToString(), 8)
+
+
+def test_an_encoder_that_no_reader_would_accept_is_not_exported() -> None:
+    class Sorted(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.flatten(1).sort(1).values
+
+    with pytest.raises(CheckFailed, match="not accepted") as caught:
+        trace_encoder(Sorted().eval(), (0.5,) * 3, (0.25,) * 3, 8, 18)
+    assert "TopK" in str(caught.value.saw)
 
 
 def test_the_largest_encoder_is_accepted_at_its_largest_size() -> None:

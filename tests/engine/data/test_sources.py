@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from fixtures.image_files import class_tree, encode, noise, tar_bytes, write_tree, zip_bytes
+from simclr_engine.bounds import MAX_DEPTH
 from simclr_engine.data import ImageStore, load_data, load_splits, source_names, sources
 from simclr_engine.data.sources import overview
 from simclr_engine.data.store import fingerprint
@@ -553,3 +554,10 @@ def test_a_size_is_chosen_up_to_the_largest_that_suits_a_device(
     assert "taken at 128 × 128, which suits this device (--set data.size=160" in capsys.readouterr().err
     assert load_data(tmp_path).image_size == 160 and load_data(tmp_path, size=144, largest=128).image_size == 144
     assert capsys.readouterr().err == "" and load_data(tmp_path, largest=128).image_size == 128
+
+
+def test_folders_that_lie_too_deep_are_named(tmp_path: Path) -> None:
+    deep = "/".join(["d"] * MAX_DEPTH)
+    write_tree(tmp_path / "set", {f"{deep}/1.png": encode(noise(1)), f"{deep}/d/2.png": encode(noise(2))})
+    store = load_data(tmp_path / "set")
+    assert len(store) == 1 and store.skipped == ((f"{deep}/d", "lies more than 256 folders deep"),)
