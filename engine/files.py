@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from .boundary import meaning
+from .boundary import meaning, raise_fault
 from .errors import DataError, PlatformError, UsageError
 
 if TYPE_CHECKING:
@@ -261,7 +261,8 @@ def read_arrays(path: Path, *names: str) -> list[NDArray[Any]] | None:
             if sum(member.file_size for member in file.zip.infolist()) > LARGEST_NPZ:
                 return None
             arrays = [file[name] for name in names]
-    except Exception:  # numpy, zipfile and zlib raise a dozen kinds for damaged files; all mean the same here
+    except Exception as error:  # numpy, zipfile and zlib raise a dozen kinds for damaged files; all mean the same here
+        raise_fault(error)
         return None
     return arrays if all(isinstance(array, np.ndarray) for array in arrays) else None
 
