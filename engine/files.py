@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from .boundary import meaning
+from .boundary import meaning, raise_fault
 from .bounds import LARGEST_NPZ
 from .errors import DataError, PlatformError, UsageError
 from .inputs import open_regular
@@ -349,6 +349,7 @@ def read_arrays(path: Path, again: str, *names: str, needed: bool = False) -> li
     except FileNotFoundError:
         return None
     except (OSError, AlteredError, NewerError) as error:
+        raise_fault(error)
         cause = error.cause if isinstance(error, DataError) else error.strerror
         say_once(f"note: {path} is not used: {cause}; {again}")
         return None
@@ -368,6 +369,7 @@ def _arrays_in(file: IO[bytes], path: Path, again: str, names: tuple[str, ...]) 
             raise ValueError("it holds no arrays")
         return arrays
     except Exception as error:  # numpy, zipfile and zlib raise a dozen kinds for damaged files; all mean the same here
+        raise_fault(error)
         raise altered(path, str(error)[:200], again) from error
 
 

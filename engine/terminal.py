@@ -59,41 +59,32 @@ class Display:
 
     def write(self, text: str) -> int:
         """Writes the text, or drops it."""
-        if text == "":  # click asks by this what kind of stream it is, and hides the answer of a broken one
-            return 0
-        try:
-            if self._stream is None:
-                self._fail(OSError(errno.EBADF, os.strerror(errno.EBADF)))
-            else:
-                self._stream.write(text)
-        except UnicodeError:  # of a stream that `prepare_streams` has not seen, or of an unusual codec
-            with suppress(OSError, ValueError):
-                assert self._stream is not None
-                self._stream.write(text.encode("ascii", "backslashreplace").decode())
-        except (OSError, ValueError) as error:  # a closed stream raises a ValueError
-            self._fail(error)
-        except RuntimeError:  # from a signal handler within a write; the stream still works
-            pass
+        if text != "":  # click asks by "" what kind of stream it is, and hides the answer of a broken one
+            self._do("write", text)
         return len(text)
 
     def flush(self) -> None:
         """Flushes what was written."""
-        try:
-            if self._stream is not None:
-                self._stream.flush()
-        except (OSError, ValueError) as error:
-            self._fail(error)
-        except RuntimeError:
-            pass
+        self._do("flush")
+
+    def _do(self, name: str, *text: str) -> None:
+        with suppress(RuntimeError):  # from a signal handler within a write
+            try:
+                if self._stream is None:
+                    raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+                getattr(self._stream, name)(*text)
+            except (OSError, ValueError) as error:  # a closed stream raises a ValueError
+                if isinstance(error, UnicodeError) and text and not text[0].isascii():
+                    self._do(name, text[0].encode("ascii", "backslashreplace").decode())
+                elif not isinstance(error, BlockingIOError):  # its reader is slow
+                    self._fail(error)
 
     def _fail(self, error: Exception) -> None:
-        if isinstance(error, BlockingIOError):  # its reader is slow
-            return
         self._stream, product, self._product = open(os.devnull, "w"), self._product, False  # noqa: SIM115, PTH123
         if product and isinstance(error, BrokenPipeError):
             raise SystemExit(0)
         if product:
-            saw = getattr(error, "strerror", None) or str(error)
+            saw = getattr(error, "strerror", None) or error
             raise PlatformError("stdout cannot be written", saw=saw, fix="free space, or write elsewhere") from error
 
     def isatty(self) -> bool:
