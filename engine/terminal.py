@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import codecs
 import sys
+import threading
 import warnings
+from types import TracebackType
 from typing import TYPE_CHECKING, TextIO
 
 from .errors import EngineError, plain
@@ -40,7 +42,8 @@ ERRORS = "simclr_engine.terminal"  # name of the codec error handler
 
 
 def prepare_streams() -> None:
-    """Makes stdout and stderr write any text, whatever their encoding, and warnings one escaped line each.
+    """Makes stdout and stderr write any text, whatever their encoding, warnings one escaped line each, and tracebacks
+    escaped too.
 
     Called once, by the command line, before anything is written. A program that imports the package keeps its streams.
     """
@@ -50,6 +53,8 @@ def prepare_streams() -> None:
         if reconfigure is not None:
             reconfigure(errors=ERRORS)
     warnings.showwarning = _warn
+    sys.excepthook = _trace
+    threading.excepthook = lambda about: _trace(about.exc_type, about.exc_value, about.exc_traceback)
 
 
 def _lacking(error: UnicodeError) -> tuple[str, int]:
@@ -69,6 +74,12 @@ def _warn(
     line: str | None = None,
 ) -> None:
     say(f"warning: {message}")
+
+
+def _trace(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
+    import traceback
+
+    say(*"".join(traceback.format_exception(kind, error, trace)).rstrip().split("\n"))
 
 
 def say(*lines: str) -> None:
