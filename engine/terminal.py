@@ -10,8 +10,10 @@ import errno
 import functools
 import os
 import sys
+import threading
 import warnings
 from contextlib import suppress
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from .errors import EngineError, PlatformError, plain
@@ -103,7 +105,8 @@ def display() -> TextIO:
 
 
 def prepare_streams(product: bool = False) -> None:
-    """Makes stdout and stderr write any text, whatever their encoding and state, and warnings one escaped line each.
+    """Makes stdout and stderr write any text, whatever their encoding and state, warnings one escaped line each, and
+    tracebacks escaped too.
 
     Called once, by the command line, before anything is written. A program that imports the package keeps its streams.
 
@@ -123,6 +126,8 @@ def prepare_streams(product: bool = False) -> None:
             stream.reconfigure(errors=ERRORS)
         setattr(sys, name, Display(stream, product and name == "stdout"))
     warnings.showwarning = _warn
+    sys.excepthook = _trace
+    threading.excepthook = lambda about: _trace(about.exc_type, about.exc_value, about.exc_traceback)
 
 
 def _lacking(error: UnicodeError) -> tuple[str, int]:
@@ -142,6 +147,12 @@ def _warn(
     line: str | None = None,
 ) -> None:
     say(f"warning: {message}")
+
+
+def _trace(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
+    import traceback
+
+    say(*"".join(traceback.format_exception(kind, error, trace)).rstrip().split("\n"))
 
 
 def say(*lines: str) -> None:

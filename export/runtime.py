@@ -340,12 +340,19 @@ class OnnxEncoder:
         found = [np.empty((total, *wide[n]), dtype=np.int64 if n == LABEL else np.float32) for n in names]
         for start in range(0, total, batch_size):
             batch = np.ascontiguousarray(pixels[start : start + batch_size])
-            for whole, part in zip(found, self._run(names, batch), strict=True):
+            for whole, part in zip(found, self._outputs(names, batch), strict=True):
                 require_finite(part, self.path, start)
                 whole[start : start + len(batch)] = part
             if advance is not None:
                 advance(len(batch))
         return found
+
+    def _outputs(self, names: Sequence[str], batch: NDArray[np.uint8]) -> list[np.ndarray]:
+        try:
+            return self._run(names, batch)
+        except Exception as error:  # onnxruntime raises a dozen kinds of its own, all below Exception
+            saw = f"{self.path}: {str(error).splitlines()[0]}"
+            raise DataError("onnxruntime cannot run the file", saw=saw, fix=FETCH_AGAIN) from error
 
     def _check_images(self, images: object) -> None:
         side = self.image_size
