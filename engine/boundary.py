@@ -44,7 +44,7 @@ _SYSTEM: tuple[tuple[tuple[int, ...], type[EngineError], str, str], ...] = (
 _FAULTS = (errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EDQUOT, errno.ESTALE)
 _OUT_OF_MEMORY = (
     *("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory", "alloc_failed"),
-    *("bad_alloc", "bad allocation", "failed to allocate memory", "unable to allocate"),
+    *("bad_alloc", "bad allocation", "failed to allocate memory", "unable to allocate", "create a primitive"),
 )
 # Words of errors that have neither a number nor a kind of their own.
 _WORDED: tuple[tuple[str, type[EngineError], str, str], ...] = (
