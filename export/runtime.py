@@ -13,6 +13,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from simclr_engine.boundary import raise_fault
 from simclr_engine.data.levels import Levels, as_levels
 from simclr_engine.data.store import ImageStore, Pixels, ShardedImages
 from simclr_engine.errors import DataError, PlatformError, UsageError
@@ -213,6 +214,7 @@ class OnnxEncoder:
         except (PlatformError, UsageError):
             raise
         except Exception as error:  # onnxruntime raises a dozen kinds of its own, all below Exception
+            raise_fault(error)
             raise DataError(
                 "onnxruntime cannot load the file",
                 saw=f"{path}: {str(error).splitlines()[0]}",
