@@ -179,14 +179,17 @@ def _no_storage(key: str, itemsize: int) -> Tensor:
     raise UnreadableError("a tensor whose values are not in the file")
 
 
-def _slice(whole: mmap.mmap | bytearray, start: int, nbytes: int) -> Tensor:
+def _slice(whole: Tensor | mmap.mmap | bytearray, start: int, nbytes: int) -> Tensor:
     """These bytes of the file, as a storage of their own: `torch.set_rng_state` reads a storage from its beginning. A
     copy where a tensor of larger values could not view them."""
     if not 0 <= start <= start + nbytes <= len(whole):
         raise UnreadableError(f"cut short: {start + nbytes - len(whole):,} bytes are missing")
     if not nbytes:  # which `frombuffer` refuses
         return torch.empty(0, dtype=torch.uint8)
-    raw = torch.frombuffer(whole, dtype=torch.uint8, offset=start, count=nbytes)
+    if isinstance(whole, Tensor):  # a part of a storage
+        raw = whole[start : start + nbytes]
+    else:
+        raw = torch.frombuffer(whole, dtype=torch.uint8, offset=start, count=nbytes)
     return raw if start % 16 == 0 else raw.clone()
 
 
