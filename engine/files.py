@@ -336,11 +336,7 @@ def read_arrays(path: Path, again: str, *names: str, needed: bool = False) -> li
     """The named arrays of an .npz file, or the array of an .npy file; None where it is not there or, with a note, where
     it cannot be used: damaged, of a newer version, or unpacking to more than `LARGEST_NPZ`.
 
-    Args:
-        path: of the file.
-        again: says what writes it again.
-        names: of arrays; none for an .npy file.
-        needed: whether a file without a seal counts as damaged.
+    `again` says what writes it again; with `needed`, a file without a seal counts as damaged.
     """
     try:
         with open_regular(path) as file:

@@ -88,13 +88,12 @@ def refuse_newer(file: IO[bytes], path: Path) -> bytes:
 
 
 def verify(file: IO[bytes], path: Path, again: str, name: str = "", *, needed: bool = False) -> None:
-    """Compares a file that is open at its beginning with its seal, if it has one. It is read in pieces.
+    """Compares a file that is open at its beginning, where it stands again afterwards, with its seal, if it has one.
 
     Args:
-        file: the file, which stands at its beginning again afterwards.
         path, again: for the error: its path, and what writes it again.
         name: as of `sealed`.
-        needed: whether a file without a seal is refused, which earlier versions wrote.
+        needed: whether a file without a seal is refused, as earlier versions wrote it.
 
     Raises:
         AlteredError: the file is not what was sealed.
@@ -138,15 +137,9 @@ def altered(path: Path, why: str, again: str) -> AlteredError:
 
 
 def read_json(path: Path, again: str, name: str = "", *, ours: int = FORMAT, needed: bool = False) -> dict[str, Any]:
-    """The fields of a JSON document, compared with its seal.
+    """The fields of a JSON document, after `verify`; one whose field `format` is more than `ours` is a newer version's.
 
-    Args:
-        path, again, name, needed: as of `verify`.
-        ours: a document whose field `format` is more is of a newer version.
-
-    Raises:
-        OSError, ValueError: it cannot be read, or is no JSON object.
-        AlteredError, NewerError: as of `verify`.
+    Raises OSError where it cannot be read, ValueError where it is no JSON object.
     """
     with open_regular(path, LARGEST_DOCUMENT) as file:
         try:
