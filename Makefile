@@ -107,6 +107,8 @@ fuzz: $(READY)
 chaos: $(READY)
 	PYTHONPATH=tests $(BIN)/python -m chaos --kills 200
 	PYTHONPATH=tests $(BIN)/python -m chaos.faults
+	PYTHONPATH=tests $(BIN)/python -m chaos.memory
+	PYTHONPATH=tests $(BIN)/python -m chaos.hostile_runs
 	PYTHONPATH=tests $(BIN)/python -m serve_load --connections 100
 
 # The wheel as a stranger builds and installs it, with every Python of 3.11 to 3.13 that is here. Fetches packages into

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from .boundary import meaning
+from .boundary import meaning, raise_fault
 from .bounds import LARGEST_NPZ
 from .errors import DataError, PlatformError, UsageError
 from .inputs import open_regular
@@ -344,35 +344,33 @@ def read_arrays(path: Path, again: str, *names: str, needed: bool = False) -> li
     """
     try:
         with open_regular(path) as file:
-            is_sealed = verify(file, path, again, path.name, needed=needed)
-            return _arrays_in(file, path, again, names, is_sealed)
+            verify(file, path, again, path.name, needed=needed)
+            return _arrays_in(file, path, again, names)
     except FileNotFoundError:
         return None
     except (OSError, AlteredError, NewerError) as error:
+        raise_fault(error)
         cause = error.cause if isinstance(error, DataError) else error.strerror
         say_once(f"note: {path} is not used: {cause}; {again}")
         return None
 
 
-def _arrays_in(file: IO[bytes], path: Path, again: str, names: tuple[str, ...], is_sealed: bool) -> list[NDArray[Any]]:
+def _arrays_in(file: IO[bytes], path: Path, again: str, names: tuple[str, ...]) -> list[NDArray[Any]]:
     import numpy as np
 
     try:
         if not names:
-            arrays = [np.load(file, allow_pickle=False)]
-            ends = not file.read(1)
-        else:
-            with np.load(file, allow_pickle=False) as held:
-                if sum(member.file_size for member in held.zip.infolist()) > LARGEST_NPZ:
-                    raise ValueError(f"it unpacks to more than {LARGEST_NPZ:,} bytes")
-                arrays = [held[name] for name in names]
-            file.seek(-22, os.SEEK_END)
-            ends = file.read(4) == b"PK\5\6"  # the last record of a zip archive, of 22 bytes
-        if not (is_sealed or ends) or not all(isinstance(array, np.ndarray) for array in arrays):
-            raise ValueError("something follows the arrays, or they are none")
+            return [np.load(file, allow_pickle=False)[()]]
+        with np.load(file, allow_pickle=False) as held:
+            if sum(member.file_size for member in held.zip.infolist()) > LARGEST_NPZ:
+                raise ValueError(f"it unpacks to more than {LARGEST_NPZ:,} bytes")
+            arrays = [held[name] for name in names]
+        if not all(isinstance(array, np.ndarray) for array in arrays):
+            raise ValueError("it holds no arrays")
+        return arrays
     except Exception as error:  # numpy, zipfile and zlib raise a dozen kinds for damaged files; all mean the same here
+        raise_fault(error)
         raise altered(path, str(error)[:200], again) from error
-    return arrays
 
 
 def expanded(path: str | Path) -> Path:

@@ -10,8 +10,10 @@ import errno
 import functools
 import os
 import sys
+import threading
 import warnings
 from contextlib import suppress
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from .errors import EngineError, PlatformError, plain
@@ -59,41 +61,32 @@ class Display:
 
     def write(self, text: str) -> int:
         """Writes the text, or drops it."""
-        if text == "":  # click asks by this what kind of stream it is, and hides the answer of a broken one
-            return 0
-        try:
-            if self._stream is None:
-                self._fail(OSError(errno.EBADF, os.strerror(errno.EBADF)))
-            else:
-                self._stream.write(text)
-        except UnicodeError:  # of a stream that `prepare_streams` has not seen, or of an unusual codec
-            with suppress(OSError, ValueError):
-                assert self._stream is not None
-                self._stream.write(text.encode("ascii", "backslashreplace").decode())
-        except (OSError, ValueError) as error:  # a closed stream raises a ValueError
-            self._fail(error)
-        except RuntimeError:  # from a signal handler within a write; the stream still works
-            pass
+        if text != "":  # click asks by "" what kind of stream it is, and hides the answer of a broken one
+            self._do("write", text)
         return len(text)
 
     def flush(self) -> None:
         """Flushes what was written."""
-        try:
-            if self._stream is not None:
-                self._stream.flush()
-        except (OSError, ValueError) as error:
-            self._fail(error)
-        except RuntimeError:
-            pass
+        self._do("flush")
+
+    def _do(self, name: str, *text: str) -> None:
+        with suppress(RuntimeError):  # from a signal handler within a write
+            try:
+                if self._stream is None:
+                    raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+                getattr(self._stream, name)(*text)
+            except (OSError, ValueError) as error:  # a closed stream raises a ValueError
+                if isinstance(error, UnicodeError) and text and not text[0].isascii():
+                    self._do(name, text[0].encode("ascii", "backslashreplace").decode())
+                elif not isinstance(error, BlockingIOError):  # its reader is slow
+                    self._fail(error)
 
     def _fail(self, error: Exception) -> None:
-        if isinstance(error, BlockingIOError):  # its reader is slow
-            return
         self._stream, product, self._product = open(os.devnull, "w"), self._product, False  # noqa: SIM115, PTH123
         if product and isinstance(error, BrokenPipeError):
             raise SystemExit(0)
         if product:
-            saw = getattr(error, "strerror", None) or str(error)
+            saw = getattr(error, "strerror", None) or error
             raise PlatformError("stdout cannot be written", saw=saw, fix="free space, or write elsewhere") from error
 
     def isatty(self) -> bool:
@@ -112,7 +105,8 @@ def display() -> TextIO:
 
 
 def prepare_streams(product: bool = False) -> None:
-    """Makes stdout and stderr write any text, whatever their encoding and state, and warnings one escaped line each.
+    """Makes stdout and stderr write any text, whatever their encoding and state, warnings one escaped line each, and
+    tracebacks escaped too.
 
     Called once, by the command line, before anything is written. A program that imports the package keeps its streams.
 
@@ -132,6 +126,8 @@ def prepare_streams(product: bool = False) -> None:
             stream.reconfigure(errors=ERRORS)
         setattr(sys, name, Display(stream, product and name == "stdout"))
     warnings.showwarning = _warn
+    sys.excepthook = _trace
+    threading.excepthook = lambda about: _trace(about.exc_type, about.exc_value, about.exc_traceback)
 
 
 def _lacking(error: UnicodeError) -> tuple[str, int]:
@@ -151,6 +147,12 @@ def _warn(
     line: str | None = None,
 ) -> None:
     say(f"warning: {message}")
+
+
+def _trace(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
+    import traceback
+
+    say(*"".join(traceback.format_exception(kind, error, trace)).rstrip().split("\n"))
 
 
 def say(*lines: str) -> None:

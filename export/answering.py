@@ -19,6 +19,7 @@ from simclr_engine.data.decode import image_dimensions
 from simclr_engine.documents import to_json
 from simclr_engine.errors import DataError, EngineError, plain
 from simclr_engine.run import unfinished_notes
+from simclr_engine.terminal import prepare_streams
 
 from .embedder import open_embedder
 from .index import default_index
@@ -39,6 +40,7 @@ def main() -> None:
     """
     asked, said = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints must not get between the answers
+    prepare_streams()
     settings = json.loads(_next(asked) or sys.exit())
     try:
         service, about = _open(settings)

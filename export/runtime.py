@@ -13,6 +13,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from simclr_engine.boundary import raise_fault
 from simclr_engine.data.levels import Levels, as_levels
 from simclr_engine.data.store import ImageStore, Pixels, ShardedImages
 from simclr_engine.errors import DataError, PlatformError, UsageError
@@ -213,6 +214,7 @@ class OnnxEncoder:
         except (PlatformError, UsageError):
             raise
         except Exception as error:  # onnxruntime raises a dozen kinds of its own, all below Exception
+            raise_fault(error)
             raise DataError(
                 "onnxruntime cannot load the file",
                 saw=f"{path}: {str(error).splitlines()[0]}",
@@ -340,12 +342,19 @@ class OnnxEncoder:
         found = [np.empty((total, *wide[n]), dtype=np.int64 if n == LABEL else np.float32) for n in names]
         for start in range(0, total, batch_size):
             batch = np.ascontiguousarray(pixels[start : start + batch_size])
-            for whole, part in zip(found, self._run(names, batch), strict=True):
+            for whole, part in zip(found, self._outputs(names, batch), strict=True):
                 require_finite(part, self.path, start)
                 whole[start : start + len(batch)] = part
             if advance is not None:
                 advance(len(batch))
         return found
+
+    def _outputs(self, names: Sequence[str], batch: NDArray[np.uint8]) -> list[np.ndarray]:
+        try:
+            return self._run(names, batch)
+        except Exception as error:  # onnxruntime raises a dozen kinds of its own, all below Exception
+            saw = f"{self.path}: {str(error).splitlines()[0]}"
+            raise DataError("onnxruntime cannot run the file", saw=saw, fix=FETCH_AGAIN) from error
 
     def _check_images(self, images: object) -> None:
         side = self.image_size

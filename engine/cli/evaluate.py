@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ..errors import plain
 from ..terminal import add, show, styled, table, tell
 from .options import Number, parse_overrides, print_json, selected, selection_options, sha256_option, stem_options
 
@@ -179,10 +180,10 @@ def _write(target: str, comparisons: Sequence[Comparison], out: Path | None, is_
 
 
 def _print(target: str, results: Sequence[EvaluationResult], comparisons: Sequence[Comparison]) -> None:
-    lines = [styled(f"{target} on {results[0].data}\n")]
+    lines = [styled(plain(f"{target} on {results[0].data}") + "\n")]
     for result in results:
-        lines.append(styled(f"{result.method}, {result.init}: {result.protocol}", "dim"))
-        lines += [styled(f"  note: {note}", "yellow") for note in result.notes]
+        lines.append(styled(plain(f"{result.method}, {result.init}: {result.protocol}"), "dim"))
+        lines += [styled(plain(f"  note: {note}"), "yellow") for note in result.notes]
     show(*lines, "", _class_table(comparisons[0]), "", _methods_table(comparisons), width=120)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from importlib import import_module
 from typing import NoReturn
 
@@ -67,18 +68,11 @@ class LazyGroup(click.Group):
         return command
 
     def invoke(self, ctx: click.Context) -> object:
-        """Runs the command; every error that is not a mistake of ours becomes one of ours.
-
-        Here and not around click, which would take an OSError for a closed pipe and an EOFError for Ctrl-D.
-        """
+        """Runs the command. click itself would take an OSError for a closed pipe, and an EOFError for Ctrl-D."""
         try:
             return super().invoke(ctx)
-        except (click.ClickException, click.Abort, click.exceptions.Exit, ImportError):
-            raise
-        except Exception as error:
-            if (ours := engine_error(error)) is None or ours is error:
-                raise
-            raise ours from error
+        except (OSError, EOFError) as error:
+            raise engine_error(error) or error from error
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -170,15 +164,11 @@ def main() -> None:
         if debug or missing == "simclr_engine":
             raise
         _exit(_not_installed(error, missing))
-    except EngineError as error:
-        if debug:
-            raise
-        _exit(error)
     except Exception as error:
         if debug:
             raise
-        import traceback
-
-        say(*traceback.format_exc().rstrip().split("\n"))
-        fix = "report it with the lines above, the command, and what `simclr-engine doctor` prints"
-        _exit(EngineError("this is a mistake in simclr-engine", saw=f"{type(error).__name__}: {error}", fix=fix))
+        if (ours := engine_error(error)) is None:
+            say(*traceback.format_exc().rstrip().split("\n"))
+            fix = "report it with the lines above, the command, and what `simclr-engine doctor` prints"
+            ours = EngineError("this is a mistake in simclr-engine", saw=f"{type(error).__name__}: {error}", fix=fix)
+        _exit(ours)

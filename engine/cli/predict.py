@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import UsageError
+from ..errors import UsageError, plain
 from ..terminal import add, say, show, styled, table, tell
 from .options import print_json, selected, selection_options, sha256_option
 
@@ -184,7 +184,7 @@ def _row(embedder: Embedder, prediction: ImagePrediction, judged: bool) -> list[
         style = {True: "green", False: "red", None: ""}[prediction.right]
         name, confidence = prediction.top[0]
         then = ", ".join(f"{other} {100 * p:.1f} %" for other, p in prediction.top[1:])
-        cells += [styled(name, style), f"{100 * confidence:.1f} %", styled(then, "dim")]
+        cells += [styled(plain(name), style), f"{100 * confidence:.1f} %", styled(plain(then), "dim")]
     if judged:
         cells.append("✓" if prediction.right else f"✗ {prediction.truth or ''}")
     if prediction.neighbours:

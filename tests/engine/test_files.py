@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from simclr_engine import files
+from simclr_engine.bounds import LARGEST_DOCUMENT
 from simclr_engine.errors import DataError, PlatformError, UsageError
 from simclr_engine.files import (
     Folder,
@@ -20,10 +21,10 @@ from simclr_engine.files import (
     is_plain_name,
     named_path,
     read_arrays,
-    read_regular,
     write_atomic,
     write_text_atomic,
 )
+from simclr_engine.inputs import read_bytes
 from simclr_engine.run import public_name
 
 
@@ -156,8 +157,9 @@ def test_what_is_no_small_regular_file_is_not_read(what: str, run: Path) -> None
     else:
         os.mkfifo(run / "pipe")
         path.symlink_to(run / "pipe")
-    with pytest.raises(OSError, match="at most" if what == "large" else "not a regular file") as caught:
-        read_regular(path)
+    said = {"large": "at most", "folder": "directory"}.get(what, "not a regular file")
+    with pytest.raises(OSError, match=said) as caught:
+        read_bytes(path, LARGEST_DOCUMENT)
     assert caught.value.filename == str(path)
     assert read_arrays(path, "x") is None
 

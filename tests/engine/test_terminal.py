@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import io
 import sys
+import threading
 import warnings
 from pathlib import Path
 
@@ -12,6 +13,12 @@ import pytest
 
 from simclr_engine.errors import counted, plain
 from simclr_engine.terminal import add, prepare_streams, say, show, table, tell
+
+
+def keep_hooks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `prepare_streams` replaces is put back at the end of the test."""
+    for home, name in ((warnings, "showwarning"), (sys, "excepthook"), (threading, "excepthook")):
+        monkeypatch.setattr(home, name, getattr(home, name))
 
 
 def test_numbers_stand_to_the_right_and_names_to_the_left(capsys: pytest.CaptureFixture[str]) -> None:
@@ -68,7 +75,7 @@ def test_any_text_can_be_written_in_any_encoding(monkeypatch: pytest.MonkeyPatch
     out, err = Stream(encoding), Stream(encoding)
     monkeypatch.setattr(sys, "stdout", out)
     monkeypatch.setattr(sys, "stderr", err)
-    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+    keep_hooks(monkeypatch)
     prepare_streams()
     made = table("class", "#accuracy", title="a → b")
     add(made, "caf\udce9 中\x1b[31m", "60 ± 1 %")
@@ -85,7 +92,7 @@ def test_any_text_can_be_written_in_any_encoding(monkeypatch: pytest.MonkeyPatch
 def test_a_warning_of_the_command_line_is_one_escaped_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+    keep_hooks(monkeypatch)
     prepare_streams()
     with warnings.catch_warnings():
         warnings.simplefilter("always")
@@ -93,6 +100,19 @@ def test_a_warning_of_the_command_line_is_one_escaped_line(
             warnings.WarningMessage(UserWarning("a\x1b[31m\nb"), UserWarning, "file.py", 1)
         )
     assert capsys.readouterr().err == "warning: a\\x1b[31m\\nb\n"
+
+
+def test_a_traceback_is_escaped_too(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    keep_hooks(monkeypatch)
+    prepare_streams()
+    try:
+        raise RuntimeError("node 'a\x1b]0;b\x07\n\u202e'")
+    except RuntimeError as error:
+        sys.excepthook(type(error), error, error.__traceback__)
+        threading.excepthook(threading.ExceptHookArgs((type(error), error, error.__traceback__, None)))
+    said = capsys.readouterr().err
+    assert said.count("RuntimeError: node 'a\\x1b]0;b\\x07\n\\u202e'\n") == 2
+    assert said.startswith("Traceback (most recent call last):\n") and not {"\x1b", "\x07", "\u202e"} & set(said)
 
 
 @pytest.mark.parametrize("harmless", ["می‌خواهم", "👩‍👧", "a\u00a0b", "全角\u3000", "é"])

@@ -214,6 +214,7 @@ def _rest(connection: socket.socket) -> bytes:
 @needs_server
 def test_half_open_connections_make_room_for_others(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "CONNECTIONS", 4)
+    monkeypatch.setattr(server, "HEAD_SECONDS", 600)
     silent = [_send(page, b"") for _ in range(3)] + [_send(page, b"POST /classify HTTP/1.1\r\nHo") for _ in range(3)]
     assert _rest(silent[0]) == _rest(silent[1]) == b""
     assert fetch(page)[0] == 200
