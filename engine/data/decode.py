@@ -168,10 +168,7 @@ def _open(source: bytes | Path) -> Iterator[Image.Image]:
         with Image.open(file, formats=(form,)) as image:
             _check_pixels(image, form)
             if form == "JPEG":
-                at = file.tell()
-                file.seek(0)
-                _check_scans(file.read(), image.size)
-                file.seek(at)
+                _check_scans(file, image.size)
             if str(image.info.get("Software", "")).startswith(SOFTWARE):
                 raise DataError(DRAWN, fix="leave it out")
             yield image
@@ -231,20 +228,31 @@ def _piece_bytes(image: Any) -> int:
 # A marker of JPEG, not a 0xff of the compressed pixels or one between their restart intervals.
 _MARKER = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")
 _SCAN, _END, _ALONE = 0xDA, 0xD9, (0x01, 0xD8)
+_SCAN_BYTES = 10  # at least: the marker and its header
 
 
-def _check_scans(data: bytes, dimensions: tuple[int, int]) -> None:
-    """Each scan of a JPEG is a pass over all pixels: a thousand of them take no more than ten bytes each."""
+def _check_scans(file: IO[bytes], dimensions: tuple[int, int]) -> None:
+    """Each scan of a JPEG is a pass over all pixels: a thousand of them have ten bytes each."""
+    most, at = JPEG_WORK // (dimensions[0] * dimensions[1]), file.tell()
+    if file.seek(0, io.SEEK_END) > most * _SCAN_BYTES:
+        file.seek(0)
+        data = file.read()
+        scans = data.count(bytes((0xFF, _SCAN)))
+        if scans > most and (scans := _scans(data)) > most:  # fewer where some are of a thumbnail
+            raise DataError(
+                f"the JPEG has {scans:,} scans of {dimensions[0]} × {dimensions[1]} pixels; at most {most:,} are read",
+                fix="open it in an image viewer and save it again, or leave it out",
+            )
+    file.seek(at)
+
+
+def _scans(data: bytes) -> int:
+    """How many scans the JPEG has up to its end; segments are passed over, with whatever is in them."""
     scans, at = 0, 0
     while (marker := _MARKER.search(data, at)) and (kind := marker[1][0]) != _END:
         scans += kind == _SCAN
         at = marker.end() + (0 if kind in _ALONE else int.from_bytes(data[marker.end() : marker.end() + 2], "big"))
-    if scans * dimensions[0] * dimensions[1] > JPEG_WORK:
-        raise DataError(
-            f"the JPEG has {scans:,} scans of {dimensions[0]} × {dimensions[1]} pixels; at most {JPEG_WORK:,} pixels "
-            "in all scans are decoded",
-            fix="open it in an image viewer and save it again, or leave it out",
-        )
+    return scans
 
 
 def _rgb(image: Image.Image, levels: Levels, measured: list[Levels] | None) -> Image.Image:
