@@ -182,8 +182,8 @@ class Application:
 
     async def _respond(self, request: Request) -> Response:
         if not self._is_here(request.headers.get("host", "").lower()):
-            return PlainTextResponse("this machine has no such name", 400)
-        path = request.url.path
+            return PlainTextResponse("this machine has no such name: use its address", 400)
+        path = request.scope["path"]
         if request.method in ("GET", "HEAD") and path in self._files:
             content, kind = self._files[path]
             return Response(content, media_type=kind)

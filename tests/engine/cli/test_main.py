@@ -248,7 +248,7 @@ def test_without_a_command_the_help_is_shown_and_no_error(call: Call) -> None:
 
 
 METAVARS = {"N", "FRACTION", "MINUTES", "ADDRESS", "KEY=VALUE", "NAME|PATH", "NAME.npy", "PATH", "DIR", "RUN"}
-METAVARS |= {"[RUN]", "[ID]", "auto|cuda|mps|cpu", "RUN|PATH", "PFLOP"}
+METAVARS |= {"[RUN]", "[ID]", "auto|cuda|mps|cpu", "RUN|PATH", "PFLOP", "HEX"}
 
 
 def test_every_option_says_what_it_takes_in_the_same_words_everywhere() -> None:
