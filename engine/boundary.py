@@ -38,7 +38,8 @@ _SYSTEM: dict[str, Row] = {
 # Of the machine; another try may not meet them.
 _FAULTS = frozenset(("ENOSPC", "EDQUOT", "EMFILE", "ENFILE", "ENOMEM", "EIO", "ESTALE"))
 _OUT_OF_MEMORY = re.compile(
-    "out of memory|(can't|cannot|unable to|failed to) allocate|not enough memory|alloc_failed|bad.alloc|create a primitive",
+    "out of memory|(can't|cannot|unable to|failed to) allocate|not enough memory|alloc_failed|bad.alloc"
+    "|create a primitive",  # oneDNN's word for it
     re.IGNORECASE,
 )
 # Words of errors that have neither a number nor a kind of their own.

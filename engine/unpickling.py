@@ -103,8 +103,7 @@ def read_checkpoint(path: Path) -> object:
     """
     with open_regular(path) as file:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # what is written into it stays in this process
-        whole = torch.frombuffer(mapped, dtype=torch.uint8)
-        return _from_zip(file, whole) if mapped[:2] == b"PK" else _from_pickles(mapped, whole)
+        return _from_zip(file, mapped) if mapped[:2] == b"PK" else _from_pickles(mapped)
 
 
 def read_state(body: bytes) -> object:
@@ -114,10 +113,10 @@ def read_state(body: bytes) -> object:
         UnreadableError: also where it names a function or class that is none of torch's for tensors; or any other error
             of damaged bytes.
     """
-    return _from_zip(BytesIO(body), torch.frombuffer(bytearray(body), dtype=torch.uint8), strict=True)
+    return _from_zip(BytesIO(body), bytearray(body), strict=True)
 
 
-def _from_zip(file: IO[bytes], whole: Tensor, strict: bool = False) -> object:
+def _from_zip(file: IO[bytes], whole: mmap.mmap | bytearray, strict: bool = False) -> object:
     """The format since torch 1.6: `NAME/data.pkl`, and one member `NAME/data/KEY` for each storage."""
     with zipfile.ZipFile(file) as archive:
         members = {member.filename: member for member in archive.infolist()}
@@ -144,7 +143,7 @@ def _from_zip(file: IO[bytes], whole: Tensor, strict: bool = False) -> object:
         return _Machine(place, strict).run(BytesIO(archive.read(pickled)))
 
 
-def _from_pickles(file: mmap.mmap, whole: Tensor) -> object:
+def _from_pickles(file: mmap.mmap) -> object:
     """The older format: three pickles of numbers, the state, the keys of its storages, and their values in that order.
 
     A file that begins with the state itself, as plain `pickle` writes it, has no storages.
@@ -161,7 +160,7 @@ def _from_pickles(file: mmap.mmap, whole: Tensor) -> object:
 
     def measure(key: str, itemsize: int) -> Tensor:
         itemsizes[key] = itemsize
-        return torch.empty(len(whole), dtype=torch.uint8, device="meta")
+        return torch.empty(len(file), dtype=torch.uint8, device="meta")
 
     _Machine(measure).run(file)  # the values come after it, and only it says how large each is
     keys = _Machine(_no_storage).run(file)
@@ -170,7 +169,7 @@ def _from_pickles(file: mmap.mmap, whole: Tensor) -> object:
     start, values = file.tell(), dict[str, Tensor]()
     for key in map(_key, keys):
         (count,) = struct.unpack("<q", file[start : start + 8])
-        values[key] = _slice(whole, start + 8, count * itemsizes.get(key, 1))
+        values[key] = _slice(file, start + 8, count * itemsizes.get(key, 1))
         start += 8 + len(values[key])
     file.seek(state)
     return _Machine(lambda key, _: values[key]).run(file)
@@ -180,11 +179,17 @@ def _no_storage(key: str, itemsize: int) -> Tensor:
     raise UnreadableError("a tensor whose values are not in the file")
 
 
-def _slice(whole: Tensor, start: int, nbytes: int) -> Tensor:
-    """These bytes of the file; a copy where a tensor of larger values could not view them."""
+def _slice(whole: Tensor | mmap.mmap | bytearray, start: int, nbytes: int) -> Tensor:
+    """These bytes of the file, as a storage of their own: `torch.set_rng_state` reads a storage from its beginning. A
+    copy where a tensor of larger values could not view them."""
     if not 0 <= start <= start + nbytes <= len(whole):
         raise UnreadableError(f"cut short: {start + nbytes - len(whole):,} bytes are missing")
-    raw = whole[start : start + nbytes]
+    if not nbytes:  # which `frombuffer` refuses
+        return torch.empty(0, dtype=torch.uint8)
+    if isinstance(whole, Tensor):  # a part of a storage
+        raw = whole[start : start + nbytes]
+    else:
+        raw = torch.frombuffer(whole, dtype=torch.uint8, offset=start, count=nbytes)
     return raw if start % 16 == 0 else raw.clone()
 
 
