@@ -36,7 +36,7 @@ def test_kernels_know_nothing_of_the_engine() -> None:
 
 
 def test_data_knows_nothing_of_runs_and_recipes() -> None:
-    assert rooms_below("data") == {"errors", "files", "package", "progress", "terminal", "torchvision_shim"}
+    assert rooms_below("data") == {"boundary", "errors", "files", "package", "progress", "terminal", "torchvision_shim"}
 
 
 @pytest.mark.parametrize("name", ["recipe", "run", "checkpoint", "model", "training", "planning", "pretraining"])
