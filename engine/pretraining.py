@@ -239,7 +239,6 @@ def _pretrain(
     else:
         assert asked is not None
         recipe = asked
-
     with clock.paused():
         store, place = world.leaders_first(lambda: _images(recipe, data, options, stopped))
     # One name on all ranks; the paths may differ.
@@ -261,8 +260,7 @@ def _pretrain(
     elif start is not None:
         trainer.start_from(start.encoder)
     environment = environment_of(trainer, options, place, estimate, stopped)
-    if start is not None:
-        environment["weights"] = start.about
+    environment |= {"weights": start.about} if start is not None else {}
     if not options.quiet:
         said = other_than_before(environment)
         say(*describe(trainer, estimate), *(start.lines() if start is not None else ()), *said)
@@ -283,7 +281,7 @@ def _pretrain(
         return recording.finish()
     except KeyboardInterrupt:
         if world.main:
-            say(f"ended at once, without saving step {trainer.step:,}; {saved_so_far(lock.directory, go_on)}")
+            say(f"ended at once, without saving; {saved_so_far(lock.directory, go_on)}")
         raise
 
 

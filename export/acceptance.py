@@ -39,7 +39,7 @@ _BROADCAST = frozenset(
         *("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "And", "Or"),
     )
 )
-_REDUCING = frozenset(("ArgMax", "ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceL2", "ReduceSumSquare"))
+_REDUCING = frozenset(("ArgMax", "ArgMin", "ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceL2", "ReduceSumSquare"))
 _SAME = frozenset(  # as the first input
     (
         *("Relu", "Softmax", "LogSoftmax", "QuantizeLinear", "DequantizeLinear", "BatchNormalization", "Clip", "LRN"),
@@ -351,7 +351,7 @@ def _shape(node: _Node, x: list[Any]) -> Any:
     if kind in _BROADCAST:
         return np.broadcast_shapes(*(one.shape for one in x))
     if kind in _REDUCING:
-        axes = [axis] if kind == "ArgMax" else node.axes(x)
+        axes = [axis] if kind.startswith("Arg") else node.axes(x)
         if not axes and node.number("noop_with_empty_axes", 0):
             return shape
         gone, kept = {range(len(shape))[at] for at in axes or range(len(shape))}, node.number("keepdims", 1)

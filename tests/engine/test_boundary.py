@@ -205,7 +205,7 @@ def test_every_error_passes_the_boundary(
 ) -> None:
     assert ended(monkeypatch, error) == code
     said = capsys.readouterr().err
-    assert "error: " in said and "  saw: " in said and "  fix: " in said
+    assert "error: " in said and "  saw: " in said and "  fix: " in said and "saw: :" not in said
 
 
 def test_a_mistake_of_ours_keeps_its_traceback_and_asks_to_be_reported(

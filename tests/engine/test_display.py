@@ -196,7 +196,7 @@ def test_a_closed_terminal_and_a_second_ctrl_c_save_the_step(
     assert newest_step(tmp_path / "run") == 6 and signal.getsignal(signal.SIGHUP) == before
 
 
-def test_a_third_ctrl_c_ends_at_once_and_says_that_the_step_is_not_saved(
+def test_a_third_ctrl_c_ends_at_once_and_says_that_it_does_not_save(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     at_step(monkeypatch, 5, signals(signal.SIGINT, signal.SIGINT, signal.SIGINT))
@@ -204,9 +204,7 @@ def test_a_third_ctrl_c_ends_at_once_and_says_that_the_step_is_not_saved(
         train(tmp_path / "run")
     second, last = capsys.readouterr().err.splitlines()
     assert "Ctrl-C once more ends it at once, without saving" in second
-    assert (
-        last.startswith("ended at once, without saving step 5; continue with: ") and newest_step(tmp_path / "run") == 4
-    )
+    assert last.startswith("ended at once, without saving; continue with: ") and newest_step(tmp_path / "run") == 4
 
 
 def test_under_nohup_a_closed_terminal_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
