@@ -264,12 +264,9 @@ def _pretrain(
     if not options.quiet:
         said = other_than_before(environment)
         say(*describe(trainer, estimate), *(start.lines() if start is not None else ()), *said)
-    go_on = resume_command(lock.directory, options.words())
-    if options.own.names():
-        go_on = f"pretrain(out={str(lock.directory)!r}, resume=True, …) with the same encoder and view"
-    if isinstance(data, ImageStore) and environment["data"]["path"] is None:  # which no command can name
-        go_on = f"pretrain(data=…, out={str(lock.directory)!r}, resume=True)"
-
+    # No command can name images that were passed from Python.
+    unnamed = isinstance(data, ImageStore) and environment["data"]["path"] is None
+    go_on = _how_to_resume(lock.directory, options, unnamed)
     total, done = (_work(trainer.plan, steps) for steps in (trainer.plan.total_steps, trainer.step))
     try:
         with (
@@ -283,6 +280,15 @@ def _pretrain(
         if world.main:
             say(f"ended at once, without saving; {saved_so_far(lock.directory, go_on)}")
         raise
+
+
+def _how_to_resume(directory: Path, options: RunOptions, unnamed: bool) -> str:
+    """The command, or the call for what was passed from Python, that resumes the run."""
+    if unnamed:
+        return f"pretrain(data=…, out={str(directory)!r}, resume=True)"
+    if options.own.names():
+        return f"pretrain(out={str(directory)!r}, resume=True, …) with the same encoder and view"
+    return resume_command(directory, options.words())
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ def test_kernels_know_nothing_of_the_engine() -> None:
 
 def test_data_knows_nothing_of_runs_and_recipes() -> None:
     assert rooms_below("data") == {
-        *("boundary", "bounds", "documents", "errors", "files", "inputs", "locks", "package", "progress", "sealing"),
+        *("boundary", "bounds", "errors", "files", "inputs", "locks", "package", "progress", "sealing"),
         *("terminal", "torchvision_shim"),
     }
 
