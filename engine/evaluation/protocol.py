@@ -179,8 +179,8 @@ def evaluate_all(
     notes += copies_in_folds(splits)
     evaluation = Evaluation(target, train, test, splits, training, label_fraction, limit, notes)
     run = Folder.open(target.path, RESULTS) if target.run is not None and out is None else None
-    for name in ("evaluation", "embeddings"):
-        if run is not None:
+    if run is not None:
+        for name in {"evaluation", "embeddings"}.intersection(run.names()):
             run.folder(name).sweep()
     where, elsewhere = named_path(out) if out is not None else None, None
     results = []
