@@ -128,6 +128,22 @@ def test_every_make_target_that_is_named_exists(page: Path) -> None:
 
 
 @each_page
+def _promised_tests(page: Path) -> Iterator[tuple[str, str]]:
+    """File and name of each test in the tables of promises; `::name` and `…::name` are in the file named before."""
+    for row in page.read_text("utf-8").splitlines():
+        file = ""
+        for named, test in re.findall(r"(tests/[\w/]+\.py)?…?::(test_\w+)", row):
+            file = named or file
+            yield file, test
+
+
+def test_every_promise_names_tests_that_exist() -> None:
+    promised = list(_promised_tests(ROOT / "docs" / "robustness.md"))
+    assert len(promised) > 60
+    sources = {file: (ROOT / file).read_text("utf-8") for file, _ in promised}
+    assert [f"{file}::{test}" for file, test in promised if f"def {test}(" not in sources[file]] == []
+
+
 def test_every_extra_that_is_named_exists(page: Path) -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
     assert set(re.findall(r"'\.\[(\w+)\]'", page.read_text("utf-8"))) <= set(extras)
