@@ -96,14 +96,11 @@ def engine_error(error: BaseException) -> EngineError | None:
     return kind(cause, saw=f"{place}: {text}" if place and place not in text else text, fix=fix)
 
 
-def raise_fault(error: BaseException, tried_again: bool = False) -> None:
+def raise_fault(error: BaseException) -> None:
     """Raises the error of a machine that failed, in a place that leaves out files which cannot be read.
 
-    The file may be read the next time: what is kept without it would be wrong. With `tried_again` it is read anew by
-    every command; then a disk that fails at one file leaves it out.
+    The file may be read the next time: what is kept without it would be wrong.
     """
-    if tried_again and getattr(error, "errno", None) == errno.EIO:
-        return
     named = errno.errorcode.get(getattr(error, "errno", None) or 0)
     if isinstance(error, PlatformError) or is_out_of_memory(error) or named in _FAULTS:
         raise engine_error(error) or error from error

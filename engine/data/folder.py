@@ -86,7 +86,7 @@ class FolderSource:
             try:
                 status = entry.stat()
             except (OSError, ValueError) as error:
-                raise_fault(error, tried_again=True)
+                raise_fault(error)
                 why = error.strerror if isinstance(error, OSError) else error
                 if is_image or self.listed is not None:
                     scan.refused.append((relative, f"cannot be opened ({why})"))
@@ -226,7 +226,7 @@ def _read_files(folder: Path, keep: bool, paths: list[str]) -> list[tuple[str, b
                     digest.update(more)
                     kept = None
         except OSError as error:
-            raise_fault(error, tried_again=True)
+            raise_fault(error)
             results.append((path, f"cannot be opened ({error.strerror})", None))
         else:
             results.append((path, digest.digest(), kept if keep else None))
@@ -241,7 +241,7 @@ def _are_images(folder: Path, batch: States) -> tuple[States, list[bool]]:
             with open_regular(folder / path) as file:
                 are.append(image_format(file.read(HEAD_BYTES)) is not None)
         except OSError as error:
-            raise_fault(error, tried_again=True)
+            raise_fault(error)
             are.append(False)
     return batch, are
 
@@ -265,7 +265,7 @@ def _walk(folder: Path, scan: _Scan) -> Iterator[tuple[str, os.DirEntry[str]]]:
             with os.scandir(at) as entries:
                 inside = list(entries)
         except OSError as error:
-            raise_fault(error, tried_again=True)
+            raise_fault(error)
             if not above:
                 raise DataError(
                     f"the folder {folder} cannot be read", saw=error.strerror, fix="check the path and its permissions"
@@ -298,5 +298,5 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
     except OSError as error:  # a link to itself; it is reported when the file is opened
-        raise_fault(error, tried_again=True)
+        raise_fault(error)
         return False

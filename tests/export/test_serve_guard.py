@@ -289,6 +289,13 @@ def test_what_is_wrong_with_the_file_is_said_as_everywhere(model: Path, tmp_path
     assert str(tmp_path / "none.npy") in str(caught.value) and caught.value.fix
 
 
+def _take_every_signal() -> None:
+    """A shell lets commands in the background, such as half of the suite, ignore SIGINT, and so do their children."""
+    for number in SIGNALS:
+        if number != signal.SIGKILL:
+            signal.signal(number, signal.SIG_DFL)
+
+
 @needs_server
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="signals of POSIX")
 def test_nothing_is_left_however_the_process_ends(model: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
@@ -298,7 +305,11 @@ def test_nothing_is_left_however_the_process_ends(model: Path, tmp_path: Path, r
     served = []
     for _ in SIGNALS:
         call = [sys.executable, "-m", "simclr_engine", "serve", str(model), "--port", str(free_port())]
-        served.append(subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment))
+        served.append(
+            subprocess.Popen(
+                call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, preexec_fn=_take_every_signal
+            )
+        )
         request.addfinalizer(served[-1].kill)
     for number, process in zip(SIGNALS, served, strict=True):
         assert process.stdout is not None
