@@ -112,7 +112,8 @@ def verify(file: IO[bytes], path: Path, again: str, name: str = "", *, needed: b
         if len(found) != 1 or found[0][1] != digest.hexdigest().encode():
             raise altered(path, "its content is not what was written under this name", again)
     elif needed:
-        raise altered(path, "it has no seal", again)
+        cause = "the file was written by an earlier version, or its end is missing"
+        raise AlteredError(cause, saw=f"{path}: it has no seal", fix=again)
     file.seek(0)
 
 

@@ -22,7 +22,7 @@ from .options import Number
 @click.option(
     "--max-minutes",
     type=Number(min=0, min_open=True),
-    default=2.5,
+    default=1.25,
     show_default=True,
     metavar="MINUTES",
     help="Time limit of the pretraining in minutes.",
@@ -30,7 +30,7 @@ from .options import Number
 def command(out: str, file: str, max_minutes: float) -> None:
     """Pretrain on built-in letters without labels, compare with a random encoder, export, and evaluate the file.
 
-    Writes a run directory with report.html, and an ONNX file. Takes about three minutes on two CPU cores.
+    Writes a run directory with report.html, and an ONNX file. Takes about two minutes on two CPU cores.
     """
     from simclr_engine.export import export_onnx
 

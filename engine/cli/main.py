@@ -26,7 +26,7 @@ COMMANDS = {
     "recipes": "List the recipes, or print one.",
     "data": "List, inspect and pack image data.",
     "bench": "Benchmark one part of the engine on this machine against alternatives.",
-    "demo": "Pretrain, evaluate and export on built-in images, in about three minutes.",
+    "demo": "Pretrain, evaluate and export on built-in images, in about two minutes.",
     "doctor": "Check what this machine and installation can do.",
 }
 

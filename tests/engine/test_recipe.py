@@ -19,7 +19,7 @@ HASHES = {  # of the resolved recipes, as every version has had them: runs and e
     "cifar10": "1307e41feaf921319828549a065beade3e83f5ab4c17939c81294471186c08bc",
     "cifar10-fast": "53eea30f7f50ae3005ace5fca73611876802e49a507b29553dce2134921f9e76",
     "cifar10-sgd": "a76360f764958c3abd776039434f7cd93b42609bf970fefacc94fd14d25f2aa1",
-    "demo": "98b928d213e81e94e29f371886de73cfbea461633752db8db7975b3d24c68cb4",
+    "demo": "560d7fd4240c6e7dd254be948f32fb08c45a478e0a6873e211ef7fa1eb5bc34f",
     "few-labels-50": "9bd6c4ba066abb5df982324a5291dcbdc9a7252009cfb9547ece499619ed757b",
     "lars-800": "c25dba150dcf9f4ab531157c3931e97c0be0a01d8b0f364749299cf47dcee1ac",
     "quick-10": "8c3c5e256ebffea4ffd2af2f215ed6066f368e781868ca61c5fb3c5dc9866428",
