@@ -127,7 +127,6 @@ def test_every_make_target_that_is_named_exists(page: Path) -> None:
     assert set(re.findall(r"(?:^|`)make ([a-z-]+)", text, re.MULTILINE)) <= targets
 
 
-@each_page
 def _promised_tests(page: Path) -> Iterator[tuple[str, str]]:
     """File and name of each test in the tables of promises; `::name` and `…::name` are in the file named before."""
     for row in page.read_text("utf-8").splitlines():
@@ -144,6 +143,7 @@ def test_every_promise_names_tests_that_exist() -> None:
     assert [f"{file}::{test}" for file, test in promised if f"def {test}(" not in sources[file]] == []
 
 
+@each_page
 def test_every_extra_that_is_named_exists(page: Path) -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
     assert set(re.findall(r"'\.\[(\w+)\]'", page.read_text("utf-8"))) <= set(extras)
