@@ -116,7 +116,7 @@ def check_model(data: bytes, image_size: int) -> None:
             graphs.append(part.message)
         elif part.number == 8:
             said = {each.number: each for each in fields_of(part.message)}
-            opsets.append((said[1].text if 1 in said else "", said[2].integers[-1] if 2 in said else 0))
+            opsets.append((said[1].text if 1 in said else "", said[2].integer if 2 in said else 0))
         elif part.number in (20, 25):
             raise RefusedError("training steps or functions of its own")
     if len(opsets) != 1 or opsets[0][0] not in STANDARD or opsets[0][1] not in OPSETS:
@@ -202,7 +202,7 @@ def _attribute(message: Field) -> tuple[str, Any]:
             case 2:
                 value = 0.0  # no shape depends on one
             case 3:
-                value = part.integers[-1]
+                value = part.integer
             case 4:
                 value = bytes(part.message[:_FEW])
             case 5:
@@ -224,7 +224,7 @@ def _tensor(message: Field) -> tuple[str, _Value]:
             case 1:
                 dims += part.integers
             case 2:
-                kind = part.integers[-1]
+                kind = part.integer
             case 7:
                 listed += part.integers
             case 8:
@@ -240,7 +240,9 @@ def _tensor(message: Field) -> tuple[str, _Value]:
         raise RefusedError(f"the tensor {name[:80]!r} of {dims[:_MOST_DIMENSIONS]}, more than the file holds")
     if kind != _INT64 or size > _FEW:
         return name, _Value(shape)
-    numbers = np.frombuffer(raw, dtype="<i8") if len(raw) else np.array(listed, dtype=np.int64)
+    numbers = (
+        np.frombuffer(raw[: 8 * size], dtype="<i8") if len(raw) >= 8 * size > 0 else np.array(listed, dtype=np.int64)
+    )
     return name, _Value(shape, numbers.reshape(shape) if numbers.size == size else None)
 
 

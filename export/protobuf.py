@@ -46,6 +46,11 @@ class Field:
         return self.value
 
     @property
+    def integer(self) -> int:
+        """The whole number, of several the last; 0, which protobuf leaves out, for none."""
+        return self.integers[-1] if self.integers else 0
+
+    @property
     def integers(self) -> list[int]:
         """The whole numbers, 64 bits with sign: one, or several that are packed."""
         if isinstance(self.value, int):

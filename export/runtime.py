@@ -405,10 +405,10 @@ def _check_graph(file: ModelFile, session: onnxruntime.InferenceSession) -> None
         list(inputs) != [INPUT]
         or inputs[INPUT][0] != "tensor(uint8)"
         or len(inputs[INPUT][1]) != 4
-        or OUTPUT not in outputs
+        or len(outputs.get(OUTPUT, ("", ()))[1]) != 2
     ):
         raise DataError(
-            f"the ONNX file must take uint8 `{INPUT}` [batch, S, S, 3] and give `{OUTPUT}`",
+            f"the ONNX file must take uint8 `{INPUT}` [batch, S, S, 3] and give `{OUTPUT}` [batch, D]",
             saw=f"{file.path}: {inputs} -> {outputs}",
             fix=FETCH_AGAIN,
         )

@@ -52,7 +52,7 @@ class LabelTable:
         for path in paths:
             first = first or path
             parts = path.split("/")
-            ends = [normal_form("/".join(parts[at:])) for at in range(len(parts))]
+            ends = (normal_form("/".join(parts[at:])) for at in range(len(parts)))
             known = next((end for end in ends for end in (end, _stem(end)) if end in rows), None)
             if known is not None:
                 found[path] = rows[known]

@@ -264,3 +264,12 @@ def test_shapes_are_followed_as_onnx_follows_them(monkeypatch: pytest.MonkeyPatc
             assert list(found[value.name]) == [d.dim_value or acceptance.BATCH for d in dims], value.name
             compared += 1
     assert compared > 20
+
+
+def test_numbers_of_no_bytes_and_of_too_few_are_no_error_of_ours() -> None:
+    opset_of_none = b"\x42\x02\x12\x00"  # field 8 with field 2 as packed numbers, none of them
+    with pytest.raises(RefusedError, match="operators of"):
+        check_model(tiny_model().SerializeToString() + opset_of_none, 4)
+    model = tiny_model()
+    model.graph.initializer.append(TensorProto(name="r", data_type=TensorProto.INT64, dims=[1], raw_data=bytes(7)))
+    check_model(model.SerializeToString(), 4)
