@@ -399,8 +399,11 @@ def _reopened(path: Path, sha256: str, *options: Any) -> OnnxEncoder:
 
 def _check_graph(file: ModelFile, session: onnxruntime.InferenceSession) -> None:
     """The graph's own inputs and outputs against the metadata."""
-    inputs = {i.name: (i.type, i.shape) for i in session.get_inputs()}
-    outputs = {o.name: (o.type, o.shape) for o in session.get_outputs()}
+    try:
+        inputs = {i.name: (i.type, i.shape) for i in session.get_inputs()}
+        outputs = {o.name: (o.type, o.shape) for o in session.get_outputs()}
+    except UnicodeDecodeError as error:
+        raise DataError("the ONNX file holds a name that is not UTF-8", saw=file.path, fix=FETCH_AGAIN) from error
     if (
         list(inputs) != [INPUT]
         or inputs[INPUT][0] != "tensor(uint8)"
