@@ -260,7 +260,8 @@ def _pretrain(
     elif start is not None:
         trainer.start_from(start.encoder)
     environment = environment_of(trainer, options, place, estimate, stopped)
-    environment |= {"weights": start.about} if start is not None else {}
+    if start is not None:
+        environment["weights"] = start.about
     if not options.quiet:
         said = other_than_before(environment)
         say(*describe(trainer, estimate), *(start.lines() if start is not None else ()), *said)

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .bounds import MAX_SIZE, MIN_SIZE
+from .bounds import MIN_SIZE
 from .checkpoint import newest_checkpoint
 from .data.store import ImageStore
 from .errors import DataError, UsageError, counted
@@ -233,8 +233,8 @@ def _check_parts(state: Mapping[str, Any], path: Path) -> None:
 
 def trained_on(recipe: Recipe, name: str, size: int) -> Recipe:
     """The recipe with the name that the user gave the images, and with their side in pixels."""
-    # 0 (as they are) if the size is possible in Python only.
-    return recipe.fitted({"data.source": name, "data.size": size if MIN_SIZE <= size <= MAX_SIZE else 0})
+    # 0 (as they are) if they are so small as is possible in Python only.
+    return recipe.fitted({"data.source": name, "data.size": size if size >= MIN_SIZE else 0})
 
 
 def _started_from(weights: object) -> str:

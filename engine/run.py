@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from .recipe import Recipe
 
 RUNS = Path("runs")
-LARGEST_IMAGE = 1 << 16  # pixels of a side; Python may train on larger images than the command line
 MOST_DIGITS = 20  # longest whole number in the files of a run: that of 2⁶⁴
 
 

@@ -82,7 +82,8 @@ class Display:
                     self._fail(error)
 
     def _fail(self, error: Exception) -> None:
-        self._stream, product, self._product = open(os.devnull, "w"), self._product, False  # noqa: SIM115, PTH123
+        product, self._product = self._product, False
+        self._stream = open(os.devnull, "w")  # noqa: SIM115, PTH123  # for the rest of the process; os.devnull is text
         if product and isinstance(error, BrokenPipeError):
             raise SystemExit(0)
         if product:

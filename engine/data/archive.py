@@ -188,18 +188,19 @@ class _BoundedHeader(tarfile.TarInfo):
         return super()._proc_member(tar)  # type: ignore[misc]  # a hook that typeshed leaves out
 
     def _proc_sparse(self, tar: Any) -> tarfile.TarInfo:
-        _, goes_on, nbytes = self._sparse_structs  # type: ignore[attr-defined]
+        _, goes_on, nbytes = self._sparse_structs  # type: ignore[attr-defined]  # set by tarfile's parser alone
         while goes_on:
             block = tar.fileobj.read(_BLOCK)
             goes_on = len(block) == _BLOCK and block[504]
         self.sparse: Any = []
         self.offset_data = tar.fileobj.tell()
-        tar.offset = self.offset_data + self._block(self.size)  # type: ignore[attr-defined]
+        tar.offset = self.offset_data + self._block(self.size)  # type: ignore[attr-defined]  # typeshed leaves it out
         self.size = nbytes
         return self
 
     def _proc_pax(self, tar: Any) -> tarfile.TarInfo:
-        records = _pax_records(tar.fileobj.read(self._block(self.size))[: self.size])  # type: ignore[attr-defined]
+        whole = tar.fileobj.read(self._block(self.size))  # type: ignore[attr-defined]  # typeshed leaves it out
+        records = _pax_records(whole[: self.size])
         try:
             following = self.fromtarfile(tar)
         except tarfile.HeaderError as error:
@@ -215,7 +216,8 @@ class _BoundedHeader(tarfile.TarInfo):
         if b"size" in records:  # where eleven octal digits do not suffice
             following.size = int(records[b"size"])
             stored = following.isreg() or following.type not in tarfile.SUPPORTED_TYPES
-            tar.offset = following.offset_data + (following._block(following.size) if stored else 0)  # type: ignore[attr-defined]
+            nbytes = following._block(following.size) if stored else 0  # type: ignore[attr-defined]  # as above
+            tar.offset = following.offset_data + nbytes
         return following
 
 

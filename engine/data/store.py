@@ -13,6 +13,7 @@ from typing import Any, SupportsIndex
 import numpy as np
 from numpy.typing import NDArray
 
+from ..bounds import MAX_SIZE
 from ..errors import DataError
 
 Indices = NDArray[np.integer[Any]] | NDArray[np.bool_] | Sequence[int]
@@ -226,6 +227,12 @@ class ImageStore:
                 "images must be uint8 [N, S, S, 3]",
                 saw=f"{self.images.dtype} {list(shape)}",
                 fix="convert to 8-bit RGB, channels last, square",
+            )
+        if shape[1] > MAX_SIZE:  # what a run or an exported file says of its images is bounded so too
+            raise DataError(
+                f"images may have at most {MAX_SIZE:,} pixels on a side",
+                saw=f"{shape[1]:,} × {shape[2]:,}",
+                fix="shrink them first",
             )
         if self.labels is not None and (self.labels.dtype != np.int64 or self.labels.shape != shape[:1]):
             raise DataError(

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -249,9 +250,9 @@ def test_the_largest_encoder_is_accepted_at_its_largest_size() -> None:
 def test_shapes_are_followed_as_onnx_follows_them(monkeypatch: pytest.MonkeyPatch) -> None:
     found: dict[str, tuple[int, ...]] = {}
 
-    def define(values: dict[str, object], name: str, value: object) -> None:
+    def define(values: dict[str, Any], name: str, value: Any) -> None:
         values[name] = value
-        found[name] = value.shape  # type: ignore[attr-defined]
+        found[name] = value.shape
 
     monkeypatch.setattr(acceptance, "_define", define)
     model = trace_encoder(_Gated().eval(), (0.5,) * 3, (0.25,) * 3, 8, 18).model

@@ -99,7 +99,7 @@ def test_the_sha256_of_something_else_than_a_file_is_refused(tmp_path: Path, mod
     target = open_target(model, sha256=_sha256(model))
     write_tiny_probe(model, image_size=SIZE, recipe="another")
     with pytest.raises(DataError, match="not the one that was asked for"):  # replaced between opening and computing
-        target.encoders["pretrained"]._compute(None, None)  # type: ignore[arg-type]
+        target.encoders["pretrained"]._compute(None, None)  # type: ignore[arg-type]  # refused before they are read
 
 
 def _broken_probe(path: Path) -> Path:

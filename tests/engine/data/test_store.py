@@ -15,7 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from simclr_engine.bounds import MAX_SIZE
 from simclr_engine.data.store import ImageStore, ShardedImages, copy_numbers
+from simclr_engine.errors import DataError
 
 COUNT, PER_SHARD, SIDE = 70, 16, 4
 PIXELS = np.random.default_rng(0).integers(0, 256, (COUNT, SIDE, SIDE, 3), dtype=np.uint8)
@@ -173,3 +175,11 @@ def test_copies_have_one_number_also_where_checksums_coincide(checksums: int, mo
     found = copy_numbers(images)
     assert found is not None and found.dtype == np.int64
     assert found.tolist() == [*range(7), 3, *range(7, 289), 3, *range(289, 298)]
+
+
+def test_images_larger_than_a_run_may_say_are_refused_before_any_work() -> None:
+    images = np.broadcast_to(np.uint8(0), (1, MAX_SIZE + 1, MAX_SIZE + 1, 3))
+    with pytest.raises(DataError, match="at most 1,024 pixels") as caught:
+        ImageStore(images, None, (), "0" * 64, "arrays", "all")
+    assert caught.value.saw == "1,025 × 1,025"
+    assert len(ImageStore(images[:, 1:, 1:], None, (), "0" * 64, "arrays", "all")) == 1
