@@ -204,7 +204,7 @@ def _opened(source: bytes | Path) -> IO[bytes]:
 
 def _check_pixels(image: Image.Image, form: str) -> None:
     width, height = image.size
-    most = min(MAX_PIXELS, MEMORY, PIXELS_OF_FORMAT.get(form, MAX_PIXELS))
+    most = min(MAX_PIXELS, PIXELS_OF_FORMAT.get(form, MAX_PIXELS))
     if width * height > most:
         raise DataError(
             f"the image has {width} × {height} pixels; at most {most:,} are decoded", fix="shrink the image first"
