@@ -183,7 +183,7 @@ class Workers:
                 async with self._turn:
                     await asyncio.sleep(len(chunk) / PACE)
         quick = len(upload.body) <= QUICK_BYTES
-        upload.cost = 0 if quick else 4 * len(upload.body)  # so many pixels, about, if it is a photo
+        upload.cost = len(upload.body) if quick else 4 * len(upload.body)  # so many pixels, about, if it is a photo
         if upload.body:
             (self._quick if quick else self._patient).put(upload)
         else:

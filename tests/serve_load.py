@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import multiprocessing
 import os
 import random
 import re
@@ -22,6 +23,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from io import BytesIO
+from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 
 import numpy as np
@@ -135,25 +137,48 @@ async def watched(page: Page) -> None:
         await asyncio.sleep(0.05)
 
 
-async def measure(page: Page, connections: int, seconds: float, picture: bytes, pause: float) -> tuple[float, float]:
-    """The 95th percentiles of honest clients, a third of the connections: alone, and among the others."""
-    tasks = [asyncio.create_task(watched(page))]
-    tasks += [asyncio.create_task(honest(page, picture, pause)) for _ in range(connections // 3)]
+def attack(page: Page, connections: int, count: Synchronized[int]) -> None:
+    """Sends what is hostile until the process is killed; counts it. It would be another machine, so it is a process of
+    its own that takes no time from the page."""
+    if hasattr(os, "SCHED_IDLE"):
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
     async def again(act: Callable[[], Awaitable[bytes]]) -> None:
         while True:
             with suppress(OSError):
                 await act()
+            count.value += 1
             await asyncio.sleep(0.05)
 
-    found = []
-    for acts in ([], hostile(page)):
-        tasks += [asyncio.create_task(again(acts[i % 10])) for i in range(connections - connections // 3) if acts]
-        await asyncio.sleep(min(1.0, seconds / 4))
-        page.seconds.clear()
-        await asyncio.sleep(seconds)
-        found.append(float(np.percentile(page.seconds, 95)))
-        print(f"{len(page.seconds):6} honest requests, p50 {np.median(page.seconds):.3f} s, p95 {found[-1]:.3f} s")
+    async def all_of_them() -> None:
+        acts = hostile(page)
+        await asyncio.gather(*(again(acts[i % 10]) for i in range(connections)))
+
+    asyncio.run(all_of_them())
+
+
+async def measure(page: Page, connections: int, seconds: float, picture: bytes, pause: float) -> tuple[float, float]:
+    """The 95th percentiles of honest clients, a third of the connections: alone, and among the others."""
+    tasks = [asyncio.create_task(watched(page))]
+    tasks += [asyncio.create_task(honest(page, picture, pause)) for _ in range(connections // 3)]
+    context = multiprocessing.get_context("spawn")
+    count = context.Value("q")
+    others = context.Process(target=attack, args=(page, connections - connections // 3, count))
+    found: list[float] = []
+    try:
+        while len(found) < 2:
+            if found:
+                others.start()
+            await asyncio.sleep(min(2.0, seconds / 4))
+            page.seconds.clear()
+            before = count.value
+            await asyncio.sleep(seconds)
+            found.append(float(np.percentile(page.seconds, 95)))
+            times = f"p50 {1e3 * np.median(page.seconds):.1f} ms, p95 {1e3 * found[-1]:.1f} ms"
+            print(f"{len(page.seconds):6} honest requests among {count.value - before} hostile ones: {times}")
+    finally:
+        if others.pid:
+            others.kill()
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
