@@ -62,7 +62,7 @@ def held_folder(parent: Path, prefix: str) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        clear(folder)
         file.close()
 
 
@@ -90,11 +90,14 @@ def sweep(parent: Path, prefix: str, ours: re.Pattern[str]) -> None:
                     clear(folder, ours)
 
 
-def clear(folder: Path, ours: re.Pattern[str]) -> None:
-    """Removes the files of these names, then the lock file, and the folder if nothing else was in it."""
+def clear(folder: Path, ours: re.Pattern[str] | None = None) -> None:
+    """Removes the files of these names, or all that is in it. The lock file goes last, so that a kill leaves a folder
+    to `sweep`, and the folder if nothing else was in it."""
     with suppress(OSError):
-        for file in folder.iterdir():
-            if ours.fullmatch(file.name):
-                file.unlink()
+        for path in [path for path in folder.iterdir() if path.name != HELD]:
+            if ours is None and path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif ours is None or ours.fullmatch(path.name):
+                path.unlink()
         (folder / HELD).unlink(missing_ok=True)
         folder.rmdir()
