@@ -39,9 +39,12 @@ _SYSTEM: dict[str, Row] = {
 _FAULTS = frozenset(("ENOSPC", "EDQUOT", "EMFILE", "ENFILE", "ENOMEM", "EIO", "ESTALE"))
 _OUT_OF_MEMORY = re.compile(
     "out of memory|(can't|cannot|unable to|failed to) allocate|not enough memory|alloc_failed|bad.alloc"
-    "|create a primitive",  # oneDNN's word for it
+    "|create a primitive"  # oneDNN's word for it
+    "|failed to serialize proto"  # protobuf's
+    "|failed to map segment",  # the loader's, for a compiled module
     re.IGNORECASE,
 )
+_TELL = ("onnxruntime", "google.protobuf")  # modules whose errors say so in words
 # Words of errors that have neither a number nor a kind of their own.
 _WORDED: dict[str, Row] = {
     # numpy's tofile, and torch's writer, where a write was cut short
@@ -114,10 +117,10 @@ def meaning(number: int | None) -> Row:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out. On the CPU, and in cuBLAS and onnxruntime, this is an error like others."""
+    """Whether memory ran out. On the CPU, and in many libraries, this is an error like others."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
-    told = isinstance(error, RuntimeError) or type(error).__module__.startswith("onnxruntime")
+    told = isinstance(error, RuntimeError | ImportError) or type(error).__module__.startswith(_TELL)
     return told and bool(_OUT_OF_MEMORY.search(str(error)))
 
 

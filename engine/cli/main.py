@@ -134,7 +134,7 @@ def _exit(error: EngineError) -> NoReturn:
 
 
 def _not_installed(error: ImportError, missing: str) -> PlatformError:
-    if not missing:  # a compiled module: its file cannot be read, or memory ends
+    if not missing:  # a compiled module: its file cannot be read
         return PlatformError("a package cannot be imported", saw=str(error), fix="pip install simclr-engine, again")
     fix = f"pip install {DISTRIBUTIONS.get(missing, missing)}, or all that the commands need: pip install simclr-engine"
     if isinstance(error, ModuleNotFoundError):
@@ -163,7 +163,7 @@ def main() -> None:
         missing = (error.name or "").partition(".")[0]
         if debug or missing == "simclr_engine":
             raise
-        _exit(_not_installed(error, missing))
+        _exit(engine_error(error) or _not_installed(error, missing))
     except Exception as error:
         if debug:
             raise

@@ -24,6 +24,7 @@ import onnxruntime
 import PIL.Image
 import pytest
 import torch
+from google.protobuf.message import EncodeError
 from safetensors import safe_open
 from sklearn.linear_model import LogisticRegression
 
@@ -129,6 +130,8 @@ MEMORY: dict[str, Callable[[], object]] = {
     "numpy": lambda: np.ones(1 << 60, dtype=np.uint8),
     "torch": lambda: torch.empty(1 << 60, dtype=torch.uint8),
     "C++": fails(RuntimeError("std::bad_alloc")),
+    "protobuf": fails(EncodeError("Failed to serialize proto")),
+    "the loader": fails(ImportError("/lib/part.so: failed to map segment from shared object")),
     "within torch": lambda: torch.save({}, Cramped()),
     "CUDA": fails(torch.OutOfMemoryError("CUDA out of memory.")),
 }
@@ -206,6 +209,7 @@ def test_every_error_passes_the_boundary(
     assert ended(monkeypatch, error) == code
     said = capsys.readouterr().err
     assert "error: " in said and "  saw: " in said and "  fix: " in said and "saw: :" not in said
+    assert ("not enough memory" in said) == isinstance(error, MemoryError | ImportError)
 
 
 def test_a_mistake_of_ours_keeps_its_traceback_and_asks_to_be_reported(
