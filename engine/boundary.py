@@ -82,8 +82,7 @@ def engine_error(error: BaseException) -> EngineError | None:
     """
     if isinstance(error, EngineError):
         return error
-    if isinstance(error, RuntimeError) and isinstance(error.__context__, MemoryError | OSError):
-        error = error.__context__  # a library tells that it failed, and this is why
+    error = _why(error)
     text = cut(" ".join(str(error).split())) or type(error).__name__
     number = _number(error)
     if is_out_of_memory(error):
@@ -104,6 +103,7 @@ def raise_fault(error: BaseException) -> None:
 
     The file may be read the next time: what is kept without it would be wrong.
     """
+    error = _why(error)
     named = errno.errorcode.get(getattr(error, "errno", None) or 0)
     if isinstance(error, PlatformError) or is_out_of_memory(error) or named in _FAULTS:
         raise engine_error(error) or error from error
@@ -122,6 +122,13 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     told = isinstance(error, RuntimeError | ImportError) or type(error).__module__.startswith(_TELL)
     return told and bool(_OUT_OF_MEMORY.search(str(error)))
+
+
+def _why(error: BaseException) -> BaseException:
+    """What the system said to a library that tells only that it failed, or that a file is none of its own."""
+    said, tells = error.__context__, isinstance(error, RuntimeError) or type(error).__module__ in ("zipfile", "tarfile")
+    told = isinstance(said, MemoryError) or (isinstance(said, OSError) and said.errno is not None)
+    return said if said is not None and tells and told else error
 
 
 def _number(error: BaseException) -> int | None:

@@ -365,7 +365,7 @@ def _arrays_in(file: IO[bytes], path: Path, again: str, names: tuple[str, ...]) 
             raise ValueError("it holds no arrays")
         return arrays
     except Exception as error:  # numpy, zipfile and zlib raise a dozen kinds for damaged files; all mean the same here
-        if isinstance(error, OSError):  # a damaged file may claim any size, so memory tells nothing
+        if not isinstance(error, MemoryError):  # a damaged file may claim any size
             raise_fault(error)
         raise altered(path, str(error)[:200], again) from error
 

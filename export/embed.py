@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from simclr_engine.boundary import raise_fault
 from simclr_engine.bounds import LARGEST_DOCUMENT
 from simclr_engine.data.stream import WINDOW, Pictures, Window, windows
 from simclr_engine.errors import DataError, PlatformError, UsageError
@@ -375,7 +376,8 @@ def _begun_plan(files: IndexFiles) -> str | None:
     """The plan of the unfinished index here; None for none."""
     try:
         return str(read_json(files.partial / "plan.json", MOVE)["digest"])
-    except (OSError, ValueError, KeyError, AlteredError):
+    except (OSError, ValueError, KeyError, AlteredError) as error:
+        raise_fault(error)
         return None
 
 
@@ -385,7 +387,8 @@ def _finished_plan(files: IndexFiles) -> str | None:
         return str(read_json(files.manifest, MOVE, ours=FORMAT).get("plan", ""))
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError, AlteredError):
+    except (OSError, ValueError, AlteredError) as error:
+        raise_fault(error)
         return ""
 
 

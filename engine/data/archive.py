@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any, ClassVar, cast
 
+from ..boundary import raise_fault
 from ..bounds import (
     BYTES_OF_MEMBER,
     GROWTH_FREE_BYTES,
@@ -134,11 +135,10 @@ class ArchiveSource:
                     yield blob
         except EngineError:
             raise
-        except OSError as error:
-            if error.errno is not None:
-                raise _unopenable(self.path, error) from error
-            raise _damaged(self.path, error) from error
         except Exception as error:  # zlib, lzma, zstd, zipfile, tarfile: each has kinds of its own for damage
+            raise_fault(error)
+            if isinstance(error, OSError) and error.errno is not None:
+                raise _unopenable(self.path, error) from error
             raise _damaged(self.path, error) from error
         if not images:
             raise DataError(
@@ -336,6 +336,7 @@ def _zip_members(file: IO[bytes], total: int, contents: bool, advance: Callable[
                 try:
                     content = _zip_content(archive, member, path, contents)
                 except Exception as error:  # a zip file is not one stream: the other members are still good
+                    raise_fault(error)
                     refused = f"damaged in the archive ({error})" if has_image_ending(path) else ""
                     content = b"" if refused else None
             if content is not None:

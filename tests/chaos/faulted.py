@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from fixtures.image_files import class_tree, tar_bytes, write_tree
+from fixtures.image_files import class_tree, tar_bytes, write_tree, zip_bytes
 from fixtures.synthetic_run import write_evaluation, write_metrics, write_neighbours, write_run
 from fixtures.tiny_probe import write_tiny_probe
 from simclr_engine import model, recording
@@ -57,6 +57,7 @@ def cases() -> list[Case]:
     return [
         Case("pack-folder", (*pack, "set"), ("set", "cache"), _folder, _packed),
         Case("pack-archive", (*pack, "set.tar"), ("set.tar", "cache"), _archive, _packed),
+        Case("pack-zip", (*pack, "set.zip"), ("set.zip", "cache"), _zip, _packed),
         Case("embed", embed, ("set", "cache", "out", "encoder.onnx"), _embedded, _index),
         Case("report", ("report", "run"), ("run", "cache"), _evaluated, _page),
         Case("pretrain", TRAIN, ("run", "cache"), _trained, _run, _resumed, _checkpoints),
@@ -69,6 +70,10 @@ def _folder(at: Path) -> None:
 
 def _archive(at: Path) -> None:
     (at / "set.tar").write_bytes(tar_bytes(class_tree(("ant", "bee"), each=6)))
+
+
+def _zip(at: Path) -> None:
+    (at / "set.zip").write_bytes(zip_bytes(class_tree(("ant", "bee"), each=6)))
 
 
 def _packed(at: Path, ended: Ended) -> object:

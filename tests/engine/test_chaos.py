@@ -56,6 +56,6 @@ def test_a_call_that_fails_is_said_and_loses_nothing(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     first, codes = done.stdout.splitlines()
     assert re.match(r"\d\d calls failed", first), done.stdout
-    for case in ("pack-folder", "pack-archive", "embed", "report", "pretrain"):
+    for case in ("pack-folder", "pack-archive", "pack-zip", "embed", "report", "pretrain"):
         assert re.search(rf"{case} EIO [34], {case} ENOSPC [34]", first), done.stdout
     assert "with 3" in codes and codes.endswith("0 tracebacks; 0 checkpoints or packed copies lost"), done.stdout
