@@ -18,6 +18,7 @@ from .errors import DataError, EngineError, PlatformError, UsageError, cut
 _LESS, _CHECK = "end other programs, or use fewer or smaller images", "check the file, or make it again"
 _FULL = (PlatformError, "the disk is full", "free space, or choose another path")
 _NO_MEMORY = (PlatformError, "there is not enough memory", _LESS)
+_BROKE = (PlatformError, "a compiled library failed, as some do where memory ends", _LESS)
 _AGAIN, _PATHS = "then run the command again", "correct the permissions, or choose another path"
 Row = tuple[type[EngineError], str, str]  # kind, cause, fix
 # Names of the numbers of OSError. Others are faults of the machine.
@@ -87,6 +88,8 @@ def engine_error(error: BaseException) -> EngineError | None:
     number = _number(error)
     if is_out_of_memory(error):
         row: Row | None = _NO_MEMORY
+    elif _broke(error):
+        row = _BROKE
     elif number:
         row, text = meaning(number), getattr(error, "strerror", None) or os.strerror(number)
     else:
@@ -105,7 +108,7 @@ def raise_fault(error: BaseException) -> None:
     """
     error = _why(error)
     named = errno.errorcode.get(getattr(error, "errno", None) or 0)
-    if isinstance(error, PlatformError) or is_out_of_memory(error) or named in _FAULTS:
+    if isinstance(error, PlatformError) or is_out_of_memory(error) or _broke(error) or named in _FAULTS:
         raise engine_error(error) or error from error
 
 
@@ -125,10 +128,20 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def _why(error: BaseException) -> BaseException:
-    """What the system said to a library that tells only that it failed, or that a file is none of its own."""
-    said, tells = error.__context__, isinstance(error, RuntimeError) or type(error).__module__ in ("zipfile", "tarfile")
-    told = isinstance(said, MemoryError) or (isinstance(said, OSError) and said.errno is not None)
-    return said if said is not None and tells and told else error
+    """The failure of the machine that a library met, where its own error tells only that it failed."""
+    follows: BaseException | None = error
+    if isinstance(error, RuntimeError) or type(error).__module__ != "builtins":
+        while (follows := follows.__cause__ or follows.__context__) is not None:
+            named = errno.errorcode.get(follows.errno or 0) if isinstance(follows, OSError) else None
+            known = named in _FAULTS or (named and isinstance(error, RuntimeError))
+            if known or is_out_of_memory(follows) or _broke(follows):
+                return follows
+    return error
+
+
+def _broke(error: BaseException) -> bool:
+    """Whether a module in C, or one in Rust, met what it had not checked."""
+    return isinstance(error, SystemError) or type(error).__name__ == "PanicException"
 
 
 def _number(error: BaseException) -> int | None:

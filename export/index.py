@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from simclr_engine.boundary import raise_fault
 from simclr_engine.bounds import LARGEST_INDEX
 from simclr_engine.errors import DataError, UsageError
 from simclr_engine.files import occupied, write_atomic
@@ -471,6 +472,7 @@ def _mapped(path: Path) -> NDArray[Any]:
         open_regular(path).close()
         array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception as error:  # numpy's readers raise a dozen kinds for damaged files; all mean the same here
+        raise_fault(error)
         raise DataError("the index cannot be read", saw=f"{path}: {str(error)[:200]}", fix=EMBED_AGAIN) from error
     return array
 

@@ -353,6 +353,7 @@ class OnnxEncoder:
         try:
             return self._run(names, batch)
         except Exception as error:  # onnxruntime raises a dozen kinds of its own, all below Exception
+            raise_fault(error)
             saw = f"{self.path}: {str(error).splitlines()[0]}"
             raise DataError("onnxruntime cannot run the file", saw=saw, fix=FETCH_AGAIN) from error
 

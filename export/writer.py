@@ -21,6 +21,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from torch import nn
 
+from simclr_engine.boundary import raise_fault
 from simclr_engine.checkpoint import load_encoder
 from simclr_engine.data.sources import Selection
 from simclr_engine.data.store import ImageStore
@@ -456,6 +457,7 @@ def _session(plain: bytes) -> onnxruntime.InferenceSession:
     try:
         return open_session(plain)
     except Exception as error:  # onnxruntime raises a dozen kinds of its own, all below Exception
+        raise_fault(error)
         raise CheckFailed(
             "onnxruntime cannot load the exported graph",
             saw=str(error).splitlines()[0],

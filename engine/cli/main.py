@@ -164,7 +164,9 @@ def main() -> None:
         if debug or missing == "simclr_engine":
             raise
         _exit(engine_error(error) or _not_installed(error, missing))
-    except Exception as error:
+    except SystemExit:
+        raise
+    except BaseException as error:  # what a library in Rust raises is no Exception
         if debug:
             raise
         if (ours := engine_error(error)) is None:

@@ -12,6 +12,7 @@ from importlib import import_module
 from pathlib import Path
 
 IMPORTED = (
+    "simclr_engine",  # first, because it keeps onnxruntime from starting a thread for its telemetry
     *("torch", "onnx", "onnxruntime", "safetensors.torch", "sklearn.linear_model", "matplotlib.backends.backend_agg"),
     *("tensorboard.compat.proto.event_pb2", "tensorboard.summary.writer.record_writer", "jinja2", "rich.table"),
     *("simclr_engine.pretraining", "simclr_engine.report", "simclr_engine.evaluation.finetune"),
@@ -39,9 +40,11 @@ class Ended:
 
 
 def preload() -> None:
-    """Imports what the commands import, and starts no thread."""
+    """Imports what the commands import. RuntimeError if that starts a thread, which a forked process would wait for."""
     for name in IMPORTED:
         import_module(name)
+    if len(tasks := list(Path("/proc/self/task").iterdir())) > 1:
+        raise RuntimeError(f"{len(tasks)} threads")
 
 
 def address_space(field: str = "VmSize") -> int:

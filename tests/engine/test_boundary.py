@@ -125,6 +125,17 @@ class Cramped(io.BytesIO):
         raise MemoryError
 
 
+def chained(first: Exception, second: Exception) -> None:
+    """Raises the second error while the first is handled, twice removed."""
+    try:
+        try:
+            raise first
+        except Exception as error:
+            raise ValueError("x") from error
+    except ValueError as error:
+        raise second from error
+
+
 MEMORY: dict[str, Callable[[], object]] = {
     "python": fails(MemoryError()),
     "numpy": lambda: np.ones(1 << 60, dtype=np.uint8),
@@ -132,6 +143,7 @@ MEMORY: dict[str, Callable[[], object]] = {
     "C++": fails(RuntimeError("std::bad_alloc")),
     "protobuf": fails(EncodeError("Failed to serialize proto")),
     "the loader": fails(ImportError("/lib/part.so: failed to map segment from shared object")),
+    "behind an error of a library": lambda: chained(MemoryError(), zipfile.BadZipFile("File is not a zip file")),
     "within torch": lambda: torch.save({}, Cramped()),
     "CUDA": fails(torch.OutOfMemoryError("CUDA out of memory.")),
 }
@@ -156,6 +168,27 @@ WORDED = {
 def test_an_error_without_a_number_is_told_by_its_words(library: str) -> None:
     error, cause = WORDED[library]
     assert (translated(fails(error)).cause, translated(fails(error)).exit_code) == (cause, 3)
+
+
+class PanicException(BaseException):  # its name in pyo3
+    """What a library in Rust raises."""
+
+
+@pytest.mark.parametrize("error", [SystemError("error return without exception set"), PanicException("null")])
+def test_a_compiled_library_that_breaks_is_a_fault_of_the_machine(
+    error: BaseException, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ended(monkeypatch, error) == 3
+    assert "a compiled library failed" in capsys.readouterr().err
+
+
+def test_a_disk_that_fails_behind_an_error_of_a_library_is_told() -> None:
+    first = OSError(errno.EIO, os.strerror(errno.EIO), "set.zip")
+    error = translated(lambda: chained(first, zipfile.BadZipFile("File is not a zip file")))
+    assert (error.exit_code, error.cause) == (3, "the disk or its connection failed") and "set.zip" in str(error.saw)
+    missing = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), "set.zip")  # something else was tried then
+    assert translated(lambda: chained(missing, zipfile.BadZipFile("File is not a zip file"))).exit_code == 4
+    assert engine_error(raised(lambda: chained(first, KeyError("x")))) is None
 
 
 @pytest.mark.parametrize("kind", [TypeError, KeyError, AttributeError, IndexError, AssertionError, ValueError])
