@@ -129,13 +129,14 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def _why(error: BaseException) -> BaseException:
     """The failure of the machine that a library met, where its own error tells only that it failed."""
-    follows: BaseException | None = error
-    if isinstance(error, RuntimeError) or type(error).__module__ != "builtins":
-        while (follows := follows.__cause__ or follows.__context__) is not None:
-            named = errno.errorcode.get(follows.errno or 0) if isinstance(follows, OSError) else None
-            known = named in _FAULTS or (named and isinstance(error, RuntimeError))
-            if known or is_out_of_memory(follows) or _broke(follows):
-                return follows
+    tells = isinstance(error, RuntimeError) or type(error).__module__ != "builtins"
+    follows = error.__cause__ or error.__context__
+    while tells and follows is not None:
+        named = errno.errorcode.get(follows.errno or 0) if isinstance(follows, OSError) else None
+        known = named in _FAULTS or (named and isinstance(error, RuntimeError))
+        if known or is_out_of_memory(follows) or _broke(follows):
+            return follows
+        follows = follows.__cause__ or follows.__context__
     return error
 
 
