@@ -127,6 +127,8 @@ def squeeze(name: str, base: Path, folder: Path, steps: int, tally: Tally) -> No
             tally.aborts.append(f"{at}: {how}: {last[:160]}")
         elif ended.code == 0 and command.result(here, ended.out) != expected:
             tally.wrong.append(f"{at}: another result with exit code 0")
+        elif ended.code == NO_MEMORY and "PyO3 is resuming a panic" in ended.err:
+            tally.aborts.append(f"{at}: a library in Rust broke, and printed its traceback")
         elif ended.code not in (0, NO_MEMORY) or "Traceback" in ended.err:
             tally.wrong.append(f"{at}: exit code {ended.code}: {last[:160]}")
         elif ended.code == NO_MEMORY and "memory" not in ended.err and "threads" not in ended.err:
