@@ -133,7 +133,7 @@ def _why(error: BaseException) -> BaseException:
     follows = error.__cause__ or error.__context__
     while tells and follows is not None:
         named = errno.errorcode.get(follows.errno or 0) if isinstance(follows, OSError) else None
-        known = named in _FAULTS or (named and isinstance(error, RuntimeError))
+        known = named in _FAULTS or (named and isinstance(error, RuntimeError) and follows is error.__context__)
         if known or is_out_of_memory(follows) or _broke(follows):
             return follows
         follows = follows.__cause__ or follows.__context__
