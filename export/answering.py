@@ -48,8 +48,8 @@ def main() -> None:
         saw = None if error.saw is None else str(error.saw)
         _send(said, {"error": type(error).__name__, "cause": error.cause, "saw": saw, "fix": error.fix})
         return
-    if settings["patient"] and hasattr(os, "SCHED_IDLE"):
-        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    if settings["patient"] and hasattr(os, "nice"):
+        os.nice(10)
     alarm = getattr(signal, "alarm", lambda seconds: None)  # Windows has none
     service.answer_pixels(np.zeros((service.embedder.image_size,) * 2 + (3,), np.uint8))  # the first one takes longest
     _bound_memory()
