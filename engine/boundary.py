@@ -129,9 +129,10 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def _why(error: BaseException) -> BaseException:
     """The failure of the machine that a library met, where its own error tells only that it failed."""
-    tells = isinstance(error, RuntimeError) or type(error).__module__ != "builtins"
+    ours = isinstance(error, EngineError)  # which say what they mean
+    foreign = isinstance(error, RuntimeError) or type(error).__module__ != "builtins"
     follows = error.__cause__ or error.__context__
-    while tells and follows is not None:
+    while foreign and not ours and follows is not None:
         named = errno.errorcode.get(follows.errno or 0) if isinstance(follows, OSError) else None
         known = named in _FAULTS or (named and isinstance(error, RuntimeError) and follows is error.__context__)
         if known or is_out_of_memory(follows) or _broke(follows):

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import stat
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -365,7 +366,7 @@ def _arrays_in(file: IO[bytes], path: Path, again: str, names: tuple[str, ...]) 
             raise ValueError("it holds no arrays")
         return arrays
     except Exception as error:  # numpy, zipfile and zlib raise a dozen kinds for damaged files; all mean the same here
-        if not isinstance(error, MemoryError):  # a damaged file may claim any size
+        if isinstance(error, OSError | zipfile.BadZipFile):  # a damaged file may claim any size: memory tells nothing
             raise_fault(error)
         raise altered(path, str(error)[:200], again) from error
 

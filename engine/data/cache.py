@@ -23,7 +23,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..boundary import is_out_of_memory
 from ..errors import DataError, PlatformError
 from ..files import Folder, expanded, make_folder, read_arrays, synchronise
 from ..locks import HELD, clear, held_folder, sweep
@@ -191,8 +190,6 @@ def read_split(entry: Path, meta: Meta, split: str, name: str) -> ImageStore:
         shards = [np.load(path, mmap_mode="r" if large else None, allow_pickle=False) for path in paths]
         labels = np.load(labels_path(entry, split), allow_pickle=False) if said.labelled else None
     except Exception as error:  # numpy's readers raise a dozen kinds for damaged files; all mean the same here
-        if is_out_of_memory(error):  # the copy is not packed again for that
-            raise
         raise DamagedError(f"split {split} cannot be read ({str(error)[:200]})") from error
     for shard, count in zip(shards, said.shard_lengths(), strict=True):
         if shard.dtype != np.uint8 or shard.shape != (count, meta.image_size, meta.image_size, 3):
