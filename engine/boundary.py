@@ -107,8 +107,7 @@ def raise_fault(error: BaseException) -> None:
     The file may be read the next time: what is kept without it would be wrong.
     """
     error = _why(error)
-    named = errno.errorcode.get(getattr(error, "errno", None) or 0)
-    if isinstance(error, PlatformError) or is_out_of_memory(error) or _broke(error) or named in _FAULTS:
+    if isinstance(error, PlatformError) or _is_fault(error):
         raise engine_error(error) or error from error
 
 
@@ -129,16 +128,21 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def _why(error: BaseException) -> BaseException:
     """The failure of the machine that a library met, where its own error tells only that it failed."""
-    ours = isinstance(error, EngineError)  # which say what they mean
-    foreign = isinstance(error, RuntimeError) or type(error).__module__ != "builtins"
+    runtime = isinstance(error, RuntimeError)
+    if isinstance(error, EngineError) or not (runtime or type(error).__module__ != "builtins"):
+        return error  # ours say what they mean; others of Python's own are mistakes
     follows = error.__cause__ or error.__context__
-    while foreign and not ours and follows is not None:
-        named = errno.errorcode.get(follows.errno or 0) if isinstance(follows, OSError) else None
-        known = named in _FAULTS or (named and isinstance(error, RuntimeError) and follows is error.__context__)
-        if known or is_out_of_memory(follows) or _broke(follows):
-            return follows
+    if runtime and isinstance(follows, OSError) and follows.errno:
+        return follows
+    while follows is not None and not _is_fault(follows):
         follows = follows.__cause__ or follows.__context__
-    return error
+    return error if follows is None else follows
+
+
+def _is_fault(error: BaseException) -> bool:
+    """Whether the machine failed; another try may not meet it."""
+    named = errno.errorcode.get(error.errno or 0) if isinstance(error, OSError) else None
+    return named in _FAULTS or is_out_of_memory(error) or _broke(error)
 
 
 def _broke(error: BaseException) -> bool:

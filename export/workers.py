@@ -1,9 +1,9 @@
 """The processes in which `serve` decodes pictures and runs the encoder, each within bounds of memory and time.
 
-Two of them, so that a picture that takes long holds up no other: the quick worker takes small files in turn and hands
-back pictures of more than `QUICK_PIXELS`, which the patient worker answers, smallest first. A worker that does not
-answer in time is killed and replaced, as is one that died; only the client that it worked for is told so. Nothing is
-written to disk. This is the server's side, which reads no image; `answering.py` is the other one.
+Two of them, so that a picture that takes long holds up no other: the quick worker takes small files and hands back
+pictures of more than `QUICK_PIXELS`, which the patient worker answers; each takes the smallest first. A worker that
+does not answer in time is killed and replaced, as is one that died; only the client that it worked for is told so.
+Nothing is written to disk. This is the server's side, which reads no image; `answering.py` is the other one.
 """
 
 from __future__ import annotations
@@ -183,7 +183,7 @@ class Workers:
                 async with self._turn:
                     await asyncio.sleep(len(chunk) / PACE)
         quick = len(upload.body) <= QUICK_BYTES
-        upload.cost = len(upload.body) if quick else 4 * len(upload.body)  # so many pixels, about, if it is a photo
+        upload.cost = len(upload.body) * (1 if quick else 4)  # so many pixels, about, if it is a large photo
         if upload.body:
             (self._quick if quick else self._patient).put(upload)
         else:
