@@ -60,7 +60,9 @@ MOST_NODES = 20_000  # operators and tensors in a file; the export of a ResNet-5
 MOST_NUMBERS = 1 << 12  # bytes of whole numbers in one field: shapes, axes, paddings
 LARGEST_PROPERTY = 4 << 20  # the text of a metadata property: class names
 MOST_FEATURES = 1 << 16  # width of the features
-# Beside a free amount: what one value inside may hold, and the multiplications, for each pixel of an image. A
-# ResNet-50 with a small stem has 256 channels at full size and 1.3 million multiplications.
-VALUES_FREE, VALUES_OF_PIXEL = 1 << 24, 256
+# Beside a free amount: the values that exist at once in a run, and the multiplications, for each pixel of an image. A
+# ResNet-50 with a small stem has 256 channels at full size, three times at once, and 1.3 million multiplications.
+LIVE_FREE, LIVE_OF_PIXEL = 1 << 26, 1 << 10
 WORK_FREE, WORK_OF_PIXEL = 1 << 32, 4 << 20
+WORK_OF_VALUE = 32  # a power or a logarithm takes as long as so many multiplications of a product
+VALUES_FREE = 1 << 24  # computed while a file is loaded, and eight for each byte of the file

@@ -320,12 +320,13 @@ def make_folder(path: Path) -> None:
 
 
 def write_atomic(path: Path, *parts: bytes | memoryview) -> None:
-    """Writes a file that the user named, atomically; a link at `path` is replaced, and its target is unchanged.
+    """Writes a file that the user named, atomically; a link at `path` is replaced, and its target is unchanged. Folders
+    that are missing are made.
 
     Raises:
         PlatformError: no space or no permission; the file at `path` is unchanged.
     """
-    Folder.open(path.parent).write(path.name, *parts)
+    Folder.open(path.parent, make=True).write(path.name, *parts)
 
 
 def write_text_atomic(path: Path, text: str) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import socket
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -111,7 +110,7 @@ class Run:
         plan, done = self.environment.get("plan"), self.environment.get("step")
         total = plan.get("total_steps") if isinstance(plan, dict) else None
         if not is_number(done):  # of an older version
-            done = max((row["step"] for row in self.metrics if is_number(row.get("step"))), default=0)
+            done = max((row.get("step", 0) for row in self.metrics), default=0)
         return f"{int(done):,} of {int(total):,} steps" if is_number(total) else f"{int(done):,} steps"
 
     @property
@@ -163,7 +162,7 @@ class Run:
     @property
     def metrics(self) -> list[dict[str, Any]]:
         """Rows of metrics.jsonl in order, without a last line cut short by a crash. DataError if it cannot be read."""
-        return list(read_rows(self.directory / "metrics.jsonl"))
+        return read_log(self.directory / "metrics.jsonl")
 
     def encoder(self, own: nn.Module | None = None) -> nn.Module:
         """The trained encoder in eval mode, normalised `[B, 3, S, S]` → `[B, feature_dim]`.
@@ -276,6 +275,22 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
         ) from error
 
 
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The rows of a log as it was written: text for `event`, else numbers. What is neither is left out of its row.
+
+    Raises:
+        DataError: the file exists but cannot be read.
+    """
+    return [
+        {
+            name: value
+            for name, value in row.items()
+            if (isinstance(value, str) if name == "event" else is_number(value))
+        }
+        for row in read_rows(path)
+    ]
+
+
 def _read_object(text: str, of_each: Callable[[dict[str, Any]], dict[str, Any]] | None = None) -> dict[str, Any]:
     """Parses a JSON object; a short ValueError for anything else. `of_each` changes it and the objects in it."""
     try:
@@ -294,8 +309,8 @@ def _whole_number(digits: str) -> int:
 
 
 def is_number(value: object) -> TypeGuard[float]:
-    """Whether a value of a log or document is a number that a float can hold."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+    """Whether a value of a log or document is a number that can be drawn: matplotlib's own sums overflow near 1e308."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= 1e100
 
 
 def run_directory(out: str | Path | None, recipe: str) -> Path:

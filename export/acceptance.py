@@ -2,7 +2,9 @@
 
 onnxruntime does whatever a graph says, some of it while it loads: a Loop of 2⁶² rounds, a value of a terabyte. So a
 file is accepted only if its operators are those of image encoders, none of which holds a graph of its own, and if the
-shapes, followed from `images` `[batch, S, S, 3]` through all nodes, stay within the bounds of `engine/bounds.py`.
+shapes, followed from `images` `[batch, S, S, 3]` through all nodes, stay within the bounds of `engine/bounds.py`. They
+are followed again for each size of a batch that is run, for a graph may depend on it in any way. Nothing is calculated
+with shapes, and what is followed must be what onnxruntime does, exactly: each difference is a way around the bounds.
 
 https://onnx.ai/onnx/operators/ for the operators, https://github.com/onnx/onnx/blob/main/onnx/onnx.proto for the
 numbers of fields. Imports neither torch nor onnx.
@@ -18,16 +20,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from simclr_engine.bounds import MOST_NODES, VALUES_FREE, VALUES_OF_PIXEL, WORK_FREE, WORK_OF_PIXEL
+from simclr_engine.bounds import (
+    LIVE_FREE,
+    LIVE_OF_PIXEL,
+    MOST_NODES,
+    VALUES_FREE,
+    WORK_FREE,
+    WORK_OF_PIXEL,
+    WORK_OF_VALUE,
+)
 
 from .protobuf import Field, fields_of
 
 OPSETS = range(18, 31)  # versions of the standard's operators
 STANDARD = ("", "ai.onnx")  # the standard's domain
-BATCH = 2  # images for which shapes are followed
 _FEW = 64  # whole numbers that are known: shapes, axes, paddings
 _MOST_DIMENSIONS = 16
-_INT64 = 7  # TensorProto.DataType
+_FLOAT64, _INT64, _MASK = 11, 7, (1 << 32) - 1  # TensorProto.DataType, and the bits of one that are read
+_FORMS = {1: 2, 2: 3, 3: 4, 4: 5, 7: 8}  # AttributeProto.type: the field that holds a float, int, text, tensor, ints
 # What is written for a ResNet and its probe, in fp32, fp16 and int8, and what a caller's own encoder may have besides,
 # such as a vision transformer.
 _VIEWS = frozenset(
@@ -44,7 +54,7 @@ _REDUCING = frozenset(
 )
 _SAME = frozenset(  # as the first input
     (
-        *("Relu", "Softmax", "LogSoftmax", "QuantizeLinear", "DequantizeLinear", "BatchNormalization", "Clip", "LRN"),
+        *("Relu", "Softmax", "LogSoftmax", "QuantizeLinear", "DequantizeLinear", "BatchNormalization", "Clip"),
         *("LayerNormalization", "InstanceNormalization", "GroupNormalization", "RMSNormalization", "ScatterND"),
         *("LeakyRelu", "Elu", "Selu", "Celu", "Gelu", "Mish", "HardSwish", "HardSigmoid", "Sigmoid", "Tanh", "Erf"),
         *("Softplus", "Softsign", "Exp", "Log", "Sqrt", "Reciprocal", "Neg", "Abs", "Floor", "Sign", "Not"),
@@ -97,18 +107,101 @@ class _Node:
     def numbers(self, name: str, default: Iterable[int]) -> list[int]:
         return list(self.attributes.get(name, default))
 
-    def axes(self, x: list[Any]) -> list[int]:
-        """An input since opset 13 or 18, an attribute before."""
-        return x[1].numbers() if len(x) > 1 and x[1] is not None else self.numbers("axes", ())
 
+class AcceptedGraph:
+    """What of a model decides what running it takes: its operators and the shapes of what is fixed in it.
 
-def check_model(data: bytes, image_size: int) -> None:
-    """Judges a serialised ModelProto that takes images of `image_size` pixels.
+    Args:
+        data: a serialised ModelProto.
+        image_size: S of the images that it takes, pixels.
 
     Raises:
         RefusedError: an operator, a shape or a size that the exporter does not write.
         MalformedError: not a model.
     """
+
+    def __init__(self, data: bytes, image_size: int) -> None:
+        self._image_size, self._nbytes = image_size, len(data)
+        self._fixed: dict[str, _Value] = {}  # initializers
+        self._nodes: list[_Node] = []
+        self._kept: set[str] = set()  # outputs of the graph
+        self._fitting: dict[int, int] = {}  # images that were asked for → that fit
+        for part in fields_of(_graph(data)):
+            if part.number == 1:
+                self._nodes.append(_node(part))
+            elif part.number == 5:
+                _define(self._fixed, *_tensor(part))
+            elif part.number == 12:
+                self._kept.update(each.text for each in fields_of(part.message) if each.number == 1)
+            elif part.number == 15:
+                raise RefusedError("a sparse tensor")
+            if len(self._nodes) + len(self._fixed) > MOST_NODES:
+                raise RefusedError(f"more than {MOST_NODES:,} operators and tensors")
+        self.shapes(1)
+
+    def fitting(self, images: int) -> int:
+        """How many images a run may take at most, of so many: half as many while they need more memory than is allowed.
+
+        Raises:
+            RefusedError: one is too many.
+        """
+        if images not in self._fitting:
+            try:
+                self.shapes(images)
+                self._fitting[images] = images
+            except _ManyError:
+                if images == 1:
+                    raise
+                self._fitting[images] = self.fitting(-(-images // 2))
+        return self._fitting[images]
+
+    def shapes(self, images: int) -> dict[str, tuple[int, ...]]:
+        """The shapes of all values in a run of so many images, by their names.
+
+        Raises:
+            RefusedError: it cannot be followed, or takes more than is allowed.
+        """
+        values = {**self._fixed}
+        _define(values, "images", _Value((images, *(self._image_size,) * 2, 3)))
+        fixed = set(self._fixed)  # what does not depend on images is computed while the file is loaded
+        fixed_left = VALUES_FREE + 8 * self._nbytes
+        live, most = values["images"].size, LIVE_FREE + LIVE_OF_PIXEL * self._image_size**2
+        work_left = images * (WORK_FREE + WORK_OF_PIXEL * self._image_size**2)
+        last = {name: node for node in self._nodes for name in node.inputs}
+        for node in self._nodes:
+            if unknown := [name for name in node.inputs if name and name not in values]:
+                raise RefusedError(f"{node.kind} takes {unknown[0][:80]!r}, which nothing before it gives")
+            x = [values[name] if name else None for name in node.inputs]
+            try:
+                made = _results(node, x)
+                work, scratch = _costs(node, x, made)
+            except RefusedError:
+                raise
+            except Exception as error:  # numpy's and Python's own, for axes and shapes that do not fit
+                raise RefusedError(f"{node.kind} whose inputs do not fit: {str(error)[:100]}") from error
+            for name, value in zip(node.outputs, made, strict=True):
+                live += value.size
+                _define(values, name, value)
+            if fixed.issuperset(filter(None, node.inputs)):
+                fixed.update(node.outputs)
+                fixed_left -= sum(value.size for value in made)
+            work_left -= work
+            if live + scratch > most:
+                gives = ", ".join(str(list(value.shape)) for value in made)
+                raise _ManyError(f"{node.kind} gives {gives}, too much at once, for {images} images")
+            if min(work_left, fixed_left) < 0:
+                raise RefusedError(f"more than an encoder for {self._image_size} px computes, at {node.kind}")
+            done = {name for name in node.inputs if name and last[name] is node} - self._kept - self._fixed.keys()
+            live -= sum(values[name].size for name in done)
+        return {name: value.shape for name, value in values.items()}
+
+
+class _ManyError(RefusedError):
+    """More images than fit into the memory that a run may take."""
+
+
+def _graph(data: bytes) -> memoryview:
+    """The graph of a ModelProto."""
     opsets: list[tuple[str, int]] = []
     graphs: list[memoryview] = []
     for part in fields_of(memoryview(data)):
@@ -123,52 +216,14 @@ def check_model(data: bytes, image_size: int) -> None:
         raise RefusedError(f"operators of {opsets[:4]}, not of one version {OPSETS[0]} to {OPSETS[-1]} of the standard")
     if len(graphs) != 1:
         raise RefusedError(f"{len(graphs)} graphs")
-    _follow(graphs[0], image_size, len(data))
-
-
-def _follow(graph: memoryview, image_size: int, nbytes: int) -> None:
-    """Follows the shapes through a GraphProto in a file of so many bytes."""
-    values: dict[str, _Value] = {"images": _Value((BATCH, image_size, image_size, 3))}
-    nodes: list[_Node] = []
-    for part in fields_of(graph):
-        if part.number == 1:
-            nodes.append(_node(part))
-        elif part.number == 5:
-            _define(values, *_tensor(part))
-        elif part.number == 15:
-            raise RefusedError("a sparse tensor")
-        if len(nodes) + len(values) > MOST_NODES:
-            raise RefusedError(f"more than {MOST_NODES:,} operators and tensors")
-    fixed = set(values) - {"images"}  # what does not depend on images is computed while the file is loaded
-    fixed_left = VALUES_FREE + 8 * nbytes
-    most = BATCH * (VALUES_FREE + VALUES_OF_PIXEL * image_size**2)
-    work_left = BATCH * (WORK_FREE + WORK_OF_PIXEL * image_size**2)
-    for node in nodes:
-        if unknown := [name for name in node.inputs if name and name not in values]:
-            raise RefusedError(f"{node.kind} takes {unknown[0][:80]!r}, which nothing before it gives")
-        x = [values[name] if name else None for name in node.inputs]
-        try:
-            made = _results(node, x)
-        except RefusedError:
-            raise
-        except Exception as error:  # numpy's and Python's own, for axes and shapes that do not fit
-            raise RefusedError(f"{node.kind} whose inputs do not fit: {str(error)[:100]}") from error
-        for name, value in zip(node.outputs, made, strict=False):
-            if value.size > most or min(value.shape, default=0) < 0:
-                raise RefusedError(f"{node.kind} gives {list(value.shape)} for {BATCH} images")
-            if name:
-                _define(values, name, value)
-        if fixed.issuperset(filter(None, node.inputs)):
-            fixed.update(node.outputs)
-            fixed_left -= sum(value.size for value in made)
-        work_left -= _work(node, x, made)
-        if min(work_left, fixed_left) < 0:
-            raise RefusedError(f"more than an encoder for {image_size} px computes, at {node.kind}")
+    return graphs[0]
 
 
 def _define(values: dict[str, _Value], name: str, value: _Value) -> None:
     if name in values:
         raise RefusedError(f"two values of the name {name[:80]!r}")
+    if value.known is None and min(value.shape, default=1) < 1:
+        raise RefusedError(f"the value {name[:80]!r} of {list(value.shape)}, which holds nothing")
     values[name] = value
 
 
@@ -186,15 +241,25 @@ def _node(message: Field) -> _Node:
                 attributes.append(part)
             case 7 if part.text not in STANDARD:
                 raise RefusedError(f"an operator of the domain {part.text[:80]!r}")
+    while node.outputs and not node.outputs[-1]:
+        node.outputs.pop()  # left out
     if node.kind not in OPERATORS:
         raise RefusedError(f"the operator {node.kind[:80]!r}")
-    node.attributes = dict(map(_attribute, attributes))
+    if node.kind != "Split" and len(node.outputs) != 1:
+        raise RefusedError(f"{node.kind} with {len(node.outputs)} outputs")
+    for name, value in map(_attribute, attributes):
+        if name in node.attributes:
+            raise RefusedError(f"{node.kind} with {name[:80]!r} twice")
+        node.attributes[name] = value
+    if node.kind == "Cast" and node.number("to", 0) & _MASK == _FLOAT64:
+        raise RefusedError("Cast to numbers of 64 bits")
     return node
 
 
 def _attribute(message: Field) -> tuple[str, Any]:
-    name, listed, tensors = "", list[int](), 0
-    value: Any = None
+    """The name and the value, which stands where its type says and nowhere else."""
+    name, listed, form, filled = "", list[int](), 0, list[int]()
+    value: Any = listed
     for part in fields_of(message.message):
         match part.number:
             case 1:
@@ -206,14 +271,17 @@ def _attribute(message: Field) -> tuple[str, Any]:
             case 4:
                 value = bytes(part.message[:_FEW])
             case 5:
-                value, tensors = _tensor(part)[1], tensors + 1
+                value = _tensor(part)[1]
             case 8:
                 listed += part.integers
-            case 6 | 10 | 11 | 14 | 15 | 21 | 22 | 23:
-                raise RefusedError(f"the attribute {name[:80]!r}, which is a graph or of another kind that none has")
-    if tensors > 1 or len(listed) > _FEW:
-        raise RefusedError(f"the attribute {name[:80]!r}, which holds too much")
-    return name, listed if value is None else value
+            case 20:
+                form = part.integer
+        if part.number not in (1, 13, 20):  # its name, a comment and its type
+            filled.append(part.number)
+    expected = _FORMS.get(form, -1)
+    if set(filled) > {expected} or (form != 7 and filled != [expected]) or len(listed) > _FEW:
+        raise RefusedError(f"the attribute {name[:80]!r}, which holds a graph, too much, or what none has")
+    return name, value
 
 
 def _tensor(message: Field) -> tuple[str, _Value]:
@@ -224,7 +292,7 @@ def _tensor(message: Field) -> tuple[str, _Value]:
             case 1:
                 dims += part.integers
             case 2:
-                kind = part.integer
+                kind = part.integer & _MASK
             case 7:
                 listed += part.integers
             case 8:
@@ -236,6 +304,8 @@ def _tensor(message: Field) -> tuple[str, _Value]:
     if elsewhere:
         raise ElsewhereError(name[:80] or "(unnamed)")
     shape, size = tuple(dims), math.prod(dims)
+    if kind == _FLOAT64:
+        raise RefusedError(f"the tensor {name[:80]!r} of numbers of 64 bits")
     if len(dims) > _MOST_DIMENSIONS or min(dims, default=0) < 0 or size > 2 * len(message.raw):
         raise RefusedError(f"the tensor {name[:80]!r} of {dims[:_MOST_DIMENSIONS]}, more than the file holds")
     if kind != _INT64 or size > _FEW:
@@ -250,44 +320,37 @@ def _results(node: _Node, x: list[Any]) -> list[_Value]:
     """The values that a node gives."""
     if node.kind == "Constant":
         (value,) = node.attributes.values()
-        if isinstance(value, _Value | float):
-            return [_Value(()) if isinstance(value, float) else value]
+        if not isinstance(value, int | list):
+            return [value if isinstance(value, _Value) else _Value(())]
         known: NDArray[np.int64] | None = np.array(value, dtype=np.int64)
     elif node.kind == "Shape":
-        known = np.array(x[0].shape[node.number("start", 0) :][: node.number("end", _MOST_DIMENSIONS)], dtype=np.int64)
+        which = slice(node.number("start", 0), node.number("end", _MOST_DIMENSIONS))
+        known = np.array(x[0].shape[which], dtype=np.int64)
     elif node.kind in _VIEWS:
         known = x[0].known if node.kind != "Cast" or node.number("to", 0) == _INT64 else None
         # An array that takes no memory, whatever its shape: only views of it are made.
         result = _view(node, x, np.broadcast_to(np.int8(0), x[0].shape) if known is None else known)
         if known is None:
-            return [_Value(result.shape)] * len(node.outputs)
+            return [_Value(result.shape)]
         known = result
     else:
         known = _computed(node, x) if all(one is not None and one.known is not None for one in x) else None
     if known is not None:
         return [_Value(known.shape, known if known.size <= _FEW else None)]
     made = _shape(node, x)
-    return [_Value(tuple(one)) for one in made] if isinstance(made, list) else [_Value(made)] * len(node.outputs)
+    return [_Value(tuple(one)) for one in (made if isinstance(made, list) else [made])]
 
 
 def _computed(node: _Node, x: list[Any]) -> NDArray[np.int64] | None:
-    """What shapes are computed with."""
+    """What puts shapes together. None calculates with them: what an exporter can calculate, it has."""
     known, axis = [one.known for one in x], node.number("axis", 0)
     match node.kind:
-        case "Add":
-            return np.asarray(known[0] + known[1])
-        case "Sub":
-            return np.asarray(known[0] - known[1])
-        case "Mul":
-            return np.asarray(known[0] * known[1])
-        case "Div" if np.all(known[1]):
-            return np.asarray(known[0] // known[1])
         case "Concat":
             return np.concatenate(known, axis)
         case "Gather":
             return np.asarray(known[0].take(known[1], axis))
         case "Range" if len(whole := range(*map(int, known))) <= _FEW:
-            return np.array(whole)
+            return np.array(whole, dtype=np.int64)
     return None
 
 
@@ -297,14 +360,14 @@ def _view(node: _Node, x: list[Any], array: NDArray[Any]) -> NDArray[Any]:
             kept = not node.number("allowzero", 0)
             return array.reshape([array.shape[i] if kept and n == 0 else n for i, n in enumerate(x[1].numbers())])
         case "Flatten":
-            before = array.shape[: range(array.ndim + 1)[node.number("axis", 1)]]
+            before = array.shape[: node.number("axis", 1)]
             return array.reshape(math.prod(before), -1)
         case "Transpose":
             return array.transpose(node.numbers("perm", range(array.ndim)[::-1]))
         case "Squeeze":
-            return array.squeeze(tuple(node.axes(x)) or None)
+            return array.squeeze(_axes(x) or None)
         case "Unsqueeze":
-            return np.expand_dims(array, tuple(node.axes(x)))
+            return np.expand_dims(array, x[1].numbers())
         case "Expand":
             return np.broadcast_to(array, np.broadcast_shapes(array.shape, tuple(x[1].numbers())))
         case "Slice":
@@ -313,7 +376,7 @@ def _view(node: _Node, x: list[Any], array: NDArray[Any]) -> NDArray[Any]:
             steps = x[4].numbers() if len(x) > 4 and x[4] else [1] * len(starts)
             where = [slice(None)] * array.ndim
             for start, end, at, step in zip(starts, ends, axes, steps, strict=True):
-                where[at] = slice(start, end, step)
+                where[at] = slice(max(start, -array.shape[at]), end, step)
             return array[tuple(where)]
     return array
 
@@ -338,7 +401,8 @@ def _shape(node: _Node, x: list[Any]) -> Any:
             return (*shape[:at], sum(one.shape[at] for one in x), *shape[at + 1 :])
         case "Split":
             at, parts = range(len(shape))[axis], len(node.outputs)
-            sides = x[1].numbers() if len(x) > 1 else [-(-shape[at] // parts)] * parts
+            each = -(-shape[at] // parts)
+            sides = x[1].numbers() if len(x) > 1 else [*[each] * (parts - 1), shape[at] - each * (parts - 1)]
             return [(*shape[:at], side, *shape[at + 1 :]) for side in sides]
         case "Gather":
             at = range(len(shape))[axis]
@@ -350,17 +414,23 @@ def _shape(node: _Node, x: list[Any]) -> Any:
             return tuple(sum(part) for part in zip(shape, pads[: len(shape)], pads[len(shape) :], strict=True))
         case "ConstantOfShape":
             return tuple(x[0].numbers())
-        case "GatherND" | "Pad" | "Range":
+        case "Range":
+            return (len(range(*(one.numbers()[0] for one in x))),)
+        case "GatherND" | "Pad":
             raise RefusedError(f"{kind} of a kind that is not followed")
     if kind in _BROADCAST:
         return np.broadcast_shapes(*(one.shape for one in x))
     if kind in _REDUCING:
-        axes = [axis] if kind.startswith("Arg") else node.axes(x)
+        axes = (axis,) if kind.startswith("Arg") else _axes(x)
         if not axes and node.number("noop_with_empty_axes", 0):
             return shape
         gone, kept = {range(len(shape))[at] for at in axes or range(len(shape))}, node.number("keepdims", 1)
         return tuple(1 if at in gone else side for at, side in enumerate(shape) if kept or at not in gone)
     return shape
+
+
+def _axes(x: list[Any]) -> tuple[int, ...]:
+    return tuple(x[1].numbers()) if len(x) > 1 and x[1] is not None else ()
 
 
 def _product(node: _Node, a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
@@ -375,23 +445,26 @@ def _windows(node: _Node, sides: Sequence[int], kernel: Sequence[int]) -> list[i
     n = len(kernel)
     strides, dilations = node.numbers("strides", [1] * n), node.numbers("dilations", [1] * n)
     pads = node.numbers("pads", [0] * 2 * n)
-    if min([*kernel, *strides, *dilations]) < 1 or min(pads) < 0:
-        raise RefusedError(f"{node.kind} with steps or paddings below their least")
-    if node.attributes.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID"):
-        pads = [dilation * (width - 1) for width, dilation in zip(kernel, dilations, strict=True)] + [0] * n
-    reach = [dilation * (width - 1) + 1 for width, dilation in zip(kernel, dilations, strict=True)]
-    padded = [side + pads[i] + pads[i + n] - reach[i] for i, side in enumerate(sides)]
-    up = node.number("ceil_mode", 0)
-    return [(free + up * (step - 1)) // step + 1 for free, step in zip(padded, strides, strict=True)]
+    if n != 2 or min([*kernel, *strides, *dilations]) < 1 or min(pads) < 0:
+        raise RefusedError(f"{node.kind} of {n} dimensions, or with steps or paddings below their least")
+    if node.attributes.get("auto_pad", b"NOTSET") != b"NOTSET":
+        raise RefusedError(f"{node.kind} with paddings that are not stated")
+    found = []
+    for i, (side, step) in enumerate(zip(sides, strides, strict=True)):
+        if (free := side + pads[i] + pads[i + n] - dilations[i] * (kernel[i] - 1) - 1) < 0:
+            raise RefusedError(f"{node.kind} of {list(kernel)} over {list(sides)}")
+        up = node.number("ceil_mode", 0) and -(-free // step) * step < side + pads[i]  # starts within the image
+        found.append((-(-free // step) if up else free // step) + 1)
+    return found
 
 
-def _work(node: _Node, x: list[Any], made: list[_Value]) -> int:
-    """About how many multiplications a node takes."""
-    each = 1
+def _costs(node: _Node, x: list[Any], made: list[_Value]) -> tuple[int, int]:
+    """About how many multiplications a node takes, and how many values it may need on the way."""
+    size = sum(one.size for one in made)
+    if node.kind in ("MatMul", "Gemm"):
+        return size * max(x[0].shape[-2:]), 0
     if node.kind == "Conv":
-        each = math.prod(x[1].shape[1:])
-    elif node.kind in ("MatMul", "Gemm"):
-        each = max(x[0].shape[-2:])
-    elif node.kind in ("MaxPool", "AveragePool"):
-        each = math.prod(node.numbers("kernel_shape", ()))
-    return each * sum(one.size for one in made) + sum(one.size for one in x if one is not None)
+        window = math.prod(x[1].shape[1:])
+        return size * window, window * math.prod(made[0].shape[2:])  # one image, with every window written out
+    each = math.prod(node.numbers("kernel_shape", ()))  # of pooling
+    return WORK_OF_VALUE * (size * each + sum(one.size for one in x if one is not None)), 0

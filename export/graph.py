@@ -122,7 +122,8 @@ def trace_encoder(
 
     Raises:
         UsageError: the exporter could not write this opset.
-        CheckFailed: the exporter gave nothing, or an operator that no reader accepts (`acceptance.OPERATORS`).
+        CheckFailed: the exporter gave nothing, a fixed batch, or an operator that no reader accepts
+            (`acceptance.OPERATORS`).
     """
     check_opset(opset)
     module = UInt8Encoder(encoder, mean, std).eval()
@@ -147,6 +148,12 @@ def trace_encoder(
     if written != {"": opset}:
         raise UsageError(
             "the exporter could not write this opset", saw=f"asked {opset}, written {written}", fix=f"--opset {OPSET}"
+        )
+    if not model.graph.input[0].type.tensor_type.shape.dim[0].dim_param:
+        raise CheckFailed(
+            "the encoder can be exported for batches of two images only",
+            saw="it fixes the size of the batch, as len(x) and int(x.shape[0]) do",
+            fix="use x.shape[0] as it is, or -1 in reshape and expand",
         )
     if strange := {node.op_type for node in model.graph.node} - OPERATORS:
         raise CheckFailed(

@@ -267,10 +267,10 @@ def without_itself(
 
 
 def index_files(path: str | Path) -> IndexFiles:
-    """The files of the index whose vectors are at `path`; DataError unless that ends in .npy."""
+    """The files of the index whose vectors are at `path`; UsageError unless that ends in .npy."""
     path = Path(path)
     if path.suffix != ".npy" or path.name.endswith(".images.npy") or path.stem in ("", ".npy"):
-        raise DataError("an index is named by its vectors, NAME.npy", saw=path, fix="such as encoder.index.npy")
+        raise UsageError("an index is named by its vectors, NAME.npy", saw=path, fix="such as encoder.index.npy")
     return IndexFiles(path)
 
 

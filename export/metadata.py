@@ -26,7 +26,7 @@ from simclr_engine.data.levels import are_levels
 from simclr_engine.errors import DataError, PlatformError, UsageError
 from simclr_engine.inputs import UnfitError, read_bytes
 
-from .acceptance import ElsewhereError, RefusedError, check_model
+from .acceptance import AcceptedGraph, ElsewhereError, RefusedError
 from .protobuf import Field, MalformedError, fields_of
 
 SCHEMA = 2
@@ -229,7 +229,7 @@ def read_model(path: str | Path, sha256: str | None = None) -> ModelFile:
 def _refusal(path: Path, data: bytes, metadata: ModelMetadata) -> DataError | None:
     """The error for what onnxruntime must not open (see `acceptance`), where it is no damage."""
     try:
-        check_model(data, metadata.image_size)
+        AcceptedGraph(data, metadata.image_size)
     except MalformedError as error:
         raise _damaged(path, data, error) from error
     except ElsewhereError as error:
@@ -239,8 +239,13 @@ def _refusal(path: Path, data: bytes, metadata: ModelMetadata) -> DataError | No
             fix="use a file that simclr-engine exported: it holds all of its weights",
         ) from error
     except RefusedError as error:
-        return DataError("the ONNX file holds what no encoder needs", saw=f"{path}: {error}", fix=EXPORT_AGAIN)
+        return unneeded(path, error)
     return None
+
+
+def unneeded(path: Path, error: RefusedError) -> DataError:
+    """The error for a file that is whole, and asks for what is refused."""
+    return DataError("the ONNX file holds what no encoder needs", saw=f"{path}: {error}", fix=EXPORT_AGAIN)
 
 
 def _damaged(path: Path, data: bytes, error: MalformedError) -> DataError:

@@ -269,11 +269,15 @@ def latency(embedder: Embedder, images: NDArray[np.uint8]) -> dict[str, Any] | N
 
 
 def check_outputs(csv_path: Path | None, save: Path | None, overwrite: bool = False) -> None:
-    """Refuses names of files that an earlier `predict` did not write, before any work is done.
+    """Refuses names for the outputs, and those of files that an earlier `predict` did not write, first of all.
 
     Raises:
-        UsageError: with `overwrite` only where a link or a folder has the name.
+        UsageError: one name for both, a picture without .png, another file (with `overwrite` only a link or a folder).
     """
+    if save is not None and save.suffix.lower() != ".png":
+        raise UsageError("--save writes a PNG", saw=save, fix="end the name in .png")
+    if csv_path is not None and save is not None and csv_path.absolute() == save.absolute():
+        raise UsageError("table and picture have one name", saw=save, fix="end the name of the table in .csv")
     for path, is_ours in ((csv_path, _is_table), (save, _is_sheet)):
         if path is not None and occupied(path) and not overwrite and not is_ours(path):
             raise UsageError(
@@ -323,11 +327,9 @@ def write_gallery(path: Path, embedder: Embedder, predicted: Predicted, index: E
     """The images with their classes as one PNG; or, where neighbours were asked for, each image with them.
 
     Raises:
-        UsageError: neither a probe nor neighbours with pictures, or another ending than .png.
+        UsageError: neither a probe nor neighbours with pictures.
         PlatformError: it cannot be written.
     """
-    if path.suffix.lower() != ".png":
-        raise UsageError("--save writes a PNG", saw=path, fix="end the name in .png")
     from simclr_engine.report.style import to_png
 
     count, total = len(predicted.images), len(predicted.predictions)

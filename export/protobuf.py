@@ -47,8 +47,10 @@ class Field:
 
     @property
     def integer(self) -> int:
-        """The whole number, of several the last; 0, which protobuf leaves out, for none."""
-        return self.integers[-1] if self.integers else 0
+        """The whole number, 64 bits with sign. Elsewhere than in lists, protobuf passes packed ones over."""
+        if not isinstance(self.value, int):
+            raise MalformedError(f"field {self.number} holds no whole number")
+        return _signed(self.value)
 
     @property
     def integers(self) -> list[int]:
@@ -71,7 +73,7 @@ def fields_of(message: memoryview) -> Iterator[Field]:
         start = at
         tag, at = varint_at(message, at)
         number, wire_type = tag >> 3, tag & 7
-        if number == 0:
+        if not 0 < number < 1 << 29:  # some readers look at 32 bits of a tag only
             raise MalformedError(f"no protobuf field at byte {start}")
         if wire_type == VARINT:
             value, at = varint_at(message, at)

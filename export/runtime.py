@@ -18,7 +18,8 @@ from simclr_engine.data.levels import Levels, as_levels
 from simclr_engine.data.store import ImageStore, Pixels, ShardedImages
 from simclr_engine.errors import DataError, PlatformError, UsageError
 
-from .metadata import FETCH_AGAIN, ModelFile, ModelMetadata, read_model, require
+from .acceptance import AcceptedGraph, RefusedError
+from .metadata import FETCH_AGAIN, ModelFile, ModelMetadata, read_model, require, unneeded
 
 CPU = "CPUExecutionProvider"
 INPUT, OUTPUT = "images", "features"
@@ -209,6 +210,7 @@ class OnnxEncoder:
         file = read_model(path, sha256)
         self.path, self.sha256, self.metadata = file.path, file.sha256, file.metadata
         self._opened_with = providers, threads, spin
+        self._graph = AcceptedGraph(file.data, file.metadata.image_size)
         try:
             self._session = open_session(file.data, providers, threads, spin)
         except (PlatformError, UsageError):
@@ -267,7 +269,8 @@ class OnnxEncoder:
 
         Args:
             images: uint8 `[N, S, S, 3]`, RGB, as decoded from a file; or an `ImageStore` of them.
-            batch_size: images per call of onnxruntime; 32 to 64 is fastest, more takes memory only.
+            batch_size: images per call of onnxruntime, fewer where they would take too much memory; 32 to 64 is
+                fastest.
             advance: called with the number of images done after each batch, for a progress bar.
 
         Returns:
@@ -340,14 +343,24 @@ class OnnxEncoder:
         wide = {OUTPUT: (self.feature_dim,), PROBABILITIES: (len(self.class_names),), LABEL: ()}
         total = len(pixels)
         found = [np.empty((total, *wide[n]), dtype=np.int64 if n == LABEL else np.float32) for n in names]
-        for start in range(0, total, batch_size):
-            batch = np.ascontiguousarray(pixels[start : start + batch_size])
+        start = 0
+        while start < total:
+            length = self._fitting(min(batch_size, total - start))
+            batch = np.ascontiguousarray(pixels[start : start + length])
             for whole, part in zip(found, self._outputs(names, batch), strict=True):
                 require_finite(part, self.path, start)
-                whole[start : start + len(batch)] = part
+                whole[start : start + length] = part
+            start += length
             if advance is not None:
-                advance(len(batch))
+                advance(length)
         return found
+
+    def _fitting(self, images: int) -> int:
+        """How many of so many images one run takes."""
+        try:
+            return self._graph.fitting(images)
+        except RefusedError as error:
+            raise unneeded(self.path, error) from error
 
     def _outputs(self, names: Sequence[str], batch: NDArray[np.uint8]) -> list[np.ndarray]:
         try:

@@ -195,7 +195,6 @@ def command(
     from ..planning import RunOptions, choose_augment, describe, prepare
     from ..pretraining import Interrupted, open_data, pretrain, start_of
     from ..resuming import trained_on
-    from ..run import is_number
 
     images = selected(data, labels, files)
     if gpus is not None and _launched(gpus, device):
@@ -263,7 +262,7 @@ def command(
         return
 
     logged = [row for row in run.metrics if row.get("event") == "train"]
-    logged = [row for row in logged if is_number(row.get("loss")) and is_number(row.get("chance"))]
+    logged = [row for row in logged if row.keys() >= {"loss", "chance"}]
     environment, last = run.environment, logged[-1] if logged else {"loss": None, "chance": None}  # none of a lost log
     if as_json:
         images = environment["plan"]["total_steps"] * run.recipe.train.batch_size

@@ -281,6 +281,11 @@ class _Bounded:
         start = offset - (self._count - len(self._chunk))
         return self._chunk[start : start + _BLOCK] if start >= 0 else b""
 
+    def rest(self, offset: int) -> Iterator[bytes]:
+        """What follows from `offset`, which was read last, to the end."""
+        yield self._chunk[max(0, offset - (self._count - len(self._chunk))) :]
+        yield from iter(self._next_chunk, b"")
+
 
 def _tar_members(
     file: IO[bytes], magic: bytes, total: int, contents: bool, advance: Callable[[int], None]
@@ -315,8 +320,9 @@ def _tar_members(
         # tarfile takes any unreadable header for the end; only a block of zeros is one.
         if stream.block_at(tar.offset) != bytes(_BLOCK):
             raise tarfile.ReadError(f"it breaks off after {tar.offset:,} bytes")
-        while stream.read(_CHUNK):  # to the end, where the compressor's own checksum is compared
-            pass
+        for rest in stream.rest(tar.offset):  # to the end, where the compressor's own checksum is compared
+            if b"ustar" in rest:
+                raise tarfile.ReadError("another archive follows its end, as `cat a.tar b.tar` writes it")
 
 
 def _zip_members(file: IO[bytes], total: int, contents: bool, advance: Callable[[int], None]) -> Iterator[Blob]:

@@ -268,8 +268,12 @@ def _rgb(image: Image.Image, levels: Levels, measured: list[Levels] | None) -> I
     if image.mode == "F":  # of no known range: Pillow would clip it at 255
         raise DataError("an image of floating-point values, which is not read", fix="save it with 8 or 16 bits")
     if image.mode.startswith("I"):
-        values = np.asarray(image).astype(np.uint32)
-        low, high = levels
+        values = np.asarray(image)
+        if values.min() < 0 or values.max() > FULL_LEVELS[1]:
+            raise DataError(
+                "an image of whole numbers outside 0 to 65,535, which is not read", fix="save it with 16 bits"
+            )
+        values, (low, high) = values.astype(np.uint32), levels
         if measured is not None:
             measured.append((int(values.min()), int(values.max())))
         gray = (((values.clip(low, high) - low) * 255 + (high - low) // 2) // (high - low)).astype(np.uint8)

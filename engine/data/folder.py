@@ -287,11 +287,17 @@ def _walk(folder: Path, scan: _Scan) -> Iterator[tuple[str, os.DirEntry[str]]]:
 
 
 def _listed(folder: Path, paths: tuple[str, ...]) -> Iterator[tuple[str, Path]]:
-    for path in paths:
+    """The files of a list: relative paths of those in the folder, absolute ones of others, each once."""
+    for path in dict.fromkeys(_within(folder.absolute(), path) for path in paths):
         if not path.isascii():  # a list from another system may write é in the other of its two forms
             forms = (path, normalize("NFC", path), normalize("NFD", path))
             path = next((form for form in forms if os.path.lexists(folder / form)), path)
         yield path, folder / path
+
+
+def _within(folder: Path, path: str) -> str:
+    whole = Path(os.path.normpath(folder / path))
+    return (whole.relative_to(folder) if whole.is_relative_to(folder) else whole).as_posix()
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..bounds import MAX_SIZE
-from ..errors import DataError
+from ..errors import DataError, UsageError
 
 Indices = NDArray[np.integer[Any]] | NDArray[np.bool_] | Sequence[int]
 
@@ -295,7 +295,7 @@ class ImageStore:
         if n is None or n >= len(self):
             return self
         if n < 1:
-            raise DataError("the limit must leave at least one image", saw=n, fix="--limit 1 or more")
+            raise UsageError("the limit must leave at least one image", saw=n, fix="--limit 1 or more")
         order = np.random.default_rng(0).permutation(len(self))
         if self.labels is not None:
             shuffled = self.labels[order]

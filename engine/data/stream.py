@@ -197,7 +197,7 @@ def _stores(data: str | Selection, source: Source, size: int, split: str, progre
     for name in wanted:
         store = load_data(data, name, size, progress, levels=levels)
         actual = "all" if name == "train" and "all" in meta.splits else name
-        lost = {path for path, _ in store.skipped}
+        lost = {path for path, _ in set(store.skipped) - set(listing.skipped if listing else ())}
         members = [p for p in listing.splits[actual].paths if p not in lost] if listing else []
         if len(members) != len(store):  # a data set by name has no paths
             members = [f"{actual}/{row}" for row in range(len(store))]

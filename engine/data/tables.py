@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import posixpath
 import re
 import unicodedata
 from collections import defaultdict
@@ -43,7 +44,7 @@ class LabelTable:
         A row may name the whole path, its last parts, or the file without its ending.
 
         Raises:
-            DataError: no row names any of the paths.
+            DataError: no row names any of the paths, one names several, or two give one two classes.
         """
         rows = self.rows
         found: dict[str, str] = {}
@@ -53,10 +54,12 @@ class LabelTable:
             first = first or path
             parts = path.split("/")
             ends = (normal_form("/".join(parts[at:])) for at in range(len(parts)))
-            known = next((end for end in ends for end in (end, _stem(end)) if end in rows), None)
-            if known is not None:
-                found[path] = rows[known]
-                taken[known].append(path)
+            fits = next((fit for end in ends if (fit := [name for name in (end, _stem(end)) if name in rows])), [])
+            if len({rows[name] for name in fits}) > 1:
+                raise _two_classes(self.path, *((name, rows[name]) for name in fits))
+            if fits:
+                found[path] = rows[fits[0]]
+                taken[fits[0]].append(path)
         if not found:
             raise DataError(
                 f"no row of {self.path} names an image of the data",
@@ -85,7 +88,9 @@ def read_labels(path: Path) -> LabelTable:
     text = _text(path)
     lines = re.compile("[^\n]*\n|[^\n]+")  # one after the other: all of them at once take many times the file's size
     first = next((line for match in lines.finditer(text) if (line := match[0]).strip()), "")
-    reader = csv.reader((match[0] for match in lines.finditer(text)), delimiter=max(",;\t", key=first.count))
+    reader = csv.reader(
+        (match[0] for match in lines.finditer(text)), delimiter=max(",;\t", key=first.count), strict=True
+    )
     try:
         return _table(path, ([one.strip() for one in row] for row in reader if any(row)))
     except csv.Error as error:
@@ -94,7 +99,7 @@ def read_labels(path: Path) -> LabelTable:
 
 def _table(path: Path, rows: Iterator[list[str]]) -> LabelTable:
     head = next(rows, [])
-    names = [re.sub("[^a-z]", "", cell.lower()) for cell in head]
+    names = ["" if re.search(r"\d", cell) else re.sub("[^a-z]", "", cell.lower()) for cell in head]
     file = next((names.index(name) for name in _FILE_COLUMNS if name in names), None)
     label = next((names.index(name) for name in _LABEL_COLUMNS if name in names), None)
     if file is None or label is None or file == label:
@@ -110,15 +115,16 @@ def _table(path: Path, rows: Iterator[list[str]]) -> LabelTable:
             )
         name, value = normal_form(_normal(row[file])), row[label]
         if table.setdefault(name, value) != value:
-            raise DataError(
-                f"{path} gives a file two classes",
-                saw=f"{shown(name)}: {shown(table[name])} and {shown(value)}",
-                fix="leave one of the two rows out",
-            )
+            raise _two_classes(path, (name, table[name]), (name, value))
     table = {name: value for name, value in table.items() if name and value}
     if not table:
         raise DataError(f"the table {path} has no rows", fix="write `file,label` into each row")
     return LabelTable(path, table, hashlib.sha256(repr(sorted(table.items())).encode("utf-8", "replace")).hexdigest())
+
+
+def _two_classes(path: Path, *rows: tuple[str, str]) -> DataError:
+    saw = " and ".join(f"{shown(name)}: {shown(value)}" for name, value in rows)
+    return DataError(f"{path} gives a file two classes", saw=saw, fix="leave one of the two rows out")
 
 
 def read_list(path: Path) -> tuple[str, ...]:
@@ -127,7 +133,7 @@ def read_list(path: Path) -> tuple[str, ...]:
     Raises:
         DataError: it cannot be read, or names no file.
     """
-    names = tuple(dict.fromkeys(_normal(line) for line in _text(path).splitlines() if line.strip()))
+    names = tuple(dict.fromkeys(_normal(line) for line in _text(path).split("\n") if line.strip()))
     if not names:
         raise DataError(f"the list {path} names no file", fix="write the path of one image on each line")
     return names
@@ -139,7 +145,8 @@ def normal_form(name: str) -> str:
 
 
 def _normal(name: str) -> str:
-    return name.strip().replace("\\", "/").removeprefix("./").strip()
+    name = name.strip().replace("\\", "/")
+    return posixpath.normpath(name) if name else ""
 
 
 def _stem(path: str) -> str:

@@ -21,7 +21,7 @@ from ..errors import DataError
 from ..event_log import write_scalars
 from ..files import Folder, is_plain_name, read_arrays
 from ..inputs import read_text
-from ..run import read_rows
+from ..run import read_log
 from ..sealing import NewerError, has_seal, read_json, sealed_json
 from ..terminal import say
 from .knn import nearest
@@ -268,7 +268,7 @@ def save_steps(directory: Path | Folder, name: str, rows: Sequence[Mapping[str, 
 
 def load_steps(directory: Path, name: str) -> list[dict[str, Any]]:
     """The rows that `save_steps` wrote; none where there are none."""
-    return list(read_rows(directory / f"{name}.jsonl"))
+    return read_log(directory / f"{name}.jsonl")
 
 
 @dataclass(frozen=True, eq=False)

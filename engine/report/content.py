@@ -119,7 +119,7 @@ class ReportContent:
     @property
     def trained_epochs(self) -> float:
         """How far the log goes, in epochs; 0 where nothing was logged."""
-        return max((row["epoch"] for row in self.metrics if is_number(row.get("epoch"))), default=0.0)
+        return max((row.get("epoch", 0.0) for row in self.metrics), default=0.0)
 
     def last(self, column: str, event: str = "train") -> float | None:
         """The last finite number that the log has in a column."""
@@ -197,7 +197,7 @@ def other_encoders(results: Sequence[EvaluationResult]) -> str:
 def logged_rows(content: ReportContent, event: str, *columns: str) -> list[Mapping[str, Any]]:
     """The rows of one kind that have all these columns as finite numbers."""
     rows = [row for row in content.metrics if row.get("event") == event]
-    return [row for row in rows if all(is_number(row.get(column)) for column in columns)]
+    return [row for row in rows if row.keys() >= set(columns)]
 
 
 def seconds_of_training(content: ReportContent) -> list[float]:

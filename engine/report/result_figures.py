@@ -682,7 +682,7 @@ def _learning_pictures(pair: Comparison, directory: Path) -> list[Picture]:
         goal = (
             f" As accurate as training from the random encoder is at its end, training from the pretrained one {when}."
         )
-    epochs, title = max(int(row["epoch"]) for rows in histories for row in rows), first_capital(pair.name)
+    epochs, title = max(int(row.get("epoch", 0)) for rows in histories for row in rows), first_capital(pair.name)
     caption = f"{title}: {counted(epochs, 'epoch')} on {counted(shown.train_images, 'labelled image')}.{goal}{curve}"
     curves = partial(
         training_figure,

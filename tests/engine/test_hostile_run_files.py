@@ -27,7 +27,7 @@ from simclr_engine.event_log import RunLog
 from simclr_engine.report import feature_figures
 from simclr_engine.report.content import load_content
 from simclr_engine.report.page import run_pictures
-from simclr_engine.run import Run, read_rows
+from simclr_engine.run import Run, read_log, read_rows
 
 NO_OBJECT = {
     "a number of 5,000 digits": f'{{"ended": {LONG}}}',
@@ -94,12 +94,13 @@ def test_a_run_that_does_not_say_how_large_its_images_were_is_a_data_error(tmp_p
 
 def test_rows_of_the_log_that_are_none_are_left_out_and_the_others_kept(tmp_path: Path) -> None:
     log = tmp_path / "metrics.jsonl"
-    rows = [{"event": "train", "step": 1, "loss": 2.5}, {"event": "train", "step": 2**64 - 1, "loss": float("inf")}]
-    log.write_text("\n".join([json.dumps(rows[0]), *NO_OBJECT.values(), json.dumps(rows[1]), '{"event": "tra']))
-    assert list(read_rows(log)) == rows
+    rows = [{"event": "train", "step": 1, "loss": 2.5}, {"event": "train", "step": 2**64 - 1}]
+    odd = {"loss": float("inf"), "top1": 1e308, "chance": "x", "p_pos": [], "lr": None, "epoch": True}
+    log.write_text("\n".join([json.dumps(rows[0]), *NO_OBJECT.values(), json.dumps(rows[1] | odd), '{"event": "tra']))
+    assert read_log(log) == rows
     log.write_bytes(b"\xff\xfe\n" + json.dumps(rows[0]).encode() + b"\n")
-    assert list(read_rows(log)) == rows[:1]
-    assert list(read_rows(tmp_path / "none.jsonl")) == []
+    assert read_log(log) == rows[:1]
+    assert read_log(tmp_path / "none.jsonl") == []
 
 
 def test_a_log_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,9 +9,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -127,6 +129,18 @@ def test_archives_arrays_and_single_files_are_taken_too(model: Path, tmp_path: P
     assert [path for path, _ in result.skipped] == [f"{sources[0]}/bee/broken.png"]
     embedded(model, tmp_path / "train.npy", sources[0], split="train")  # what has no splits is all `train`
     assert EmbeddingIndex.load(tmp_path / "train.npy").paths == index.paths[:4]
+
+
+def test_a_member_that_is_in_an_archive_twice_keeps_its_name(model: Path, tmp_path: Path) -> None:
+    twice = BytesIO()
+    with tarfile.open(fileobj=twice, mode="w") as tar:
+        for name, seed in (("0.png", 0), ("1.png", 1), ("0.png", 2)):
+            member = tarfile.TarInfo(name)
+            member.size = len(data := encode(noise(seed)))
+            tar.addfile(member, BytesIO(data))
+    (tmp_path / "set.tar").write_bytes(twice.getvalue())
+    index = EmbeddingIndex.load(embedded(model, tmp_path / "x.npy", tmp_path / "set.tar").out)
+    assert [Path(path).name for path in index.paths] == ["0.png", "1.png"]
 
 
 def test_a_data_set_by_name_has_its_classes_and_a_number_for_each_image(

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from simclr_engine.errors import DataError, PlatformError
+from simclr_engine.errors import DataError, PlatformError, UsageError
 from simclr_engine.export import index as module
 from simclr_engine.export.index import EmbeddingIndex, default_index
 
@@ -157,7 +157,7 @@ def test_parts_that_do_not_fit_are_refused_before_anything_is_written() -> None:
         EmbeddingIndex.build(_vectors(3).astype(np.float64), ["a", "b", "c"])
     with pytest.raises(DataError, match="not finite"):
         EmbeddingIndex.build(np.array([[np.nan]], np.float32), ["a"])
-    with pytest.raises(DataError, match=r"NAME\.npy"):
+    with pytest.raises(UsageError, match=r"NAME\.npy"):
         _index().save("vectors.txt")
 
 

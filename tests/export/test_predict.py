@@ -204,6 +204,8 @@ def test_data_of_other_classes_is_refused_and_both_are_named(model: Path, data: 
         (["./empty"], DataError, "no images"),
         (["floats.npy"], DataError, r"uint8 \[N, 8, 8, 3\]"),
         (["good.png", "--save", "x.jpg"], UsageError, "PNG"),
+        (["good.png", "--csv", "p.csv", "--save", "x.out"], UsageError, "PNG"),
+        (["good.png", "--csv", "x.png", "--save", "./x.png"], UsageError, "one name"),
         (["good.png", "--save", "text.png/x.png"], PlatformError, "cannot write"),
         (["good.png", "--csv", "text.png/x.csv"], PlatformError, "cannot write"),
     ],
@@ -219,6 +221,7 @@ def test_bad_input_is_refused_in_words(
     error = run("encoder.onnx", *args).exception
     assert isinstance(error, kind), error
     assert re.search(says, str(error)), error
+    assert not {*tmp_path.rglob("p.csv"), *tmp_path.rglob("x.*")}
 
 
 def test_the_csv_has_a_line_for_every_image(model: Path, data: Path, tmp_path: Path) -> None:
@@ -235,9 +238,9 @@ def test_the_csv_has_a_line_for_every_image(model: Path, data: Path, tmp_path: P
 
 def test_the_gallery_is_a_picture(model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(style, "DPI", 30)
-    done = run(model, "--data", data, "--n", 5, "--save", tmp_path / "sheet.png")
+    done = run(model, "--data", data, "--n", 5, "--save", tmp_path / "new/sheet.png")
     assert done.exit_code == 0, done.exception
-    with Image.open(tmp_path / "sheet.png") as picture:
+    with Image.open(tmp_path / "new/sheet.png") as picture:
         assert picture.format == "PNG" and np.asarray(picture.convert("L")).std() > 5
 
 

@@ -122,6 +122,22 @@ def test_a_regular_file_after_a_link_of_the_same_name_counts(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("kind", ["tar", "tar.gz", "tar.xz"])
+@pytest.mark.parametrize("padding", [1024, 10_240])
+def test_archives_one_behind_the_other_are_an_error_never_the_first_of_them(
+    tmp_path: Path, kind: str, padding: int
+) -> None:
+    path, data = tmp_path / f"set.{kind}", tar_bytes(GOOD, MODES[kind])
+    if kind == "tar":
+        data = data.rstrip(b"\0")
+        data += bytes(-len(data) % 512 + padding)
+    path.write_bytes(data + data)
+    with pytest.raises(DataError, match="another archive follows"):
+        load_data(path)
+    path.write_bytes(data + b"junk" * (kind == "tar"))
+    assert len(load_data(path)) == len(GOOD)
+
+
+@pytest.mark.parametrize("kind", ["tar", "tar.gz", "tar.xz"])
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.8])
 def test_a_tar_cut_short_is_an_error_never_a_smaller_data_set(tmp_path: Path, kind: str, share: float) -> None:
     data = tar_bytes(class_tree(("ant", "bee"), each=8), MODES[kind])

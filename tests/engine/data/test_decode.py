@@ -110,6 +110,19 @@ def test_sixteen_bit_gray_is_scaled_not_clipped() -> None:
     np.testing.assert_array_equal(decode_image(encode(values), 24), np.repeat(expected[..., None], 3, 2))
 
 
+@pytest.mark.parametrize(("kind", "low", "high"), [(np.int16, -1000, 500), (np.int32, 0, 70_000)])
+def test_whole_numbers_that_are_no_sixteen_bits_are_refused(kind: type, low: int, high: int) -> None:
+    """As they are in CT scans: which values are black and white, no one says."""
+    values = np.linspace(low, high, 24 * 24).astype(kind).reshape(24, 24)
+    bits = values.itemsize * 8
+    tags = {256: 24, 257: 24, 258: bits, 259: 1, 262: 1, 273: 8, 277: 1, 278: 24, 279: values.nbytes, 339: 2}
+    data = _tiff(tags, values.tobytes())
+    with Image.open(io.BytesIO(data)) as image:
+        assert image.getextrema() == (low, high)
+    with pytest.raises(DataError, match="outside 0 to 65,535"):
+        decode_image(data, 24)
+
+
 def test_a_transparent_sixteen_bit_gray_becomes_white() -> None:
     values = np.full((24, 24), 1000, dtype=np.uint16)
     values[3:9] = 40000
@@ -315,7 +328,11 @@ def test_scans_in_a_thumbnail_or_behind_the_end_do_not_count(monkeypatch: pytest
 def _large_tile(side: int) -> bytes:
     """A TIFF of 16 × 16 gray pixels in one tile of this side, packed by deflate."""
     data = zlib.compress(bytes(256))
-    tags = {256: 16, 257: 16, 258: 8, 259: 8, 262: 1, 277: 1, 322: side, 323: side, 324: 8, 325: len(data)}
+    return _tiff({256: 16, 257: 16, 258: 8, 259: 8, 262: 1, 277: 1, 322: side, 323: side, 324: 8, 325: len(data)}, data)
+
+
+def _tiff(tags: dict[int, int], data: bytes) -> bytes:
+    """The data stand at byte 8."""
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
     return b"II*\0" + struct.pack("<I", 8 + len(data)) + data + struct.pack("<H", len(tags)) + entries + bytes(4)
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from simclr_engine.bounds import MAX_SIZE
 from simclr_engine.data.store import ImageStore, ShardedImages, copy_numbers
-from simclr_engine.errors import DataError
+from simclr_engine.errors import DataError, UsageError
 
 COUNT, PER_SHARD, SIDE = 70, 16, 4
 PIXELS = np.random.default_rng(0).integers(0, 256, (COUNT, SIDE, SIDE, 3), dtype=np.uint8)
@@ -104,6 +104,8 @@ def test_a_store_over_files_has_the_fingerprint_of_the_array(
     labels = np.arange(COUNT) % 3
     ours, truth = (ImageStore.from_arrays(pixels, labels) for pixels in (images, PIXELS))
     assert ours.fingerprint == truth.fingerprint
+    with pytest.raises(UsageError, match="at least one"):
+        ours.limit(0)
     small = ours.limit(40)
     assert isinstance(small.images, np.ndarray) and small.fingerprint == truth.limit(40).fingerprint
     monkeypatch.setattr("simclr_engine.data.store.MAPPED_BYTES", 1)

@@ -24,8 +24,9 @@ FILES = {f"{folder}/{n}.png": encode(noise(10 * f + n)) for f, folder in enumera
         ("\ufeffImage_ID;x;Class\n0.png;5;cat\n", {"0.png": "cat"}),
         ("label\tfilename\ncat\t.\\a\\0.png\n", {"a/0.png": "cat"}),
         ('file,label\n"a, b.png","big, cat"\n\n', {"a, b.png": "big, cat"}),
+        ("img_00,class_1\nimg_01,class_2\n", {"img_00": "class_1", "img_01": "class_2"}),
     ],
-    ids=["header", "no header", "semicolons and other columns", "tabs, other order, backslashes", "quotes"],
+    ids=["header", "no header", "semicolons and other columns", "tabs, other order, backslashes", "quotes", "numbered"],
 )
 def test_a_table_is_read_as_people_write_it(tmp_path: Path, text: str, rows: dict[str, str]) -> None:
     (tmp_path / "t.csv").write_text(text, encoding="utf-8")
@@ -41,6 +42,7 @@ def test_a_table_is_read_as_people_write_it(tmp_path: Path, text: str, rows: dic
         (b"a.png,cat\nb.png\n", "has no label"),
         (b"\xff\xfea\0", "not text in UTF-8"),
         (b"a.png,\0", "not a text file"),
+        (b'a.png,"cat\nb.png,dog\n', "not a CSV file"),
     ],
 )
 def test_a_table_that_cannot_be_meant_is_refused(tmp_path: Path, content: bytes, cause: str) -> None:
@@ -92,6 +94,15 @@ def test_a_table_of_other_files_is_refused_with_both_names(tmp_path: Path) -> No
     assert caught.value.saw == "the table's 'z/9.png', the data's 'a/0.png'"
 
 
+def test_rows_that_give_one_image_two_classes_are_refused(tmp_path: Path) -> None:
+    source = write_tree(tmp_path / "set", FILES)
+    (tmp_path / "t.csv").write_text("a/0,cat\na/0.png,dog\nb/1.png,dog\n")
+    with pytest.raises(DataError, match="a file two classes"):
+        load_data(Selection(source, tmp_path / "t.csv"))
+    (tmp_path / "t.csv").write_text("a/0,dog\na/0.png,dog\n0.png,cat\n")  # the last one is of b/0.png
+    assert load_data(Selection(source, tmp_path / "t.csv")).class_names == ("cat", "dog")
+
+
 def test_a_table_alone_names_images_beside_it(tmp_path: Path) -> None:
     write_tree(tmp_path / "set", FILES)
     (tmp_path / "set/t.csv").write_text("".join(f"{path},{n % 2}\n" for n, path in enumerate(sorted(FILES))))
@@ -103,7 +114,8 @@ def test_a_list_names_the_images_that_are_used(tmp_path: Path) -> None:
     write_tree(tmp_path / "set", FILES)
     (tmp_path / "elsewhere.png").write_bytes(encode(noise(99)))
     lines = ["a/2.png", "./b/0.png", "", "a/2.png", "missing.png", str(tmp_path / "elsewhere.png")]
-    (tmp_path / "set/list.txt").write_text("\n".join(lines))
+    again = ["a//2.png", "a/./2.png", "b/../a/2.png", str(tmp_path / "set/a/2.png"), "../elsewhere.png", ".//b/0.png"]
+    (tmp_path / "set/list.txt").write_text("\n".join(lines + again))
     for source in (None, tmp_path / "set"):
         store = load_data(Selection(source, None, tmp_path / "set/list.txt"))
         assert {image.tobytes() for image in store.images} == {noise(n).tobytes() for n in (2, 10, 99)}
@@ -124,6 +136,11 @@ def test_a_data_set_by_name_has_no_table(tmp_path: Path) -> None:
         load_data(Selection("digits", tmp_path / "t.csv"))
     with pytest.raises(UsageError, match="which images"):
         overview(Selection())
+
+
+def test_only_the_end_of_a_line_ends_a_name(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("a\u2028b.png\nc\x0bd.png\r\n", encoding="utf-8")
+    assert read_list(tmp_path / "list.txt") == ("a\u2028b.png", "c\x0bd.png")
 
 
 def test_an_empty_list_is_refused(tmp_path: Path) -> None:
