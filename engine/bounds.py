@@ -56,7 +56,7 @@ LARGEST_NPZ = 1 << 29  # all arrays of an .npz file; those of the most images th
 
 # ONNX
 LARGEST_MODEL = 2**31 - 1  # a protobuf message cannot be larger
-MOST_NODES = 20_000  # operators and tensors in a file; the export of a ResNet-50 has about 250
+MOST_NODES = 4_000  # operators and tensors in a file; the export of a ResNet-50 has about 250
 MOST_NUMBERS = 1 << 12  # bytes of whole numbers in one field: shapes, axes, paddings
 LARGEST_PROPERTY = 4 << 20  # the text of a metadata property: class names
 MOST_FEATURES = 1 << 16  # width of the features
@@ -65,4 +65,4 @@ MOST_FEATURES = 1 << 16  # width of the features
 LIVE_FREE, LIVE_OF_PIXEL = 1 << 26, 1 << 10
 WORK_FREE, WORK_OF_PIXEL = 1 << 32, 4 << 20
 WORK_OF_VALUE = 32  # a power or a logarithm takes as long as so many multiplications of a product
-VALUES_FREE = 1 << 24  # computed while a file is loaded, and eight for each byte of the file
+VALUES_FREE = 1 << 20  # computed while a file is loaded, and two for each byte of the file

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import deque
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
@@ -466,16 +468,17 @@ def _check_fit(path: Path, arch: str, theirs: dict[str, Tensor], ours: Mapping[s
 
 
 def _check_values(path: Path, name: str, tensor: Tensor) -> None:
-    if name.endswith(".num_batches_tracked"):
-        return
-    if not tensor.is_floating_point() or tensor.layout != torch.strided or tensor.is_meta:
+    values, counts = None, name.endswith(".num_batches_tracked")
+    if (tensor.is_floating_point() or (counts and not tensor.is_complex())) and tensor.layout == torch.strided:
+        with suppress(RuntimeError):  # no values, or of a kind that is not converted, such as two in a byte
+            values = tensor.float()  # as in the encoder, where a float64 beyond the range of float32 is infinite
+    if values is None or values.is_meta:
         kind = "no values" if tensor.is_meta else f"{tensor.dtype}, {tensor.layout}"
         raise DataError(
             "a weight is not made of plain floating-point numbers",
             saw=f"{name}: {kind} in {path}",
             fix="name weights that are neither quantised nor sparse",
         )
-    values = tensor.float()  # as in the encoder, where a float64 beyond the range of float32 is infinite
     bad = int((~torch.isfinite(values)).sum())
     if bad:
         raise DataError(
@@ -499,9 +502,9 @@ def _normalisation(path: Path, metadata: Mapping[str, str], small: bool) -> tupl
     try:
         mean, std = _triple(metadata["mean"]), _triple(metadata["std"])
         size = int(metadata["image_size"])
-        if min(std) <= 0 or not 0 < size <= MAX_SIZE:
+        if not all(map(math.isfinite, (*mean, *std))) or min(std) <= 0 or not 0 < size <= MAX_SIZE:
             raise ValueError(f"mean {mean}, std {std}, image_size {size}")
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise DataError(
             "the normalisation in the metadata of the file is not valid",
             saw=f"{path}: {error}",

@@ -35,9 +35,13 @@ from .protobuf import Field, fields_of
 OPSETS = range(18, 31)  # versions of the standard's operators
 STANDARD = ("", "ai.onnx")  # the standard's domain
 _FEW = 64  # whole numbers that are known: shapes, axes, paddings
-_MOST_DIMENSIONS = 16
-_FLOAT64, _INT64, _MASK = 11, 7, (1 << 32) - 1  # TensorProto.DataType, and the bits of one that are read
-_FORMS = {1: 2, 2: 3, 3: 4, 4: 5, 7: 8}  # AttributeProto.type: the field that holds a float, int, text, tensor, ints
+_MOST_DIMENSIONS, _MOST_INPUTS = 8, 256
+_LANES = 16  # convolutions lay channels out in blocks of so many, whatever there are
+_CALL = 1 << 14, 32  # multiplications and values for each of many small products
+_INLINED = {"GroupNormalization": 25}  # operators that onnxruntime loads as so many others
+# TensorProto.DataType: fp32, uint8, int8, int32, int64, bool, fp16. Others cost more than a value.
+_TYPES, _INT64, _MASK = (1, 2, 3, 6, 7, 9, 10), 7, (1 << 32) - 1  # and the bits of it that are read
+_FORMS = {1: 2, 2: 3, 3: 4, 4: 5, 7: 8}  # AttributeProto.type: the field of a float, int, text, tensor, list of ints
 # What is written for a ResNet and its probe, in fp32, fp16 and int8, and what a caller's own encoder may have besides,
 # such as a vision transformer.
 _VIEWS = frozenset(
@@ -55,8 +59,8 @@ _REDUCING = frozenset(
 _SAME = frozenset(  # as the first input
     (
         *("Relu", "Softmax", "LogSoftmax", "QuantizeLinear", "DequantizeLinear", "BatchNormalization", "Clip"),
-        *("LayerNormalization", "InstanceNormalization", "GroupNormalization", "RMSNormalization", "ScatterND"),
-        *("LeakyRelu", "Elu", "Selu", "Celu", "Gelu", "Mish", "HardSwish", "HardSigmoid", "Sigmoid", "Tanh", "Erf"),
+        *("LayerNormalization", "InstanceNormalization", "GroupNormalization", "ScatterND"),
+        *("LeakyRelu", "Elu", "Selu", "Gelu", "HardSwish", "HardSigmoid", "Sigmoid", "Tanh", "Erf"),
         *("Softplus", "Softsign", "Exp", "Log", "Sqrt", "Reciprocal", "Neg", "Abs", "Floor", "Sign", "Not"),
     )
 )
@@ -86,6 +90,13 @@ class _Value:
     def size(self) -> int:
         return math.prod(self.shape)
 
+    def room(self, channels: slice = slice(1, 2)) -> int:
+        """How many values it takes if these sides of it, channels of a map or a weight, are laid out in blocks."""
+        sides = list(self.shape)
+        if len(sides) == 4:
+            sides[channels] = [-(-side // _LANES) * _LANES for side in sides[channels]]
+        return math.prod(sides)
+
     def numbers(self) -> list[int]:
         if self.known is None:
             raise RefusedError("a shape that is not known beforehand")
@@ -102,7 +113,10 @@ class _Node:
     attributes: dict[str, Any] = field(default_factory=dict)
 
     def number(self, name: str, default: int) -> int:
-        return int(self.attributes.get(name, default))
+        value = self.attributes.get(name, default)
+        if not isinstance(value, int):
+            raise RefusedError(f"{self.kind} with {name} that is no whole number")
+        return value
 
     def numbers(self, name: str, default: Iterable[int]) -> list[int]:
         return list(self.attributes.get(name, default))
@@ -125,18 +139,30 @@ class AcceptedGraph:
         self._fixed: dict[str, _Value] = {}  # initializers
         self._nodes: list[_Node] = []
         self._kept: set[str] = set()  # outputs of the graph
+        self._declared: dict[str, tuple[int, ...]] = {}  # shapes that the file states; 0 for a side that it leaves open
         self._fitting: dict[int, int] = {}  # images that were asked for → that fit
+        count = 0
         for part in fields_of(_graph(data)):
             if part.number == 1:
                 self._nodes.append(_node(part))
             elif part.number == 5:
                 _define(self._fixed, *_tensor(part))
-            elif part.number == 12:
-                self._kept.update(each.text for each in fields_of(part.message) if each.number == 1)
+            elif part.number in (11, 12, 13):  # inputs, outputs, and what is between them
+                name, shape = _declaration(part)
+                if shape is not None and self._declared.setdefault(name, shape) != shape:
+                    raise RefusedError(f"two shapes of {name[:80]!r}")
+                if part.number == 12:
+                    self._kept.add(name)
             elif part.number == 15:
                 raise RefusedError("a sparse tensor")
-            if len(self._nodes) + len(self._fixed) > MOST_NODES:
+            count += _INLINED.get(self._nodes[-1].kind, 1) if part.number == 1 else 1
+            if count > MOST_NODES:
                 raise RefusedError(f"more than {MOST_NODES:,} operators and tensors")
+        images = (0, image_size, image_size, 3)
+        if (said := self._declared.get("images", images)) != images:
+            raise RefusedError(
+                f"images of {list(said)}, where any number of them is expected and image_size = {image_size}"
+            )
         self.shapes(1)
 
     def fitting(self, images: int) -> int:
@@ -164,8 +190,8 @@ class AcceptedGraph:
         values = {**self._fixed}
         _define(values, "images", _Value((images, *(self._image_size,) * 2, 3)))
         fixed = set(self._fixed)  # what does not depend on images is computed while the file is loaded
-        fixed_left = VALUES_FREE + 8 * self._nbytes
-        live, most = values["images"].size, LIVE_FREE + LIVE_OF_PIXEL * self._image_size**2
+        fixed_left = VALUES_FREE + 2 * self._nbytes
+        live, most = values["images"].room(), LIVE_FREE + LIVE_OF_PIXEL * self._image_size**2
         work_left = images * (WORK_FREE + WORK_OF_PIXEL * self._image_size**2)
         last = {name: node for node in self._nodes for name in node.inputs}
         for node in self._nodes:
@@ -180,11 +206,11 @@ class AcceptedGraph:
             except Exception as error:  # numpy's and Python's own, for axes and shapes that do not fit
                 raise RefusedError(f"{node.kind} whose inputs do not fit: {str(error)[:100]}") from error
             for name, value in zip(node.outputs, made, strict=True):
-                live += value.size
+                live += value.room()
                 _define(values, name, value)
             if fixed.issuperset(filter(None, node.inputs)):
                 fixed.update(node.outputs)
-                fixed_left -= sum(value.size for value in made)
+                fixed_left -= sum(value.room(slice(2)) for value in made)
             work_left -= work
             if live + scratch > most:
                 gives = ", ".join(str(list(value.shape)) for value in made)
@@ -192,7 +218,11 @@ class AcceptedGraph:
             if min(work_left, fixed_left) < 0:
                 raise RefusedError(f"more than an encoder for {self._image_size} px computes, at {node.kind}")
             done = {name for name in node.inputs if name and last[name] is node} - self._kept - self._fixed.keys()
-            live -= sum(values[name].size for name in done)
+            live -= sum(values[name].room() for name in done)
+        for name, sides in self._declared.items():
+            shape = values[name].shape if name in values else sides
+            if len(sides) != len(shape) or any(said not in (0, side) for said, side in zip(sides, shape, strict=True)):
+                raise RefusedError(f"{name[:80]!r} of {list(shape)}, said to be {list(sides)}")
         return {name: value.shape for name, value in values.items()}
 
 
@@ -224,6 +254,8 @@ def _define(values: dict[str, _Value], name: str, value: _Value) -> None:
         raise RefusedError(f"two values of the name {name[:80]!r}")
     if value.known is None and min(value.shape, default=1) < 1:
         raise RefusedError(f"the value {name[:80]!r} of {list(value.shape)}, which holds nothing")
+    if len(value.shape) > _MOST_DIMENSIONS:
+        raise RefusedError(f"the value {name[:80]!r} of {len(value.shape)} dimensions")
     values[name] = value
 
 
@@ -251,8 +283,10 @@ def _node(message: Field) -> _Node:
         if name in node.attributes:
             raise RefusedError(f"{node.kind} with {name[:80]!r} twice")
         node.attributes[name] = value
-    if node.kind == "Cast" and node.number("to", 0) & _MASK == _FLOAT64:
-        raise RefusedError("Cast to numbers of 64 bits")
+    if node.kind == "Cast" and node.number("to", 0) not in _TYPES:
+        raise RefusedError(f"Cast to a type that none has: {node.number('to', 0)}")
+    if len(node.inputs) > _MOST_INPUTS:
+        raise RefusedError(f"{node.kind} of {len(node.inputs):,} inputs")
     return node
 
 
@@ -284,6 +318,28 @@ def _attribute(message: Field) -> tuple[str, Any]:
     return name, value
 
 
+def _declaration(message: Field) -> tuple[str, tuple[int, ...] | None]:
+    """The name and the shape of a ValueInfoProto of a tensor, if it states one; 0 for sides that have a name only."""
+    name, sides, types = "", list[int](), list[Field]()
+    for part in fields_of(message.message):
+        if part.number == 1:
+            name = part.text
+        elif part.number == 2:
+            types.append(part)
+    tensors = [each for part in types for each in fields_of(part.message) if each.number != 6]
+    if len(types) > 1 or [each.number for each in tensors] != [1] * len(types):
+        raise RefusedError(f"{name[:80]!r}, which is no tensor")
+    shapes = [each for part in tensors for each in fields_of(part.message) if each.number == 2]
+    if len(shapes) > 1:
+        raise RefusedError(f"{name[:80]!r} of two shapes")
+    if not shapes:
+        return name, None
+    for part in fields_of(shapes[0].message):
+        if part.number == 1:
+            sides.append(max([0, *(each.integer for each in fields_of(part.message) if each.number == 1)]))
+    return name, tuple(sides)
+
+
 def _tensor(message: Field) -> tuple[str, _Value]:
     """The name and the value of a TensorProto. It may not claim more numbers than it has bytes for."""
     dims, kind, name, raw, listed, elsewhere = list[int](), 0, "", memoryview(b""), list[int](), False
@@ -303,10 +359,10 @@ def _tensor(message: Field) -> tuple[str, _Value]:
                 elsewhere |= part.number == 13 or part.value != 0
     if elsewhere:
         raise ElsewhereError(name[:80] or "(unnamed)")
-    shape, size = tuple(dims), math.prod(dims)
-    if kind == _FLOAT64:
-        raise RefusedError(f"the tensor {name[:80]!r} of numbers of 64 bits")
-    if len(dims) > _MOST_DIMENSIONS or min(dims, default=0) < 0 or size > 2 * len(message.raw):
+    if kind not in _TYPES:
+        raise RefusedError(f"the tensor {name[:80]!r} of a type that none has: {kind}")
+    shape = tuple(dims)
+    if len(dims) > _MOST_DIMENSIONS or min(dims, default=0) < 0 or (size := math.prod(dims)) > len(message.raw):
         raise RefusedError(f"the tensor {name[:80]!r} of {dims[:_MOST_DIMENSIONS]}, more than the file holds")
     if kind != _INT64 or size > _FEW:
         return name, _Value(shape)
@@ -324,7 +380,7 @@ def _results(node: _Node, x: list[Any]) -> list[_Value]:
             return [value if isinstance(value, _Value) else _Value(())]
         known: NDArray[np.int64] | None = np.array(value, dtype=np.int64)
     elif node.kind == "Shape":
-        which = slice(node.number("start", 0), node.number("end", _MOST_DIMENSIONS))
+        which = slice(node.number("start", 0), node.number("end", len(x[0].shape)))
         known = np.array(x[0].shape[which], dtype=np.int64)
     elif node.kind in _VIEWS:
         known = x[0].known if node.kind != "Cast" or node.number("to", 0) == _INT64 else None
@@ -461,10 +517,13 @@ def _windows(node: _Node, sides: Sequence[int], kernel: Sequence[int]) -> list[i
 def _costs(node: _Node, x: list[Any], made: list[_Value]) -> tuple[int, int]:
     """About how many multiplications a node takes, and how many values it may need on the way."""
     size = sum(one.size for one in made)
+    work, room = _CALL
     if node.kind in ("MatMul", "Gemm"):
-        return size * max(x[0].shape[-2:]), 0
+        calls = math.prod(made[0].shape[:-2])
+        return size * max(x[0].shape[-2:]) + work * calls, room * calls
     if node.kind == "Conv":
-        window = math.prod(x[1].shape[1:])
-        return size * window, window * math.prod(made[0].shape[2:])  # one image, with every window written out
+        window, calls = math.prod(x[1].shape[1:]), made[0].shape[0] * node.number("group", 1)
+        written_out = window * math.prod(made[0].shape[2:])  # every window of one image
+        return size * window + work * calls, written_out + room * calls
     each = math.prod(node.numbers("kernel_shape", ()))  # of pooling
     return WORK_OF_VALUE * (size * each + sum(one.size for one in x if one is not None)), 0

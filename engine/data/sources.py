@@ -342,7 +342,9 @@ def _look_alikes(names: tuple[str, ...]) -> list[list[str]]:
 def _evaluation_words(splits: dict[str, dict[str, Any]]) -> str:
     """Which images `load_splits` would take, in a sentence."""
     name = "all" if "all" in splits else "train"
-    if not splits.get(name, {}).get("labelled"):
+    if name not in splits:
+        return "needs images to learn from: a folder `train` beside the others"
+    if not splits[name].get("labelled"):
         return "needs labels: folders of classes, or --labels FILE.csv"
     learns = f"learns from {name} ({splits[name]['images']:,})"
     test = next((split for split in ("test", "val") if splits.get(split, {}).get("labelled")), None)

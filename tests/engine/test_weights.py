@@ -304,7 +304,17 @@ def test_files_of_a_run_of_ours_say_their_normalisation_and_size(tmp_path: Path)
         load_foreign(tmp_path / "last.pt")
 
 
-@pytest.mark.parametrize("change", [{"mean": "[0, 0]"}, {"std": "[1, 1, 0]"}, {"mean": "x"}, {"image_size": "0"}])
+ODD_NUMBERS = [
+    {"std": "[1, 1, NaN]"},
+    {"std": "[1, Infinity, 1]"},
+    {"mean": f"[{10**400}, 0, 0]"},
+    {"mean": "[" * 10**5},
+]
+
+
+@pytest.mark.parametrize(
+    "change", [{"mean": "[0, 0]"}, {"std": "[1, 1, 0]"}, {"mean": "x"}, {"image_size": "0"}, *ODD_NUMBERS]
+)
 def test_a_normalisation_of_ours_that_makes_no_sense_is_refused(
     tmp_path: Path, state: State, change: dict[str, str]
 ) -> None:

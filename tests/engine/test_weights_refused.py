@@ -202,6 +202,11 @@ def test_values_that_are_no_plain_numbers_are_refused(tmp_path: Path, state: Sta
     assert "sparse" in str(refused(saved(tmp_path, sparse), "floating-point").saw)
     empty = planted(state, "bn1.weight", torch.empty(64, device="meta"))
     assert "no values" in str(refused(saved(tmp_path, empty), "floating-point|not a checkpoint").saw)
+    counter = "bn1.num_batches_tracked"
+    for odd in (torch.empty((), device="meta"), torch.ones(()).to_sparse(), torch.ones((), dtype=torch.complex64)):
+        refused(saved(tmp_path, planted(state, counter, odd)), "floating-point|not a checkpoint")
+    halves = planted(state, "bn1.running_mean", torch.zeros(64, dtype=torch.uint8).view(torch.float4_e2m1fn_x2))
+    refused(saved(tmp_path, halves), "floating-point|not a checkpoint")
     refused(saved(tmp_path, planted(state, "bn1.running_var", -state["bn1.running_var"])), "variance is negative")
 
 

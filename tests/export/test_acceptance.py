@@ -87,6 +87,13 @@ def _claims(count: int) -> onnx.ModelProto:
     return model
 
 
+def _dimensions(count: int) -> onnx.ModelProto:
+    """Their product alone would take minutes."""
+    model = tiny_model()
+    model.graph.initializer.append(TensorProto(name="c", data_type=TensorProto.FLOAT, dims=[ENDLESS] * count))
+    return model
+
+
 def _doubled(times: int) -> onnx.ModelProto:
     names = ["images", *(f"d{i}" for i in range(times))]
     return _with(*(helper.make_node("Concat", [a, a], [b], axis=2) for a, b in pairwise(names)))
@@ -173,10 +180,41 @@ REFUSED: dict[str, Callable[[], onnx.ModelProto]] = {
         helper.make_node("MaxPool", ["images"], ["p"], kernel_shape=[1, 1], auto_pad="VALID", pads=[9, 9, 9, 9])
     ),
     "Relu gives .* too much at once": _many_at_once,
-    "numbers of 64 bits": lambda: _with(helper.make_node("Cast", ["images"], ["f"], to=TensorProto.DOUBLE)),
-    "the tensor 'd' of numbers of 64 bits": lambda: _with(d=np.ones(1)),
+    "Cast to a type that none has: 11": lambda: _with(
+        helper.make_node("Cast", ["images"], ["f"], to=TensorProto.DOUBLE)
+    ),
+    "the tensor 'd' of a type that none has: 11": lambda: _with(d=np.ones(1)),
     "holds nothing": lambda: _with(helper.make_node("Slice", ["images", "a", "b"], ["r"]), a=[2], b=[ENDLESS]),
     "with 2 outputs": lambda: _with(helper.make_node("Dropout", ["images"], ["r", "mask"])),
+    "type that none has: 8": lambda: _with(helper.make_node("Cast", ["images"], ["r"], to=TensorProto.STRING)),
+    "Cast with to": lambda: _with(helper.make_node("Cast", ["images"], ["r"], to=[1])),
+    "'t' of a type that none has: 8": lambda: _with(
+        helper.make_node("Expand", ["t", "s"], ["r"]), t=np.array(["long"]), s=[1 << 20]
+    ),
+    "300 inputs": lambda: _with(helper.make_node("Sum", ["images"] * 300, ["r"])),
+    "the tensor 'c' of": lambda: _dimensions(1 << 16),
+    "of 9 dimensions": lambda: _with(helper.make_node("Reshape", ["images", "s"], ["r"]), s=[0, *[1] * 7, -1]),
+    "at GroupNormalization|operators and tensors": lambda: _with(
+        *(helper.make_node("GroupNormalization", ["images", "a", "a"], [f"r{i}"], num_groups=1) for i in range(200)),
+        a=[1.0],
+    ),
+    "MatMul gives": lambda: _with(
+        helper.make_node("Cast", ["images"], ["f"], to=1),
+        helper.make_node("Expand", ["f", "s"], ["e"]),
+        helper.make_node("Reshape", ["e", "t"], ["m"]),
+        helper.make_node("MatMul", ["m", "m"], ["r"]),
+        s=[1 << 16, 4, 4, 3],
+        t=[-1, 1, 1],
+    ),
+    "Conv .*fit|at Conv": lambda: _with(
+        helper.make_node("Cast", ["images"], ["f"], to=1),
+        helper.make_node("Expand", ["f", "s"], ["e"]),
+        helper.make_node("Reshape", ["e", "t"], ["m"]),
+        helper.make_node("Conv", ["m", "w"], ["r"], group=1 << 18),
+        s=[1 << 14, 4, 4, 3],
+        t=[3, 1 << 18, 1, 1],
+        w=np.ones((1 << 18, 1, 1, 1), np.float32),
+    ),
     "at MatMul": lambda: _with(
         helper.make_node("Cast", ["images"], ["f"], to=1),
         *(helper.make_node("MatMul", ["m", "m"], [f"m{i}"]) for i in range(10)),
@@ -327,6 +365,8 @@ def test_an_encoder_that_fixes_the_size_of_a_batch_is_not_exported() -> None:
 def test_the_largest_encoder_is_accepted_at_its_largest_size() -> None:
     """ResNet-50 with a small stem has the most values and multiplications for a pixel."""
     model = trace_encoder(build_encoder("resnet50", "small").eval(), (0.5,) * 3, (0.25,) * 3, 8, 18).model
+    for part in (model.graph.value_info, model.graph.input, model.graph.output):
+        del part[:]  # they state the sides of small images
     AcceptedGraph(model.SerializeToString(), MAX_SIZE)
 
 
@@ -468,6 +508,28 @@ def test_the_shapes_of_an_encoder_are_those_of_onnx() -> None:
             assert list(found[value.name]) == [d.dim_value or 7 for d in dims], value.name
             compared += 1
     assert compared > 20
+
+
+def _declared(name: str, *sides: int | str) -> onnx.ModelProto:
+    model = tiny_model()
+    place = model.graph.input if name == "images" else model.graph.value_info
+    del place[:]
+    place.append(helper.make_tensor_value_info(name, TensorProto.UINT8, sides))
+    return model
+
+
+DECLARED: dict[str, Callable[[], onnx.ModelProto]] = {
+    "images of .* any number": lambda: _declared("images", 1 << 27, 4, 4, 3),
+    "images of .* image_size = 4": lambda: _declared("images", "batch", 5, 4, 3),
+    "'x' of .*, said to be": lambda: _declared("x", 1 << 27, 4, 4, 3),
+}
+
+
+@pytest.mark.parametrize("says", DECLARED)
+def test_shapes_that_a_file_states_are_those_it_has(says: str) -> None:
+    """onnxruntime believes them, and computes with them while it loads."""
+    with pytest.raises(RefusedError, match=says):
+        AcceptedGraph(DECLARED[says]().SerializeToString(), 4)
 
 
 def test_a_tag_of_more_than_32_bits_hides_no_node() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -281,6 +282,8 @@ def test_a_val_split_serves_where_there_is_no_test_split(tmp_path: Path) -> None
     write_tree(tmp_path, class_tree(prefix="train/") | class_tree(prefix="val/", each=2))
     train, test = load_splits(tmp_path)
     assert (train.split, test.split, len(test)) == ("train", "val", 4)
+    shutil.rmtree(tmp_path / "train")
+    assert overview(tmp_path)["evaluation"] == "needs images to learn from: a folder `train` beside the others"
 
 
 @pytest.mark.parametrize(
