@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from .graphs import random_graph
 from .mutation import message
 from .seeds import PART, Seed
 
@@ -222,6 +223,7 @@ MAKERS: dict[str, list[tuple[str, Maker]]] = {
         (".onnx", lambda n: _chain(n, "Concat")),
         (".onnx", lambda n: _chain(n, "Add")),
         (".onnx", lambda n: _onnx([("Reshape", ["images", "s"], ["e"], {})], s=list(range(n)))),
+        *[(".onnx", random_graph)] * 9,  # each of them is another
     ],
     "result": [
         (".json", lambda n: b"[" * 8 * n),

@@ -13,7 +13,7 @@ import warnings
 import zipfile
 from argparse import Namespace
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
@@ -413,9 +413,11 @@ def _value_info(name: bytes, kind: int, sides: list[int]) -> bytes:
     return message([(1, name), (2, message([(1, tensor)]))])
 
 
-def onnx_of(nodes: list[bytes], tensors: list[bytes]) -> bytes:
-    """A sealed model with these nodes and tensors, serialised, before and among its own."""
+def onnx_of(nodes: list[bytes], tensors: list[bytes], outputs: Sequence[bytes] = ()) -> bytes:
+    """A sealed model with these nodes and tensors, serialised, before and among its own, and more outputs of fp32."""
     fields = [*((1, node) for node in nodes), *(parsed(_graph(b"")) or []), *((5, tensor) for tensor in tensors)]
+    kind = message([(1, message([(1, 1)]))])
+    fields += [(12, message([(1, name), (2, kind)])) for name in outputs]
     return _sealed(_model(message(fields), about_onnx().to_properties()))
 
 
