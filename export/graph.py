@@ -20,10 +20,10 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from simclr_engine.errors import CheckFailed, UsageError
 
-from .acceptance import OPERATORS
 from .metadata import DIGEST, ModelMetadata, scan
 from .probe import LOGITS, ChosenProbe
 from .runtime import INPUT, OUTPUT, PROBABILITIES
+from .shapes import OPERATORS
 
 VERSION = version("simclr-engine")
 # Most clients know it, and none that knows a newer one refuses it. The exporter writes it without converting, and no
@@ -123,7 +123,7 @@ def trace_encoder(
     Raises:
         UsageError: the exporter could not write this opset.
         CheckFailed: the exporter gave nothing, a fixed batch, or an operator that no reader accepts
-            (`acceptance.OPERATORS`).
+            (`shapes.OPERATORS`).
     """
     check_opset(opset)
     module = UInt8Encoder(encoder, mean, std).eval()
