@@ -441,6 +441,17 @@ def occupied(path: Path) -> bool:
     raise UsageError(f"the output would replace {kind}", saw=path, fix="remove it, or choose another name")
 
 
+def check_distinct(*paths: Path | None) -> None:
+    """Refuses one name for two outputs, of which the first would be lost.
+
+    Raises:
+        UsageError: names it.
+    """
+    names = [os.path.realpath(path) for path in paths if path is not None]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise UsageError("two outputs have one name", saw=twice, fix="give each a name of its own")
+
+
 def check_output(path: Path, mark: bytes, overwrite: bool = False) -> None:
     """Refuses to replace a file that the user named and that we did not write, before any work is done.
 

@@ -3,8 +3,8 @@
 onnxruntime does whatever a graph says, some of it while it loads: a Loop of 2⁶² rounds, a value of a terabyte. So a
 file is accepted only if its operators are those of image encoders, none of which holds a graph of its own, and if the
 shapes, followed from `images` `[batch, S, S, 3]` through all nodes, stay within the bounds of `engine/bounds.py`. They
-are followed again for each size of a batch that is run, for a graph may depend on it in any way. Nothing is calculated
-with shapes, and what is followed must be what onnxruntime does, exactly: each difference is a way around the bounds.
+are followed again for each size of a batch that is run, for a graph may depend on it in any way. What is followed
+(`shapes.py`) must be what onnxruntime does, exactly: each difference is a way around the bounds.
 
 https://github.com/onnx/onnx/blob/main/onnx/onnx.proto for the numbers of fields. Imports neither torch nor onnx.
 """
@@ -35,8 +35,8 @@ _MOST_DIMENSIONS, _MOST_INPUTS = 8, 256
 _CALL = 1 << 14, 32  # multiplications and values for each of many small products
 _INLINED = {"GroupNormalization": 25}  # operators that onnxruntime loads as so many others
 # TensorProto.DataType: fp32, uint8, int8, int32, int64, bool, fp16. Others cost more than a value.
-_TYPES, _MASK = (1, 2, 3, 6, INT64, 9, 10), (1 << 32) - 1  # and the bits of it that are read
-_FORMS = {1: 2, 2: 3, 3: 4, 4: 5, 7: 8}  # AttributeProto.type: the field of a float, int, text, tensor, list of ints
+_TYPES = (1, 2, 3, 6, INT64, 9, 10)
+_FORMS, _INTS = (1, 2, 3, 4, 7), 7  # AttributeProto.type: float, int, text, tensor, list of ints; its field is the next
 
 
 class ElsewhereError(RefusedError):
@@ -84,7 +84,7 @@ class AcceptedGraph:
             raise RefusedError(
                 f"images of {list(said)}, where any number of them is expected and image_size = {image_size}"
             )
-        self.shapes(1)
+        self.fitting(1)
 
     def fitting(self, images: int) -> int:
         """How many images a run may take at most, of so many: half as many while they need more memory than is allowed.
@@ -140,11 +140,12 @@ class AcceptedGraph:
                 raise RefusedError(f"more than an encoder for {self._image_size} px computes, at {node.kind}")
             done = {name for name in node.inputs if name and last[name] is node} - self._kept - self._fixed.keys()
             live -= sum(values[name].room() for name in done)
+        shapes = {name: value.shape for name, value in values.items()}
         for name, sides in self._declared.items():
-            shape = values[name].shape if name in values else sides
+            shape = shapes.get(name, sides)
             if len(sides) != len(shape) or any(said not in (0, side) for said, side in zip(sides, shape, strict=True)):
                 raise RefusedError(f"{name[:80]!r} of {list(shape)}, said to be {list(sides)}")
-        return {name: value.shape for name, value in values.items()}
+        return shapes
 
 
 class _ManyError(RefusedError):
@@ -233,8 +234,8 @@ def _attribute(message: Field) -> tuple[str, Any]:
                 form = part.integer
         if part.number not in (1, 13, 20):  # its name, a comment and its type
             filled.append(part.number)
-    expected = _FORMS.get(form, -1)
-    if set(filled) > {expected} or (form != 7 and filled != [expected]) or len(listed) > FEW:
+    fits = filled == [form + 1] or (form == _INTS and {*filled} <= {form + 1})
+    if form not in _FORMS or not fits or len(listed) > FEW:
         raise RefusedError(f"the attribute {name[:80]!r}, which holds a graph, too much, or what none has")
     return name, value
 
@@ -269,7 +270,7 @@ def _tensor(message: Field) -> tuple[str, Value]:
             case 1:
                 dims += part.integers
             case 2:
-                kind = part.integer & _MASK
+                kind = part.integer
             case 7:
                 listed += part.integers
             case 8:

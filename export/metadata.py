@@ -18,6 +18,7 @@ import re
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +175,11 @@ class ModelFile:
     sha256: str
     metadata: ModelMetadata
 
+    @cached_property
+    def graph(self) -> AcceptedGraph:
+        """What running it takes; RefusedError or MalformedError where it may not be run."""
+        return AcceptedGraph(self.data, self.metadata.image_size)
+
 
 def _json(value: Any, sort: bool = True) -> str:
     """JSON with letters as they are, but `\\udce9` for halves of surrogate pairs: ONNX holds UTF-8 alone."""
@@ -212,7 +218,8 @@ def read_model(path: str | Path, sha256: str | None = None) -> ModelFile:
     except MalformedError as error:
         raise _damaged(path, data, error) from error
     metadata = ModelMetadata.from_properties(content.properties, str(path))
-    refused = _refusal(path, data, metadata)
+    file = ModelFile(path, data, actual, metadata)
+    refused = _refusal(file)
     stated = content.properties.get(DIGEST, "")
     if stated != json.dumps(content.digest):
         raise DataError(
@@ -223,23 +230,23 @@ def read_model(path: str | Path, sha256: str | None = None) -> ModelFile:
     if refused is not None:
         raise refused
     _check_sidecar(path, actual)
-    return ModelFile(path, data, actual, metadata)
+    return file
 
 
-def _refusal(path: Path, data: bytes, metadata: ModelMetadata) -> DataError | None:
+def _refusal(file: ModelFile) -> DataError | None:
     """The error for what onnxruntime must not open (see `acceptance`), where it is no damage."""
     try:
-        AcceptedGraph(data, metadata.image_size)
+        file.graph.fitting(1)
     except MalformedError as error:
-        raise _damaged(path, data, error) from error
+        raise _damaged(file.path, file.data, error) from error
     except ElsewhereError as error:
         raise DataError(
             "the ONNX file keeps weights in other files, which is refused",
-            saw=f"{path}: {error}",
+            saw=f"{file.path}: {error}",
             fix="use a file that simclr-engine exported: it holds all of its weights",
         ) from error
     except RefusedError as error:
-        return unneeded(path, error)
+        return unneeded(file.path, error)
     return None
 
 

@@ -22,7 +22,7 @@ from simclr_engine.data.decode import FORMAT_NAMES
 from simclr_engine.data.sources import Selection, load_splits
 from simclr_engine.data.stream import Pictures, Window, windows
 from simclr_engine.errors import DataError, UsageError
-from simclr_engine.files import occupied, write_atomic
+from simclr_engine.files import check_distinct, occupied, write_atomic
 
 from .embedder import Embedder, naming
 from .features import check_class_names
@@ -276,8 +276,7 @@ def check_outputs(csv_path: Path | None, save: Path | None, overwrite: bool = Fa
     """
     if save is not None and save.suffix.lower() != ".png":
         raise UsageError("--save writes a PNG", saw=save, fix="end the name in .png")
-    if csv_path is not None and save is not None and csv_path.absolute() == save.absolute():
-        raise UsageError("table and picture have one name", saw=save, fix="end the name of the table in .csv")
+    check_distinct(csv_path, save)
     for path, is_ours in ((csv_path, _is_table), (save, _is_sheet)):
         if path is not None and occupied(path) and not overwrite and not is_ours(path):
             raise UsageError(

@@ -18,8 +18,8 @@ from simclr_engine.data.levels import Levels, as_levels
 from simclr_engine.data.store import ImageStore, Pixels, ShardedImages
 from simclr_engine.errors import DataError, PlatformError, UsageError
 
-from .acceptance import AcceptedGraph, RefusedError
 from .metadata import FETCH_AGAIN, ModelFile, ModelMetadata, read_model, require, unneeded
+from .shapes import RefusedError
 
 CPU = "CPUExecutionProvider"
 INPUT, OUTPUT = "images", "features"
@@ -210,7 +210,7 @@ class OnnxEncoder:
         file = read_model(path, sha256)
         self.path, self.sha256, self.metadata = file.path, file.sha256, file.metadata
         self._opened_with = providers, threads, spin
-        self._graph = AcceptedGraph(file.data, file.metadata.image_size)
+        self._graph = file.graph
         try:
             self._session = open_session(file.data, providers, threads, spin)
         except (PlatformError, UsageError):

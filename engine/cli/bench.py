@@ -237,8 +237,9 @@ def _measure(
 
 
 def _check_outputs(overwrite: bool, *files: tuple[Path | None, bytes]) -> None:
-    from ..files import check_output
+    from ..files import check_distinct, check_output
 
+    check_distinct(*(path for path, _ in files))
     for path, mark in files:
         if path is not None:
             check_output(path, mark, overwrite)

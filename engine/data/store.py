@@ -291,7 +291,11 @@ class ImageStore:
         return replace(self, images=images, labels=labels, fingerprint=fingerprint(images, labels))
 
     def limit(self, n: int | None) -> ImageStore:
-        """The first `n` images in a class-balanced order (a fixed pseudo-random order without labels); all for None."""
+        """The first `n` images in a class-balanced order (a fixed pseudo-random order without labels); all for None.
+
+        Raises:
+            UsageError: `n` is below 1.
+        """
         if n is None or n >= len(self):
             return self
         if n < 1:

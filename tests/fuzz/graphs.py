@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from random import Random
 from typing import Any
 
@@ -64,20 +63,21 @@ class _Graph:
         at, total = rng.randrange(rank), int(np.prod(shape))
         kind = rng.choice(
             ("unary",) * 4
+            + ("cast", "binary", "broadcast", "concat", "reshape", "transpose", "reduce", "softmax", "norm", "split")
             + (
-                "cast",
-                "binary",
-                "broadcast",
-                "concat",
-                "reshape",
-                "transpose",
-                "reduce",
-                "softmax",
-                "norm",
-                "split",
                 "slice",
+                "pad",
+                "matmul",
+                "conv",
+                "pool",
+                "gather",
+                "scatter",
+                "quantize",
+                "expand",
+                "sum",
+                "where",
+                "argmax",
             )
-            + ("pad", "matmul", "conv", "pool", "gather", "scatter", "quantize", "expand", "sum", "where", "argmax")
         )
         if kind == "unary":
             self.add(rng.choice(_UNARY))
@@ -189,10 +189,9 @@ def random_graph(n: int) -> bytes:
     graph.shape = graph.factors(graph.size, rng.randint(1, 5))
     graph.shape = [1] * (4 - len(graph.shape)) + graph.shape
     graph.add("Expand", graph.shape)
-    repeat: Callable[[], int] = rng.choice((lambda: 1, lambda: rng.choice((1, 20, 100))))
     for _ in range(rng.randint(1, 6)):
-        state = rng.getstate()
-        for _ in range(repeat()):
+        times, state = rng.choice((1, 1, 1, 20, 100)), rng.getstate()
+        for _ in range(times):
             rng.setstate(state)
             graph.step()
     graph.add("ReduceMean")
