@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from simclr_engine.cli.bench import command
+from simclr_engine.errors import UsageError
 
 
 @pytest.mark.slow
@@ -38,7 +39,12 @@ def test_errors_are_measured_beside_the_speed() -> None:
     assert all(v > 0 for v in ours.values())
 
 
-def test_a_check_of_tiny_sizes_is_refused() -> None:
-    from simclr_engine.errors import UsageError
+def test_one_name_for_rows_and_picture_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    arguments = ["epoch", "--small", "--out", str(tmp_path / "x.png"), "--plot", str(tmp_path / "x.png")]
+    error = CliRunner().invoke(command, arguments).exception
+    assert isinstance(error, UsageError) and "one name" in str(error)
+    assert not (tmp_path / "x.png").exists()
 
+
+def test_a_check_of_tiny_sizes_is_refused() -> None:
     assert isinstance(CliRunner().invoke(command, ["epoch", "--small", "--check"]).exception, UsageError)
