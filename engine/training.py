@@ -379,13 +379,13 @@ class Trainer:
         self.step = int(state["step"])
 
     def _note_gradients(self) -> None:
-        """Records on the device whether a gradient was not finite. An infinite gradient may not show in the loss.
+        """Records on the device whether a gradient's norm was not finite, which may not show in the loss.
 
         LARS and Adam would then divide by an infinite number, and a weight would never change again.
         """
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        largest = torch.stack(torch._foreach_norm(gradients, math.inf))
-        self.finite = self.finite & largest.isfinite().all()
+        norms = torch.stack(torch._foreach_norm(gradients))  # the largest value takes twelve times as long on a CPU
+        self.finite = self.finite & norms.isfinite().all()
 
 
 class Meter:

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from simclr_engine.kernels.convolution import convolve, neighbourhoods
+from simclr_engine.kernels.convolution import convolve, spans
 
 
 def operands(
@@ -65,7 +65,10 @@ def test_low_precision_is_as_close_to_float64_as_torchs_own(dtype: torch.dtype, 
     assert all(a <= share * b for a, b in zip(ours, torchs, strict=True)), (ours, torchs)
 
 
-def test_a_neighbourhood_is_the_nine_pixels_around_with_zeros_outside() -> None:
-    x = torch.arange(4.0).view(1, 1, 2, 2)
-    assert neighbourhoods(x, 1)[0].tolist() == [0, 0, 0, 0, 0, 1, 0, 2, 3]
-    assert neighbourhoods(x, 1)[3].tolist() == [0, 1, 0, 2, 3, 0, 0, 0, 0]
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 7])
+def test_spans_name_every_output_and_the_taps_inside_the_map(size: int, stride: int) -> None:
+    outputs = [(i, span.taps) for span in spans(size, stride) for i in range(span.outputs.start, span.outputs.stop)]
+    assert [i for i, _ in outputs] == list(range(-(-size // stride)))
+    for i, taps in outputs:
+        assert list(range(taps.start, taps.stop)) == [t for t in range(3) if 0 <= i * stride - 1 + t < size]
