@@ -204,7 +204,7 @@ def environment_of(
         "version": __version__,
         "finished": False,
         "command": shell_command(*sys.argv[1:]) if started else None,
-        "commit": _commit(),
+        "commit": commit_of_checkout(),
         **trainer.platform.describe(),
         "backends": {"augment": trainer.backends.augment, "nt_xent": trainer.backends.nt_xent},
         "notes": list(trainer.platform.notes),
@@ -309,7 +309,7 @@ def save_view_samples(at: Folder, trainer: Trainer) -> None:
         np.savez_compressed(file, originals=originals, views=pixels.numpy())
 
 
-def _commit() -> str | None:
+def commit_of_checkout() -> str | None:
     """The commit of the checkout that this package runs from; None if there is none or it cannot be read."""
     here = Path(__file__).resolve().parent.parent
     try:

@@ -303,4 +303,4 @@ def test_a_checkout_that_may_not_be_read_has_no_commit(monkeypatch: pytest.Monke
         (folder / "checkout" / "engine").mkdir(parents=True)
         monkeypatch.setattr(recording, "__file__", str(folder / "checkout" / "engine" / "recording.py"))
         (folder / "checkout").chmod(0o000)
-        assert recording._commit() is None
+        assert recording.commit_of_checkout() is None
