@@ -166,7 +166,7 @@ def command(
 
     \b
     simclr-engine pretrain --data cifar10
-    simclr-engine pretrain --recipe cifar10-sgd --data photos/ --max-minutes 30
+    simclr-engine pretrain --recipe cifar10-fast --data photos/ --max-minutes 30
     simclr-engine pretrain --gpus 4 --batch-size 2048
     torchrun --nproc-per-node 2 -m simclr_engine pretrain --data digits      (also without CUDA)
     simclr-engine pretrain --resume runs/cifar10
