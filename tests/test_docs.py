@@ -1,15 +1,18 @@
-"""What README and docs name exists: links, headings, files, commands with their options, make targets, Python names."""
+"""What README and docs name exists: links, headings, files, commands with their options, make targets, Python names.
+Accuracies that stand beside a link to their rows are those of the rows."""
 
 from __future__ import annotations
 
 import ast
 import fnmatch
 import importlib
+import json
 import re
 import shlex
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -178,3 +181,25 @@ def test_the_picture_of_the_readme_is_small() -> None:
     pictures = re.findall(r"!\[[^]]+\]\(([^)]+)\)", (ROOT / "README.md").read_text("utf-8"))
     assert len(pictures) == 1 and (ROOT / pictures[0]).stat().st_size <= 200_000
     assert fnmatch.fnmatch(pictures[0], "docs/pictures/*")
+
+
+def numbers(value: Any) -> Iterator[float]:
+    """All numbers in a JSON document."""
+    if isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from numbers(inner)
+    elif isinstance(value, int | float):
+        yield value
+
+
+@each_page
+def test_accuracies_are_those_of_the_rows_that_are_linked(page: Path) -> None:
+    checked = 0
+    for part in re.split(r"^#+ ", page.read_text("utf-8"), flags=re.MULTILINE):
+        for name, table in re.findall(r"\(([^()\s]+\.json)\)[^|]*?\n\n((?:\|.*\n)+)", part):
+            kept = list(numbers(json.loads((page.parent / name).read_text("utf-8"))))
+            for figure in re.findall(r"(\d+\.\d+) %", table):
+                digits = len(figure.partition(".")[2])
+                assert any(abs(float(figure) - value) <= 0.51 * 10**-digits for value in kept), (name, figure)
+                checked += 1
+    assert checked >= 40 or page.name != "results.md"
