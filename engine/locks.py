@@ -79,7 +79,7 @@ def _made(parent: Path, prefix: str) -> tuple[Path, IO[bytes]]:
 
 
 def sweep(parent: Path, prefix: str, ours: re.Pattern[str]) -> None:
-    """Clears the folders of `held_folder` that killed processes left of files of these names. Folders without the lock
+    """Clears the folders of `held_folder` that killed processes left of what has these names. Folders without the lock
     file stay, and all on a file system without locks."""
     with suppress(OSError):
         for folder in [path for path in parent.iterdir() if path.name.startswith(prefix) and not path.is_symlink()]:
@@ -91,13 +91,11 @@ def sweep(parent: Path, prefix: str, ours: re.Pattern[str]) -> None:
 
 
 def clear(folder: Path, ours: re.Pattern[str] | None = None) -> None:
-    """Removes the files of these names, or all that is in it. The lock file goes last, so that a kill leaves a folder
-    to `sweep`, and the folder if nothing else was in it."""
+    """Removes what has these names, or all that is in it. The lock file goes last, so that a kill leaves a folder to
+    `sweep`, and the folder if nothing else was in it."""
     with suppress(OSError):
         for path in [path for path in folder.iterdir() if path.name != HELD]:
-            if ours is None and path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            elif ours is None or ours.fullmatch(path.name):
-                path.unlink()
+            if ours is None or ours.fullmatch(path.name):
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         (folder / HELD).unlink(missing_ok=True)
         folder.rmdir()

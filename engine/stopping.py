@@ -24,6 +24,22 @@ class Interrupted(EngineError):
     exit_code = 130
 
 
+def end_in_order() -> None:
+    """Lets SIGTERM and a closed terminal end the process as an error would, so that it removes what is not finished.
+
+    Python would end at once, and leave temporary folders and processes that it started. The second signal does that.
+    What the shell that started the process lets it ignore (`nohup`) stays ignored.
+    """
+
+    def end(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        raise SystemExit(128 + number)
+
+    for number in {signal.SIGTERM, _HANGUP} if threading.current_thread() is threading.main_thread() else ():
+        if signal.getsignal(number) == signal.SIG_DFL:
+            signal.signal(number, end)
+
+
 @contextmanager
 def stop_requests(end: Callable[[], None]) -> Iterator[threading.Event]:
     """An event that SIGINT, SIGTERM and SIGHUP set, so that the loop ends between two steps and saves.

@@ -1,13 +1,17 @@
 """export_web: writes a folder of static files, a page that runs the model in the browser, without a server behind it.
 
-The folder holds the page itself (`export/page/`), the model, its description and onnxruntime-web, copied from the npm
-package that the user installed. Any static web server can serve it, below any path; it contacts no other machine.
+The folder holds the page itself (`export/page/`), the model, its description, onnxruntime-web, copied from the npm
+package that the user installed, and the checksums of all of them. Any static web server can serve it, below any path;
+it contacts no other machine.
 """
 
 from __future__ import annotations
 
+import ctypes
+import hashlib
+import json
+import os
 import re
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -15,9 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from simclr_engine.data.sources import Selection
+from simclr_engine.documents import to_json
 from simclr_engine.errors import CheckFailed, DataError, PlatformError, UsageError
 from simclr_engine.files import named_path, occupied
-from simclr_engine.locks import held_folder
+from simclr_engine.locks import held_folder, sweep
 from simclr_engine.run import Run
 
 from .description import description_text
@@ -28,8 +33,7 @@ from .publishing import disk_errors, write
 from .writer import ExportResult, export_onnx
 
 PAGE = Path(__file__).with_name("page")
-INDEX, DESCRIPTION = "index.html", "encoder.json"
-GENERATOR = b'<meta name="generator" content="simclr-engine export --web">'  # stands in INDEX: how a page is recognised
+DESCRIPTION, CHECKSUMS = "encoder.json", "checksums.json"
 NPM = "onnxruntime-web"
 # Names in the package → names in the page: the build with WebAssembly alone, its loader inside. Not every web server
 # sends .mjs as JavaScript, and a browser runs nothing else as a module.
@@ -37,8 +41,6 @@ RUNTIME = {
     "ort.wasm.bundle.min.mjs": "runtime/ort.wasm.bundle.min.js",
     "ort-wasm-simd-threaded.wasm": "runtime/ort-wasm-simd-threaded.wasm",
 }
-MODELS = ("encoder.onnx", "encoder.int8.onnx")
-OURS = {*MODELS, DESCRIPTION, "runtime", *RUNTIME.values(), *(path.name for path in PAGE.iterdir())}
 WHERE = Path("node_modules") / NPM  # where `npm install onnxruntime-web` leaves the package
 
 
@@ -90,7 +92,7 @@ def export_web(
 
     Args:
         run: a run or its directory.
-        folder: to be made; an earlier page is replaced, and so is an empty folder.
+        folder: to be made; an earlier page is replaced if nobody changed it, and so is an empty folder.
         runtime: folder of the npm package onnxruntime-web, or one that holds it; None for
             `node_modules/onnxruntime-web`.
         opset, data: as `export_onnx` takes them.
@@ -107,9 +109,9 @@ def export_web(
     files = read_runtime(WHERE if runtime is None else named_path(runtime, "--runtime"))
     run = run if isinstance(run, Run) else Run.open(run)
     probe = any(not is_limited(name) for name, _ in saved_probes(run.directory)) if probe is None else probe
-    with _prepared(folder) as partial:
-        exported, model, note = _exported(run, int8, opset=opset, probe=probe, data=data)
-        written = write_page(partial, model, files)
+    with _prepared(folder) as room:
+        exported, model, note = _exported(run, room / MODEL, int8, opset=opset, probe=probe, data=data)
+        written = write_page(room / PARTIAL, model, files)
     size = {name: len(content) for name, content in written.items()}
     of_runtime = sum(size[name] for name in files)
     of_model = size[model.path.name]
@@ -124,22 +126,20 @@ def export_web(
     )
 
 
-def _exported(run: Run, int8: bool | None, **options: Any) -> tuple[ExportResult, ModelFile, str]:
+def _exported(run: Run, folder: Path, int8: bool | None, **options: Any) -> tuple[ExportResult, ModelFile, str]:
     """The model's result and bytes; the note says why it is not int8 where nothing was asked for and int8 failed."""
-    note = ""
-    with tempfile.TemporaryDirectory(prefix="simclr-engine-") as made:
-        file = Path(made) / "encoder.onnx"
-        if int8 is not False:
-            try:
-                result = export_onnx(run, file, precision="int8", recorded=False, **options)
-            except (CheckFailed, DataError) as error:
-                if int8:
-                    raise
-                note = f"the page holds the fp32 model: {error.cause} (saw {error.saw})"
-            else:
-                return result.variants[0], read_model(result.variants[0].file), ""
-        result = export_onnx(run, file, recorded=False, **options)
-        return result, read_model(result.file), note
+    file, note = folder / "encoder.onnx", ""
+    if int8 is not False:
+        try:
+            result = export_onnx(run, file, precision="int8", recorded=False, **options)
+        except (CheckFailed, DataError) as error:
+            if int8:
+                raise
+            note = f"the page holds the fp32 model: {error.cause} (saw {error.saw})"
+        else:
+            return result.variants[0], read_model(result.variants[0].file), ""
+    result = export_onnx(run, file, recorded=False, **options)
+    return result, read_model(result.file), note
 
 
 def write_page(folder: Path, model: ModelFile, runtime: Mapping[str, bytes]) -> dict[str, bytes]:
@@ -158,6 +158,7 @@ def write_page(folder: Path, model: ModelFile, runtime: Mapping[str, bytes]) -> 
     """
     files = {path.name: path.read_bytes() for path in sorted(PAGE.iterdir()) if path.is_file()}
     files |= {model.path.name: model.data, DESCRIPTION: description_text(model), **runtime}
+    files[CHECKSUMS] = to_json({name: _checksum(content) for name, content in files.items()}, indent=2).encode()
     with disk_errors(folder):
         for name, content in files.items():
             (folder / name).parent.mkdir(exist_ok=True)
@@ -200,7 +201,7 @@ def runtime_version(runtime: Mapping[str, bytes]) -> str:
 
 
 def check_folder(given: str | Path) -> Path:
-    """Checks that the folder can be made, or is empty, or holds a page of ours and nothing else.
+    """Checks that the folder can be made, or is empty, or holds a page as it was written and nothing else.
 
     Raises:
         UsageError: it is a file, a link or the working directory, or it holds something else, which would be lost.
@@ -213,38 +214,83 @@ def check_folder(given: str | Path) -> Path:
             raise UsageError("the page is a folder, and a file has its name", saw=folder, fix="choose another name")
         return folder
     with disk_errors(folder, "the page"):
-        found = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
-        is_page = (folder / INDEX).is_file() and GENERATOR in (folder / INDEX).read_bytes()
-    strange = [name for name in found if not is_page or name not in OURS]
+        kept = _checksums(folder)
+        kept[CHECKSUMS] = _checksum((folder / CHECKSUMS).read_bytes()) if kept else ""
+        strange = [name for name in _names(folder) if not _is_as_written(folder / name, kept.get(name))]
     if strange:
         raise UsageError(
-            f"the folder holds files that `export --web` did not write{', and would be replaced' * is_page}",
+            "the folder holds what `export --web` did not write, or what was changed since, and it would be lost",
             saw=f"{folder}: {', '.join(strange[:3])}",
             fix="choose another name, or move them away",
         )
     return folder
 
 
+def _names(folder: Path) -> list[str]:
+    """What is in the folder and below, but for folders that hold something."""
+    return sorted(
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if path.is_symlink() or not path.is_dir() or not any(path.iterdir())
+    )
+
+
+def _checksums(folder: Path) -> dict[str, str]:
+    """The checksums by name that lie in a page, empty where there are none."""
+    try:
+        found = json.loads((folder / CHECKSUMS).read_bytes())
+    except (FileNotFoundError, IsADirectoryError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _is_as_written(path: Path, checksum: str | None) -> bool:
+    return path.is_file() and not path.is_symlink() and _checksum(path.read_bytes()) == checksum
+
+
+def _checksum(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+# In the room beside a page while it is being made: the model, the page, and the page before where names cannot be
+# exchanged. The last is the user's, so `sweep` leaves it.
+MODEL, PARTIAL, BEFORE = "model", "partial", "before"
+
+
 @contextmanager
 def _prepared(folder: Path) -> Iterator[Path]:
-    """An empty folder beside `folder`, which takes its name at the end; if that fails, what was there stays."""
+    """A room beside `folder` with folders for model and page; the page takes the name of `folder` at the end. If that
+    fails, what was there stays. What killed exports left of theirs goes first."""
+    prefix = f".{folder.name[:50]}.partial-"
+    sweep(folder.parent, prefix, re.compile(f"{MODEL}|{PARTIAL}"))
     with ExitStack() as stack:
         with disk_errors(folder, "the page"):
-            room = stack.enter_context(held_folder(folder.parent, f".{folder.name[:50]}.partial-"))
-            (partial := room / "partial").mkdir()
-        yield partial
+            room = stack.enter_context(held_folder(folder.parent, prefix))
+            (room / MODEL).mkdir()
+            (room / PARTIAL).mkdir()
+        yield room
         with disk_errors(folder, "the page"):
-            _exchange(partial, check_folder(folder), room / "before")
+            _exchange(room / PARTIAL, check_folder(folder), room / BEFORE)
 
 
 def _exchange(partial: Path, folder: Path, before: Path) -> None:
-    """Renames `partial` to `folder`. A full folder cannot be replaced in one step: it stands aside for a moment."""
-    replaced = folder.is_dir()
-    if replaced:
-        folder.rename(before)
-    try:
+    """Gives `partial` the name `folder`. A folder that is there takes the name of `partial`, at once where the system
+    can exchange two names (Linux); elsewhere it stands aside for a moment."""
+    if not folder.is_dir():
         partial.rename(folder)
-    except BaseException:
-        if replaced:
+    elif not _names_exchanged(partial, folder):
+        folder.rename(before)
+        try:
+            partial.rename(folder)
+        except BaseException:
             before.rename(folder)
-        raise
+            raise
+
+
+def _names_exchanged(one: Path, other: Path) -> bool:
+    """Whether two paths have exchanged their names; False where the system or the file system cannot."""
+    exchange = getattr(ctypes.CDLL(None), "renameat2", None) if os.name == "posix" else None
+    if exchange is None:
+        return False
+    here, flag = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
+    return exchange(here, os.fsencode(one), here, os.fsencode(other), flag) == 0

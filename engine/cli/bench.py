@@ -119,7 +119,7 @@ _add(
     "contenders",
     multiple=True,
     metavar="NAME|PATH",
-    help="A recipe, or `lightly` for a plain loop of that library's parts; may be repeated.  [default: cifar10-sgd, cifar10-fast]",
+    help="A recipe, or `lightly` for a plain loop of its parts; may be repeated.  [default: cifar10-sgd, cifar10-fast]",
 )
 @click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, metavar="N", help="Runs of each.")
 @click.option("--held-out", is_flag=True, help="Train on 9/10 of train and score on the rest; test stays unseen.")

@@ -6,6 +6,7 @@ import time
 
 import click
 
+from ..errors import DataError
 from ..terminal import say, tell
 from .options import Number
 
@@ -16,8 +17,9 @@ from .options import Number
     default="runs/demo",
     show_default=True,
     metavar="DIR",
-    help="Run directory to write. An earlier run there is replaced.",
+    help="Run directory to write. An earlier demo there is replaced.",
 )
+@click.option("--overwrite", is_flag=True, help="Replace any run in --out.")
 @click.option("--file", default="encoder.onnx", show_default=True, metavar="PATH", help="ONNX file to write.")
 @click.option(
     "--max-minutes",
@@ -27,7 +29,7 @@ from .options import Number
     metavar="MINUTES",
     help="Time limit of the pretraining in minutes.",
 )
-def command(out: str, file: str, max_minutes: float) -> None:
+def command(out: str, overwrite: bool, file: str, max_minutes: float) -> None:
     """Pretrain on built-in letters without labels, compare with a random encoder, export, and evaluate the file.
 
     Writes a run directory with report.html, and an ONNX file. Takes about two minutes on two CPU cores.
@@ -41,7 +43,7 @@ def command(out: str, file: str, max_minutes: float) -> None:
 
     began = time.perf_counter()
     say("1/4  pretraining on drawn letters, without their labels")
-    run = pretrain(Recipe.load("demo"), out=out, overwrite=True, max_minutes=max_minutes)
+    run = pretrain(Recipe.load("demo"), out=out, overwrite=overwrite or _holds_a_demo(out), max_minutes=max_minutes)
     say("2/4  evaluating the encoder and one with random weights")
     results = evaluate_all(run, methods=["linear", "knn"], inits=["pretrained", "scratch"])
     say("3/4  exporting an ONNX file and checking it against PyTorch")
@@ -60,3 +62,12 @@ def command(out: str, file: str, max_minutes: float) -> None:
     size = f"{exported.bytes / 2**20:.1f} MiB"
     tell("", f"report        {page}", f"encoder       {exported.file} ({size})")
     tell(f"took          {(time.perf_counter() - began) / 60:.1f} minutes")
+
+
+def _holds_a_demo(directory: str) -> bool:
+    from ..run import Run
+
+    try:
+        return Run.open(directory).recipe.name == "demo"
+    except DataError:
+        return False

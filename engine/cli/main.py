@@ -11,6 +11,7 @@ import click
 
 from ..boundary import engine_error
 from ..errors import EngineError, PlatformError
+from ..stopping import end_in_order
 from ..terminal import prepare_streams, say, say_error, tell
 
 # name → the line in `--help`. The module of that name holds `command`; `--help` does not import it.
@@ -150,6 +151,7 @@ def main() -> None:
     words = sys.argv[1:]
     leaves_files = any(words[: len(command)] == command for command in LEAVES_FILES)
     prepare_streams(product=not leaves_files or not DOCUMENTS.isdisjoint(words))
+    end_in_order()
     try:
         code = cli.main(standalone_mode=False)  # click returns the code of an `Exit` instead of raising it
         sys.exit(code if isinstance(code, int) else 0)

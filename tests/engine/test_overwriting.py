@@ -7,9 +7,11 @@ import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from matplotlib.figure import Figure
 
 from chaos.training import compare
@@ -24,12 +26,14 @@ from fixtures.synthetic_run import (
     write_run,
     write_training,
 )
-from simclr_engine import layout
+from simclr_engine import layout, pretraining
+from simclr_engine.cli import demo
 from simclr_engine.errors import DataError, PlatformError, UsageError
 from simclr_engine.evaluation.records import save_embeddings, save_result
 from simclr_engine.event_log import RunLog, write_scalars
-from simclr_engine.files import Folder
+from simclr_engine.files import Folder, write_text_atomic
 from simclr_engine.pretraining import pretrain
+from simclr_engine.recipe import Recipe
 from simclr_engine.report import page, write_report
 from simclr_engine.report.feature_figures import cached_tsne
 from simclr_engine.report.style import PRETRAINING, Picture, new_figure
@@ -561,3 +565,19 @@ def test_a_run_on_another_disk_is_written_where_it_is(undisturbed: Path, tmp_pat
 def test_python_refuses_an_empty_out_as_the_command_does() -> None:
     with pytest.raises(UsageError, match="--out is empty"):
         pretrain(TRAINING.recipe(), out="")
+
+
+def test_the_demo_replaces_a_demo_alone(undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, asked = tmp_path / "run", []
+    shutil.copytree(undisturbed, out)
+
+    def ask(*_: Any, out: str, overwrite: bool, **__: Any) -> None:
+        asked.append(overwrite)
+        raise UsageError("no more than that is asked for", saw=out, fix="")
+
+    monkeypatch.setattr(pretraining, "pretrain", ask)
+    for options in ([], ["--overwrite"]):
+        CliRunner().invoke(demo.command, ["--out", str(out), *options])
+    write_text_atomic(out / "recipe.toml", Recipe.load("demo").to_toml())
+    CliRunner().invoke(demo.command, ["--out", str(out)])
+    assert asked == [False, True, True]

@@ -66,6 +66,32 @@ def test_a_step_that_does_not_end_is_cut_at_the_deadline_and_the_run_goes_on_fro
     assert compare(out, undisturbed) == []
 
 
+COMMAND = """
+import sys, time
+from pathlib import Path
+from simclr_engine.cli import main
+from simclr_engine.locks import held_folder
+def command(**options):
+    with held_folder(Path(sys.argv[1]), "made-"):
+        print("ready", flush=True)
+        time.sleep(60)
+main.cli.main = command
+main.main()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_a_command_that_removes_what_is_not_finished(tmp_path: Path, number: signal.Signals) -> None:
+    command = [sys.executable, "-c", COMMAND, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert (
+            process.stdout is not None and process.stdout.readline() == "ready\n" and len(list(tmp_path.iterdir())) == 1
+        )
+        process.send_signal(number)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 128 + number and list(tmp_path.iterdir()) == [] and said == ""
+
+
 def test_the_deadline_leaves_time_before_a_scheduler_kills() -> None:
     assert 20 <= stopping.STOP_SECONDS <= 27
 

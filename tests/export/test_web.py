@@ -65,7 +65,7 @@ def test_the_page_holds_model_description_runtime_and_nothing_else(
     page = export_web(little_digits, tmp_path / "page", package, int8=False)
     files = held(tmp_path / "page")
     own = {"index.html", "page.css", "page.js", "pixels.js"}
-    assert set(files) == own | {"encoder.onnx", "encoder.json", *RUNTIME.values()}
+    assert set(files) == own | {"encoder.onnx", "encoder.json", "checksums.json", *RUNTIME.values()}
     for name, to in RUNTIME.items():
         assert files[to] == (package / "dist" / name).read_bytes()
     about, model = json.loads(files["encoder.json"]), read_model(tmp_path / "page" / "encoder.onnx")
@@ -106,11 +106,41 @@ def test_an_earlier_page_is_replaced_whole(little_digits: Run, package: Path, tm
     folder = tmp_path / "page"
     export_web(little_digits, folder, package, int8=False)
     first = held(folder)
-    (folder / "page.js").write_text("old", "utf-8")
-    (folder / "encoder.onnx").rename(folder / "encoder.int8.onnx")
+    shutil.rmtree(folder)
+    folder.mkdir()
+    probe = read_model(write_tiny_probe(tmp_path / "encoder.int8.onnx"))
+    write_page(folder, probe, read_runtime(package))
+    assert held(folder).keys() != first.keys()
     export_web(little_digits, folder, package, int8=False)
     assert held(folder) == first
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_page_that_was_changed_is_not_replaced(package: Path, tmp_path: Path) -> None:
+    page = tmp_path / "page"
+    page.mkdir()
+    write_page(page, read_model(write_tiny_probe(tmp_path / "encoder.onnx")), read_runtime(package))
+    before = held(page)
+    changes: dict[str, bytes | None] = {"index.html": b"<h1>mine</h1>", "page.css": b"", "checksums.json": b"[1]"}
+    for name, content in changes.items():
+        (page / name).write_bytes(content or before[name] + b"\n")
+        with pytest.raises(UsageError, match="changed since") as caught:
+            check_folder(page)
+        assert name in str(caught.value)
+        (page / name).write_bytes(before[name])
+        assert check_folder(page) == page
+
+
+def test_a_killed_export_leaves_nothing_behind_for_good(package: Path, tmp_path: Path) -> None:
+    left = tmp_path / ".page.partial-x"
+    for name in ("model", "partial", "before"):
+        (left / name).mkdir(parents=True)
+        (left / name / "file").write_bytes(b"1")
+    (left / "lock").write_bytes(b"")
+    with web._prepared(tmp_path / "page") as room:
+        assert room != left and held(left) == {"before/file": b"1"}  # the user's page stays
+        write_page(room / "partial", read_model(write_tiny_probe(room / "encoder.onnx")), read_runtime(package))
+    assert check_folder(tmp_path / "page").is_dir() and not room.exists()
 
 
 def test_a_page_that_cannot_be_finished_leaves_the_earlier_one(
@@ -118,7 +148,7 @@ def test_a_page_that_cannot_be_finished_leaves_the_earlier_one(
 ) -> None:
     folder = tmp_path / "page"
     export_web(little_digits, folder, package, int8=False)
-    (folder / "page.js").write_text("old", "utf-8")
+    monkeypatch.setattr(web, "_names_exchanged", lambda one, other: False)
     before = held(tmp_path)
     rename = Path.rename
 
