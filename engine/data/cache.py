@@ -347,7 +347,7 @@ def recall(kind: str, about: dict[str, Any]) -> Any:
 def remember(kind: str, about: dict[str, Any], value: Any) -> None:
     """Note a fact that would be slow to find out again; if the cache cannot be written, it is not noted."""
     path = _memory_path(kind, about)
-    with suppress(PlatformError, NewerError):
+    with suppress(PlatformError, DataError):  # also a note that is too long to be read again
         Folder.open(path.parent, make=True).write(path.name, sealed_json({"about": about, "value": value}, path.name))
 
 
