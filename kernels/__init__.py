@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from .augmentation.spec import AugmentSpec
+from simclr_engine.package import lazy_names
 
 if TYPE_CHECKING:
     from .augmentation.dispatch import augment, pick_augment
     from .augmentation.params import draw_params
+    from .augmentation.spec import AugmentSpec
     from .ntxent.loss import nt_xent, pick_nt_xent
     from .ntxent.metrics import contrastive_metrics
 
 # Loaded when first asked for, so that a recipe, which needs only AugmentSpec, is read without torch.
 _HOMES = {
+    "AugmentSpec": "augmentation.spec",
     "augment": "augmentation.dispatch",
     "pick_augment": "augmentation.dispatch",
     "draw_params": "augmentation.params",
@@ -34,11 +35,4 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_HOMES[name]}", __name__), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy_names(__name__, {name: f".{module}" for name, module in _HOMES.items()})
