@@ -128,4 +128,5 @@ def classify_knn(
 def _tally(votes: NDArray[np.int64], weights: NDArray[np.floating], classes: int) -> NDArray[np.float64]:
     """Sum of weights per query and class, float64 `[Q, C]`."""
     cell = np.arange(len(votes))[:, None] * classes + votes
-    return np.bincount(cell.ravel(), weights=weights.ravel(), minlength=len(votes) * classes).reshape(-1, classes)
+    total = np.bincount(cell.ravel(), weights=weights.ravel(), minlength=len(votes) * classes)
+    return total.astype(np.float64, copy=False).reshape(-1, classes)

@@ -362,7 +362,9 @@ def _save_arrays(directory: Path | Folder, name: str, record: Predictions | Neig
 
 def _load_arrays(path: Path, kind: type[Record], beside: Path) -> Record | None:
     """None where there are none; they have a seal where the file beside them has one."""
-    arrays = read_arrays(path, AGAIN, *(field.name for field in fields(kind)), needed=has_seal(beside))
+    arrays: list[Any] | None = read_arrays(
+        path, AGAIN, *(field.name for field in fields(kind)), needed=has_seal(beside)
+    )
     return None if arrays is None else kind(*arrays)
 
 
