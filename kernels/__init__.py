@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from simclr_engine.package import lazy_names
+from .augmentation.spec import AugmentSpec
 
 if TYPE_CHECKING:
     from .augmentation.dispatch import augment, pick_augment
     from .augmentation.params import draw_params
-    from .augmentation.spec import AugmentSpec
     from .ntxent.loss import nt_xent, pick_nt_xent
     from .ntxent.metrics import contrastive_metrics
 
 # Loaded when first asked for, so that a recipe, which needs only AugmentSpec, is read without torch.
 _HOMES = {
-    "AugmentSpec": "augmentation.spec",
     "augment": "augmentation.dispatch",
     "pick_augment": "augmentation.dispatch",
     "draw_params": "augmentation.params",
@@ -35,4 +34,15 @@ __all__ = [
 ]
 
 
-__getattr__, __dir__ = lazy_names(__name__, {name: f".{module}" for name, module in _HOMES.items()})
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        module = import_module(f".{_HOMES[name]}", __name__)
+    except AttributeError as error:  # `from … import name` would take it for a missing name
+        raise ImportError(f"{type(error).__name__}: {error}", name=__name__) from error
+    return getattr(module, name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
