@@ -72,6 +72,9 @@ _GENERAL: dict[type[Exception], str] = {
     EOFError: "a file is cut short",
     RecursionError: "the input is nested too deeply",
 }
+CANNOT_IMPORT = "a package cannot be imported"
+# Module → the name under which it is installed, where they differ.
+DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn", "nvidia": "nvidia-dali-cuda130"}
 # Builtin errors that a library raises about its input. Others (TypeError, KeyError, …) are mistakes of ours.
 _ABOUT_INPUT = (OSError, ValueError, RuntimeError, EOFError, ArithmeticError)
 
@@ -85,11 +88,14 @@ def engine_error(error: BaseException) -> EngineError | None:
         return error
     error = _why(error)
     text = cut(" ".join(str(error).split())) or type(error).__name__
-    number = _number(error)
+    number, package = _number(error), "" if isinstance(error, ImportError) else broken_package(error)
     if is_out_of_memory(error):
         row: Row | None = _NO_MEMORY
     elif _broke(error):
         row = _BROKE
+    elif package and not _is_fault(error):
+        fix = f"install it again: pip install {DISTRIBUTIONS.get(package, package)}"
+        row, text, number = (PlatformError, CANNOT_IMPORT, fix), f"{package}: {text}", None
     elif number:
         row, text = meaning(number), getattr(error, "strerror", None) or os.strerror(number)
     else:
@@ -97,8 +103,18 @@ def engine_error(error: BaseException) -> EngineError | None:
     if row is None:
         return None
     kind, cause, fix = row
-    place = _place(error) if number or row is not _NO_MEMORY else ""
+    place = "" if package or (row is _NO_MEMORY and not number) else _place(error)
     return kind(cause, saw=f"{place}: {text}" if place and place not in text else text, fix=fix)
+
+
+def broken_package(error: BaseException) -> str:
+    """The package that raised this while it was imported, the innermost of several; "" if none did."""
+    found = broken_package(error.__cause__) if error.__cause__ is not None else ""
+    if found:
+        return found
+    imported = (frame.f_globals for frame in _frames(error) if frame.f_code.co_name == "<module>")
+    names = (str(module.get("__name__")).partition(".")[0] for module in imported)
+    return next((name for name in names if name not in ("simclr_engine", "__main__")), "")
 
 
 def raise_fault(error: BaseException) -> None:

@@ -344,7 +344,7 @@ def read_arrays(path: Path, again: str, *names: str, needed: bool = False) -> li
         with open_regular(path) as file:
             verify(file, path, again, path.name, needed=needed)
             return _arrays_in(file, path, again, names)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, AlteredError, NewerError) as error:
         raise_fault(error)

@@ -13,6 +13,8 @@ from typing import Any
 def lazy_names(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """The `__getattr__` and `__dir__` of a package (PEP 562).
 
+    An AttributeError of a module that is loaded becomes an ImportError.
+
     Args:
         package: its `__name__`.
         homes: public name → its module, relative to the package (`.recipe`) or in full (`simclr_engine.kernels`).
@@ -21,7 +23,11 @@ def lazy_names(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], 
     def load(name: str) -> Any:
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        return getattr(import_module(homes[name], package), name)
+        try:
+            module = import_module(homes[name], package)
+        except AttributeError as error:  # `from package import name` would take it for a missing name
+            raise ImportError(f"{type(error).__name__}: {error}", name=package) from error
+        return getattr(module, name)
 
     def names() -> list[str]:
         return sorted(homes)

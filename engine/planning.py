@@ -289,8 +289,8 @@ class _Making:
 
     def _calibrated(self, trainer: Trainer) -> dict[int, float]:
         """View size → seconds per step, on the clock of rank 0; half of what is left for timing at a time."""
-        allowance, began = self._for_timing / 2, self._clock.seconds()
-        self._say("timing some steps" + (f", for at most {allowance:.0f} s" if allowance < math.inf else ""))
+        allowance, began = max(0.0, self._for_timing / 2), self._clock.seconds()  # earlier timing may have taken longer
+        self._say("timing some steps" + (f", for at most {allowance:.0f} s" if 0 < allowance < math.inf else ""))
         train = trainer.recipe.train
         views = train.batch_size * train.views
         known = {size: views * seconds for size, seconds in self._per_view.items()}

@@ -62,8 +62,13 @@ def _begun(name: str) -> hashlib._Hash:
 
 
 def sealed_json(plain: Mapping[str, Any], name: str = "") -> bytes:
-    """A JSON document in UTF-8 with a seal."""
-    return sealed((to_json({FIELD: BLANK, **plain}, indent=1) + "\n").encode(), name)
+    """A JSON document in UTF-8 with a seal; DataError for one that `read_json` would refuse as too large."""
+    raw = (to_json({FIELD: BLANK, **plain}, indent=1) + "\n").encode()
+    if len(raw) > LARGEST_DOCUMENT:
+        saw = f"{name or 'a document'} of {len(raw):,} bytes; at most {LARGEST_DOCUMENT:,} are read"
+        fix = "use fewer images or classes, or shorter names of them"
+        raise DataError("a document would be larger than what is read again, so it is not written", saw=saw, fix=fix)
+    return sealed(raw, name)
 
 
 def append_seal(file: IO[bytes], name: str) -> None:

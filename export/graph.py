@@ -18,7 +18,8 @@ from onnx import helper, numpy_helper
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from simclr_engine.errors import CheckFailed, UsageError
+from simclr_engine.bounds import LARGEST_PROPERTY
+from simclr_engine.errors import CheckFailed, DataError, UsageError
 
 from .metadata import DIGEST, ModelMetadata, scan
 from .probe import LOGITS, ChosenProbe
@@ -284,7 +285,12 @@ def with_metadata(plain: bytes, metadata: ModelMetadata) -> bytes:
 
 
 def _properties(texts: Mapping[str, str]) -> bytes:
-    """The metadata fields of a model, serialised."""
+    """The metadata fields of a model, serialised; DataError for one that no reader of ours would take."""
     fields = onnx.ModelProto()
     onnx.helper.set_model_props(fields, dict(texts))
+    largest = max(fields.metadata_props, key=lambda field: field.ByteSize())
+    if largest.ByteSize() > LARGEST_PROPERTY:
+        saw = f"{largest.ByteSize():,} bytes in {largest.key}; at most {LARGEST_PROPERTY:,} are read"
+        fix = "give the classes shorter names"
+        raise DataError("the names of the classes are too long for an ONNX file", saw=saw, fix=fix)
     return fields.SerializeToString(deterministic=True)

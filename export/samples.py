@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simclr_engine.data import Selection, load_data, load_splits
-from simclr_engine.data.cache import DamagedError, Meta, cache_root, read_meta, read_split
+from simclr_engine.data.cache import Meta, cache_root, read_meta, read_split
 from simclr_engine.data.sources import PRETRAINING, pretraining_images, pretraining_splits
 from simclr_engine.data.store import ImageStore
-from simclr_engine.errors import DataError, EngineError
+from simclr_engine.errors import DataError, EngineError, PlatformError
 from simclr_engine.run import Run
 from simclr_engine.sealing import NewerError
 
@@ -119,7 +119,7 @@ def _cached(run: Run) -> Images | None:
             ):
                 test = _test_split(entry, meta, str(stated.get("name")))
                 return Images(replace(store, labels=None), test, "images that it was trained on")
-        except (DamagedError, NewerError):
+        except (PlatformError, NewerError):  # damaged, or no permission
             continue
     return None
 

@@ -37,7 +37,11 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    try:
+        module = import_module(f".{_HOMES[name]}", __name__)
+    except AttributeError as error:  # `from … import name` would take it for a missing name
+        raise ImportError(f"{type(error).__name__}: {error}", name=__name__) from error
+    return getattr(module, name)
 
 
 def __dir__() -> list[str]:

@@ -6,26 +6,38 @@ import importlib.metadata
 import os
 import platform
 import shutil
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from importlib import import_module
+from importlib.util import find_spec
 
 import click
 
-from ..errors import PlatformError
+from ..boundary import engine_error
 from ..terminal import tell
 from .options import print_json
 
-PACKAGES = (
-    "torch",
-    "torchvision",
-    "triton",
-    "nvidia-dali-cuda130",
-    "numpy",
-    "pillow",
-    "scikit-learn",
-    "onnx",
-    "onnxscript",
-    "onnxruntime",
-    "matplotlib",
-)
+# Package → what is imported of it: parts that load its compiled modules.
+PACKAGES = {
+    "numpy": "numpy",
+    "torch": "torch",
+    "torchvision": "torchvision",
+    "triton": "triton",
+    "pillow": "PIL.Image",
+    "scikit-learn": "sklearn.linear_model",
+    "threadpoolctl": "threadpoolctl",
+    "onnx": "onnx",
+    "onnxscript": "onnxscript",
+    "onnxruntime": "onnxruntime",
+    "safetensors": "safetensors",
+    "matplotlib": "matplotlib.figure",
+    "tensorboard": "tensorboard.compat.proto.event_pb2",
+    "pydantic": "pydantic",
+    "jinja2": "jinja2",
+    "rich": "rich.console",
+}
+Finding = tuple[str, bool, str]  # name, whether it works, detail
 
 
 @click.command(name="doctor")
@@ -35,13 +47,14 @@ def command(as_json: bool) -> None:
 
     Exits with 3 if a required part does not work.
     """
-    versions = {name: _version(name) for name in PACKAGES}
-    findings: list[tuple[str, bool, str]] = [("python", True, platform.python_version())]
-    if versions["torch"] is None:
-        findings.append(("torch", False, "not installed: pretraining needs it; `evaluate FILE.onnx` works without it"))
-    else:
-        findings += _torch_findings()
-    findings += [_cache_finding(), *_onnx_findings(versions)]
+    versions = {name: _version(name) for name in (*PACKAGES, "nvidia-dali-cuda130")}
+    findings: list[Finding] = [("python", True, platform.python_version())]
+    for package in PACKAGES:
+        findings += _guarded(package, partial(_package_findings, package, versions[package]))
+    if all(works for name, works, _ in findings if name in ("torch", "triton")):
+        for group, look in {"device": _device_findings, "augmentation": _kernel_findings}.items():
+            findings += _guarded(group, look)
+    findings += _guarded("cache", _cache_findings)
     compiler = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
     findings.append(
         ("C++ compiler", True, compiler or "not found: torch.compile and the native module are not available")
@@ -57,7 +70,6 @@ def command(as_json: bool) -> None:
     else:
         for name, works, detail in findings:
             tell(f"{'ok  ' if works else 'FAIL'} {name:<14} {detail}")
-        tell("     packages       " + ", ".join(f"{n} {v or '–'}" for n, v in versions.items()))
     if broken:
         raise click.exceptions.Exit(3)
 
@@ -69,61 +81,78 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _torch_findings() -> list[tuple[str, bool, str]]:
-    import torch
+def _guarded(name: str, look: Callable[[], list[Finding]]) -> list[Finding]:
+    """What `look` finds, or that it failed, so that no broken part hides the others."""
+    try:
+        return look()
+    except ModuleNotFoundError as error:
+        return [(name, False, f"{error.name} is not installed: pip install {name}")]
+    except Exception as error:  # packages raise all kinds while they are imported
+        ours = engine_error(error)
+        said = (ours.cause, ours.saw, ours.fix) if ours else (f"{type(error).__name__}: {error}",)
+        return [(name, False, "; ".join(str(part).strip().partition("\n")[0] for part in said if part))]
 
+
+def _package_findings(package: str, version: str | None) -> list[Finding]:
+    detail = version or "works"
+    if package == "torchvision":
+        from ..torchvision_shim import import_torchvision, is_shimmed
+
+        import_torchvision()
+        if is_shimmed():
+            detail += ": its compiled operators do not load (built for another torch); data sets still work"
+    elif package == "triton" and find_spec("triton") is None:  # where it is installed, torch fails if it does
+        detail = "not installed (it exists for Linux)"
+    else:
+        module = import_module(PACKAGES[package])
+        if package == "onnxruntime":
+            detail += ": " + ", ".join(module.get_available_providers())
+    return [(package, True, detail)]
+
+
+def _device_findings() -> list[Finding]:
+    from ..device import choose_platform
+
+    chosen = choose_platform()
+    about = chosen.describe()
+    return [
+        ("device", True, f"{about['device']}: {about['device_name']}"),
+        ("precision", True, f"{chosen.precision}, {'channels_last' if chosen.channels_last else 'contiguous'}"),
+    ]
+
+
+def _kernel_findings() -> list[Finding]:
     from simclr_engine.kernels import pick_augment, pick_nt_xent
     from simclr_engine.kernels.augmentation.dispatch import BACKENDS
 
     from ..device import choose_platform
-    from ..torchvision_shim import import_torchvision, is_shimmed
 
-    chosen = choose_platform()
-    about = chosen.describe()
+    device = choose_platform().device
     rows = [
-        ("torch", True, torch.__version__),
-        ("device", True, f"{about['device']}: {about['device_name']}"),
-        ("precision", True, f"{chosen.precision}, {'channels_last' if chosen.channels_last else 'contiguous'}"),
-        ("NT-Xent", True, ": ".join(pick_nt_xent("auto", chosen.device))),
-        ("augmentation", True, ": ".join(pick_augment("auto", chosen.device))),
+        ("NT-Xent", True, ": ".join(pick_nt_xent("auto", device))),
+        ("augmentation", True, ": ".join(pick_augment("auto", device))),
     ]
     for backend in BACKENDS:
         try:
-            pick_augment(backend, chosen.device)
+            pick_augment(backend, device)
         except ValueError as reason:
             rows.append((f"  {backend}", True, str(reason).partition(" here: ")[2]))
         else:
-            rows.append((f"  {backend}", True, f"--augment {backend} works on {chosen.device.type}"))
-    try:
-        import_torchvision()
-        detail = (
-            "its compiled operators do not load (built for another torch); data sets still work"
-            if is_shimmed()
-            else "works"
-        )
-        rows.append(("torchvision", True, detail))
-    except PlatformError as error:
-        rows.append(("torchvision", False, f"{error.cause}: {error.saw}"))
+            rows.append((f"  {backend}", True, f"--augment {backend} works on {device.type}"))
     return rows
 
 
-def _cache_finding() -> tuple[str, bool, str]:
-    from ..data.cache import cache_root
+def _cache_findings() -> list[Finding]:
+    from ..data.cache import cache_root, unusable
 
     root = cache_root()
-    parent = next(p for p in (root, *root.parents) if p.exists())
-    free = shutil.disk_usage(parent).free / 2**30
-    writable = os.access(parent, os.W_OK)
-    return (
-        "cache",
-        writable,
-        f"{root} ({free:.0f} GiB free)" + ("" if writable else ": not writable; set SIMCLR_ENGINE_CACHE"),
-    )
-
-
-def _onnx_findings(versions: dict[str, str | None]) -> list[tuple[str, bool, str]]:
-    if versions["onnxruntime"] is None:
-        return [("onnxruntime", False, "not installed: ONNX files need it")]
-    import onnxruntime
-
-    return [("onnxruntime", True, ", ".join(onnxruntime.get_available_providers()))]
+    try:
+        nearest = next(path for path in (root, *root.parents) if path.exists())
+        with tempfile.TemporaryFile(dir=nearest) as file:  # permissions do not tell: the disk may be full
+            file.write(b"x")
+            file.flush()
+            os.fsync(file.fileno())
+        free = shutil.disk_usage(nearest).free / 2**30
+    except OSError as error:
+        raise unusable(error) from error
+    return [("cache", True, f"{root} ({free:.0f} GiB free)")]

@@ -9,7 +9,7 @@ from typing import NoReturn
 
 import click
 
-from ..boundary import engine_error
+from ..boundary import CANNOT_IMPORT, DISTRIBUTIONS, broken_package, engine_error
 from ..errors import EngineError, PlatformError
 from ..stopping import end_in_order
 from ..terminal import prepare_streams, say, say_error, tell
@@ -34,10 +34,6 @@ COMMANDS = {
 # Commands that leave files: what they print is no more than a view of it, unless it is asked for as a document.
 LEAVES_FILES = (["pretrain"], ["export"], ["embed"], ["report"], ["demo"], ["serve"], ["data", "pack"])
 DOCUMENTS = {"--json", "--dry-run", "--help", "-h"}
-
-# Module → the name under which it is installed, where they differ.
-DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn"}
-
 
 # In the metavar of an option or argument: it takes a file or a folder.
 PLACES = ("PATH", "DIR", "RUN", "FILE", "NAME.npy", "IMAGES")
@@ -136,11 +132,11 @@ def _exit(error: EngineError) -> NoReturn:
 
 def _not_installed(error: ImportError, missing: str) -> PlatformError:
     if not missing:  # a compiled module: its file cannot be read
-        return PlatformError("a package cannot be imported", saw=str(error), fix="pip install simclr-engine, again")
+        return PlatformError(CANNOT_IMPORT, saw=str(error), fix="pip install simclr-engine, again")
     fix = f"pip install {DISTRIBUTIONS.get(missing, missing)}, or all that the commands need: pip install simclr-engine"
     if isinstance(error, ModuleNotFoundError):
         return PlatformError("a package is not installed", saw=missing, fix=f"{fix} (in a checkout: pip install .)")
-    return PlatformError("a package cannot be imported", saw=f"{missing}: {error}", fix=f"install it again: {fix}")
+    return PlatformError(CANNOT_IMPORT, saw=f"{missing}: {error}", fix=f"install it again: {fix}")
 
 
 def main() -> None:
@@ -163,6 +159,8 @@ def main() -> None:
         sys.exit(130)
     except ImportError as error:  # an installation without every package, such as the light one, or with a broken one
         missing = (error.name or "").partition(".")[0]
+        if missing in ("", "simclr_engine"):
+            missing = broken_package(error) or missing
         if debug or missing == "simclr_engine":
             raise
         _exit(engine_error(error) or _not_installed(error, missing))

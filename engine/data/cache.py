@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..boundary import engine_error
 from ..errors import DataError, PlatformError
 from ..files import Folder, expanded, make_folder, read_arrays, synchronise
 from ..locks import HELD, clear, held_folder, sweep
@@ -124,14 +125,22 @@ def entry_path(content: str, size: int) -> Path:
 
 
 def read_meta(entry: Path) -> Meta | None:
-    """The description of an entry, None where there is no entry; raises DamagedError, NewerError."""
+    """The description of an entry, None where there is no entry.
+
+    Raises:
+        DamagedError: it cannot be read.
+        NewerError: a newer version wrote it.
+        PlatformError: there is no permission to read it, which packing again would not change.
+    """
     path = entry / "meta.json"
     try:
         fields = read_json(path, "", path.name, ours=FORMAT)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         if entry.exists():
             raise DamagedError("meta.json is missing") from None
         return None
+    except PermissionError as error:
+        raise unusable(error) from error
     except NewerError:
         raise
     except (OSError, ValueError, DataError) as error:
@@ -161,7 +170,11 @@ def _split_meta(bytes: list[int], mtime_ns: list[int], hashes: Sequence[str] = (
 
 def write_meta(entry: Path, meta: Meta) -> None:
     """Write the description, in one step: the last thing that packing does. Also replaces one of the same files."""
-    Folder.open(entry, "the packed images to the cache").write("meta.json", sealed_json(asdict(meta), "meta.json"))
+    document = sealed_json(asdict(meta), "meta.json")
+    try:
+        Folder.open(entry, "the packed images to the cache").write("meta.json", document)
+    except PlatformError as error:
+        raise unusable(error.__cause__) if isinstance(error.__cause__, OSError) else error from error
 
 
 def read_labels(entry: Path, split: str) -> NDArray[np.int64] | None:
@@ -241,7 +254,7 @@ def publish(entry: Path, build: Callable[[Path], None]) -> None:
             _replace(partial, entry)
             synchronise(entry.parent)
     except OSError as error:
-        raise _unwritable(error) from error
+        raise unusable(error) from error
 
 
 def _replace(partial: Path, entry: Path) -> None:
@@ -336,7 +349,7 @@ def recall(kind: str, about: dict[str, Any]) -> Any:
     try:
         note = read_json(path, "it is found out again", path.name, needed=True)
         return note["value"] if note["about"] == about else None
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, KeyError, DataError) as error:
         why = error.cause if isinstance(error, DataError) else error
@@ -347,7 +360,7 @@ def recall(kind: str, about: dict[str, Any]) -> Any:
 def remember(kind: str, about: dict[str, Any], value: Any) -> None:
     """Note a fact that would be slow to find out again; if the cache cannot be written, it is not noted."""
     path = _memory_path(kind, about)
-    with suppress(PlatformError, NewerError):
+    with suppress(PlatformError, DataError):  # also a note that is too long to be read again
         Folder.open(path.parent, make=True).write(path.name, sealed_json({"about": about, "value": value}, path.name))
 
 
@@ -356,11 +369,14 @@ def _memory_path(kind: str, about: dict[str, Any]) -> Path:
     return cache_root() / "memory" / f"{kind}-{key}.json"
 
 
-def _unwritable(error: OSError) -> PlatformError:
+def unusable(error: OSError) -> PlatformError:
+    """What an error of the system says of the cache, or of a file in it."""
+    told = engine_error(error)  # also by its words, where it has no number
+    fix = ((told.fix if told else None) or "check the path").removesuffix(", or choose another path")
     return PlatformError(
-        "the packed images cannot be written to the cache",
+        "the cache cannot be used",
         saw=f"{error.strerror or error} ({error.filename or cache_root()})",
-        fix="free some space, or set SIMCLR_ENGINE_CACHE to a folder that can be written",
+        fix=f"{fix}, or set SIMCLR_ENGINE_CACHE to a folder that can be written",
     )
 
 

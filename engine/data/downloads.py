@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from ..errors import PlatformError
 from ..terminal import say
 from ..torchvision_shim import import_torchvision
-from .cache import cache_root
+from ..files import make_folder
+from .cache import cache_root, unusable
 
 # name: (torchvision class, {our split: arguments of the class})
 DATASETS: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
@@ -44,7 +45,7 @@ def load_download(name: str) -> Iterator[tuple[str, NDArray[np.uint8], NDArray[n
         memory at a time.
 
     Raises:
-        PlatformError: the data cannot be downloaded, or torchvision cannot be imported.
+        PlatformError: the data cannot be downloaded, the cache cannot be written, or torchvision cannot be imported.
     """
     import_torchvision()
     from torchvision import datasets
@@ -73,6 +74,10 @@ def _open(dataset: Any, name: str, arguments: dict[str, Any]) -> Any:
                 return dataset(root, download=False, **arguments)
             except (RuntimeError, OSError):
                 continue
+        try:
+            make_folder(roots[0])
+        except OSError as error:
+            raise unusable(error) from error
         before = socket.getdefaulttimeout()
         socket.setdefaulttimeout(_TIMEOUT_SECONDS)  # torchvision sets none: a silent network would hang for ever
         say(f"downloading {name} to {roots[0]}")

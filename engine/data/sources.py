@@ -508,8 +508,8 @@ def _pack(source: Source, content: str, size: int, surveyed: Survey | None, prog
         cache.write_meta(folder, meta)
 
     cache.publish(entry, build)
-    meta = cache.read_meta(entry)
-    assert meta is not None
+    if (meta := cache.read_meta(entry)) is None:
+        raise DamagedError("the packed images were removed from the cache while they were used")
     return entry, meta
 
 

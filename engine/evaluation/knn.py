@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 MAJORITY_K = 10
 WEIGHTED_K, TEMPERATURE = 200, 0.07  # Wu et al. 2018 (arXiv 1805.01978), the usual weighted protocol
-CHUNK_BYTES = 64 << 20  # of similarities held at once
+CHUNK_BYTES = 64 << 20  # of similarities, and of votes, held at once
 BLOCK = 50  # similarities per block of the candidate search
 
 
@@ -109,22 +109,24 @@ def classify_knn(
     k, weighted_k = min(k, len(bank)), min(weighted_k, len(bank))
     cosines, rows = nearest(bank, queries, max(k, weighted_k))
     votes = labels[rows]
-    counts = _tally(votes[:, :k], np.ones((len(queries), k)), classes)
-    among_best = np.take_along_axis(counts == counts.max(1, keepdims=True), votes[:, :k], axis=1)
-    majority = np.take_along_axis(votes, among_best.argmax(1)[:, None], axis=1)[:, 0]
     # Relative to the best cosine: the same vote, and exp cannot overflow.
     weights = np.exp((cosines[:, :weighted_k] - cosines[:, :1]) / temperature)
-    return NearestNeighbours(
-        majority=majority,
-        probabilities=(counts / k).astype(np.float32),
-        weighted=_tally(votes[:, :weighted_k], weights, classes).argmax(1),
-        k=k,
-        weighted_k=weighted_k,
-    )
+    majority, weighted = np.empty((2, len(queries)), dtype=np.int64)
+    probabilities = np.empty((len(queries), classes), dtype=np.float32)
+    chunk = max(1, CHUNK_BYTES // (8 * classes))
+    for start in range(0, len(queries), chunk):
+        at = slice(start, start + chunk)
+        few = votes[at, :k]
+        counts = _tally(few, np.ones(few.shape), classes)
+        first = np.take_along_axis(counts, few, axis=1).argmax(1)  # of the classes with the most votes, the nearest
+        majority[at] = np.take_along_axis(few, first[:, None], axis=1)[:, 0]
+        probabilities[at] = counts / k
+        weighted[at] = _tally(votes[at, :weighted_k], weights[at], classes).argmax(1)
+    return NearestNeighbours(majority, probabilities, weighted, k, weighted_k)
 
 
 def _tally(votes: NDArray[np.int64], weights: NDArray[np.floating], classes: int) -> NDArray[np.float64]:
     """Sum of weights per query and class, float64 `[Q, C]`."""
     cell = np.arange(len(votes))[:, None] * classes + votes
     total = np.bincount(cell.ravel(), weights=weights.ravel(), minlength=len(votes) * classes)
-    return total.astype(np.float64).reshape(-1, classes)
+    return total.astype(np.float64, copy=False).reshape(-1, classes)

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,6 +28,7 @@ from .knn import nearest
 from .linear import LinearProbe
 from .result import EvaluationResult
 
+FORMAT = 2  # of a result; the first, without a number, held every cell of the confusion matrix
 RESULTS = "the results"  # in an error: cannot write …
 AGAIN = "write it again with `simclr-engine evaluate`"
 SHEET_QUERIES, SHEET_NEIGHBOURS = 8, 8  # of the sheet of nearest neighbours
@@ -62,12 +63,14 @@ def save_result(directory: Path | Folder, result: EvaluationResult, probe: Linea
 
     Raises:
         PlatformError: the directory cannot be written.
+        DataError: the result is larger than what is read; nothing is replaced.
     """
     name, at = result_id(result), Folder.of(directory, RESULTS)
+    number = 1 + max(numbers(at.path).values(), default=0)
+    document = sealed_json({"format": FORMAT, **result.to_dict(), "number": number}, f"{name}.json")
     if probe is not None:
         at.write(f"{name}.safetensors", probe.to_bytes(f"{name}.safetensors"))
-    number = 1 + max(numbers(at.path).values(), default=0)
-    at.write(f"{name}.json", sealed_json(result.to_dict() | {"number": number}, f"{name}.json"))
+    at.write(f"{name}.json", document)
     return name
 
 
@@ -89,7 +92,7 @@ def load_result(path: Path) -> EvaluationResult:
         DataError: the file cannot be read, was altered or renamed, is of a newer version, or is no result.
     """
     try:
-        return EvaluationResult.from_dict(read_json(path, AGAIN, path.name))
+        return EvaluationResult.from_dict(read_json(path, AGAIN, path.name, ours=FORMAT))
     except NewerError:
         raise
     except (DataError, OSError, ValueError) as error:
@@ -124,7 +127,7 @@ def save_embeddings(directory: Path | Folder, name: str, store: ImageStore, feat
         PlatformError: the directory cannot be written.
     """
     assert store.labels is not None
-    names, at = np.array(store.class_names, dtype=np.str_), Folder.of(directory, RESULTS)
+    names, at = _packed_names(store.class_names), Folder.of(directory, RESULTS)
     with at.sealing(f"{name}.npy") as file:
         np.save(file, features, allow_pickle=False)
     with at.sealing(f"{name}_labels.npz") as file:
@@ -137,9 +140,9 @@ def load_embeddings(directory: Path, name: str) -> Embeddings | None:
     needed = has_seal(of_features) or has_seal(of_labels)
     alone = read_arrays(of_features, AGAIN, needed=needed)
     found = read_arrays(of_labels, AGAIN, "labels", "class_names", "data", needed=needed)
-    if alone is None or found is None or found[1].ndim != 1:
+    if alone is None or found is None or (class_names := _names_in(found[1])) is None:
         return None
-    features, labels, class_names = alone[0], found[0], tuple(str(one) for one in found[1])
+    features, labels = alone[0], found[0]
     whole = features.ndim == 2 and features.shape[:1] == labels.shape and features.dtype.kind == "f"
     whole = whole and len(labels) > 0 and _are_rows(labels, len(class_names))
     return Embeddings(features, labels, class_names, str(found[2])) if whole else None
@@ -222,7 +225,7 @@ class Neighbours:
     Attributes:
         queries: uint8 `[q, S, S, 3]`, S at most 64; `query_labels` int64 `[q]`.
         images: uint8 `[q, k, S, S, 3]`; `labels` int64 `[q, k]`; `cosines` float32 `[q, k]`.
-        class_names: str `[C]`.
+        class_names: C names.
     """
 
     queries: NDArray[np.uint8]
@@ -230,7 +233,7 @@ class Neighbours:
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
     cosines: NDArray[np.float32]
-    class_names: NDArray[np.str_]
+    class_names: tuple[str, ...]
 
 
 def save_neighbours(directory: Path | Folder, name: str, neighbours: Neighbours) -> None:
@@ -245,19 +248,16 @@ def save_neighbours(directory: Path | Folder, name: str, neighbours: Neighbours)
 def load_neighbours(directory: Path, name: str) -> Neighbours | None:
     """What `save_neighbours` wrote under a name; None where it is not there or not whole."""
     found = _load_arrays(directory / f"{name}.npz", Neighbours, directory / f"{name.replace('neighbours', 'test')}.npy")
-    if found is None or found.images.ndim != 5 or found.queries.ndim != 4 or not found.class_names.size:
+    if found is None or found.images.ndim != 5 or found.queries.ndim != 4:
+        return None
+    if not (class_names := _names_in(found.class_names)):
         return None
     if not found.images.dtype == found.queries.dtype == np.uint8 or found.cosines.dtype.kind != "f":
         return None
-    if found.class_names.ndim != 1 or found.class_names.dtype.kind != "U":
-        return None
     whole = found.labels.shape == found.cosines.shape == found.images.shape[:2]
     whole = whole and found.queries.shape[:1] == found.query_labels.shape == found.images.shape[:1]
-    return (
-        found
-        if whole and all(_are_rows(n, len(found.class_names)) for n in (found.labels, found.query_labels))
-        else None
-    )
+    whole = whole and all(_are_rows(n, len(class_names)) for n in (found.labels, found.query_labels))
+    return replace(found, class_names=class_names) if whole else None
 
 
 def save_steps(directory: Path | Folder, name: str, rows: Sequence[Mapping[str, float]]) -> None:
@@ -346,7 +346,7 @@ def _neighbours(train: tuple[ImageStore, Features], test: tuple[ImageStore, Feat
         images=thumbnails(bank.images[rows.ravel()].reshape(*rows.shape, *bank.images.shape[1:])),
         labels=bank.labels[rows],
         cosines=cosines,
-        class_names=np.array(shown.class_names, dtype=np.str_),
+        class_names=shown.class_names,
     )
 
 
@@ -355,14 +355,33 @@ Record = TypeVar("Record", Predictions, Neighbours)
 
 def _save_arrays(directory: Path | Folder, name: str, record: Predictions | Neighbours) -> None:
     arrays = {field.name: getattr(record, field.name) for field in fields(record)}
+    arrays |= {name: _packed_names(value) for name, value in arrays.items() if isinstance(value, tuple)}
     with Folder.of(directory, RESULTS).sealing(f"{name}.npz") as file:
         np.savez_compressed(file, **arrays)
 
 
 def _load_arrays(path: Path, kind: type[Record], beside: Path) -> Record | None:
     """None where there are none; they have a seal where the file beside them has one."""
-    arrays = read_arrays(path, AGAIN, *(field.name for field in fields(kind)), needed=has_seal(beside))
+    arrays: list[Any] | None = read_arrays(
+        path, AGAIN, *(field.name for field in fields(kind)), needed=has_seal(beside)
+    )
     return None if arrays is None else kind(*arrays)
+
+
+def _packed_names(names: Sequence[str]) -> NDArray[np.bytes_]:
+    """One JSON text: in an array of strings, each would take as much as the longest."""
+    return np.array(to_json(list(names)).encode())
+
+
+def _names_in(array: Any) -> tuple[str, ...] | None:
+    """What `_packed_names` was given, or the strings `[C]` of an earlier version; None where it is neither."""
+    if array.ndim == 1 and array.dtype.kind == "U":
+        return tuple(map(str, array))
+    with suppress(ValueError, RecursionError):
+        names = json.loads(array.item()) if array.ndim == 0 and array.dtype.kind == "S" else None
+        if isinstance(names, list) and all(isinstance(name, str) for name in names):
+            return tuple(names)
+    return None
 
 
 def _are_rows(numbers: NDArray[Any], end: int | None) -> bool:

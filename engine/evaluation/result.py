@@ -10,10 +10,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..errors import DataError
-from .metrics import ClassScores, Scores
+from .metrics import ClassScores, Confusion, Scores
 
 METHOD_NAMES = {
     "linear": "linear probe",
@@ -55,7 +54,7 @@ class EvaluationResult:
         init: `pretrained`, or `scratch` for the randomly initialised encoder under the same protocol.
         protocol: one sentence that says how the numbers were made; it is printed beside them everywhere.
         per_class: one row per class, in label order.
-        confusion: int64 `[C, C]`, row = true class, column = predicted class.
+        confusion: how many images of which class were taken for which.
         ece: expected calibration error over 15 bins.
         seconds: wall time of features (0 where they came from the cache) and method.
         notes: what a reader must know to trust the numbers (convergence, absent classes, overlap, collapse).
@@ -86,7 +85,7 @@ class EvaluationResult:
     f1_weighted: float
     mean_iou: float
     per_class: tuple[ClassScores, ...]
-    confusion: NDArray[np.int64]
+    confusion: Confusion
     ece: float
     seconds: float
     notes: tuple[str, ...] = ()
@@ -142,7 +141,7 @@ class EvaluationResult:
         plain = {name: getattr(self, name) for name in self.__dataclass_fields__}
         return plain | {
             "per_class": [asdict(row) for row in self.per_class],
-            "confusion": self.confusion.tolist(),
+            "confusion": self.confusion.to_dict(),
             "notes": list(self.notes),
             "also": dict(self.also),
             "features": dict(self.features),
@@ -165,15 +164,14 @@ class EvaluationResult:
         try:
             known = {name: plain[name] for name in cls.__dataclass_fields__ if name in plain}
             known["per_class"] = tuple(ClassScores(**row) for row in plain["per_class"])
-            known["confusion"] = np.asarray(plain["confusion"], dtype=np.int64)
+            known["confusion"] = Confusion.from_dict(plain["confusion"], len(known["per_class"]))
             known["notes"] = tuple(str(note) for note in plain.get("notes", ()))
             known["folds"] = tuple(FoldScores(**row) for row in plain.get("folds", ()))
             known["history"] = tuple(dict(row) for row in plain.get("history", ()))
             result = cls(**known)
             numbers = (result.accuracy, result.f1_macro, result.f1_weighted, result.mean_iou, result.ece)
-            classes = len(result.per_class)
-            if not all(math.isfinite(n) for n in numbers) or result.confusion.shape != (classes, classes):
-                raise ValueError(f"{classes} classes, confusion {list(result.confusion.shape)}, scores {numbers}")
+            if not all(math.isfinite(n) for n in numbers):
+                raise ValueError(f"scores {numbers}")
             result._check_kinds()
             return result
         except (KeyError, TypeError, ValueError, OverflowError) as error:

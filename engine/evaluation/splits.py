@@ -132,15 +132,14 @@ def _fold_numbers(
     """int64 `[n]` in 0..folds-1, every class spread evenly, images of one number in `copies` together."""
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
-    classes = np.unique(labels)
-    of_classes = [labels == label for label in classes]
-    counts = [rows.sum() if copies is None else len(np.unique(copies[rows])) for rows in of_classes]
+    apart = labels if copies is None else np.unique(np.stack([labels, copies]), axis=1)[0]
+    classes, counts = np.unique(apart, return_counts=True)
     if min(counts) < folds:
         smallest = int(np.argmin(counts))
-        apart = "" if copies is None else " that is no copy"
+        no_copy = "" if copies is None else " that is no copy"
         raise DataError(
             "a class has fewer images than there are folds",
-            saw=f"{int(counts[smallest])} of {class_names[classes[smallest]]!r}{apart}, {folds} folds",
+            saw=f"{int(counts[smallest])} of {class_names[classes[smallest]]!r}{no_copy}, {folds} folds",
             fix="fewer --folds, a larger --label-fraction, or more images of that class",
         )
     numbers = np.empty(len(labels), dtype=np.int64)

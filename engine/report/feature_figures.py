@@ -462,7 +462,7 @@ def _neighbours(directory: Path, name: str, encoder: str) -> list[Picture]:
     if stored is None or 0 in stored.labels.shape:
         return []
     same = float((stored.labels == stored.query_labels[:, None]).mean())
-    shown, names = min(QUERIES, len(stored.queries)), [str(name) for name in stored.class_names]
+    shown, names = min(QUERIES, len(stored.queries)), stored.class_names
     first: dict[str, Any] = {name: getattr(stored, name)[:shown] for name in NEIGHBOUR_ARRAYS}
     part = f"; {shown} of them are shown" if shown < len(stored.queries) else ""
     k = stored.labels.shape[1]
@@ -510,14 +510,16 @@ def _spectrum(both: Sequence[Embeddings | None], headline: Comparison | None) ->
     pictures = [Picture("spectrum", FEATURES, caption, partial(collapse_figure, *spectra, images=images))]
     if headline is None:
         return pictures
-    shown, counts = headline.shown, [result.confusion.sum(0) if result else None for result in headline.both]
+    shown = headline.shown
+    counts = [result.confusion.of_each(result.confusion.predicted) if result else None for result in headline.both]
     named = ", ".join(
         f"{int((count > 0).sum()):,} of {len(count):,} on the {encoder} encoder (one for "
         f"{100 * count.max() / max(1, count.sum()):.0f} % of the images)"
         for count, encoder in zip(counts, ENCODERS, strict=True)
         if count is not None
     )
-    options: dict[str, Any] = {"class_names": shown.class_names, "support": shown.confusion.sum(1)}
+    support = shown.confusion.of_each(shown.confusion.true)
+    options: dict[str, Any] = {"class_names": shown.class_names, "support": support}
     options |= {"trained_counts": counts[0], "scratch_counts": counts[1], "title": headline.name}
     draw = partial(collapse_figure, None, None, **options)
     caption = f"Classes that are named at all: {named}.{unnamed(shown.class_names)}"

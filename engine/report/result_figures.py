@@ -16,7 +16,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator, NullLocator, PercentFor
 from numpy.typing import NDArray
 
 from ..errors import counted
-from ..evaluation.metrics import CALIBRATION_BINS
+from ..evaluation.metrics import CALIBRATION_BINS, Confusion
 from ..evaluation.records import load_predictions, load_steps, result_id
 from ..evaluation.result import FROZEN, Comparison, EvaluationResult, percent, standard_error
 from .content import first_capital, short_name
@@ -183,16 +183,16 @@ def _look(colour: str, marker: str, dashes: Any) -> dict[str, Any]:
 
 
 def confusion_figure(
-    confusion: NDArray[np.int64], class_names: Sequence[str], *, title: str = "", theme: Theme = LIGHT
+    confusion: Confusion, class_names: Sequence[str], *, title: str = "", theme: Theme = LIGHT
 ) -> Figure:
-    """Which class is taken for which: int64 `[C, C]`, row = true class, shown as a share of each row.
+    """Which class is taken for which, shown as a share of each true class.
 
     Above 18 classes the most frequent confusions are listed instead of a matrix that nobody can read.
     """
     with theme.applied(class_names):
         if len(class_names) > MOST_CELLS:
             return _top_confusions(confusion, class_names, title, theme)
-        return _matrix(confusion, class_names, title, theme)
+        return _matrix(confusion.matrix(), class_names, title, theme)
 
 
 def _matrix(confusion: NDArray[np.int64], class_names: Sequence[str], title: str, theme: Theme) -> Figure:
@@ -226,23 +226,23 @@ def _readable(cell: tuple[float, ...]) -> str:
     return "#ffffff" if (1.05 / (luminance + 0.05)) > ((luminance + 0.05) / 0.05) else "#111820"
 
 
-def _top_confusions(confusion: NDArray[np.int64], class_names: Sequence[str], title: str, theme: Theme) -> Figure:
-    wrong = confusion.copy()
-    np.fill_diagonal(wrong, 0)
-    order = np.argsort(-wrong, axis=None, kind="stable")[:SHOWN]
-    pairs = [(int(i), int(j)) for i, j in zip(*np.unravel_index(order, wrong.shape), strict=True) if wrong[i, j]]
+def _top_confusions(confusion: Confusion, class_names: Sequence[str], title: str, theme: Theme) -> Figure:
+    wrong = np.flatnonzero(confusion.true != confusion.predicted)
+    order = wrong[np.argsort(-confusion.count[wrong], kind="stable")[:SHOWN]]
+    cells = confusion.true[order].tolist(), confusion.predicted[order].tolist(), confusion.count[order].tolist()
+    pairs, counts, support = list(zip(*cells[:2], strict=True)), cells[2], confusion.of_each(confusion.true)
     heading = titled(title, f"most frequent confusions of {len(class_names):,} classes")
     figure, axes = new_figure(heading, 0.9 + 0.16 * max(3, len(pairs)))
-    axes.barh(range(len(pairs)), [int(wrong[p]) for p in pairs], color=theme.chance, height=0.7)
+    axes.barh(range(len(pairs)), counts, color=theme.chance, height=0.7)
     names = [" → ".join(label(class_names[k], k, LONGEST - 1) for k in pair) for pair in pairs]
     axes.set_yticks(range(len(pairs)), names)
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
-    for row, (i, j) in enumerate(pairs):
-        text = f" {int(wrong[i, j]):,} of {int(confusion[i].sum()):,}"
-        axes.text(int(wrong[i, j]), row, text, va="center", fontsize=SMALL, color=theme.muted)
-    axes.set_xlim(0, 3 * max((int(wrong[p]) for p in pairs), default=1))  # the words need more than the bars
-    axes.set_xlabel(f"images, of {int(confusion.sum()):,}")
+    for row, (count, (true, _)) in enumerate(zip(counts, pairs, strict=True)):
+        text = f" {count:,} of {int(support[true]):,}"
+        axes.text(count, row, text, va="center", fontsize=SMALL, color=theme.muted)
+    axes.set_xlim(0, 3 * max(counts, default=1))  # the words need more than the bars
+    axes.set_xlabel(f"images, of {int(support.sum()):,}")
     return figure
 
 

@@ -56,7 +56,7 @@ def why_not(device: torch.device) -> str:
         return f"NVIDIA publishes DALI for Linux, not for {sys.platform}"
     try:
         import nvidia.dali  # noqa: F401 (whether it loads is the question)
-    except (ImportError, OSError) as error:
+    except Exception as error:  # what a broken package raises is of any kind
         missing = isinstance(error, ModuleNotFoundError) and error.name in ("nvidia", "nvidia.dali")
         return f"{PACKAGE} {'is not installed' if missing else f'does not load ({error})'}: {INSTALL}"
     return ""

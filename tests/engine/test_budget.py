@@ -204,6 +204,12 @@ def test_timing_says_how_long_it_may_take(monkeypatch: pytest.MonkeyPatch, capsy
         Machine(monkeypatch, lambda step: 1.0)
         prepare(recipe(), store(), replace(QUIET, max_minutes=3, quiet=False))
         assert "timing some steps, for at most 9 s" in capsys.readouterr().err
+        monkeypatch.setattr(planning, "FEWEST_STEPS", 20)
+        monkeypatch.setattr(planning, "SMALLEST_BATCH", 2)
+        Machine(monkeypatch, lambda step: 26.0, cold=20.0)  # the first part takes more than all time for timing
+        prepare(unnamed(), store(), replace(QUIET, max_minutes=3, quiet=False))
+        said = capsys.readouterr().err
+        assert "timing some steps\n" in said and "at most -" not in said
         prepare(recipe(), store(), replace(QUIET, max_minutes=3))
         assert capsys.readouterr().err == ""
 

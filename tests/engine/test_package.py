@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib.metadata
 import sys
 import tomllib
+from pathlib import Path
 
 import pytest
 
 import simclr_engine
 from fixtures import ROOT
 from simclr_engine import package
+from simclr_engine.boundary import broken_package
 from simclr_engine.package import lazy_names
 
 
@@ -21,6 +23,20 @@ def test_a_name_loads_its_module_when_it_is_asked_for(monkeypatch: pytest.Monkey
     assert "simclr_engine.errors" not in sys.modules
     assert load("shown") is sys.modules["simclr_engine.errors"].shown
     assert load("AugmentSpec") is sys.modules["simclr_engine.kernels"].AugmentSpec
+
+
+def test_a_module_that_breaks_while_it_is_loaded_is_not_taken_for_a_missing_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "halfway").mkdir()
+    (tmp_path / "halfway" / "__init__.py").write_text(
+        "from simclr_engine.package import lazy_names\n__getattr__, __dir__ = lazy_names(__name__, {'one': '.part'})\n"
+    )
+    (tmp_path / "halfway" / "part.py").write_text("import math\nmath.no_such_part\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ImportError, match="no attribute 'no_such_part'") as caught:
+        exec("from halfway import one")
+    assert broken_package(caught.value) == "halfway" == caught.value.name
 
 
 def test_an_unknown_name_is_an_attribute_error_of_its_package() -> None:

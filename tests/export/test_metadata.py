@@ -28,6 +28,14 @@ def test_metadata_comes_back_equal(make_tiny: MakeTiny) -> None:
     assert read_metadata(make_tiny(class_names=names)) == ModelMetadata(**{**TINY.__dict__, "class_names": names})
 
 
+def test_class_names_that_no_reader_would_take_are_refused_before_a_file_is_written(make_tiny: MakeTiny) -> None:
+    names = ("x" * (2 << 20), "é" * (1 << 20))  # 4 MiB as UTF-8, and some marks
+    with pytest.raises(DataError, match="too long for an ONNX file") as caught:
+        make_tiny(class_names=names)
+    assert "bytes in " in str(caught.value)
+    assert read_metadata(make_tiny(class_names=(names[0], names[1][:-64]))).class_names[1] == names[1][:-64]
+
+
 def test_a_file_of_a_finished_run_says_nothing_of_its_end(make_tiny: MakeTiny) -> None:
     for unfinished in ("", "46 of 380 steps"):
         path = make_tiny(unfinished=unfinished)

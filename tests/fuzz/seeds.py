@@ -438,11 +438,11 @@ def _sealed(model: bytes) -> bytes:
 
 def result_seeds() -> list[Seed]:
     """What an evaluation leaves on disk, and a packed source in the cache."""
-    from simclr_engine.evaluation.metrics import score
+    from simclr_engine.evaluation.metrics import Confusion, score
     from simclr_engine.evaluation.records import Neighbours, Predictions
     from simclr_engine.evaluation.result import EvaluationResult, FoldScores
 
-    confusion = np.array([[3, 1], [0, 4]])
+    confusion = Confusion.of_matrix(np.array([[3, 1], [0, 4]]))
     result = EvaluationResult.from_scores(
         score(confusion, ("ant", "bee")),
         method="linear",
@@ -464,7 +464,7 @@ def result_seeds() -> list[Seed]:
         images, rows, shown, rows[:, None].repeat(2, 1), np.ones((2, 2), np.float32), np.array(["a", "b"])
     )
     arrays = {"features": np.ones((2, 3), np.float32)}
-    labels = {"labels": rows, "class_names": np.array(["a", "b"]), "data": np.str_("photos")}
+    labels = {"labels": rows, "class_names": np.array(b'["a", "b"]'), "data": np.str_("photos")}
     seeds = [Seed(result.to_json().encode(), "json", ".json") for _ in range(2)]
     for suffix, record in ((".predictions", _fields(predictions)), (".neighbours", _fields(neighbours))):
         packed = _packed(record)

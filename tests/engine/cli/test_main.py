@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import click
 import pytest
 
 import simclr_engine
+from fixtures.synthetic_run import write_run
 from simclr_engine.cli.main import COMMANDS, main
 from simclr_engine.recipe import recipe_names
 
@@ -210,10 +212,75 @@ def test_a_package_that_is_absent_or_broken_is_named_with_its_install_line(kind:
     assert "pydantic" in done.stderr and "pip install pydantic, or all that the commands need" in done.stderr
 
 
+def broken_packages(folder: Path, monkeypatch: pytest.MonkeyPatch, **raised: str) -> None:
+    """Puts packages before the installed ones that raise an error while they are imported."""
+    for name, error in raised.items():
+        (folder / name).mkdir(parents=True)
+        (folder / name / "__init__.py").write_text(f"raise {error}\n")
+    monkeypatch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
+
+
+@pytest.mark.parametrize("error", ["AttributeError('no such part')", "RuntimeError('no such part')"])
+def test_a_package_that_breaks_while_it_is_imported_is_named(
+    error: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken_packages(tmp_path / "fake", monkeypatch, matplotlib=error)
+    done = run("report", str(write_run(tmp_path / "run").directory))
+    assert done.returncode == 3 and "Traceback" not in done.stderr, done.stderr
+    assert "matplotlib: " in done.stderr and "no such part" in done.stderr and "pip install matplotlib" in done.stderr
+
+
+def test_doctor_names_every_broken_package_and_a_cache_that_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = {"onnxruntime": "OSError('no such library')", "matplotlib": "AttributeError('no such part')"}
+    broken |= {"torchvision": "AttributeError('no such part')", "sklearn": "ImportError('no such part')"}
+    broken |= {"onnx": "RuntimeError('no such part\\nmore')", "safetensors": "ModuleNotFoundError(name='safetensors')"}
+    broken_packages(tmp_path / "fake", monkeypatch, **broken, nvidia="RuntimeError('no such part')")
+    monkeypatch.setenv("SIMCLR_ENGINE_CACHE", str(tmp_path / "fake" / "onnx" / "__init__.py" / "cache"))
+    done = run("doctor", "--json")
+    document = json.loads(done.stdout)
+    details = {one["name"].strip(): one["detail"] for one in document["findings"]}
+    assert done.returncode == 3
+    assert set(document["broken"]) >= {*(broken.keys() - {"sklearn"}), "scikit-learn", "cache"}
+    assert {"python", "numpy", "torch", "pillow", "augmentation"}.isdisjoint(document["broken"])
+    assert "no such library" in details["onnxruntime"] and "pip install matplotlib" in details["matplotlib"]
+    assert details["safetensors"] == "safetensors is not installed: pip install safetensors"
+    assert "does not load (no such part)" in details["dali"] and "SIMCLR_ENGINE_CACHE" in details["cache"]
+
+
+def test_doctor_outlives_a_broken_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken_packages(tmp_path, monkeypatch, torch="OSError('no such library')")
+    done = run("doctor")
+    assert done.returncode == 3 and "Traceback" not in done.stderr
+    assert "FAIL torch " in done.stdout and "no such library" in done.stdout and "ok   numpy" in done.stdout
+
+
+@pytest.mark.parametrize("at", ["file", "file/below", "/dev/full", "/proc/nope"])
+def test_doctor_writes_to_the_cache_to_know_that_it_can(
+    at: str, tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from simclr_engine.cli import doctor
+
+    monkeypatch.setattr(doctor, "PACKAGES", {})
+    monkeypatch.setattr(doctor, "_kernel_findings", list)
+    for cache, code in ((tmp_path / "new" / "folder", 0), (tmp_path / at, 3)):
+        (tmp_path / "file").touch()
+        monkeypatch.setenv("SIMCLR_ENGINE_CACHE", str(cache))
+        done = call("doctor")
+        assert done.returncode == code and f"{'FAIL' if code else 'ok  '} cache" in done.stdout
+        assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    monkeypatch.delenv("SIMCLR_ENGINE_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr("simclr_engine.data.cache.expanded", lambda path: Path(path))
+    done = call("doctor")
+    assert done.returncode == 3 and "FAIL cache" in done.stdout and "set HOME" in done.stdout
+
+
 def test_a_command_that_exits_with_a_code_gives_it_to_the_shell(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     from simclr_engine.cli import doctor
 
-    monkeypatch.setattr(doctor, "_torch_findings", lambda: [("torch", False, "broken")])
+    monkeypatch.setattr(doctor, "_device_findings", lambda: [("device", False, "broken")])
     assert call("doctor", "--json").returncode == 3
 
 

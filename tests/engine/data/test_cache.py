@@ -28,6 +28,7 @@ from simclr_engine.data.pack import SplitWriter
 from simclr_engine.data.sources import overview
 from simclr_engine.data.store import ShardedImages
 from simclr_engine.errors import DataError, PlatformError
+from simclr_engine.files import Folder
 from simclr_engine.locks import lock
 
 FILES = class_tree(("ant", "bee"), each=6)
@@ -457,23 +458,27 @@ def entries_whole(root: Path) -> list[Path]:
     return [entry for entry in entries(root) if not entry.name.startswith(".")]
 
 
-@pytest.mark.parametrize("stage", ["decode", "labels", "meta"])
-def test_a_full_disk_is_said_and_leaves_nothing_behind(
-    archive: Path, root: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES])
+@pytest.mark.parametrize("stage", ["decode", "labels", "meta", "document"])
+def test_what_keeps_images_from_being_packed_is_said_and_leaves_nothing_behind(
+    archive: Path, root: Path, monkeypatch: pytest.MonkeyPatch, stage: str, number: int
 ) -> None:
     def full(*_: object, **__: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "x")
+        raise OSError(number, os.strerror(number), "x")
 
     with monkeypatch.context() as patch:
         if stage == "decode":
             patch.setattr(SplitWriter, "put", full)
         elif stage == "labels":
             patch.setattr(np, "save", full)
-        else:
+        elif stage == "meta":
             patch.setattr(cache, "write_meta", full)
-        with pytest.raises(PlatformError, match="cannot be written") as caught:
+        else:
+            patch.setattr(Folder, "_create", full)
+        with pytest.raises(PlatformError, match="the cache cannot be used") as caught:
             load_data(archive)
-    assert "No space left" in str(caught.value.saw) and "SIMCLR_ENGINE_CACHE" in str(caught.value.fix)
+    assert os.strerror(number) in str(caught.value.saw) and "SIMCLR_ENGINE_CACHE" in str(caught.value.fix)
+    assert ("free space" in str(caught.value.fix)) == (number == errno.ENOSPC)
     assert entries(root) == []
     assert len(load_data(archive)) == 12
 
@@ -489,13 +494,35 @@ def test_too_little_space_is_refused_before_the_work(
 
 
 def test_a_cache_that_cannot_be_written_is_named(
-    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").write_text("x")
     monkeypatch.setenv("SIMCLR_ENGINE_CACHE", str(tmp_path / "file"))
-    with pytest.raises(PlatformError, match="cannot be written to the cache") as caught:
+    assert cache.read_meta(cache.entry_path("x", 8)) is None  # nothing is there, so nothing is damaged
+    assert cache.recall("size", {}) is None and capsys.readouterr().err == ""
+    with pytest.raises(PlatformError, match="the cache cannot be used") as caught:
         load_data(archive)
     assert str(tmp_path / "file") in str(caught.value.saw) and caught.value.exit_code == 3
+
+
+def test_a_copy_that_may_not_be_read_is_not_taken_for_a_damaged_one(
+    archive: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def closed(path: Path, *_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    load_data(archive)
+    monkeypatch.setattr(cache, "read_json", closed)
+    forbid_packing(monkeypatch)
+    with pytest.raises(PlatformError, match="the cache cannot be used") as caught:
+        cache.read_meta(cache.entry_path("x", 8))
+    assert type(caught.value) is PlatformError and "free space" not in str(caught.value.fix)
+
+
+def test_a_cache_that_vanishes_while_it_is_used_is_said(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "publish", lambda *_: None)
+    with pytest.raises(PlatformError, match="removed from the cache while they were used"):
+        load_data(archive)
 
 
 def test_an_interrupted_packing_leaves_nothing_behind(

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from fixtures.hostile import little_memory
 from simclr_engine.evaluation import knn
 from simclr_engine.evaluation.knn import classify_knn, nearest
 
@@ -61,6 +62,14 @@ def test_majority_and_weighted_vote_equal_a_plain_loop() -> None:
         np.testing.assert_allclose(found.probabilities[i], [votes.count(c) / 9 for c in range(4)], atol=1e-6)
         weight = [sum(np.exp(row[j] / 0.07) for j in order[:60] if labels[j] == c) for c in range(4)]
         assert found.weighted[i] == int(np.argmax(weight))
+
+
+def test_the_vote_takes_little_memory_beside_its_probabilities(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(knn, "CHUNK_BYTES", 1 << 20)
+    bank, queries, labels = features(300), features(300, seed=1), np.arange(300) * 16
+    with little_memory(300 * 5000 * 4 + (8 << 20)):
+        found = classify_knn(bank, labels, queries, 5000)
+    assert (found.probabilities.argmax(1) % 16 == 0).all()
 
 
 def test_a_tie_goes_to_the_nearest_among_the_tied() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,22 @@ import numpy as np
 import pytest
 
 from fixtures.hostile import DEEP, LONG, Calls, little_memory, whole_and_short
-from fixtures.synthetic_run import random_confusion, result
+from fixtures.synthetic_run import neighbours, random_confusion, result
+from simclr_engine.data.store import ImageStore
 from simclr_engine.errors import DataError
-from simclr_engine.evaluation.records import load_embeddings, load_neighbours, load_predictions, load_results
+from simclr_engine.evaluation.linear import LinearProbe
+from simclr_engine.evaluation.metrics import count_pairs, score
+from simclr_engine.evaluation.records import (
+    load_embeddings,
+    load_neighbours,
+    load_predictions,
+    load_results,
+    save_embeddings,
+    save_neighbours,
+    save_result,
+)
 from simclr_engine.evaluation.result import EvaluationResult
+from simclr_engine.files import Folder
 
 
 def changed(**fields: object) -> str:
@@ -39,6 +52,13 @@ def changed(**fields: object) -> str:
         changed(per_class=[{"name": 1, "support": 1, "accuracy": 1, "precision": 1, "f1": 1, "iou": 1}] * 2),
         changed(confusion=[["x" * 50_000]]),
         changed(confusion=[[10**30, 1], [1, 1]]),
+        changed(confusion=[[1]]),
+        changed(confusion={"true": [0, 2], "predicted": [0, 1], "count": [1, 1]}),
+        changed(confusion={"true": [0, 1], "predicted": [0, -1], "count": [1, 1]}),
+        changed(confusion={"true": [0, 1], "predicted": [0, 1], "count": [1, -1]}),
+        changed(confusion={"true": [0, 1], "predicted": [0, 1], "count": [1]}),
+        changed(confusion={"true": [[0]], "predicted": [[0]], "count": [[1]]}),
+        changed(confusion={"true": [0, 1]}),
         changed(folds=[{"fold": 1}]),
     ],
 )
@@ -50,6 +70,43 @@ def test_an_evaluation_that_cannot_be_one_is_refused(tmp_path: Path, text: str) 
     with pytest.raises(DataError) as caught:
         load_results(tmp_path)
     whole_and_short(caught.value)
+
+
+ONES = np.ones((2, 3), np.float32)
+PROBE = LinearProbe(ONES, ONES[0], ONES[0, :2], ONES[0, :2], np.arange(3), 1.0, 5, False)
+
+
+def of_many_classes(classes: int) -> EvaluationResult:
+    """A result over two test images of each class."""
+    guess = np.random.default_rng(0).integers(0, classes, 2 * classes)
+    confusion = count_pairs(np.arange(2 * classes) % classes, guess, classes)
+    scores = score(confusion, [f"class {i}" for i in range(classes)])
+    about = {"method": "linear", "init": "pretrained", "protocol": "", "ece": 0.0, "seconds": 0.0}
+    return EvaluationResult.from_scores(scores, confusion=confusion, **about)
+
+
+def test_a_result_of_twenty_thousand_classes_is_small_and_read_again(tmp_path: Path) -> None:
+    one = of_many_classes(20_000)
+    name = save_result(tmp_path, one)
+    assert (tmp_path / f"{name}.json").stat().st_size < 20_000 * 350
+    assert load_results(tmp_path)[name].to_dict() == one.to_dict()
+
+
+def test_a_result_with_every_cell_of_the_matrix_is_read_as_before(tmp_path: Path) -> None:
+    counts = random_confusion(3, 50, 0.5)
+    (tmp_path / "x.json").write_text(json.dumps(result(counts).to_dict() | {"confusion": counts.tolist()}))
+    assert load_results(tmp_path)["x"].to_dict() == result(counts).to_dict()
+
+
+def test_what_would_not_be_read_again_is_not_written_and_replaces_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = save_result(tmp_path, result(random_confusion(3, 50, 0.5)), PROBE)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    monkeypatch.setattr("simclr_engine.sealing.LARGEST_DOCUMENT", 1000)
+    with pytest.raises(DataError, match="larger than what is read again"):
+        save_result(tmp_path, result(random_confusion(3, 50, 0.9)), replace(PROBE, C=2.0))
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before and f"{name}.json" in before
 
 
 LOADERS: dict[str, Callable[[Path, str], object]] = {
@@ -77,6 +134,18 @@ def stored(folder: Path, kind: str, **replaced: Any) -> object:
     np.save(folder / "x.npy", replaced.pop("features", np.ones((2, 3), np.float32)), allow_pickle=True)
     np.savez_compressed(folder / ("x_labels.npz" if kind == "embeddings" else "x.npz"), **arrays | replaced)
     return LOADERS[kind](folder, "x")
+
+
+def test_one_long_name_of_a_class_does_not_make_the_others_long(tmp_path: Path) -> None:
+    names = ("n" * 4000, *(f"Ä{i}\udce9" for i in range(2000)))
+    at, rows = Folder.open(tmp_path), np.arange(8)
+    images = np.zeros((8, 8, 8, 3), np.uint8)
+    given = ImageStore(images, rows, names, "", "photos", "test", ())
+    save_embeddings(at, "test", given, np.ones((8, 3), np.float32))
+    save_neighbours(at, "neighbours", neighbours(names))
+    assert all(path.stat().st_size < 50_000 for path in tmp_path.iterdir())
+    found = load_embeddings(tmp_path, "test"), load_neighbours(tmp_path, "neighbours")
+    assert [one.class_names if one else None for one in found] == [names, names]
 
 
 @pytest.mark.parametrize("kind", LOADERS)
@@ -111,6 +180,10 @@ def test_no_array_of_an_evaluation_is_unpickled(tmp_path: Path, kind: str) -> No
         ("embeddings", {"labels": np.array([0, -1])}),
         ("embeddings", {"labels": np.array(["0", "1"])}),
         ("embeddings", {"class_names": np.array("a")}),
+        ("embeddings", {"class_names": np.array(b"a")}),
+        ("embeddings", {"class_names": np.array(b"[1, 2]")}),
+        ("embeddings", {"class_names": np.array(b"[" * 100_000)}),
+        ("neighbours", {"class_names": np.array(b"[]")}),
         ("embeddings", {"features": np.array([["a"], ["b"]])}),
     ],
 )

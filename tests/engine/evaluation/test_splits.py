@@ -10,10 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fixtures.hostile import little_memory
 from simclr_engine.data.store import ImageStore
 from simclr_engine.errors import DataError, UsageError
 from simclr_engine.evaluation.splits import (
     OVERLAPS,
+    _fold_numbers,
     check_splits,
     copies_in_folds,
     labelled_rows,
@@ -59,6 +61,14 @@ def test_folds_hold_every_labelled_image_out_once_and_keep_the_classes_even() ->
         assert not set(split.rows) & set(split.held_out)
         assert len(split.rows) == 120 and split.scored == 30
         assert np.bincount(train.labels[split.held_out]).tolist() == [10, 10, 10]
+
+
+def test_folds_of_many_classes_take_little_memory() -> None:
+    labels = np.repeat(np.arange(1000), 5)
+    _fold_numbers(labels[:10], 2, ["a", "b"], None, 0)  # loads scikit-learn
+    with little_memory(2 << 20):
+        found = _fold_numbers(labels, 5, [""] * 1000, None, 0)
+    assert np.bincount(found).tolist() == [1000] * 5
 
 
 def test_queries_are_the_held_out_fold_and_then_the_test_split() -> None:
