@@ -13,12 +13,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
 
-from simclr_engine.data.cache import Meta, cache_root, images_paths, read_meta, read_split, write_meta
+from simclr_engine.data.cache import Meta, entry_path, images_paths, partial_entry, read_meta, read_split, write_meta
 from simclr_engine.data.loader import Loader, Prefetched, Resident
 from simclr_engine.data.pack import SplitWriter, check_space
 from simclr_engine.data.store import ImageStore, ShardedImages
@@ -65,10 +64,9 @@ def rows(repeats: int = 7, gigabytes: float = 20.0, size: int = 32, batch: int =
 
 @contextmanager
 def packed_noise(gigabytes: float, size: int) -> Iterator[Path]:
-    """A temporary folder with that many bytes of packed images."""
-    cache_root().mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=cache_root(), prefix="bench-") as name:
-        folder, count = Path(name), max(FEW, int(gigabytes * 1e9) // (size * size * 3))
+    """A temporary folder with that many bytes of packed images; a killed benchmark's goes with the next packing."""
+    with partial_entry(entry_path("bench", size)) as folder:
+        count = max(FEW, int(gigabytes * 1e9) // (size * size * 3))
         check_space(folder, count, size)
         images = noise(FEW + 1, size)  # odd: no two alike
         writer = SplitWriter(folder, "train", count, size)

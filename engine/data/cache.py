@@ -14,8 +14,8 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -245,9 +245,7 @@ def publish(entry: Path, build: Callable[[Path], None]) -> None:
     and one that was arranged by other rules.
     """
     try:
-        make_folder(entry.parent)
-        sweep(entry.parent, _PARTIAL, _OURS)
-        with held_folder(entry.parent, f"{_PARTIAL}{entry.name[:8]}-") as partial:
+        with partial_entry(entry) as partial:
             build(partial)
             partial.chmod(0o755)
             synchronise(partial)
@@ -255,6 +253,19 @@ def publish(entry: Path, build: Callable[[Path], None]) -> None:
             synchronise(entry.parent)
     except OSError as error:
         raise unusable(error) from error
+
+
+@contextmanager
+def partial_entry(entry: Path) -> Iterator[Path]:
+    """A folder beside `entry` for an entry under way, removed at the end. What killed processes left goes first.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    make_folder(entry.parent)
+    sweep(entry.parent, _PARTIAL, _OURS)
+    with held_folder(entry.parent, f"{_PARTIAL}{entry.name[:8]}-") as partial:
+        yield partial
 
 
 def _replace(partial: Path, entry: Path) -> None:

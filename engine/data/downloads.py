@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import PlatformError
+from ..files import make_folder
 from ..terminal import say
 from ..torchvision_shim import import_torchvision
-from ..files import make_folder
 from .cache import cache_root, unusable
 
 # name: (torchvision class, {our split: arguments of the class})
