@@ -480,7 +480,7 @@ def check_outputs(*outputs: Output, overwrite: bool = False) -> None:
                 saw=path,
                 fix="choose another name, or replace it with --overwrite",
             )
-        _try_writing(path)
+        check_writable(path)
 
 
 def _is(output: Output, path: Path) -> bool:
@@ -493,8 +493,13 @@ def _is(output: Output, path: Path) -> bool:
         return False
 
 
-def _try_writing(path: Path) -> None:
-    """Makes a temporary file where `write_atomic` will, or in the nearest folder there is, and removes it."""
+def check_writable(path: Path) -> None:
+    """Makes a temporary file where `write_atomic` will, or in the nearest folder there is, and removes it.
+
+    Raises:
+        PlatformError: no file can be made there.
+        NewerError: a newer version wrote what lies there.
+    """
     first = next((one for one in (path, *path.parents) if os.path.lexists(one.parent)), path)
     with suppress(_TriedError), Folder.open(first.parent).writing(first.name):
         raise _TriedError

@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from .errors import EngineError
 from .terminal import say, say_error
+
+if TYPE_CHECKING:
+    import subprocess
 
 # Most time from SIGTERM to the end; Slurm and Kubernetes send SIGKILL 30 seconds after SIGTERM.
 STOP_SECONDS = 25.0
@@ -47,15 +51,56 @@ def stop_requests(end: Callable[[], None]) -> Iterator[threading.Event]:
         elif number == signal.SIGINT and asked > 2:
             raise KeyboardInterrupt
 
-    ignored = signal.getsignal(_HANGUP) == signal.SIG_IGN  # by `nohup`: the run is to outlive its terminal
-    caught = (signal.SIGINT, signal.SIGTERM) if ignored else (signal.SIGINT, signal.SIGTERM, _HANGUP)
-    previous = {s: signal.signal(s, request) for s in caught}
+    with _handling(request), _deadline(end):
+        yield event
+
+
+@contextmanager
+def stop_together(processes: Sequence[subprocess.Popen[bytes]]) -> Iterator[Callable[[], bool]]:
+    """Stops the processes with this one: no exception and no signal leaves them behind.
+
+    Yields a function that waits for them and says whether SIGINT, SIGTERM or SIGHUP came meanwhile. The latter two are
+    passed on as SIGTERM; a Ctrl-C has reached them from the terminal. An exception within the `with` goes on after they
+    got SIGTERM and have ended. Processes may be added within it.
+    """
+    came = set[int]()
+
+    def stop(number: int, frame: FrameType | None = None) -> None:
+        came.add(number)
+        if came - {signal.SIGINT}:
+            for process in processes:
+                process.terminate()
+
+    def wait() -> bool:
+        if came:  # perhaps while a process was started, and was not in the list yet
+            stop(min(came))
+        for process in processes:
+            process.wait()
+        return bool(came)
+
+    with _handling(stop):
+        try:
+            yield wait
+        except BaseException:
+            stop(signal.SIGTERM)
+            wait()
+            raise
+
+
+@contextmanager
+def _handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """SIGINT, SIGTERM and SIGHUP go to the handler. Python allows that in the main thread only; elsewhere nothing
+    changes."""
+    caught = {signal.SIGINT, signal.SIGTERM}
+    if signal.getsignal(_HANGUP) != signal.SIG_IGN:  # by `nohup`: the run is to outlive its terminal
+        caught.add(_HANGUP)
+    main = threading.current_thread() is threading.main_thread()
+    previous = {s: signal.signal(s, handler) for s in caught} if main else {}
     try:
-        with _deadline(end):
-            yield event
+        yield
     finally:
-        for s, handler in previous.items():
-            signal.signal(s, handler)
+        for s, before in previous.items():
+            signal.signal(s, before)
 
 
 @contextmanager
