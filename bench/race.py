@@ -14,15 +14,17 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from simclr_engine.documents import to_json
-from simclr_engine.errors import CheckFailed, DataError, EngineError, UsageError
-from simclr_engine.files import write_text_atomic
+from simclr_engine.boundary import engine_error
+from simclr_engine.errors import CheckFailed, DataError, EngineError, PlatformError, UsageError
+from simclr_engine.files import check_writable, write_atomic
 from simclr_engine.run import public_name
+from simclr_engine.sealing import read_json, sealed_json
 from simclr_engine.stopping import Interrupted
 from simclr_engine.terminal import prepare_streams, say_error
 
@@ -88,22 +90,33 @@ def race(
     Raises:
         UsageError: an unknown contender, or not exactly one limit.
         Interrupted: by Ctrl-C; what was trained is kept.
-        CheckFailed: an entry failed; the others' rows are kept.
+        DataError: the folder holds another race, or a file in the place of a row.
+        PlatformError: the folder cannot be written to.
+        EngineError: an entry failed; the others' rows are kept. Of the kind that all failed ones had, else CheckFailed.
     """
     _check(contenders, minutes, pflop)
     share = max(1, _cores() // (len(contenders) if together else 1))
     limit = f"{minutes:g}min" if minutes is not None else f"{pflop:g}pflop"
-    failed, rows = [], list[Row]()
-    for seed in range(seeds):
-        entries = [
+    races = [
+        [
             Entry(c, seed, data, minutes, pflop, held_out, share, str(folder / f"{Path(c).stem}-{limit}-seed{seed}"))
             for c in contenders
         ]
+        for seed in range(seeds)
+    ]
+    check_writable(folder / ROW)  # before anything is trained
+    for entry in chain(*races):
+        _row_of(entry)
+    failed, rows = dict[str, int](), list[Row]()
+    for entries in races:
         for heat in [entries] if together else [[entry] for entry in entries]:
-            failed += _run(heat)
+            failed |= _run(heat)
             rows += [row for entry in heat for row in _rows_of(entry)]
     if failed:
-        raise CheckFailed("an entry of the race failed", saw=", ".join(failed), fix="see what it said above")
+        agreed = {*failed.values()}
+        kinds = (UsageError, PlatformError, DataError, Interrupted)
+        kind: type[EngineError] = next((one for one in kinds if agreed == {one.exit_code}), CheckFailed)
+        raise kind("an entry of the race failed", saw=", ".join(failed), fix="see what it said above")
     return rows + summary(rows)
 
 
@@ -125,55 +138,68 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _run(heat: Sequence[Entry]) -> list[str]:
-    """Runs the entries at the same time; those that have their row already are not run again. Names those that failed.
+def _run(heat: Sequence[Entry]) -> dict[str, int]:
+    """Runs the entries at the same time; those that have their row already are not run again. Names those that failed,
+    with their exit code.
 
-    Ctrl-C reaches their processes too: they save, and end before this one does.
+    Ctrl-C reaches their processes too: they save, and end before this one does. No other exception leaves them behind,
+    and SIGTERM is one (`end_in_order`).
     """
-    waiting = [entry for entry in heat if not _is_done(entry)]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "simclr_engine.bench.race", json.dumps(asdict(entry))],
-            env={**os.environ, "OMP_NUM_THREADS": str(entry.threads)},
-        )
-        for entry in waiting
-    ]
+    waiting = [entry for entry in heat if "missing" in _row_of(entry)]
+    processes: list[subprocess.Popen[bytes]] = []
     stopped = False
-    while any(process.poll() is None for process in processes):
-        try:
-            for process in processes:
-                process.wait()
-        except KeyboardInterrupt:
-            stopped = True
+    try:
+        for entry in waiting:
+            call = [sys.executable, "-m", "simclr_engine.bench.race", json.dumps(asdict(entry))]
+            processes.append(subprocess.Popen(call, env={**os.environ, "OMP_NUM_THREADS": str(entry.threads)}))
+        while any(process.poll() is None for process in processes):
+            try:
+                for process in processes:
+                    process.wait()
+            except KeyboardInterrupt:
+                stopped = True
+    finally:
+        for process in processes:
+            process.terminate()  # nothing where it has ended
+        for process in processes:
+            process.wait()
     if stopped:
         raise Interrupted("the race was stopped", saw=f"{len(waiting)} running", fix="the same command continues it")
-    return [f"{e.name}, seed {e.seed}" for e, p in zip(waiting, processes, strict=True) if p.returncode]
+    return {f"{e.name}, seed {e.seed}": p.returncode for e, p in zip(waiting, processes, strict=True) if p.returncode}
 
 
-def _is_done(entry: Entry) -> bool:
-    """Whether the folder holds the row of this entry; DataError if it holds that of another one.
+def _row_of(entry: Entry) -> dict[str, Any]:
+    """What the folder holds of this entry. `missing` says why it has no figures: it may be run again, since a contender
+    may have been installed in the meantime.
 
-    A contender that could not run is tried again: it may have been installed since.
+    Raises:
+        DataError: the row of another entry, or a file that is no row.
     """
     path = Path(entry.folder, ROW)
-    row: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {"missing": "not run"}
-    if "missing" in row:
-        return False
-    theirs, ours = row["entry"], asdict(entry)
+    if not path.is_file():
+        return {"missing": "failed"}
+    fix = "move it away, or name another folder with --runs"
+    try:
+        row = read_json(path, fix)
+        theirs, ours = dict(row["entry"]), asdict(entry)
+        if "missing" not in row and not all(0 <= row["accuracy"][method] <= 1 for method in METHODS):
+            raise ValueError("an accuracy out of range")
+    except (ValueError, KeyError, TypeError) as error:
+        saw = f"{path}: {type(error).__name__}: {error}"
+        raise DataError("the file is not the row of a race", saw=saw, fix=fix) from error
     differ = [key for key in ours if key != "folder" and theirs.get(key) != ours[key]]
-    if differ:
+    if differ and "missing" not in row:
         raise DataError(
             "the folder holds another race",
             saw="; ".join(f"{key}: {theirs.get(key)}, asked {ours[key]}" for key in differ) + f" in {entry.folder}",
             fix="name another folder with --runs",
         )
-    return True
+    return row
 
 
 def _rows_of(entry: Entry) -> Iterator[Row]:
     """A row for each method; missing ones of an entry that could not run."""
-    path = Path(entry.folder, ROW)
-    result: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {"missing": "failed"}
+    result = _row_of(entry)
     for method, words in METHODS.items():
         if "missing" in result:
             yield missing_row(words, f"{entry.name}, seed {entry.seed}", "%", result["missing"])
@@ -224,7 +250,7 @@ def enter(entry: Entry) -> None:
         target = Path(entry.folder, about.pop("weights"))
         about["accuracy"] = {r.method: r.accuracy for r in _score(target, splits)}
         about["seconds_with_evaluation"] = time.perf_counter() - began
-    write_text_atomic(Path(entry.folder, ROW), to_json({"entry": asdict(entry), **about}, indent=2) + "\n")
+    write_atomic(Path(entry.folder, ROW), sealed_json({"entry": asdict(entry), **about}))
 
 
 def _splits(entry: Entry) -> tuple[ImageStore, ImageStore]:
@@ -317,12 +343,19 @@ def draw(document: dict[str, Any]) -> Figure:
     return figure
 
 
-if __name__ == "__main__":
-    prepare_streams()
+def main(entry: str) -> None:
+    """Runs the entry in this process; an error is told as the command line tells it, and ends with its exit code."""
     try:
-        enter(Entry(**json.loads(sys.argv[1])))
-    except EngineError as error:
-        say_error(error)
-        raise SystemExit(error.exit_code) from None
+        enter(Entry(**json.loads(entry)))
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+    except BaseException as error:  # what a library in Rust raises is no Exception
+        if (ours := engine_error(error)) is None:
+            raise
+        say_error(ours)
+        raise SystemExit(ours.exit_code) from None
+
+
+if __name__ == "__main__":
+    prepare_streams()
+    main(sys.argv[1])

@@ -160,3 +160,12 @@ def read_json(path: Path, again: str, name: str = "", *, ours: int = FORMAT, nee
         verify(file, path, again, name, needed=needed)
     fields.pop(FIELD, None)
     return fields
+
+
+def is_sealed_document(path: Path, *keys: str) -> bool:
+    """Whether the file is a JSON document with exactly these keys, as `sealed_json` wrote it.
+
+    Raises:
+        DataError, OSError, ValueError: it is none.
+    """
+    return read_json(path, "", needed=True).keys() == {*keys}

@@ -17,12 +17,14 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from simclr_engine.bounds import LARGEST_ROW
 from simclr_engine.command_line import command_here
 from simclr_engine.data.decode import FORMAT_NAMES
 from simclr_engine.data.sources import Selection, load_splits
 from simclr_engine.data.stream import Pictures, Window, windows
 from simclr_engine.errors import DataError, UsageError
-from simclr_engine.files import check_distinct, occupied, write_atomic
+from simclr_engine.files import Output, png_by, write_atomic
+from simclr_engine.inputs import open_regular
 
 from .embedder import Embedder, naming
 from .features import check_class_names
@@ -39,7 +41,6 @@ GALLERY = 64  # images that the picture shows
 SHEET = 16  # images, and neighbours of each, that the picture of neighbours shows
 SOFTWARE = "simclr-engine predict"  # stands in its PNG, so that the next one may replace it
 WITH_PICTURES = "embed with --images, so that --save can draw the neighbours"
-HEAD = ("path", "truth", "class", "confidence")  # of its CSV file, likewise
 
 
 @dataclass(frozen=True)
@@ -268,37 +269,22 @@ def latency(embedder: Embedder, images: NDArray[np.uint8]) -> dict[str, Any] | N
     }
 
 
-def check_outputs(csv_path: Path | None, save: Path | None, overwrite: bool = False) -> None:
-    """Refuses names for the outputs, and those of files that an earlier `predict` did not write, first of all.
-
-    Raises:
-        UsageError: one name for both, a picture without .png, another file (with `overwrite` only a link or a folder).
-    """
-    if save is not None and save.suffix.lower() != ".png":
-        raise UsageError("--save writes a PNG", saw=save, fix="end the name in .png")
-    check_distinct(csv_path, save)
-    for path, is_ours in ((csv_path, _is_table), (save, _is_sheet)):
-        if path is not None and occupied(path) and not overwrite and not is_ours(path):
-            raise UsageError(
-                "the output exists and was not written by `predict`",
-                saw=path,
-                fix="choose another name, or replace it with --overwrite",
-            )
+def outputs(csv_path: Path | None, save: Path | None) -> tuple[Output, Output]:
+    """The table and the picture, for `check_outputs`."""
+    return Output(csv_path, _is_table), Output(save, png_by(SOFTWARE), ".png")
 
 
 def _is_table(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.readline(100).startswith(",".join(HEAD).encode())
+    with open_regular(path) as file:
+        head = file.readline(LARGEST_ROW).decode().rstrip("\n").split(",")
+    return head == _head((len(head) - len(_head(0))) // 3)
 
 
-def _is_sheet(path: Path) -> bool:
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(path, formats=["PNG"]) as image:
-            return image.info.get("Software") == SOFTWARE
-    except (UnidentifiedImageError, ValueError, SyntaxError):
-        return False
+def _head(neighbours: int) -> list[str]:
+    """The names of the columns of the CSV file; a table of another kind does not have just these."""
+    head = ["path", "truth", "class", "confidence"]
+    head += [f"{word}_{i}" for i in range(2, TOP + 1) for word in ("class", "confidence")]
+    return head + [f"neighbour_{i}{word}" for i in range(1, neighbours + 1) for word in ("", "_class", "_cosine")]
 
 
 def write_csv(path: Path, predicted: Predicted) -> None:
@@ -308,12 +294,9 @@ def write_csv(path: Path, predicted: Predicted) -> None:
         PlatformError: it cannot be written.
     """
     most = max(len(p.neighbours) for p in predicted.predictions)
-    head = [*HEAD]
-    head += [f"{word}_{i}" for i in range(2, TOP + 1) for word in ("class", "confidence")]
-    head += [f"neighbour_{i}{word}" for i in range(1, most + 1) for word in ("", "_class", "_cosine")]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(head)
+    writer.writerow(_head(most))
     for prediction in predicted.predictions:
         classes = [cell for name, p in prediction.top for cell in (name, f"{p:.6f}")]
         classes += [""] * (2 * TOP - len(classes))

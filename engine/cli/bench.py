@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..documents import to_json
 from ..terminal import add, say, show, table, tell
 from .options import Number, print_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MADE_BY = b"simclr-engine bench"  # stands in a picture, which the next one may replace
+MADE_BY = "simclr-engine bench"  # stands in a picture, which the next one may replace
+DOCUMENT = ("device", "versions", "rows", "floors")  # what the JSON document of a benchmark has
 PATH = click.Path(dir_okay=False, path_type=Path)
 
 
@@ -26,7 +26,7 @@ def command() -> None:
     """Benchmark one part of the engine on this machine against alternatives."""
 
 
-_PLOT = click.option("--plot", type=PATH, metavar="PATH", help="Draw the rows as a picture, such as rows.png.")
+_PLOT = click.option("--plot", type=PATH, metavar="PATH", help="Draw the rows as a PNG file, such as rows.png.")
 
 
 def _document(function: Callable[..., None]) -> Callable[..., None]:
@@ -68,7 +68,7 @@ def _add(name: str, words: str, small: dict[str, Any], *further: Callable[..., A
 
 _RUN = click.option("--run", metavar="RUN", help="The run directory to measure.  [default: a synthetic run]")
 _SHEET = click.option(
-    "--sheet", type=PATH, metavar="PATH", help="Draw one image and 16 of its views, one row per backend, as a picture."
+    "--sheet", type=PATH, metavar="PATH", help="Draw one image and 16 of its views, one row per backend, as a PNG file."
 )
 _COMPILE = click.option("--compile/--no-compile", default=None, help="Also measure torch.compile.  [default: compile]")
 
@@ -148,9 +148,11 @@ def race(
     from simclr_engine.bench import race as racing
     from simclr_engine.bench.rows import bench_document
 
-    _check_outputs(overwrite, (out, b'"device"'), (plot, MADE_BY))
-    rows = racing.race(folder=runs, contenders=contenders or racing.CONTENDERS, **options)
-    _publish(bench_document(rows), racing.draw, out, plot, as_json)
+    _check_outputs(overwrite, out, plot)
+    document = bench_document(racing.race(folder=runs, contenders=contenders or racing.CONTENDERS, **options))
+    _write_document(document, out)
+    _write_picture(lambda: racing.draw(document), plot)
+    _show(document, as_json)
 
 
 @command.command("clients", short_help="an exported file in other programs, compared with ours")
@@ -183,17 +185,17 @@ def clients(
     from simclr_engine.bench import clients as subject
     from simclr_engine.bench.rows import bench_document
 
-    _check_outputs(overwrite, (out, b'"device"'))
+    _check_outputs(overwrite, out)
     document = bench_document(subject.rows(files, **options))
     _write_document(document, out)
-    if as_json:
-        print_json(document)
-    elif markdown:
-        tell(*subject.markdown(document["rows"]).splitlines())
-    else:
-        _table_of_clients(document)
-    if check:
-        subject.check(document["rows"])
+    try:
+        if markdown and not as_json:
+            tell(*subject.markdown(document["rows"]).splitlines())
+        else:
+            _show(document, as_json, _table_of_clients)
+    finally:  # also where the reader of stdout is gone, which ends the command
+        if check:
+            subject.check(document["rows"])
 
 
 def _measure(
@@ -215,68 +217,54 @@ def _measure(
     from simclr_engine.bench.rows import bench_document, draw
     from simclr_engine.bench.rows import check as check_floors
 
+    from ..data import load_data
     from ..errors import UsageError
 
     if small is not None and check:
         raise UsageError("--check cannot be used with --small", fix="give one of them")
-    _check_outputs(overwrite, (out, b'"device"'), (plot, MADE_BY), (sheet, MADE_BY))
+    _check_outputs(overwrite, out, plot, sheet)
     module = import_module(f"simclr_engine.bench.{name.replace('-', '_')}")
     given = {key: value for key, value in given.items() if value is not None}
     floors = () if small is not None else module.floors(given.get("run")) if name == "export" else module.floors()
     document = bench_document(module.rows(repeats=repeats, **(small or {}) | given), floors)
     if name == "export":
         document |= module.about()
-    _publish(document, draw, out, plot, as_json)
-    if sheet is not None:
-        from ..data import load_data
-
-        _write_picture(module.sheet(load_data("glyphs", split="test").images[7], 16), sheet)
-    if check:
-        for line in check_floors(document["rows"], floors):
-            say(line)
-
-
-def _check_outputs(overwrite: bool, *files: tuple[Path | None, bytes]) -> None:
-    from ..files import check_distinct, check_output
-
-    check_distinct(*(path for path, _ in files))
-    for path, mark in files:
-        if path is not None:
-            check_output(path, mark, overwrite)
-
-
-def _publish(
-    document: dict[str, Any],
-    draw: Callable[[dict[str, Any]], Figure],
-    out: Path | None,
-    plot: Path | None,
-    as_json: bool,
-) -> None:
     _write_document(document, out)
-    if plot is not None:
-        _write_picture(draw(document), plot)
-    if as_json:
-        print_json(document)
-    else:
-        _table(document)
+    _write_picture(lambda: draw(document), plot)
+    _write_picture(lambda: module.sheet(load_data("glyphs", split="test").images[7], 16), sheet)
+    try:
+        _show(document, as_json)
+    finally:  # also where the reader of stdout is gone, which ends the command
+        if check:
+            for line in check_floors(document["rows"], floors):
+                say(line)
+
+
+def _check_outputs(overwrite: bool, out: Path | None, *pictures: Path | None) -> None:
+    from ..files import Output, check_outputs, png_by
+    from ..sealing import is_sealed_document
+
+    document = Output(out, lambda path: is_sealed_document(path, *DOCUMENT))
+    check_outputs(document, *(Output(path, png_by(MADE_BY), ".png") for path in pictures), overwrite=overwrite)
 
 
 def _write_document(document: dict[str, Any], out: Path | None) -> None:
     if out is not None:
-        from ..files import write_text_atomic
+        from ..files import write_atomic
+        from ..sealing import sealed_json
 
-        write_text_atomic(out, to_json(document, indent=2) + "\n")
+        write_atomic(out, sealed_json(document))
 
 
-def _write_picture(figure: Figure, path: Path) -> None:
-    from io import BytesIO
+def _write_picture(draw: Callable[[], Figure], path: Path | None) -> None:
+    if path is not None:
+        from io import BytesIO
 
-    from ..files import write_atomic
+        from ..files import write_atomic
 
-    drawn, kind = BytesIO(), path.suffix[1:].lower() or "png"
-    about = {"Software": MADE_BY.decode()} if kind == "png" else None
-    figure.savefig(drawn, dpi=120, format=kind, metadata=about)
-    write_atomic(path, drawn.getbuffer())
+        drawn = BytesIO()
+        draw().savefig(drawn, dpi=120, format="png", metadata={"Software": MADE_BY})
+        write_atomic(path, drawn.getbuffer())
 
 
 def _table(document: dict[str, Any]) -> None:
@@ -289,6 +277,13 @@ def _table(document: dict[str, Any]) -> None:
         figures = [f"{row[k]:,.0f}" if row[k] >= 100 else f"{row[k]:.3g}" for k in ("median", "p20", "p80")]
         add(measured, row["name"], row["contender"], *figures, row["unit"], _also(row))
     show(measured, width=200)
+
+
+def _show(document: dict[str, Any], as_json: bool, table: Callable[[dict[str, Any]], None] = _table) -> None:
+    if as_json:
+        print_json(document)
+    else:
+        table(document)
 
 
 def _table_of_clients(document: dict[str, Any]) -> None:

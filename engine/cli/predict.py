@@ -109,10 +109,11 @@ def command(
     from simclr_engine.export import predict as of
     from simclr_engine.export.embedder import open_embedder
 
+    from ..files import check_outputs
     from ..progress import progress_bar
     from ..run import unfinished_notes
 
-    of.check_outputs(csv_path, save, overwrite)
+    check_outputs(*of.outputs(csv_path, save), overwrite=overwrite)
     embedder = open_embedder(target, sha256)
     for note in unfinished_notes(embedder.unfinished):
         say(f"note: {note}")

@@ -17,7 +17,7 @@ from ..data.arrays import is_pair, store_of
 from ..data.sources import PRETRAINING, Data, Selection, load_data, load_splits
 from ..data.store import ImageStore
 from ..errors import DataError, UsageError
-from ..files import Folder, named_path
+from ..files import Folder, check_writable, named_path
 from ..run import Run
 from .encoders import INITS, Encoder, Target, open_target
 from .methods import Prediction, Training, predict_knn, predict_linear, predict_probe
@@ -162,6 +162,9 @@ def evaluate_all(
     """
     inits = _known("init", inits, INITS)
     methods = _known("method", methods, tuple(METHODS))
+    where = named_path(out) if out is not None else None
+    if where is not None:
+        check_writable(where / "result")
     target = open_target(target)
     order = _order(inits, methods, target)
     settings = _evaluation_only(overrides or {})
@@ -182,7 +185,7 @@ def evaluate_all(
     if run is not None:
         for name in {"evaluation", "embeddings"}.intersection(run.names()):
             run.folder(name).sweep()
-    where, elsewhere = named_path(out) if out is not None else None, None
+    elsewhere = None
     results = []
     for init, names in order:
         start = time.perf_counter()

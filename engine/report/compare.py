@@ -8,7 +8,8 @@ from typing import Any
 
 from .. import __version__
 from ..command_line import shell_command
-from ..files import Folder, check_output
+from ..files import Folder, Output, check_outputs
+from ..inputs import open_regular
 from .comparison import (
     ComparedRun,
     baseline_cell,
@@ -25,7 +26,13 @@ from .page import draw, render, with_pictures
 from .style import can_draw
 from .tables import COMPARES, Cell, Section, Table, accuracy_text, protocols, published_cells, published_sets, row
 
-MADE_BY = "simclr-engine compare"  # in the title of the page: the next one may replace it
+# The page begins with this, by which the next one knows that it may replace it.
+BEGINNING = b"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="generator" content="simclr-engine compare">
+"""
 
 
 def write_comparison(runs: Sequence[ComparedRun], out: Path, overwrite: bool = False) -> Path:
@@ -35,9 +42,15 @@ def write_comparison(runs: Sequence[ComparedRun], out: Path, overwrite: bool = F
         UsageError: something else lies at `out`.
         PlatformError: jinja2 is not installed, or the page cannot be written.
     """
-    check_output(out, MADE_BY.encode(), overwrite)
+    check_outputs(Output(out, is_comparison), overwrite=overwrite)
     Folder.open(out.parent, make=True).write_text(out.name, render_comparison(runs, out))
     return out
+
+
+def is_comparison(path: Path) -> bool:
+    """Whether `compare` wrote the page; OSError where it cannot be read."""
+    with open_regular(path) as file:
+        return file.read(len(BEGINNING)) == BEGINNING
 
 
 def render_comparison(runs: Sequence[ComparedRun], out: Path) -> str:
@@ -54,7 +67,7 @@ def render_comparison(runs: Sequence[ComparedRun], out: Path) -> str:
         _reproduce_section(runs, out),
     ]
     top: dict[str, Any] = {"heading": heading, "names": [run.name for run in runs], "warnings": notes(runs)}
-    return render("compare.html.j2", f"{heading} — {MADE_BY}", sections, __version__, **top)
+    return render("compare", f"{heading} — simclr-engine compare", sections, __version__, **top)
 
 
 def _runs_section(runs: Sequence[ComparedRun]) -> Section:

@@ -146,7 +146,7 @@ def render_page(content: ReportContent, drawn: Sequence[DrawnPicture]) -> str:
         Section("Reproduce", code=commands(content), folded=folded),
     ]
     return render(
-        "report.html.j2",
+        "report",
         f"{name} — simclr-engine report",
         sections,
         str(content.run.environment.get("version", "")),
@@ -158,11 +158,11 @@ def render_page(content: ReportContent, drawn: Sequence[DrawnPicture]) -> str:
     )
 
 
-def render(template: str, title: str, sections: Sequence[Section | None], version: str, **top: Any) -> str:
+def render(command: str, title: str, sections: Sequence[Section | None], version: str, **top: Any) -> str:
     """A whole page.
 
     Args:
-        template: its file in templates/.
+        command: what writes it, of `simclr-engine`; its template has the same name.
         title: of the browser's tab.
         sections: its parts in order; None for those that there is nothing to say in.
         version: of this software.
@@ -176,7 +176,8 @@ def render(template: str, title: str, sections: Sequence[Section | None], versio
         if section is not None:
             anchor = re.sub(r"[^a-z0-9]+", "-", section.heading.lower()).strip("-") or "part"
             shown[f"{anchor}-{len(shown)}" if anchor in shown else anchor] = section
-    return _templates().get_template(template).render(title=title, sections=shown, version=version, **top)
+    template = _templates().get_template(f"{command}.html.j2")
+    return template.render(command=command, title=title, sections=shown, version=version, **top)
 
 
 @lru_cache(maxsize=1)

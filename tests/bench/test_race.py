@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import signal
+import subprocess
 import sys
+import threading
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +18,11 @@ import pytest
 import torch
 
 from simclr_engine.bench import race as subject
-from simclr_engine.bench.race import Entry, draw, race, summary
+from simclr_engine.bench.race import Entry, draw, main, race, summary
 from simclr_engine.data.store import ImageStore
-from simclr_engine.errors import CheckFailed, DataError, UsageError
+from simclr_engine.errors import CheckFailed, DataError, EngineError, PlatformError, UsageError
 from simclr_engine.run import Run
-from simclr_engine.stopping import Interrupted
+from simclr_engine.stopping import Interrupted, end_in_order
 from simclr_engine.training import Trainer
 
 RECIPE = """
@@ -53,11 +56,11 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
     stores = [ImageStore.from_arrays(images[i::4], labels[i::4], name="grays", split=str(i)) for i in range(2)]
     monkeypatch.setattr(subject, "_splits", lambda entry: tuple(stores))
 
-    def run(heat: Sequence[Entry]) -> list[str]:
+    def run(heat: Sequence[Entry]) -> dict[str, int]:
         for entry in heat:
-            if not subject._is_done(entry):
+            if "missing" in subject._row_of(entry):
                 subject.enter(entry)
-        return []
+        return {}
 
     monkeypatch.setattr(subject, "_run", run)
 
@@ -87,10 +90,78 @@ def test_a_race_that_cannot_be_meant_is_refused(given: dict[str, Any], said: str
     assert not (tmp_path / "races").exists()
 
 
-def test_an_entry_that_fails_is_named_and_the_others_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(subject, "_run", lambda heat: [f"{entry.contender}, seed {entry.seed}" for entry in heat])
-    with pytest.raises(CheckFailed, match="cifar10-sgd, seed 0, cifar10-sgd, seed 1"):
+@pytest.mark.parametrize(
+    ("codes", "kind"), [([4, 4], DataError), ([3, 3], PlatformError), ([4, 3], CheckFailed), ([-9, -9], CheckFailed)]
+)
+def test_an_entry_that_fails_is_named_and_the_others_are_kept(
+    codes: list[int], kind: type[EngineError], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing = iter(codes)
+    monkeypatch.setattr(subject, "_run", lambda heat: {f"{e.contender}, seed {e.seed}": next(failing) for e in heat})
+    with pytest.raises(kind, match="cifar10-sgd, seed 0, cifar10-sgd, seed 1"):
         race("digits", tmp_path, pflop=1, contenders=["cifar10-sgd"], seeds=2)
+
+
+def _entry(folder: Path | str) -> Entry:
+    return Entry("cifar10-sgd", 0, "digits", None, 1.0, False, 1, str(folder))
+
+
+def test_an_error_of_an_entry_is_told_as_the_command_line_tells_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(entry: Entry) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", entry.folder)
+
+    monkeypatch.setattr(subject, "enter", full)
+    with pytest.raises(SystemExit) as ended:
+        main(json.dumps(asdict(_entry(tmp_path))))
+    assert ended.value.code == PlatformError.exit_code and str(tmp_path) in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_any_process_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subject, "_run", None)
+    with pytest.raises(PlatformError, match="/proc/nope"):
+        race("digits", Path("/proc/nope"), pflop=1)
+
+
+@pytest.mark.parametrize("text", ['{"my": 1}', "[1, 2]", "{", '{"entry": {}, "accuracy": {"linear": "high"}}'])
+def test_a_file_in_the_place_of_a_row_is_named_before_anything_is_trained(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(subject, "_run", None)
+    mine = tmp_path / "cifar10-sgd-1pflop-seed1" / "row.json"
+    mine.parent.mkdir()
+    mine.write_text(text)
+    with pytest.raises(DataError, match=str(mine)):
+        race("digits", tmp_path, pflop=1, contenders=["cifar10-sgd"], seeds=2)
+    assert mine.read_text() == text
+
+
+def test_a_race_that_is_stopped_or_fails_leaves_no_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SIGTERM to the race alone, and an error where its second process is started."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(call: list[str], **more: Any) -> subprocess.Popen[bytes]:
+        if len(started) == 2:
+            raise BlockingIOError
+        started.append(popen(["sleep", "600"]))
+        return started[-1]
+
+    popen = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", start)
+    timer = threading.Timer(0.5, signal.pthread_kill, (threading.get_ident(), signal.SIGTERM))
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        end_in_order()
+        timer.start()
+        with pytest.raises(SystemExit):
+            subject._run([_entry(tmp_path)])
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    with pytest.raises(BlockingIOError):
+        subject._run([_entry(tmp_path)] * 2)
+    assert [process.returncode for process in started] == [-signal.SIGTERM] * 2
 
 
 def test_held_out_images_are_a_tenth_of_train_and_not_trained_on() -> None:

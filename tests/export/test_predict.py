@@ -286,7 +286,7 @@ def test_its_own_files_are_replaced_and_those_of_others_are_not(model: Path, dat
     for _ in range(2):
         assert run(*call).exit_code == 0
     written = {path: path.read_bytes() for path in (sheet, table)}
-    photo = {sheet: encode(noise(1)), table: b"path,truth\n1,2\n"}
+    photo = {sheet: encode(noise(1)), table: b"path,truth,class,confidence,my notes\n1,2,3,4,5\n"}
     for mine, content in photo.items():
         mine.write_bytes(content)
         refused = run(*call)

@@ -17,7 +17,7 @@ from fixtures.synthetic_run import write_run
 from simclr_engine import evaluate
 from simclr_engine.checkpoint import encoder_metadata, save_weights
 from simclr_engine.data.store import ImageStore
-from simclr_engine.errors import CheckFailed, DataError, UsageError
+from simclr_engine.errors import CheckFailed, DataError, PlatformError, UsageError
 from simclr_engine.evaluation import evaluate_all, protocol
 from simclr_engine.evaluation.linear import LinearProbe
 from simclr_engine.evaluation.metrics import count_pairs
@@ -176,6 +176,11 @@ def test_a_single_set_of_images_is_refused(run: Run, splits: tuple[ImageStore, I
 def test_copies_of_train_in_test_are_refused(run: Run, splits: tuple[ImageStore, ImageStore]) -> None:
     with pytest.raises(DataError, match="memory test"):
         evaluate(run, (splits[0], splits[0]))
+
+
+def test_a_place_that_cannot_be_written_is_told_before_anything_is_opened() -> None:
+    with pytest.raises(PlatformError, match="/proc/results"):
+        evaluate_all("no such run", "no such data", out="/proc/results")
 
 
 @pytest.mark.parametrize(

@@ -235,6 +235,8 @@ def test_a_file_that_compare_did_not_write_is_replaced_only_when_asked(tmp_path:
     for options in (["--overwrite"], []):  # then it is one of ours
         done = CliRunner().invoke(command, [*runs, *options])
         assert done.exit_code == 0 and "2 runs side by side" in page.read_text()
+    page.write_text("#!/bin/sh\nsimclr-engine compare a b\n")  # the words of ours make it none
+    assert isinstance(CliRunner().invoke(command, runs).exception, UsageError)
 
 
 def test_what_all_runs_have_in_common_is_said_once(tmp_path: Path) -> None:
