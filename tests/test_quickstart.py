@@ -39,7 +39,7 @@ def test_it_runs_and_shows_progress_pictures_and_accuracies(tmp_path: Path, monk
     client.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
 
     said = text(notebook)
-    assert "[100%] epoch 1.00  loss" in said and "\x1b" not in said and "Traceback" not in said
+    assert "[100%] epoch 2.00  loss" in said and "\x1b" not in said and "Traceback" not in said
     shares = {name: float(share) for name, share in re.findall(r"^(\w+ +\w+) +([\d.]+)%$", said, re.MULTILINE)}
     assert len(shares) == 4 and all(0 < share <= 100 for share in shares.values())
     assert len(pictures(notebook)) == PICTURES and min(map(len, pictures(notebook))) > 5_000
@@ -50,7 +50,7 @@ def test_what_is_committed_was_run_from_top_to_bottom() -> None:
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
-    assert len(pictures(notebook)) == PICTURES and "[100%] epoch 1.00  loss" in text(notebook)
+    assert len(pictures(notebook)) == PICTURES and "[100%] epoch 2.00  loss" in text(notebook)
     assert NOTEBOOK.stat().st_size < 500_000
     held = NOTEBOOK.read_text("utf-8")
     assert not [place for place in (str(ROOT), str(Path.home()), "/tmp/") if place in held]

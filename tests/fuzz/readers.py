@@ -285,7 +285,7 @@ def _read_neighbours(path: Path, room: Room) -> None:
 
     found = load_neighbours(path.rename(room.input / "r.npz").parent, "r")
     if found is not None:
-        found.class_names[found.labels], found.class_names[found.query_labels]
+        [found.class_names[row] for row in (*found.labels.flat, *found.query_labels)]
     _say(found is not None)
 
 
