@@ -152,6 +152,8 @@ def test_a_race_that_is_stopped_or_fails_leaves_no_process(tmp_path: Path, monke
     timer = threading.Timer(0.5, signal.pthread_kill, (threading.get_ident(), signal.SIGTERM))
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
+        for number in handlers:
+            signal.signal(number, signal.SIG_DFL)
         end_in_order()
         timer.start()
         with pytest.raises(SystemExit):
