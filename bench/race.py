@@ -25,7 +25,7 @@ from simclr_engine.errors import CheckFailed, DataError, EngineError, PlatformEr
 from simclr_engine.files import check_writable, write_atomic
 from simclr_engine.run import public_name
 from simclr_engine.sealing import read_json, sealed_json
-from simclr_engine.stopping import Interrupted
+from simclr_engine.stopping import Interrupted, end_in_order
 from simclr_engine.terminal import prepare_streams, say_error
 
 from .rows import Row, missing_row, single_row
@@ -358,4 +358,5 @@ def main(entry: str) -> None:
 
 if __name__ == "__main__":
     prepare_streams()
+    end_in_order()
     main(sys.argv[1])

@@ -14,7 +14,7 @@ from importlib.util import find_spec
 
 import click
 
-from ..boundary import engine_error
+from ..boundary import DISTRIBUTIONS, engine_error
 from ..terminal import tell
 from .options import print_json
 
@@ -86,7 +86,8 @@ def _guarded(name: str, look: Callable[[], list[Finding]]) -> list[Finding]:
     try:
         return look()
     except ModuleNotFoundError as error:
-        return [(name, False, f"{error.name} is not installed: pip install {name}")]
+        missing = str(error.name)
+        return [(name, False, f"{missing} is not installed: pip install {DISTRIBUTIONS.get(missing, missing)}")]
     except Exception as error:  # packages raise all kinds while they are imported
         ours = engine_error(error)
         said = (ours.cause, ours.saw, ours.fix) if ours else (f"{type(error).__name__}: {error}",)

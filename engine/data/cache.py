@@ -174,7 +174,9 @@ def write_meta(entry: Path, meta: Meta) -> None:
     try:
         Folder.open(entry, "the packed images to the cache").write("meta.json", document)
     except PlatformError as error:
-        raise unusable(error.__cause__) if isinstance(error.__cause__, OSError) else error from error
+        if isinstance(error.__cause__, OSError):
+            raise unusable(error.__cause__) from error
+        raise
 
 
 def read_labels(entry: Path, split: str) -> NDArray[np.int64] | None:
