@@ -7,13 +7,16 @@ They are computed here from counts, so that kNN and the probe of a file need not
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 CALIBRATION_BINS = 15  # Guo et al. 2017 (arXiv 1706.04599) use 15 equally wide bins
 SAMPLE = 10_000  # feature rows that the statistics look at
@@ -45,68 +48,9 @@ class Scores:
     notes: tuple[str, ...]
 
 
-@dataclass(frozen=True, eq=False)
-class Confusion:
-    """The cells of a confusion matrix that are not zero: there are no more of them than images, whatever C is.
-
-    Attributes:
-        classes: number of classes C.
-        true, predicted, count: int64 `[n]`, a cell each, in the order of the matrix.
-    """
-
-    classes: int
-    true: NDArray[np.int64]
-    predicted: NDArray[np.int64]
-    count: NDArray[np.int64]
-
-    @classmethod
-    def of_matrix(cls, matrix: NDArray[np.int64]) -> Confusion:
-        """From int64 `[C, C]`, row = true class; ValueError for another shape."""
-        if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
-            raise ValueError(f"a confusion matrix must be [C, C], saw {list(matrix.shape)}")
-        true, predicted = np.nonzero(matrix)
-        return cls(len(matrix), true, predicted, matrix[true, predicted])
-
-    @classmethod
-    def from_dict(cls, plain: Mapping[str, Any] | list[list[int]], classes: int) -> Confusion:
-        """From what `to_dict` gave, or the rows of the whole matrix, as earlier versions wrote them.
-
-        Raises:
-            ValueError, KeyError, TypeError, OverflowError: it is neither, or not of so many classes.
-        """
-        if isinstance(plain, list):
-            found = cls.of_matrix(np.asarray(plain, dtype=np.int64))
-        else:
-            found = cls(classes, *(np.asarray(plain[name], dtype=np.int64) for name in CELLS))
-        cells = (found.true, found.predicted, found.count)
-        if found.classes != classes or len({one.shape for one in cells}) > 1 or found.count.ndim != 1:
-            raise ValueError(f"{classes} classes, confusion of {found.classes} with {[list(c.shape) for c in cells]}")
-        if any(one.size and not 0 <= one.min() <= one.max() < classes for one in cells[:2]) or (found.count < 0).any():
-            raise ValueError("the confusion names classes that there are not, or counts below zero")
-        return found
-
-    def to_dict(self) -> dict[str, list[int]]:
-        """Plain lists of equal length: `true`, `predicted`, `count`."""
-        return {name: getattr(self, name).tolist() for name in CELLS}
-
-    def matrix(self) -> NDArray[np.int64]:
-        """The whole matrix, int64 `[C, C]`: row = true class, column = predicted class."""
-        whole = np.zeros((self.classes, self.classes), dtype=np.int64)
-        whole[self.true, self.predicted] = self.count
-        return whole
-
-    def of_each(self, classes: NDArray[np.int64], where: NDArray[np.bool_] | None = None) -> NDArray[np.int64]:
-        """Images of each class, int64 `[C]`, by `true` or `predicted`; only of the cells `where` it holds."""
-        total = np.zeros(self.classes, dtype=np.int64)
-        np.add.at(total, classes, self.count if where is None else self.count * where)
-        return total
-
-
-CELLS = ("true", "predicted", "count")
-
-
-def count_pairs(labels: NDArray[np.int64], predictions: NDArray[np.int64], classes: int) -> Confusion:
-    """The confusion of predictions.
+def confusion_matrix(labels: NDArray[np.int64], predictions: NDArray[np.int64], classes: int) -> csr_array:
+    """Counts, sparse int64 `[C, C]`: row = true class, column = predicted class. It has no more cells than images,
+    whatever C is.
 
     Args:
         labels: int64 `[N]`, true classes in 0..classes-1.
@@ -116,6 +60,8 @@ def count_pairs(labels: NDArray[np.int64], predictions: NDArray[np.int64], class
     Raises:
         ValueError: lengths differ, nothing to count, or an index outside 0..C-1.
     """
+    from scipy.sparse import csr_array
+
     if labels.shape != predictions.shape or labels.ndim != 1:
         raise ValueError(f"labels {labels.shape} and predictions {predictions.shape} must both be [N]")
     if len(labels) == 0:
@@ -123,9 +69,7 @@ def count_pairs(labels: NDArray[np.int64], predictions: NDArray[np.int64], class
     for what, values in (("labels", labels), ("predictions", predictions)):
         if int(values.min()) < 0 or int(values.max()) >= classes:
             raise ValueError(f"{what} must lie in 0..{classes - 1}, saw {int(values.min())}..{int(values.max())}")
-    flat = labels.astype(np.int64) * classes + predictions
-    cells, count = np.unique(flat, return_counts=True)
-    return Confusion(classes, cells // classes, cells % classes, count)
+    return csr_array((np.ones(len(labels), dtype=np.int64), (labels, predictions)), shape=(classes, classes))
 
 
 def _ratio(numerator: NDArray[np.int64], denominator: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -133,22 +77,22 @@ def _ratio(numerator: NDArray[np.int64], denominator: NDArray[np.int64]) -> NDAr
     return np.divide(numerator, denominator, out=np.zeros(len(numerator)), where=denominator > 0)
 
 
-def score(confusion: Confusion, class_names: Sequence[str]) -> Scores:
-    """Every score of a confusion.
+def score(confusion: csr_array, class_names: Sequence[str]) -> Scores:
+    """Every score of a confusion matrix `[C, C]` (row = truth), sparse or not.
 
     Macro averages run over the classes that have test images; the notes name the others.
 
     Raises:
-        ValueError: it is not of the given classes, or holds no image.
+        ValueError: the matrix is not `[C, C]` for the given names, or holds no image.
     """
     classes = len(class_names)
-    if confusion.classes != classes:
-        raise ValueError(f"a confusion of {confusion.classes} classes must have as many names, saw {classes}")
-    total = int(confusion.count.sum())
+    if confusion.shape != (classes, classes):
+        raise ValueError(f"confusion must be [{classes}, {classes}] for {classes} class names, saw {confusion.shape}")
+    total = int(confusion.sum())
     if total == 0:
         raise ValueError("there is nothing to score: the confusion matrix is empty")
-    hits = confusion.of_each(confusion.true, confusion.true == confusion.predicted)
-    support, predicted = confusion.of_each(confusion.true), confusion.of_each(confusion.predicted)
+    hits = confusion.diagonal()
+    support, predicted = confusion.sum(1), confusion.sum(0)
     recall, precision = _ratio(hits, support), _ratio(hits, predicted)
     # F1 and IoU from counts, not from recall and precision: one zero case instead of three.
     f1, iou = _ratio(2 * hits, support + predicted), _ratio(hits, support + predicted - hits)

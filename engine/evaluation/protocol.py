@@ -21,7 +21,7 @@ from ..files import Folder, check_writable, named_path
 from ..run import Run
 from .encoders import INITS, Encoder, Target, open_target
 from .methods import Prediction, Training, predict_knn, predict_linear, predict_probe
-from .metrics import count_pairs, expected_calibration_error, feature_statistics, score
+from .metrics import confusion_matrix, expected_calibration_error, feature_statistics, score
 from .records import RESULTS, Outcome, save_features
 from .result import FROZEN, EvaluationResult, FoldScores
 from .splits import (
@@ -325,7 +325,7 @@ def _run_method(name: str, encoder: Encoder, evaluation: Evaluation, start: floa
         part.verify()
     truth = store.labels[rows]
     folds = tuple(map(_fold_scores, splits, predictions)) if crossed else ()
-    confusion = count_pairs(truth, classes, len(test.class_names))
+    confusion = confusion_matrix(truth, classes, len(test.class_names))
     words = encoder.words if name in FROZEN else f"from {encoder.start}"
     result = EvaluationResult.from_scores(
         score(confusion, test.class_names),

@@ -7,12 +7,15 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..errors import DataError
-from .metrics import ClassScores, Confusion, Scores
+from .metrics import ClassScores, Scores
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 METHOD_NAMES = {
     "linear": "linear probe",
@@ -54,7 +57,7 @@ class EvaluationResult:
         init: `pretrained`, or `scratch` for the randomly initialised encoder under the same protocol.
         protocol: one sentence that says how the numbers were made; it is printed beside them everywhere.
         per_class: one row per class, in label order.
-        confusion: how many images of which class were taken for which.
+        confusion: sparse int64 `[C, C]`, row = true class, column = predicted class.
         ece: expected calibration error over 15 bins.
         seconds: wall time of features (0 where they came from the cache) and method.
         notes: what a reader must know to trust the numbers (convergence, absent classes, overlap, collapse).
@@ -85,7 +88,7 @@ class EvaluationResult:
     f1_weighted: float
     mean_iou: float
     per_class: tuple[ClassScores, ...]
-    confusion: Confusion
+    confusion: csr_array
     ece: float
     seconds: float
     notes: tuple[str, ...] = ()
@@ -141,7 +144,7 @@ class EvaluationResult:
         plain = {name: getattr(self, name) for name in self.__dataclass_fields__}
         return plain | {
             "per_class": [asdict(row) for row in self.per_class],
-            "confusion": self.confusion.to_dict(),
+            "confusion": _cells(self.confusion),
             "notes": list(self.notes),
             "also": dict(self.also),
             "features": dict(self.features),
@@ -164,7 +167,7 @@ class EvaluationResult:
         try:
             known = {name: plain[name] for name in cls.__dataclass_fields__ if name in plain}
             known["per_class"] = tuple(ClassScores(**row) for row in plain["per_class"])
-            known["confusion"] = Confusion.from_dict(plain["confusion"], len(known["per_class"]))
+            known["confusion"] = _confusion(plain["confusion"], len(known["per_class"]))
             known["notes"] = tuple(str(note) for note in plain.get("notes", ()))
             known["folds"] = tuple(FoldScores(**row) for row in plain.get("folds", ()))
             known["history"] = tuple(dict(row) for row in plain.get("history", ()))
@@ -302,3 +305,27 @@ def points(fraction: float, images: int) -> str:
 def standard_error(result: EvaluationResult) -> float:
     """Of the accuracy, as a fraction, from the number of test images alone (binomial)."""
     return math.sqrt(result.accuracy * (1 - result.accuracy) / result.test_images)
+
+
+def _cells(confusion: csr_array) -> dict[str, list[int]]:
+    """The cells that are not zero, row by row: three lists of one length."""
+    found = confusion.tocoo()
+    return {"true": found.row.tolist(), "predicted": found.col.tolist(), "count": found.data.tolist()}
+
+
+def _confusion(plain: Any, classes: int) -> csr_array:
+    """From what `_cells` gave, or the rows of the whole matrix, as earlier versions wrote them.
+
+    Raises:
+        ValueError, KeyError, TypeError, OverflowError: it is neither, or not of so many classes.
+    """
+    from scipy.sparse import csr_array
+
+    if isinstance(plain, list):
+        found = csr_array(np.asarray(plain, dtype=np.int64))
+    else:
+        true, predicted, count = (np.asarray(plain[name], dtype=np.int64) for name in ("true", "predicted", "count"))
+        found = csr_array((count, (true, predicted)), shape=(classes, classes))
+    if found.shape != (classes, classes) or (found.data < 0).any():
+        raise ValueError(f"{classes} classes, confusion {found.shape} with counts from {found.data.min()}")
+    return found

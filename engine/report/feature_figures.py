@@ -510,16 +510,14 @@ def _spectrum(both: Sequence[Embeddings | None], headline: Comparison | None) ->
     pictures = [Picture("spectrum", FEATURES, caption, partial(collapse_figure, *spectra, images=images))]
     if headline is None:
         return pictures
-    shown = headline.shown
-    counts = [result.confusion.of_each(result.confusion.predicted) if result else None for result in headline.both]
+    shown, counts = headline.shown, [result.confusion.sum(0) if result else None for result in headline.both]
     named = ", ".join(
         f"{int((count > 0).sum()):,} of {len(count):,} on the {encoder} encoder (one for "
         f"{100 * count.max() / max(1, count.sum()):.0f} % of the images)"
         for count, encoder in zip(counts, ENCODERS, strict=True)
         if count is not None
     )
-    support = shown.confusion.of_each(shown.confusion.true)
-    options: dict[str, Any] = {"class_names": shown.class_names, "support": support}
+    options: dict[str, Any] = {"class_names": shown.class_names, "support": shown.confusion.sum(1)}
     options |= {"trained_counts": counts[0], "scratch_counts": counts[1], "title": headline.name}
     draw = partial(collapse_figure, None, None, **options)
     caption = f"Classes that are named at all: {named}.{unnamed(shown.class_names)}"

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -16,7 +16,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator, NullLocator, PercentFor
 from numpy.typing import NDArray
 
 from ..errors import counted
-from ..evaluation.metrics import CALIBRATION_BINS, Confusion
+from ..evaluation.metrics import CALIBRATION_BINS
 from ..evaluation.records import load_predictions, load_steps, result_id
 from ..evaluation.result import FROZEN, Comparison, EvaluationResult, percent, standard_error
 from .content import first_capital, short_name
@@ -51,6 +51,9 @@ from .style import (
     wrapped,
 )
 from .tables import accuracy
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 MOST_CELLS = 18  # classes; beyond, a matrix is no longer legible
 MOST_NUMBERS = 12  # with more, names are shorter too, and stand upright
@@ -183,16 +186,16 @@ def _look(colour: str, marker: str, dashes: Any) -> dict[str, Any]:
 
 
 def confusion_figure(
-    confusion: Confusion, class_names: Sequence[str], *, title: str = "", theme: Theme = LIGHT
+    confusion: csr_array, class_names: Sequence[str], *, title: str = "", theme: Theme = LIGHT
 ) -> Figure:
-    """Which class is taken for which, shown as a share of each true class.
+    """Which class is taken for which: sparse int64 `[C, C]`, row = true class, shown as a share of each row.
 
     Above 18 classes the most frequent confusions are listed instead of a matrix that nobody can read.
     """
     with theme.applied(class_names):
         if len(class_names) > MOST_CELLS:
             return _top_confusions(confusion, class_names, title, theme)
-        return _matrix(confusion.matrix(), class_names, title, theme)
+        return _matrix(confusion.toarray(), class_names, title, theme)
 
 
 def _matrix(confusion: NDArray[np.int64], class_names: Sequence[str], title: str, theme: Theme) -> Figure:
@@ -226,11 +229,11 @@ def _readable(cell: tuple[float, ...]) -> str:
     return "#ffffff" if (1.05 / (luminance + 0.05)) > ((luminance + 0.05) / 0.05) else "#111820"
 
 
-def _top_confusions(confusion: Confusion, class_names: Sequence[str], title: str, theme: Theme) -> Figure:
-    wrong = np.flatnonzero(confusion.true != confusion.predicted)
-    order = wrong[np.argsort(-confusion.count[wrong], kind="stable")[:SHOWN]]
-    cells = confusion.true[order].tolist(), confusion.predicted[order].tolist(), confusion.count[order].tolist()
-    pairs, counts, support = list(zip(*cells[:2], strict=True)), cells[2], confusion.of_each(confusion.true)
+def _top_confusions(confusion: csr_array, class_names: Sequence[str], title: str, theme: Theme) -> Figure:
+    cells, support = confusion.tocoo(), confusion.sum(1)
+    wrong = np.flatnonzero(cells.row != cells.col)
+    order = wrong[np.argsort(-cells.data[wrong], kind="stable")[:SHOWN]]
+    pairs, counts = list(zip(cells.row[order], cells.col[order], strict=True)), cells.data[order].tolist()
     heading = titled(title, f"most frequent confusions of {len(class_names):,} classes")
     figure, axes = new_figure(heading, 0.9 + 0.16 * max(3, len(pairs)))
     axes.barh(range(len(pairs)), counts, color=theme.chance, height=0.7)

@@ -19,7 +19,7 @@ from fixtures.untrained_run import write_untrained_run
 from simclr_engine.data import ImageStore, load_data
 from simclr_engine.evaluation.features import encoder_hash, extract_features
 from simclr_engine.evaluation.linear import fit_linear
-from simclr_engine.evaluation.metrics import count_pairs, score
+from simclr_engine.evaluation.metrics import confusion_matrix, score
 from simclr_engine.evaluation.records import save_result
 from simclr_engine.evaluation.result import EvaluationResult
 from simclr_engine.export import writer
@@ -128,7 +128,7 @@ def _write_probe(
     features = extract_features(encoder, store.images[rows], spec.mean, spec.std)
     labels = store.labels[rows]
     probe = fit_linear(features, labels, C=1.0)
-    confusion = count_pairs(labels, probe.predict_proba(features, 10).argmax(1), 10)
+    confusion = confusion_matrix(labels, probe.predict_proba(features, 10).argmax(1), 10)
     about = {"method": "linear", "init": "pretrained", "protocol": "a test's", "ece": 0.0, "seconds": 0.0}
     about |= {"data": "digits", "train_images": 300, "test_images": 300, "limit": limit}
     scores = score(confusion, store.class_names)

@@ -11,13 +11,14 @@ import numpy as np
 import onnx
 import pytest
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 
 from fixtures.tiny_model import tiny_features, tiny_model
 from simclr_engine.cli.export import command
 from simclr_engine.data import load_data
 from simclr_engine.errors import CheckFailed, DataError, UsageError
 from simclr_engine.evaluation.linear import LinearProbe
-from simclr_engine.evaluation.metrics import Confusion, score
+from simclr_engine.evaluation.metrics import score
 from simclr_engine.evaluation.result import EvaluationResult
 from simclr_engine.export import OnnxEncoder, export_onnx, probe, writer
 from simclr_engine.export.probe import ChosenProbe, attach_probe, choose_probe, fold_standardiser
@@ -41,7 +42,7 @@ def _chosen(classes: tuple[int, ...] = (0, 2, 3), mean: float = 64.0) -> ChosenP
         iterations=3,
         chosen=False,
     )
-    scores = score(confusion := Confusion.of_matrix(np.eye(4, dtype=np.int64)), NAMES)
+    scores = score(confusion := csr_array(np.eye(4, dtype=np.int64)), NAMES)
     result = EvaluationResult.from_scores(
         scores,
         confusion=confusion,

@@ -438,11 +438,13 @@ def _sealed(model: bytes) -> bytes:
 
 def result_seeds() -> list[Seed]:
     """What an evaluation leaves on disk, and a packed source in the cache."""
-    from simclr_engine.evaluation.metrics import Confusion, score
+    from scipy.sparse import csr_array
+
+    from simclr_engine.evaluation.metrics import score
     from simclr_engine.evaluation.records import Neighbours, Predictions
     from simclr_engine.evaluation.result import EvaluationResult, FoldScores
 
-    confusion = Confusion.of_matrix(np.array([[3, 1], [0, 4]]))
+    confusion = csr_array(np.array([[3, 1], [0, 4]]))
     result = EvaluationResult.from_scores(
         score(confusion, ("ant", "bee")),
         method="linear",

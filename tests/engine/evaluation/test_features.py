@@ -261,7 +261,7 @@ def test_an_encoder_that_is_only_watched_passes(
 ) -> None:
     seen = plant(monkeypatch, lambda encoder: None)
     splits = photos(32, 10 + len(overrides)), photos(16, 20 + len(overrides))
-    assert evaluate(trained, splits, "head", overrides=overrides, out=tmp_path).confusion.count.sum() == 16
+    assert evaluate(trained, splits, "head", overrides=overrides, out=tmp_path).confusion.sum() == 16
     assert seen == [32, 16, *([16, 16] if len(overrides) > 2 else [])]
 
 

@@ -97,7 +97,7 @@ def test_a_run_is_evaluated_on_its_own_images_from_anywhere(tmp_path: Path, monk
     result = evaluate(run, method="knn")
     assert result.data == "photos" and SEEN in result.notes
     direct = evaluate(run, own, "knn")
-    assert direct.data == "photos" and direct.confusion.to_dict() == result.confusion.to_dict()
+    assert direct.data == "photos" and direct.to_dict()["confusion"] == result.to_dict()["confusion"]
     assert str(tmp_path) not in (tmp_path / "run" / "evaluation" / "photos-knn-pretrained.json").read_text().replace(
         str(run.directory), ""
     )

@@ -17,7 +17,7 @@ from fixtures.synthetic_run import neighbours, random_confusion, result
 from simclr_engine.data.store import ImageStore
 from simclr_engine.errors import DataError
 from simclr_engine.evaluation.linear import LinearProbe
-from simclr_engine.evaluation.metrics import count_pairs, score
+from simclr_engine.evaluation.metrics import confusion_matrix, score
 from simclr_engine.evaluation.records import (
     load_embeddings,
     load_neighbours,
@@ -79,7 +79,7 @@ PROBE = LinearProbe(ONES, ONES[0], ONES[0, :2], ONES[0, :2], np.arange(3), 1.0, 
 def of_many_classes(classes: int) -> EvaluationResult:
     """A result over two test images of each class."""
     guess = np.random.default_rng(0).integers(0, classes, 2 * classes)
-    confusion = count_pairs(np.arange(2 * classes) % classes, guess, classes)
+    confusion = confusion_matrix(np.arange(2 * classes) % classes, guess, classes)
     scores = score(confusion, [f"class {i}" for i in range(classes)])
     about = {"method": "linear", "init": "pretrained", "protocol": "", "ece": 0.0, "seconds": 0.0}
     return EvaluationResult.from_scores(scores, confusion=confusion, **about)

@@ -54,7 +54,7 @@ import numpy as np
 from simclr_engine.data.store import ImageStore
 from simclr_engine.evaluation.encoders import ScratchEncoder
 from simclr_engine.evaluation.methods import Training
-from simclr_engine.evaluation.metrics import count_pairs, feature_statistics, score
+from simclr_engine.evaluation.metrics import confusion_matrix, feature_statistics, score
 from simclr_engine.evaluation.protocol import METHODS
 from simclr_engine.evaluation.splits import make_splits
 from simclr_engine.recipe import Recipe
@@ -72,7 +72,7 @@ training = Training(lambda: Recipe.load("cifar10"), 0.0, False)
 for name in ("linear", "knn"):
     for split in make_splits(store, store):
         found = METHODS[name](encoder, split, training).classes
-        print(score(count_pairs(labels, found, 3), "abc").accuracy)
+        print(score(confusion_matrix(labels, found, 3), "abc").accuracy)
 print(feature_statistics(features).dim)
 """
     assert run(script).split() == ["1.0", "1.0", "3"]

@@ -12,10 +12,10 @@ import pytest
 from matplotlib import font_manager
 from matplotlib.figure import Figure
 from PIL import Image
+from scipy.sparse import csr_array
 
 from fixtures.figure_parts import pixels
 from fixtures.synthetic_run import random_confusion
-from simclr_engine.evaluation.metrics import Confusion
 from simclr_engine.report import pretraining_figures, result_figures, style
 from simclr_engine.report.style import DARK, LIGHT, THEMES, Theme, can_draw, label, to_png
 
@@ -122,7 +122,7 @@ def test_other_words_show_a_question_mark_for_what_cannot_be_drawn() -> None:
 
 
 def test_a_dollar_sign_is_a_dollar_sign() -> None:
-    figure = result_figures.confusion_figure(Confusion.of_matrix(np.eye(2, dtype=np.int64)), ["$a_1$", "\\frac{"])
+    figure = result_figures.confusion_figure(csr_array(np.eye(2, dtype=np.int64)), ["$a_1$", "\\frac{"])
     assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == ["$a_1$", "\\frac{"]
     assert not any(t.get_parse_math() for t in figure.axes[0].get_xticklabels())
     style.to_png(figure)
@@ -170,7 +170,7 @@ def test_no_name_makes_matplotlib_complain_of_a_missing_glyph() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for theme in (LIGHT, DARK):
-            to_png(result_figures.confusion_figure(Confusion.of_matrix(counts), names, theme=theme))
+            to_png(result_figures.confusion_figure(csr_array(counts), names, theme=theme))
             to_png(result_figures.per_class_figure(names, [0.5] * 7, [0.5] * 7, [0.5] * 7, [9] * 7, theme=theme))
     assert can_draw("cat")
 
