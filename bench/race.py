@@ -22,7 +22,8 @@ import numpy as np
 
 from simclr_engine.boundary import engine_error
 from simclr_engine.errors import CheckFailed, DataError, EngineError, PlatformError, UsageError
-from simclr_engine.files import check_writable, write_atomic
+from simclr_engine.files import write_atomic
+from simclr_engine.outputs import check_writable
 from simclr_engine.run import public_name
 from simclr_engine.sealing import read_json, sealed_json
 from simclr_engine.stopping import Interrupted, end_in_order

@@ -25,8 +25,9 @@ from numpy.typing import NDArray
 from simclr_engine.boundary import raise_fault
 from simclr_engine.bounds import LARGEST_INDEX
 from simclr_engine.errors import DataError, UsageError
-from simclr_engine.files import occupied, write_atomic
+from simclr_engine.files import write_atomic
 from simclr_engine.inputs import open_regular, read_bytes
+from simclr_engine.outputs import occupied
 from simclr_engine.sealing import NewerError, read_json, sealed_json
 
 FORMAT = 1

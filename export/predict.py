@@ -23,8 +23,9 @@ from simclr_engine.data.decode import FORMAT_NAMES
 from simclr_engine.data.sources import Selection, load_splits
 from simclr_engine.data.stream import Pictures, Window, windows
 from simclr_engine.errors import DataError, UsageError
-from simclr_engine.files import Output, png_by, write_atomic
+from simclr_engine.files import write_atomic
 from simclr_engine.inputs import open_regular
+from simclr_engine.outputs import Output, png_by
 
 from .embedder import Embedder, naming
 from .features import check_class_names

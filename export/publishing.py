@@ -11,8 +11,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from simclr_engine.errors import DataError, PlatformError, UsageError
-from simclr_engine.files import occupied
 from simclr_engine.locks import held_folder, sweep
+from simclr_engine.outputs import occupied
 
 from .description import description_path, description_text, is_description
 from .metadata import ModelFile, read_model, sidecar_path

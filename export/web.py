@@ -21,8 +21,9 @@ from typing import Any
 from simclr_engine.data.sources import Selection
 from simclr_engine.documents import to_json
 from simclr_engine.errors import CheckFailed, DataError, PlatformError, UsageError
-from simclr_engine.files import named_path, occupied
+from simclr_engine.files import named_path
 from simclr_engine.locks import held_folder, sweep
+from simclr_engine.outputs import occupied
 from simclr_engine.run import Run
 
 from .description import description_text

@@ -241,7 +241,7 @@ def _measure(
 
 
 def _check_outputs(overwrite: bool, out: Path | None, *pictures: Path | None) -> None:
-    from ..files import Output, check_outputs, png_by
+    from ..outputs import Output, check_outputs, png_by
     from ..sealing import is_sealed_document
 
     document = Output(out, lambda path: is_sealed_document(path, *DOCUMENT))

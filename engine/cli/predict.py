@@ -109,7 +109,7 @@ def command(
     from simclr_engine.export import predict as of
     from simclr_engine.export.embedder import open_embedder
 
-    from ..files import check_outputs
+    from ..outputs import check_outputs
     from ..progress import progress_bar
     from ..run import unfinished_notes
 

@@ -17,7 +17,8 @@ from ..data.arrays import is_pair, store_of
 from ..data.sources import PRETRAINING, Data, Selection, load_data, load_splits
 from ..data.store import ImageStore
 from ..errors import DataError, UsageError
-from ..files import Folder, check_writable, named_path
+from ..files import Folder, named_path
+from ..outputs import check_writable
 from ..run import Run
 from .encoders import INITS, Encoder, Target, open_target
 from .methods import Prediction, Training, predict_knn, predict_linear, predict_probe

@@ -8,8 +8,9 @@ from typing import Any
 
 from .. import __version__
 from ..command_line import shell_command
-from ..files import Folder, Output, check_outputs
+from ..files import Folder
 from ..inputs import open_regular
+from ..outputs import Output, check_outputs
 from .comparison import (
     ComparedRun,
     baseline_cell,

@@ -18,18 +18,14 @@ from simclr_engine.bounds import LARGEST_DOCUMENT
 from simclr_engine.errors import DataError, PlatformError, UsageError
 from simclr_engine.files import (
     Folder,
-    Output,
-    check_outputs,
     is_plain_name,
     named_path,
-    png_by,
     read_arrays,
     write_atomic,
     write_text_atomic,
 )
 from simclr_engine.inputs import read_bytes
 from simclr_engine.run import public_name
-from simclr_engine.sealing import BLANK, NewerError
 
 
 @pytest.fixture(params=["in an open directory", "by joined paths"], autouse=True)
@@ -298,56 +294,6 @@ def test_an_empty_path_is_refused_and_not_taken_for_the_working_directory() -> N
     with pytest.raises(UsageError, match="--out is empty"):
         named_path("")
     assert named_path("a") == Path("a")
-
-
-def _check(out: Path, overwrite: bool = False) -> None:
-    check_outputs(Output(out, lambda path: path.read_text() == "ours"), overwrite=overwrite)
-
-
-def test_an_output_is_replaced_where_it_is_ours_or_the_user_says_so(tmp_path: Path) -> None:
-    out = tmp_path / "compare.html"
-    _check(out)  # nothing is there
-    out.write_text("ours")
-    _check(out)
-    for foreign in (b"a thesis", b"\xff"):  # the second is no text, so that the look at it fails
-        out.write_bytes(foreign)
-        with pytest.raises(UsageError, match="not written by this command"):
-            _check(out)
-        _check(out, overwrite=True)
-    assert [path.name for path in tmp_path.iterdir()] == [out.name] and out.read_bytes() == b"\xff"
-    out.unlink()
-    out.symlink_to(tmp_path / "thesis")
-    for overwrite in (False, True):
-        with pytest.raises(UsageError, match="a link"):
-            _check(out, overwrite)
-
-
-def test_an_output_that_cannot_be_written_is_refused_before_any_work(tmp_path: Path) -> None:
-    _check(tmp_path / "new" / "folder" / "out")
-    assert not list(tmp_path.iterdir())
-    (tmp_path / "file").touch()
-    (tmp_path / "newer").write_text(BLANK.replace("seal 1", "seal 9"))
-    for out, why in (("/proc/out", "/proc/out"), (tmp_path / "file" / "out", "Not a directory")):
-        with pytest.raises(PlatformError, match=why):
-            _check(Path(out))
-    with pytest.raises(NewerError):
-        _check(tmp_path / "newer", overwrite=True)
-    with pytest.raises(UsageError, match="one name"):
-        check_outputs(*(Output(tmp_path / name, Path.is_file) for name in ("a", "b/../a")))
-    with pytest.raises(UsageError, match=r"end the name in \.png"):
-        check_outputs(Output(tmp_path / "a.foo", Path.is_file, ".png"))
-
-
-def test_a_picture_is_told_by_its_metadata_and_not_by_words_in_a_file(tmp_path: Path) -> None:
-    from matplotlib.figure import Figure
-
-    picture, is_ours = tmp_path / "a.png", png_by("simclr-engine bench")
-    for software, ours in (("simclr-engine bench", True), ("simclr-engine predict", False)):
-        Figure().savefig(picture, metadata={"Software": software})
-        assert is_ours(picture) is ours
-    picture.write_text("notes on simclr-engine bench")
-    with pytest.raises(UsageError, match="not written by this command"):
-        check_outputs(Output(picture, is_ours, ".png"))
 
 
 NOT_UTF8 = os.fsdecode(b"caf\xe9")
