@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-Row = dict[str, Any]
+from .rows import Row, figure, table_line
+
 KNOWN = ("name", "contender", "median", "p20", "p80", "unit", "repeats", "rows", "dtype", "views", "size")
 # What a device has to reach (median of a row, in its unit).
 GOALS = (
@@ -41,8 +42,8 @@ def _in_short(rows: list[Row]) -> list[str]:
     found = []
     for name, contender, goal, what in GOALS:
         value = _median(rows, name, contender)
-        said = "not measured" if value is None else f"{_figure(value)} ({value / goal:.2f} × the goal)"
-        found.append(f"- {what}, goal {_figure(goal)}: {said}")
+        said = "not measured" if value is None else f"{figure(value)} ({value / goal:.2f} × the goal)"
+        found.append(f"- {what}, goal {figure(goal)}: {said}")
     ratios = (
         ("a compiled step beside plain eager TF32, goal 2", "training step", "ours, compiled", "plain eager TF32 NCHW"),
         ("a compiled step beside ours not compiled", "training step", "ours, compiled", "ours, not compiled"),
@@ -79,7 +80,7 @@ def _to_tune(rows: list[Row]) -> list[str]:
     busy = [
         one for one in rows if one["contender"] in ("device busy", "layout changes of a step", "launches of a step")
     ]
-    found += [f"- Profile: {one['contender']} {_figure(one['median'])} {one['unit']}" for one in busy]
+    found += [f"- Profile: {one['contender']} {figure(one['median'])} {one['unit']}" for one in busy]
     return found or ["Nothing was measured that would say."]
 
 
@@ -88,7 +89,7 @@ def _choice(question: str, rows: list[Row], better: Callable[..., Row]) -> list[
     if len(there) < 2:
         return []
     best = better(there, key=lambda one: one["median"])
-    figures = ", ".join(f"{one['contender']} {_figure(one['median'])}" for one in there)
+    figures = ", ".join(f"{one['contender']} {figure(one['median'])}" for one in there)
     return [f"- {question} Best: **{best['contender']}** ({figures} {there[0]['unit']})"]
 
 
@@ -96,13 +97,6 @@ def _median(rows: list[Row], name: str, contender: str) -> float | None:
     return next((one["median"] for one in rows if (one["name"], one["contender"]) == (name, contender)), None)
 
 
-def _figure(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
-
-
 def _line(row: Row) -> str:
-    if row["median"] is None:
-        return f"| {row['name']} | {row['contender']} | not measured | | | | {row.get('note', '')} |"
     also = ", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items() if k not in KNOWN)
-    figures = " | ".join(_figure(row[k]) for k in ("median", "p20", "p80"))
-    return f"| {row['name']} | {row['contender'].replace('|', '/')} | {figures} | {row['unit']} | {also} |"
+    return f"{table_line(row)} {also if row['median'] is not None else row.get('note', '')} |"

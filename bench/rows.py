@@ -1,4 +1,5 @@
-"""The rows every benchmark writes, the document around them, and the floors that `--check` compares them with."""
+"""The rows every benchmark writes, the document around them, and the floors that `--check` compares them with.
+Loads no torch before it is needed."""
 
 from __future__ import annotations
 
@@ -8,12 +9,11 @@ from dataclasses import asdict, dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from simclr_engine.errors import CheckFailed
 from simclr_engine.timing import Timing
 
 if TYPE_CHECKING:
+    import torch
     from matplotlib.figure import Figure
 
 Row = dict[str, Any]
@@ -58,6 +58,17 @@ def single_row(name: str, contender: str, value: float, unit: str, **more: Any) 
 def missing_row(name: str, contender: str, unit: str, note: str = "not installed") -> Row:
     """A row for a contender that cannot run here, with the reason."""
     return {"name": name, "contender": contender, "median": None, "p20": None, "p80": None, "unit": unit, "note": note}
+
+
+def figure(value: float) -> str:
+    """Four significant digits, or a whole number."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def table_line(row: Row) -> str:
+    """A row as a line of a Markdown table: measured, contender, median, p20, p80, unit."""
+    figures = ["not measured", "", ""] if row["median"] is None else [figure(row[k]) for k in ("median", "p20", "p80")]
+    return f"| {' | '.join([row['name'], row['contender'].replace('|', '/'), *figures, row['unit']])} |"
 
 
 def first_line(error: Exception) -> str:
@@ -134,6 +145,8 @@ def peak_extra_bytes(call: Callable[[], object], device: torch.device) -> int:
     On CUDA from the caching allocator's own count; on the CPU, whose allocator keeps none, from the profiler's record
     of every allocation and release, added up in the order they happened.
     """
+    import torch
+
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         before = torch.cuda.memory_allocated(device)

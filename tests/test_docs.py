@@ -1,5 +1,5 @@
 """What README and docs name exists: links, headings, files, commands with their options, make targets, Python names.
-Accuracies that stand beside a link to their rows are those of the rows."""
+Accuracies and speeds in a table below a link to rows are those of the rows."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ import click
 import pytest
 
 from fixtures import ROOT
+from simclr_engine.bench.rows import table_line
 from simclr_engine.cli.main import COMMANDS
 from simclr_engine.layout import is_our_folder, is_ours
 
@@ -192,14 +193,31 @@ def numbers(value: Any) -> Iterator[float]:
         yield value
 
 
+def tables(page: Path) -> Iterator[tuple[str, Any, list[str]]]:
+    """Tables below a link to rows: the link, the document behind it, and the lines."""
+    for part in re.split(r"^#+ ", page.read_text("utf-8"), flags=re.MULTILINE):
+        for name, table in re.findall(r"\(([^()\s]+\.json)\)[^|]*?\n\n((?:\|.*\n)+)", part):
+            yield name, json.loads((page.parent / name).read_text("utf-8")), table.splitlines()
+
+
 @each_page
 def test_accuracies_are_those_of_the_rows_that_are_linked(page: Path) -> None:
     checked = 0
-    for part in re.split(r"^#+ ", page.read_text("utf-8"), flags=re.MULTILINE):
-        for name, table in re.findall(r"\(([^()\s]+\.json)\)[^|]*?\n\n((?:\|.*\n)+)", part):
-            kept = list(numbers(json.loads((page.parent / name).read_text("utf-8"))))
-            for figure in re.findall(r"(\d+\.\d+) %", table):
-                digits = len(figure.partition(".")[2])
-                assert any(abs(float(figure) - value) <= 0.51 * 10**-digits for value in kept), (name, figure)
-                checked += 1
+    for name, document, lines in tables(page):
+        kept = list(numbers(document))
+        for figure in re.findall(r"(\d+\.\d+) %", "\n".join(lines)):
+            digits = len(figure.partition(".")[2])
+            assert any(abs(float(figure) - value) <= 0.51 * 10**-digits for value in kept), (name, figure)
+            checked += 1
+    assert checked >= 40 or page.name != "results.md"
+
+
+@each_page
+def test_speeds_are_those_of_the_rows_that_are_linked(page: Path) -> None:
+    checked = 0
+    for name, document, lines in tables(page):
+        if lines[0].startswith("| measured | contender |"):
+            kept = {table_line(row) for row in document["rows"]}
+            assert not [line for line in lines[2:] if line.replace("**", "") not in kept], name
+            checked += len(lines) - 2
     assert checked >= 40 or page.name != "results.md"
