@@ -110,7 +110,7 @@ class Recording:
                 listener.close(error is None)
             with suppress(*(() if error is None else (PlatformError,))):
                 self._log.close()
-                self._tell_time()
+                self._write_environment()
 
     def log(self, event: str, row: dict[str, float]) -> None:
         """Writes a row to metrics.jsonl and TensorBoard, at the step of the trainer."""
@@ -169,20 +169,18 @@ class Recording:
                 others = finished_runs(self._lock.directory.absolute().parent)
                 number = 1 + max((run[0] for run in others), default=0)  # the order of runs, which no clock turns
                 self._environment.update(finished=True, ended=time.time(), number=number)
-                self._tell_time()
+                self._write_environment()
         environment = self._world.same(self._environment)
         directory = self._lock.directory
         # Other machines may not see the directory.
         return Run.open(directory) if folder is not None else Run(directory, trainer.recipe, environment)
 
-    def _tell_time(self) -> None:
+    def _write_environment(self) -> None:
+        """With the time up to now, so that a run that is killed keeps that of its last save."""
         seconds = self._spent + time.perf_counter() - self._clock.began
         uncounted = self._uncounted + self._clock.uncounted
         peak = peak_memory(self._trainer.platform)
         self._environment.update(seconds=seconds, uncounted_seconds=uncounted, peak_bytes=peak)
-        self._write_environment()
-
-    def _write_environment(self) -> None:
         self._lock.folder.write("environment.json", sealed_json(self._environment, "environment.json"))
 
     def _mend_names(self) -> None:

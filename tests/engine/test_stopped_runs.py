@@ -153,7 +153,20 @@ def test_a_run_cut_by_ctrl_c_closes_its_log_and_tells_its_time(
         train(tmp_path / "run")
     environment = Run.open(tmp_path / "run").environment
     assert len(closed) == 1 and environment["finished"] is False
-    assert (environment["seconds"] > 0 and environment["peak_bytes"] > 0) is (disk == "free")
+    assert environment["seconds"] > 0 and environment["peak_bytes"] > 0
+
+
+def test_a_run_that_is_killed_keeps_the_time_up_to_its_last_save(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began = time.perf_counter()
+    with monkeypatch.context() as patch:
+        patch.setattr(recording.Recording, "__exit__", lambda *_: None)  # nothing is written at the end
+        interrupted(tmp_path / "run", patch, step=10)
+    took = time.perf_counter() - began
+    spent = Run.open(tmp_path / "run").environment["seconds"]
+    assert took / 4 < spent < took
+    assert train(tmp_path / "run", resume=True).environment["seconds"] > spent
 
 
 def test_a_run_at_its_last_step_is_finished_when_it_goes_on(
