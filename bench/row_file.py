@@ -6,11 +6,10 @@ import contextlib
 import json
 import os
 from pathlib import Path
-from typing import Any
 
 from simclr_engine.documents import to_json
 
-Row = dict[str, Any]
+from .rows import Row
 
 
 class RowFile:

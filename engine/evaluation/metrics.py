@@ -78,7 +78,7 @@ def _ratio(numerator: NDArray[np.int64], denominator: NDArray[np.int64]) -> NDAr
 
 
 def score(confusion: csr_array, class_names: Sequence[str]) -> Scores:
-    """Every score of a confusion matrix `[C, C]` (row = truth), sparse or not.
+    """Every score of a confusion matrix `[C, C]` (row = truth).
 
     Macro averages run over the classes that have test images; the notes name the others.
 

@@ -327,5 +327,5 @@ def _confusion(plain: Any, classes: int) -> csr_array:
         true, predicted, count = (np.asarray(plain[name], dtype=np.int64) for name in ("true", "predicted", "count"))
         found = csr_array((count, (true, predicted)), shape=(classes, classes))
     if found.shape != (classes, classes) or (found.data < 0).any():
-        raise ValueError(f"{classes} classes, confusion {found.shape} with counts from {found.data.min()}")
+        raise ValueError(f"{classes} classes, but a confusion of {found.shape}, or counts below zero")
     return found

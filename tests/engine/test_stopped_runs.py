@@ -141,12 +141,12 @@ def test_a_run_cut_by_ctrl_c_closes_its_log_and_tells_its_time(
         raise KeyboardInterrupt
 
     def close(log: RunLog) -> None:
-        closed.append(log)
+        closed.append((tmp_path / "run" / "environment.json").read_bytes())
         real(log)
         if disk == "full":
             raise PlatformError("cannot write the log")
 
-    closed, real = list[RunLog](), RunLog.close
+    closed, real = list[bytes](), RunLog.close
     monkeypatch.setattr(RunLog, "close", close)
     at_step(monkeypatch, 5, cut)
     with pytest.raises(KeyboardInterrupt):  # not what failed after it
@@ -154,19 +154,25 @@ def test_a_run_cut_by_ctrl_c_closes_its_log_and_tells_its_time(
     environment = Run.open(tmp_path / "run").environment
     assert len(closed) == 1 and environment["finished"] is False
     assert environment["seconds"] > 0 and environment["peak_bytes"] > 0
+    # Told at the end too, where the disk takes it.
+    assert ((tmp_path / "run" / "environment.json").read_bytes() != closed[0]) is (disk == "free")
 
 
 def test_a_run_that_is_killed_keeps_the_time_up_to_its_last_save(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    began = time.perf_counter()
+    out, at_start = tmp_path / "run", list[float]()
+
+    def seconds() -> float:
+        return float(Run.open(out).environment["seconds"])
+
     with monkeypatch.context() as patch:
         patch.setattr(recording.Recording, "__exit__", lambda *_: None)  # nothing is written at the end
-        interrupted(tmp_path / "run", patch, step=10)
-    took = time.perf_counter() - began
-    spent = Run.open(tmp_path / "run").environment["seconds"]
-    assert took / 4 < spent < took
-    assert train(tmp_path / "run", resume=True).environment["seconds"] > spent
+        at_step(patch, 0, lambda trainer: at_start.append(seconds()))
+        interrupted(out, patch, step=10)
+    spent = seconds()
+    assert spent > at_start[0]
+    assert train(out, resume=True).environment["seconds"] > spent
 
 
 def test_a_run_at_its_last_step_is_finished_when_it_goes_on(
