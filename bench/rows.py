@@ -77,15 +77,17 @@ def first_line(error: Exception) -> str:
 
 
 def bench_document(rows: list[Row], floors: tuple[Floor, ...] = ()) -> dict[str, Any]:
-    """`{device, versions, rows, floors}` of this machine."""
+    """`{device, versions, commit, rows, floors}` of this machine and checkout."""
     import numpy
     import torch
 
     from simclr_engine.device import choose_platform
+    from simclr_engine.recording import commit_of_checkout
 
     return {
         "device": str(choose_platform().describe()["device_name"]),
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": numpy.__version__},
+        "commit": commit_of_checkout(),
         "rows": rows,
         "floors": judge(rows, floors),
     }

@@ -85,10 +85,17 @@ def _accumulate(buffers: list[Tensor], update: list[Tensor], momentum: float, ke
     torch._foreach_add_(buffers, update)
 
 
-def _multiplied(tensors: list[Tensor], factors: Tensor) -> list[Tensor]:
-    """Each tensor times its factor `[K]`. On a device in few launches: torch has none for a factor per tensor."""
+def _multiplied(tensors: list[Tensor], factors: Tensor, overwrite: bool) -> list[Tensor]:
+    """Each tensor times its factor `[K]`. On a device in few launches: torch has none for a factor per tensor.
+
+    overwrite: whether `tensors` may become the products. On a CPU new memory takes as long as the multiplication.
+    """
     if tensors[0].device.type == "cpu" or torch.compiler.is_compiling():
-        return list(torch._foreach_mul(tensors, list(factors.unbind())))
+        each = list(factors.unbind())
+        if not overwrite:
+            return list(torch._foreach_mul(tensors, each))
+        torch._foreach_mul_(tensors, each)
+        return tensors
     spread = torch.cat([f.expand(t.numel()) for f, t in zip(factors.unbind(), tensors, strict=True)])
     return unflattened(spread.mul_(flattened(tensors)), tensors)
 
@@ -147,7 +154,8 @@ class LARS(_Foreach):
         decay = group["weight_decay"]
         update = list(torch._foreach_add(grads, params, alpha=decay)) if decay else grads
         if group["adapt"]:
-            update = _multiplied(update, (self._trust(params, grads, update, group) * lr).to(update[0].dtype))
+            factors = (self._trust(params, grads, update, group) * lr).to(update[0].dtype)
+            update = _multiplied(update, factors, overwrite=update is not grads)
         else:
             update = list(torch._foreach_mul(update, lr))
         _accumulate(buffers, update, group["momentum"], keep)

@@ -93,6 +93,14 @@ def test_lars_leaves_zero_weights_a_ratio_of_one() -> None:
     assert torch.equal(weight.detach(), torch.full((2, 2), -0.5, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_lars_leaves_the_gradients_as_they_are(decay: float) -> None:
+    weight = nn.Parameter(torch.ones(2, 3))
+    weight.grad = torch.full((2, 3), 2.0)
+    LARS([weight], lr=0.5, weight_decay=decay).step()
+    assert not torch.equal(weight, torch.ones(2, 3)) and torch.equal(weight.grad, torch.full((2, 3), 2.0))
+
+
 def test_lars_leaves_a_weight_without_a_gradient_alone_in_the_form_of_the_paper() -> None:
     def after(form: str) -> torch.Tensor:
         weights = [nn.Parameter(torch.ones(2, 2, dtype=torch.float64)) for _ in range(2)]
