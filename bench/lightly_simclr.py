@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ class _Views(torch.utils.data.Dataset[list[Tensor]]):
         from lightly.transforms import SimCLRTransform
 
         self._images: NDArray[Any] = store.images[:]
-        self._transform = SimCLRTransform(input_size=store.image_size, cj_strength=0.5, gaussian_blur=0.0)
+        self._transform: Any = SimCLRTransform(input_size=store.image_size, cj_strength=0.5, gaussian_blur=0.0)
 
     def __len__(self) -> int:
         return len(self._images)
@@ -55,7 +56,6 @@ def train_lightly(
     """
     began = time.perf_counter()
     torchvision = import_torchvision()
-    import lightly
     from lightly.loss import NTXentLoss
     from lightly.models.modules import SimCLRProjectionHead
 
@@ -92,7 +92,7 @@ def train_lightly(
     torch.save({k: v for k, v in resnet.state_dict().items() if not k.startswith("fc.")}, folder / WEIGHTS)
     return {
         "weights": WEIGHTS,
-        "recipe": f"lightly {lightly.__version__}, SimCLRTransform, NTXentLoss, SGD",
+        "recipe": f"lightly {version('lightly')}, SimCLRTransform, NTXentLoss, SGD",
         "images": len(train),
         "steps": steps,
         "epochs": steps / per_epoch,
@@ -102,7 +102,7 @@ def train_lightly(
         "step_seconds": step_seconds,
         "device": str(platform.describe()["device_name"]),
         "precision": "fp32",
-        "versions": {"torch": torch.__version__, "lightly": lightly.__version__},
+        "versions": {"torch": torch.__version__, "lightly": version("lightly")},
         "commit": commit_of_checkout(),
     }
 
