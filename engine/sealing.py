@@ -163,9 +163,9 @@ def read_json(path: Path, again: str, name: str = "", *, ours: int = FORMAT, nee
 
 
 def is_sealed_document(path: Path, *keys: str) -> bool:
-    """Whether the file is a JSON document with exactly these keys, as `sealed_json` wrote it.
+    """Whether the file is a JSON document with these keys, as `sealed_json` wrote it; other versions add keys.
 
     Raises:
         DataError, OSError, ValueError: it is none.
     """
-    return read_json(path, "", needed=True).keys() == {*keys}
+    return read_json(path, "", needed=True).keys() >= {*keys}

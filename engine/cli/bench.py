@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MADE_BY = "simclr-engine bench"  # stands in a picture, which the next one may replace
-DOCUMENT = ("device", "versions", "rows", "floors")  # what the JSON document of a benchmark has
+DOCUMENT = ("device", "versions", "rows", "floors")  # what the JSON document of every version has
 PATH = click.Path(dir_okay=False, path_type=Path)
 
 
