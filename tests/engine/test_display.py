@@ -185,6 +185,15 @@ def signals(*numbers: int) -> Callable[[Any], None]:
     return sent
 
 
+@pytest.fixture
+def terminal() -> Iterator[None]:
+    """A terminal whose end is heard, however the suite was started."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("terminal")
 @pytest.mark.parametrize("numbers", [(signal.SIGHUP,), (signal.SIGINT, signal.SIGINT), (signal.SIGTERM, signal.SIGINT)])
 def test_a_closed_terminal_and_a_second_ctrl_c_save_the_step(
     numbers: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -207,15 +216,14 @@ def test_a_third_ctrl_c_ends_at_once_and_says_that_it_does_not_save(
     assert last.startswith("ended at once, without saving; continue with: ") and newest_step(tmp_path / "run") == 4
 
 
+@pytest.mark.usefixtures("terminal")
 def test_under_nohup_a_closed_terminal_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        at_step(monkeypatch, 5, signals(signal.SIGHUP))
-        assert train(tmp_path / "run").environment["finished"]
-    finally:
-        signal.signal(signal.SIGHUP, before)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    at_step(monkeypatch, 5, signals(signal.SIGHUP))
+    assert train(tmp_path / "run").environment["finished"]
 
 
+@pytest.mark.usefixtures("terminal")
 def test_a_step_that_does_not_end_is_cut_after_a_hangup_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stopping, "STOP_SECONDS", 0.01)
     ended = stopping.threading.Event()
