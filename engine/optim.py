@@ -395,9 +395,10 @@ def lr_factor(spec: ScheduleSpec, step: int | Fraction, total_steps: int, steps_
     if step < warmup:
         return float((step + 1) / warmup)
     epoch = float(step / steps_per_epoch)
-    if spec.name == "cosine":
+    if spec.name in ("cosine", "linear"):
         progress = float((step - warmup) / max(1, total_steps - warmup))
-        return spec.lr_min + (1 - spec.lr_min) * 0.5 * (1 + math.cos(math.pi * progress))
+        left = 1 - progress if spec.name == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
+        return spec.lr_min + (1 - spec.lr_min) * left
     if spec.name == "step":
         # As the decimal that the recipe says: in binary, 0.3 epochs are less than three times 0.1.
         return float(spec.gamma ** (step // (steps_per_epoch * Fraction(str(spec.step_epochs)))))

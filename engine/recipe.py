@@ -103,7 +103,7 @@ NotNegative = Annotated[float, Field(ge=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Momentum = Annotated[float, Field(ge=0, lt=1)]
 Factor = Annotated[float, Field(gt=0, le=1)]
-Schedule = Literal["cosine", "step", "exponential", "constant"]
+Schedule = Literal["cosine", "linear", "step", "exponential", "constant"]
 LabelledOptimizer = Literal["sgd", "adam", "adamw"]
 FreeTable = Annotated[
     dict[str, Any], _only(_can_be_written, "of text, numbers, true or false, lists and tables of them")
@@ -204,7 +204,7 @@ class ScheduleSpec(Table):
 
     name: Schedule = "cosine"
     warmup_epochs: NotNegative = 0.0
-    lr_min: float = Field(default=0.0, ge=0, le=1, description="where cosine ends, as a fraction of the peak")
+    lr_min: float = Field(default=0.0, ge=0, le=1, description="where cosine and linear end, as a fraction of the peak")
     step_epochs: float = Field(default=1.0, description="of `step`: epochs between two steps")
     gamma: Factor = Field(default=1.0, description="factor of `step`; of `exponential`, each epoch of its first phase")
     phase_epochs: NotNegative = Field(default=0.0, description="of `exponential`: length of its first phase")

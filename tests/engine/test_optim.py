@@ -403,6 +403,13 @@ def test_cosine_warms_up_linearly_and_ends_at_its_floor() -> None:
         assert factors[s] == pytest.approx(0.1 + 0.9 * (1 + math.cos(math.pi * (s - 10) / 90)) / 2)
 
 
+def test_linear_falls_by_the_same_amount_every_step_and_ends_at_its_floor() -> None:
+    spec = ScheduleSpec(name="linear", warmup_epochs=2.0, lr_min=0.1)
+    factors = [lr_factor(spec, s, total_steps=100, steps_per_epoch=5) for s in range(101)]
+    assert factors[:10] == pytest.approx([(s + 1) / 10 for s in range(10)])
+    assert factors[10:] == pytest.approx([1 - 0.01 * s for s in range(91)])
+
+
 def test_the_warm_up_of_a_short_run_is_cut_to_a_tenth() -> None:
     spec = ScheduleSpec(warmup_epochs=10.0)
     assert lr_factor(spec, 0, total_steps=50, steps_per_epoch=25) == pytest.approx(1 / 5)

