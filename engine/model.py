@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from simclr_engine.kernels.convolution import SMALL, convolve
 
@@ -137,34 +136,6 @@ class ResNet(nn.Module):
 
 def _initialise(convolution: nn.Conv2d) -> None:
     nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
-
-
-RIDGE = 5e-4  # added to the variances of the patches, so that directions without any are not blown up
-
-
-def whiten(convolution: nn.Conv2d, images: Tensor) -> None:
-    """Sets the first filters of a convolution so that their outputs on these images are uncorrelated, of variance 1.
-
-    They are the principal directions of the patches that it sees, the one with the largest variance first, half of its
-    filters at most; as many are their negatives, since a ReLU follows. The other filters stay. After Page (2018,
-    "How to train your ResNet") and Jordan (arXiv 2404.00498), who keep them fixed; here they are trained like the rest.
-
-    Args:
-        convolution: without bias, `[K, C, h, w]`.
-        images: normalised, `[N, C, S, S]`.
-    """
-    weight = convolution.weight
-    second = torch.zeros(weight[0].numel(), weight[0].numel(), dtype=torch.float64)
-    seen = 0
-    for chunk in images.cpu().double().split(16):  # patches take as many times the memory as they have pixels
-        patches = functional.unfold(chunk, weight.shape[2:], stride=convolution.stride).transpose(1, 2).flatten(0, 1)
-        second += patches.T @ patches
-        seen += len(patches)
-    variances, directions = torch.linalg.eigh(second / seen)  # in ascending order
-    count = min(len(variances), len(weight) // 2)
-    filters = (directions / (variances + RIDGE).sqrt()).T.flip(0)[:count].reshape(count, *weight.shape[1:])
-    with torch.no_grad():
-        weight[: 2 * count] = torch.cat([filters, -filters]).to(weight)
 
 
 def build_encoder(arch: str, stem: str) -> ResNet:

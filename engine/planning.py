@@ -370,8 +370,7 @@ def describe(trainer: Trainer, estimate: Estimate | None) -> list[str]:
     scaled = " (lr × batch/256)" if r.optimizer.lr_per_256 else ""
     layout = "channels_last" if p.channels_last else "contiguous"
     count = f"{parameter_count(trainer.model):,} parameters with its head"
-    whitened = ", whitened" if r.model.whitened else ""
-    encoder = "own encoder" if r.model.arch == "own" else f"{r.model.arch} ({r.model.stem} stem{whitened})"
+    encoder = "own encoder" if r.model.arch == "own" else f"{r.model.arch} ({r.model.stem} stem)"
     compiled, held = "on" if p.compile else "off", trainer.store.images.nbytes / 2**30
     lines = [
         f"recipe   {r.name}: {encoder}, {count}, τ {r.loss.temperature:g}",

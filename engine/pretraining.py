@@ -259,8 +259,6 @@ def _pretrain(
         trainer.load_state_dict(saved)
     elif start is not None:
         trainer.start_from(start.encoder)
-    elif recipe.model.whitened:
-        trainer.whiten()
     environment = environment_of(trainer, options, place, estimate, stopped)
     if start is not None:
         environment["weights"] = start.about

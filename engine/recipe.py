@@ -145,20 +145,6 @@ class ModelSpec(Table):
 
     arch: Literal["resnet18", "resnet34", "resnet50", "own"] = "resnet18"
     stem: Annotated[str, _only(is_stem, ALLOWED)] = "small"
-    whitened: bool = Field(default=False, description="whether the first convolution starts as `whiten` makes it")
-
-    @model_validator(mode="after")
-    def _starts_as_its_caller_made_it(self) -> ModelSpec:
-        if self.whitened and self.arch == "own":
-            saw = "model.whitened = true with an encoder of your own"
-            raise UsageError("only a ResNet of a recipe can start whitened", saw=saw, fix="set model.whitened = false")
-        return self
-
-    @model_serializer(mode="wrap")
-    def _without_a_random_start(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """This setting came later, as Muon's did."""
-        written: dict[str, Any] = write(self)
-        return {key: value for key, value in written.items() if key != "whitened" or value}
 
 
 class HeadSpec(Table):
@@ -611,8 +597,7 @@ def _set_key(tree: dict[str, Any], key: str, value: Any) -> None:
 
 def _flat(recipe: Recipe) -> dict[str, Any]:
     tables = {name: t for name, t in recipe.to_tree().items() if isinstance(t, dict) and name != "published"}
-    left_out = {"data.levels": list(recipe.data.levels), "model.whitened": recipe.model.whitened}  # at their defaults
-    return left_out | dict(leaves(tables))
+    return {"data.levels": list(recipe.data.levels)} | dict(leaves(tables))  # left out where they are all values
 
 
 def _is_table(kind: Any) -> TypeGuard[type[Table]]:

@@ -63,7 +63,7 @@ def open_start(
             saw=found.sentence(),
             fix="name weights of a plain ResNet; `evaluate` takes these",
         )
-    given: dict[str, Any] = {"model.arch": found.arch, "model.stem": found.stem, "model.whitened": False}
+    given: dict[str, Any] = {"model.arch": found.arch, "model.stem": found.stem}
     if other := {key: value for key, value in given.items() if key in named and named[key] != value}:
         raise UsageError(
             "the weights are those of another network",

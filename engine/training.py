@@ -39,11 +39,9 @@ from .data.store import ImageStore
 from .device import Platform
 from .distributed import World, check_shares
 from .errors import CheckFailed, DataError, UsageError, cut
-from .model import SimCLR, own_encoder, whiten
+from .model import SimCLR, own_encoder
 from .optim import build_optimizer
 from .plan import Plan
-
-WHITENED_BY = 256  # images: four views of 16 px have 200,000 patches
 
 
 @dataclass(frozen=True)
@@ -142,14 +140,6 @@ class Trainer:
         if encoder is not None:
             self.model.encoder.load_state_dict(encoder.state_dict())
         self.world.broadcast_([*self.model.encoder.parameters(), *self.model.encoder.buffers()])
-
-    def whiten(self) -> None:
-        """Starts the first convolution as the whitening of views of some images, drawn by the seed of the run."""
-        first: Any = self.model.encoder.conv1
-        drawn = torch.Generator().manual_seed(self.recipe.train.seed)
-        ids = torch.randperm(len(self.store), generator=drawn)[:WHITENED_BY]
-        whiten(first, self.views(ids, 0, self.plan.view_size(0)))
-        self.world.broadcast_([first.weight])
 
     def _keep_numbers_on(self, device: torch.device) -> None:
         """Lets kernels and optimizer read seed, epoch and learning rate on the device, where each step writes them.

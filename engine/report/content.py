@@ -243,7 +243,7 @@ def run_facts(content: ReportContent) -> list[tuple[str, str]]:
     parameters = f", {int(env['parameters']):,} parameters with the projection head" if env.get("parameters") else ""
     images = f"{counted(content.images, 'image')} of {about.get('image_size', '?')} px"
     limit = f", limited to {int(about['limit']):,}" if about.get("limit") else ""
-    stem = f"{recipe.model.arch}, {recipe.model.stem} stem{', whitened at first' if recipe.model.whitened else ''}"
+    stem = f"{recipe.model.arch}, {recipe.model.stem} stem"
     encoder = (
         f"{env.get('own', {}).get('encoder', 'a module')}, passed from Python" if recipe.model.arch == "own" else stem
     )

@@ -11,7 +11,7 @@ from torch import nn
 
 from simclr_engine import model
 from simclr_engine.kernels.convolution import convolve
-from simclr_engine.model import ARCHITECTURES, RIDGE, build_encoder, build_head, parameter_count, whiten
+from simclr_engine.model import ARCHITECTURES, build_encoder, build_head, parameter_count
 from simclr_engine.recipe import HeadSpec, ModelSpec
 from simclr_engine.torchvision_shim import import_torchvision
 
@@ -122,28 +122,3 @@ def test_heads_are_built_as_the_recipes_say() -> None:
 def test_a_layer_before_batch_norm_has_no_bias() -> None:
     head = build_head(32, _spec(batch_norm="hidden"))
     assert [m.bias is not None for m in head if isinstance(m, nn.Linear)] == [False, True]
-
-
-@pytest.mark.parametrize(("size", "stride", "kept"), [(3, 1, 27), (7, 2, 32)])
-def test_a_whitened_convolution_gives_uncorrelated_outputs(size: int, stride: int, kept: int) -> None:
-    torch.manual_seed(0)
-    smooth = nn.functional.interpolate(torch.randn(40, 3, 6, 6), (24, 24), mode="bilinear")
-    images = smooth + 0.3 * torch.randn(40, 3, 24, 24)  # the ridge is small beside each direction
-    convolution = nn.Conv2d(3, 64, size, stride, bias=False)
-    before = convolution.weight.detach().clone()
-    whiten(convolution, images)
-    outputs = convolution(images).detach().transpose(0, 1).flatten(1).double()
-    second = outputs @ outputs.T / outputs.shape[1]
-    torch.testing.assert_close(second[:kept, :kept], torch.eye(kept).double(), rtol=0, atol=0.01)
-    torch.testing.assert_close(outputs[kept : 2 * kept], -outputs[:kept])
-    assert torch.equal(convolution.weight[2 * kept :], before[2 * kept :])
-    norms = convolution.weight[:kept].flatten(1).norm(dim=1)  # a large variance needs a small filter
-    assert (norms.diff() > 0).all()
-
-
-def test_images_without_colour_leave_a_whitened_convolution_finite() -> None:
-    convolution = nn.Conv2d(3, 64, 3, bias=False)
-    whiten(convolution, torch.randn(8, 1, 8, 8).expand(8, 3, 8, 8))
-    assert convolution.weight.isfinite().all() and convolution.weight.abs().max() < 1 / RIDGE**0.5
-    whiten(convolution, torch.zeros(8, 3, 8, 8))
-    assert convolution.weight.isfinite().all()

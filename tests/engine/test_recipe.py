@@ -18,7 +18,6 @@ from simclr_engine.recipe import Recipe, known_keys, read_value, recipe_names
 HASHES = {  # of the resolved recipes, as every version has had them: runs and exported files name their recipe by it
     "cifar10": "1307e41feaf921319828549a065beade3e83f5ab4c17939c81294471186c08bc",
     "cifar10-fast": "e05f78988eab6522cff1651403e7be119e8be14ede9b25ed0d11b0ae8722bd12",
-    "cifar10-fast-whitened": "1e62e3555dfdb71034b5f412ff70de6d0d1bf5821440152e3c235dc8f929debf",
     "cifar10-sgd": "a76360f764958c3abd776039434f7cd93b42609bf970fefacc94fd14d25f2aa1",
     "demo": "560d7fd4240c6e7dd254be948f32fb08c45a478e0a6873e211ef7fa1eb5bc34f",
     "few-labels-50": "9bd6c4ba066abb5df982324a5291dcbdc9a7252009cfb9547ece499619ed757b",
@@ -58,7 +57,7 @@ def _without(text: str, lost: str) -> str:
 
 def test_a_run_recipe_that_lost_a_key_is_refused() -> None:
     text = Recipe.load("cifar10", {"optimizer.name": "muon"}).to_toml()
-    for key in set(known_keys()) - {"train.micro_batch", "published", "data.levels", "model.whitened"}:
+    for key in set(known_keys()) - {"train.micro_batch", "published", "data.levels"}:
         with pytest.raises(UsageError, match=f"incomplete\n.*no {re.escape(key)}"):
             Recipe.from_toml(_without(text, f"{key} ="))
 
@@ -95,16 +94,6 @@ def test_a_setting_of_muon_with_another_optimizer_is_refused(key: str, value: fl
         Recipe.load(file)
     with pytest.raises(UsageError, match=says):  # in any order
         Recipe.load("cifar10", {f"optimizer.{key}": value, "optimizer.name": "sgd"})
-
-
-def test_a_whitened_start_stands_in_the_text_only_where_it_is_asked_for() -> None:
-    plain, whitened = Recipe.load("cifar10-fast"), Recipe.load("cifar10-fast-whitened")
-    assert "whitened" not in plain.to_tree()["model"] and whitened.to_tree()["model"]["whitened"]
-    assert whitened.differences(plain) == {"model.whitened": True} and plain.differences(whitened) == {
-        "model.whitened": False
-    }
-    with pytest.raises(UsageError, match=r"only a ResNet of a recipe can start whitened"):
-        whitened.override({"model.arch": "own"})
 
 
 def test_an_optimizer_in_muons_place_does_not_inherit_its_settings() -> None:
@@ -275,10 +264,7 @@ BEYOND: dict[str, object] = {
     "monitor.knn_images": 19,
     **{f"evaluation.{m}.{key}": bad for m in ("head", "finetune", "supervised") for key, bad in LABELLED.items()},
 }
-UNBOUNDED = {
-    *("name", "origin", "notes", "published", "data.source"),
-    *("model.whitened", "optimizer.lr_per_256", "optimizer.nesterov"),
-}
+UNBOUNDED = {"name", "origin", "notes", "published", "data.source", "optimizer.lr_per_256", "optimizer.nesterov"}
 
 
 @pytest.mark.parametrize("key", BEYOND)

@@ -157,35 +157,3 @@ def test_how_far_an_unfinished_run_came_is_said_by_the_run(tmp_path: Path) -> No
     rows = [{"event": "train", "step": step} for step in (30, 40)]
     (directory / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert Run.open(directory).unfinished == "40 steps"
-
-
-def test_a_run_starts_whitened_once_and_from_weights_not_at_all(tmp_path: Path, begun: dict[str, torch.Tensor]) -> None:
-    def run(out: str, **more: object) -> Run:
-        settings = SETTINGS | {"model.whitened": True} | more
-        return pretrain(
-            "cifar10-sgd", store(), tmp_path / out, overrides=settings, device="cpu", fused=False, quiet=True
-        )
-
-    whitened = run("whitened")
-    first = begun["conv1.weight"].clone()
-    assert torch.equal(first[27:54], -first[:27]) and whitened.recipe.model.whitened
-    assert "whitened at first" in dict(run_facts(load_content(whitened)))["encoder"]
-    begun.clear()
-    run("random", **{"model.whitened": False})
-    assert torch.equal(begun["conv1.weight"][54:], first[54:]) and not torch.equal(begun["conv1.weight"], first)
-    begun.clear()
-    run("again")
-    assert torch.equal(begun["conv1.weight"], first)
-    begun.clear()
-    weights = saved(tmp_path, torchvision_network("resnet18", "small").state_dict())
-    with pytest.raises(UsageError, match="another network"):
-        trained(tmp_path / "run", weights, **{"model.whitened": True})
-
-
-def test_a_resumed_run_is_not_whitened_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = SETTINGS | {"model.whitened": True}
-    pretrain("cifar10-sgd", store(), tmp_path, overrides=settings, device="cpu", fused=False, quiet=True)
-    monkeypatch.setattr(Trainer, "whiten", lambda self: pytest.fail("whitened again"))
-    longer = {"train.epochs": SETTINGS["train.epochs"] + 1}
-    run = pretrain(None, store(), tmp_path, overrides=longer, device="cpu", fused=False, quiet=True, resume=True)
-    assert run.recipe.model.whitened
