@@ -96,6 +96,12 @@ def test_a_setting_of_muon_with_another_optimizer_is_refused(key: str, value: fl
         Recipe.load("cifar10", {f"optimizer.{key}": value, "optimizer.name": "sgd"})
 
 
+def test_what_the_text_leaves_out_is_a_difference_too() -> None:
+    plain, levels = Recipe.load("cifar10"), Recipe.load("cifar10", {"data.levels": [0, 100]})
+    assert levels.differences(plain) == {"data.levels": [0, 100]}
+    assert plain.differences(levels) == {"data.levels": []}
+
+
 def test_an_optimizer_in_muons_place_does_not_inherit_its_settings() -> None:
     sgd = Recipe.load("cifar10-sgd")
     muon = sgd.override({"optimizer.name": "muon", "optimizer.rest_lr": 0.07})
